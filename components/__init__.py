@@ -1,0 +1,1 @@
+"""One thin Kubeflow container component per stage."""

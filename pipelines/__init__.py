@@ -1,0 +1,1 @@
+"""The graph for Kubeflow: reproduce one recipe, compile, run locally, submit."""

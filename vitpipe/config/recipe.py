@@ -1,0 +1,277 @@
+"""The typed recipe: everything that one reproduction does, frozen once read.
+
+A recipe is one YAML file under `vitpipe/recipes/`. Values that are `"auto"` here are derived in
+`resolve.py`, each with its reason. Unknown keys are refused by `read.py` with "did you mean".
+Sizes in pixels, learning rates per `lr_reference_batch` images, ratios in [0, 1].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Auto = Literal["auto"]
+Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=16, le=4096)]
+Range = tuple[Positive, Positive]
+StageName = Literal[
+    "prepare", "pretrain", "intermediate", "finetune", "probe", "detect", "segment", "evaluate", "report"
+]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: frozen, unknown keys refused, numbers not guessed from text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
+
+
+class SourceConfig(Section):
+    """Where the recipe's values come from."""
+
+    paper: str
+    title: str
+    url: str = ""
+    tables: dict[str, str] = {}
+
+
+class Expectation(Section):
+    """A published row that this recipe claims to reproduce.
+
+    `stage` and `metric` name our number, `where` selects exactly one row of `papers/<paper>.yaml` by
+    equality on its keys. `tolerance` is in the row's unit; `scale` turns our number into that unit.
+    """
+
+    stage: StageName
+    metric: str
+    where: dict[str, str | float | int]
+    tolerance: Positive
+    scale: Positive = 100.0
+    protocol: dict[str, str] = {}
+
+
+class EmbeddedConfig(Section):
+    """Sizes of the embedded dataset (digits composed on photographic textures)."""
+
+    seed: int = 0
+    image_size: Pixels = 64
+    train_images: Count = 2000
+    val_images: Count = 400
+    intermediate_images: Count = 2000
+    scene_size: Pixels = 128
+    scene_train_images: Count = 200
+    scene_val_images: Count = 60
+    video_frames: Count = 8
+    videos: Count = 2
+
+
+class DataConfig(Section):
+    """What is seen. `root` is the user's folder with imagenet/, imagenet22k/, coco/, ade20k/, davis/."""
+
+    source: Literal["embedded", "folders"] = "folders"
+    root: Path | None = None
+    sets: tuple[Literal["imagenet", "imagenet22k", "coco", "ade20k", "davis"], ...] = (
+        "imagenet",
+        "imagenet22k",
+        "coco",
+        "ade20k",
+    )
+    embedded: EmbeddedConfig = EmbeddedConfig()
+    shard_megabytes: Count = 256
+    max_corrupt_images: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+
+    @model_validator(mode="after")
+    def _root_given(self) -> DataConfig:
+        if self.source == "folders" and self.root is None:
+            raise ValueError(
+                "data.root is needed when data.source is 'folders': set it in params.yaml to the folder "
+                "that holds imagenet/, coco/, ade20k/"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """Which network. `name` is a key of the model registry, for example `hivit_base`."""
+
+    name: str
+    image_size: Pixels = 224
+    pyramid_width: Count = 256
+    pyramid_depth: Count = 2
+    decoder_width: Count = 512
+    decoder_depth: Count = 8
+    decoder_heads: Count = 16
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule. With `lr_reference_batch` set, peak lr = base_lr * global_batch / reference."""
+
+    base_lr: Positive
+    lr_reference_batch: Count | None = 256
+    min_lr: NotNegative = 0.0
+    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.05
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    clip_grad_norm: Positive | None = None
+    warmup_epochs: NotNegative = 0.0
+
+
+class AugmentConfig(Section):
+    """What happens to a training image; the strings are timm's."""
+
+    crop_scale: tuple[Ratio, Ratio] = (0.08, 1.0)
+    crop_ratio: Range = (0.75, 4.0 / 3.0)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    flip_probability: Ratio = 0.5
+    color_jitter: NotNegative = 0.0
+    rand_augment: str | None = None
+    erase_probability: Ratio = 0.0
+    mixup_alpha: NotNegative = 0.0
+    cutmix_alpha: NotNegative = 0.0
+    mix_probability: Ratio = 1.0
+    mix_switch_probability: Ratio = 0.5
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+class TrainConfig(Section):
+    """What every training stage has."""
+
+    epochs: Positive
+    global_batch: Count
+    micro_batch: Count | Auto = "auto"
+    optim: OptimConfig
+    augment: AugmentConfig = AugmentConfig()
+    precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    checkpoint_minutes: Positive = 10.0
+    log_every_steps: Count = 10
+    weights: Path | None = None
+
+
+class PretrainConfig(TrainConfig):
+    """Masked image modelling on pixels (iTPN, section 4)."""
+
+    method: Literal["masked_pixels"] = "masked_pixels"
+    mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+
+
+class ClassifyConfig(TrainConfig):
+    """Supervised classification: intermediate (IN-22K) and final (IN-1K) fine-tuning."""
+
+    method: Literal["classify"] = "classify"
+    label_smoothing: Ratio = 0.1
+    drop_path: Ratio = 0.0
+    relative_position: bool = True
+    head_init_std: Positive = 2e-5
+    eval_crop_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 224 / 256
+    eval_batch: Count = 64
+
+
+class ProbeConfig(Section):
+    """k-nearest-neighbour and linear classification on frozen features."""
+
+    epochs: Count = 90
+    batch: Count = 1024
+    base_lr: Positive = 0.1
+    neighbours: Count = 20
+    temperature: Positive = 0.07
+    eval_crop_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 224 / 256
+
+
+class DenseConfig(Section):
+    """What detection and segmentation share. Learning rates are absolute."""
+
+    global_batch: Count
+    base_lr: Positive
+    weight_decay: NotNegative = 0.05
+    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    drop_path: Ratio = 0.0
+    pyramid_depth: Count = 2
+    precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    checkpoint_minutes: Positive = 10.0
+    log_every_steps: Count = 50
+    weights: Path | None = None
+
+
+class DetectConfig(DenseConfig):
+    """COCO detection and instance segmentation with Mask R-CNN (iTPN, section 9)."""
+
+    head: Literal["mask_rcnn"] = "mask_rcnn"
+    epochs: Positive
+    lr_drop_epochs: tuple[Positive, ...] = ()
+    short_sides: tuple[Pixels, ...] = tuple(range(480, 801, 32))
+    long_side: Pixels = 1333
+    crop_branch: bool = True
+    test_size: tuple[Pixels, Pixels] = (1333, 800)
+    head_width: Count = 256
+    fc_width: Count = 1024
+    anchor_scale: Positive = 8.0
+    proposals: Count = 1000
+
+
+class SegmentConfig(DenseConfig):
+    """ADE20K semantic segmentation with UPerNet (iTPN, section 10)."""
+
+    head: Literal["upernet"] = "upernet"
+    steps: Count
+    crop_size: Pixels = 512
+    scale: tuple[Pixels, Pixels] = (2048, 512)
+    stride: Pixels = 341
+    head_width: Count = 768
+    auxiliary_width: Count = 256
+
+
+class EvaluateConfig(Section):
+    """The independent measurement of the fine-tuned network."""
+
+    batch: Count = 64
+    throughput_batch: Count = 8
+    throughput_rounds: Count = 5
+    eval_crop_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 224 / 256
+
+
+class ReportConfig(Section):
+    """The page at the end."""
+
+    sample_images: Count = 12
+
+
+class Recipe(Section):
+    """One reproduction, complete. `stages` names the stages that this method has, in any order."""
+
+    name: str
+    profile: str
+    summary: str
+    source: SourceConfig
+    seed: int = 0
+    stages: tuple[StageName, ...]
+    data: DataConfig
+    model: ModelConfig
+    pretrain: PretrainConfig | None = None
+    intermediate: ClassifyConfig | None = None
+    finetune: ClassifyConfig | None = None
+    probe: ProbeConfig | None = None
+    detect: DetectConfig | None = None
+    segment: SegmentConfig | None = None
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+    expect: tuple[Expectation, ...] = ()
+    not_comparable: str = ""
+    discrepancies: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _stages_have_sections(self) -> Recipe:
+        for stage in self.stages:
+            if stage != "prepare" and getattr(self, stage) is None:
+                raise ValueError(f"stage '{stage}' is listed in stages, but the recipe has no '{stage}:' section")
+        return self

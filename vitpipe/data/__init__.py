@@ -1,0 +1,1 @@
+"""What is seen: catalogue, packing, shards, order, batches, augmentation, masks, scenes."""

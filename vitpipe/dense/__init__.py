@@ -1,0 +1,1 @@
+"""The bridge to mmdet and mmseg; imported only when used."""

@@ -1,0 +1,105 @@
+"""Every error that a user can meet: one paragraph that says what, where and how to mend.
+
+The command line prints the paragraph and exits with `exit_code`: 1 when the work failed, 2 when the
+input was wrong. Anything that is not a `VitpipeError` is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class VitpipeError(Exception):
+    """Base of all errors shown to a user.
+
+    Args:
+        what: what is wrong, one sentence without a full stop at the end.
+        where: the file, key or stage it was found in.
+        mend: what the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | Path = "", mend: str = "") -> None:
+        self.what, self.where, self.mend = what, str(where), mend
+        parts = [what.rstrip(".") + "."]
+        if self.where:
+            parts.append(f"Where: {self.where.rstrip('.')}.")
+        if mend:
+            parts.append(f"To mend it: {mend.rstrip('.')}.")
+        super().__init__(" ".join(parts))
+
+
+class InputError(VitpipeError):
+    """What was given is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """A recipe, profile, override or params file cannot be used."""
+
+
+class DatasetError(InputError):
+    """A dataset folder is missing, has another layout, or does not hold what it says."""
+
+
+class CheckpointError(InputError):
+    """A weights or training-state file cannot be read or does not fit the model."""
+
+
+class ArtifactError(InputError):
+    """A stage's input or output folder is missing, incomplete or of another stage."""
+
+
+class RunError(VitpipeError):
+    """The work was started and failed."""
+
+
+class DivergenceError(RunError):
+    """The loss is no longer finite; the offending batch has been saved."""
+
+
+class StorageError(RunError):
+    """The disk refused a write."""
+
+
+class EngineError(RunError):
+    """An engine (DVC, Docker, Kubeflow) did not do what it was asked."""
+
+
+@contextmanager
+def disk_errors(where: str | Path) -> Iterator[None]:
+    """Turn a refused write into a `StorageError`.
+
+    Torch and safetensors report a full disk as RuntimeError or their own class, so the message is
+    looked at as well as the number.
+
+    Raises:
+        StorageError: when the disk is full, read-only or over quota.
+    """
+    try:
+        yield
+    except VitpipeError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise _storage_error(error, where) from error
+    except Exception as error:
+        if "No space left" not in str(error) and "file write failed" not in str(error):
+            raise
+        raise _storage_error(error, where) from error
+
+
+def _storage_error(error: Exception, where: str | Path) -> StorageError:
+    reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+    return StorageError(
+        f"The disk refused a write ({reason})",
+        where=where,
+        mend="free some space or choose another --out folder, then run the same command again; "
+        "finished stages and saved training states are kept",
+    )

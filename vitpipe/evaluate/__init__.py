@@ -1,0 +1,1 @@
+"""What it is worth: accuracy, neighbours, linear probe, cost, throughput."""

@@ -1,0 +1,1 @@
+"""Parameter groups, schedules (pure functions of the step), the optimiser."""

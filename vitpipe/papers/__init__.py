@@ -1,0 +1,1 @@
+"""The published tables as data, one YAML file per paper."""

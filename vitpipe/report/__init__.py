@@ -1,0 +1,1 @@
+"""A run beside the published row: comparison, tables, figures, page."""

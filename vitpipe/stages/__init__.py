@@ -1,0 +1,1 @@
+"""The graph and its stages: one file per stage."""

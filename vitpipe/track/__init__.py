@@ -1,0 +1,1 @@
+"""MLflow runs, the journal of points, lineage."""

@@ -1,0 +1,1 @@
+"""The run: loop, state, checkpoints, ranks, precision, average, health."""
