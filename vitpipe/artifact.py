@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,8 +135,8 @@ def writing(out: Path) -> Iterator[Path]:
             replaced = out.parent / f".{out.name}.replaced"
             if out.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
-                os.replace(out, replaced)
-            os.replace(partial, out)
+                out.replace(replaced)
+            partial.replace(out)
             shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

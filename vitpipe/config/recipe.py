@@ -20,7 +20,15 @@ Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=16, le=4096)]
 Range = tuple[Positive, Positive]
 StageName = Literal[
-    "prepare", "pretrain", "intermediate", "finetune", "probe", "detect", "segment", "evaluate", "report"
+    "prepare",
+    "pretrain",
+    "intermediate",
+    "finetune",
+    "probe",
+    "detect",
+    "segment",
+    "evaluate",
+    "report",
 ]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -273,5 +281,7 @@ class Recipe(Section):
     def _stages_have_sections(self) -> Recipe:
         for stage in self.stages:
             if stage != "prepare" and getattr(self, stage) is None:
-                raise ValueError(f"stage '{stage}' is listed in stages, but the recipe has no '{stage}:' section")
+                raise ValueError(
+                    f"stage '{stage}' is listed in stages, but the recipe has no '{stage}:' section"
+                )
         return self

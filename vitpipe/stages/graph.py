@@ -7,14 +7,23 @@ intermediate fine-tuning simply has `finetune` fed by `pretrain`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 Image = Literal["train", "dense"]
 Kind = Literal["Dataset", "Model", "Artifact", "Report"]
 # Rooms of the house whose code decides a training stage's result; a change elsewhere re-runs nothing.
-_TRAINING_CODE = ("artifact.py", "errors.py", "config", "data", "models", "methods", "optim", "train")
+_TRAINING_CODE = (
+    "artifact.py",
+    "errors.py",
+    "config",
+    "data",
+    "models",
+    "methods",
+    "optim",
+    "train",
+)
 _DENSE_CODE = (*_TRAINING_CODE, "dense")
 
 
@@ -40,7 +49,7 @@ class Stage:
     """
 
     name: str
-    inputs: dict[str, tuple[str, ...]]
+    inputs: Mapping[str, tuple[str, ...]]
     sections: tuple[str, ...]
     code: tuple[str, ...]
     image: Image
@@ -66,11 +75,36 @@ _ONE_GPU = Resources(gpus=1, cpus=11, memory_gib=80, shm_gib=8, retries=3)
 _CPU = Resources(gpus=0, cpus=16, memory_gib=64, shm_gib=8, retries=3)
 _SMALL = Resources(gpus=0, cpus=2, memory_gib=8, shm_gib=1, retries=2)
 _DATA = {"data": ("prepare",)}
-_RESULTS = ("prepare", "pretrain", "intermediate", "finetune", "probe", "detect", "segment", "evaluate")
+_RESULTS = (
+    "prepare",
+    "pretrain",
+    "intermediate",
+    "finetune",
+    "probe",
+    "detect",
+    "segment",
+    "evaluate",
+)
 
 STAGES: tuple[Stage, ...] = (
-    Stage("prepare", {}, ("data", "seed"), ("artifact.py", "errors.py", "config", "data"), "train", "Dataset", _CPU),
-    Stage("pretrain", _DATA, ("data", "seed", "model", "pretrain"), _TRAINING_CODE, "train", "Model", _A100),
+    Stage(
+        "prepare",
+        {},
+        ("data", "seed"),
+        ("artifact.py", "errors.py", "config", "data"),
+        "train",
+        "Dataset",
+        _CPU,
+    ),
+    Stage(
+        "pretrain",
+        _DATA,
+        ("data", "seed", "model", "pretrain"),
+        _TRAINING_CODE,
+        "train",
+        "Model",
+        _A100,
+    ),
     Stage(
         "intermediate",
         {**_DATA, "weights": ("pretrain",)},
@@ -128,7 +162,17 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "report",
         {name: (name,) for name in _RESULTS},
-        ("name", "profile", "summary", "source", "expect", "not_comparable", "discrepancies", "report", "stages"),
+        (
+            "name",
+            "profile",
+            "summary",
+            "source",
+            "expect",
+            "not_comparable",
+            "discrepancies",
+            "report",
+            "stages",
+        ),
         ("artifact.py", "errors.py", "config", "papers", "report", "stages/graph.py"),
         "train",
         "Report",
