@@ -95,15 +95,6 @@ class DataConfig(Section):
     max_corrupt_images: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
 
-    @model_validator(mode="after")
-    def _root_given(self) -> DataConfig:
-        if self.source == "folders" and self.root is None:
-            raise ValueError(
-                "data.root is needed when data.source is 'folders': set it in params.yaml to the folder "
-                "that holds imagenet/, coco/, ade20k/"
-            )
-        return self
-
 
 class ModelConfig(Section):
     """Which network. `name` is a key of the model registry, for example `hivit_base`."""

@@ -44,7 +44,8 @@ class Stage:
 
     Attributes:
         inputs: input name -> the stages that may feed it, best first; the first one present is taken.
-        sections: top-level recipe keys that the stage reads; others do not re-run it.
+        sections: top-level recipe keys that the stage reads; others do not re-run it. Only `prepare`
+            reads `data`: what it makes of it reaches the others as their input folder.
         code: files and folders of `vitpipe/` that decide its result.
     """
 
@@ -99,7 +100,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "pretrain",
         _DATA,
-        ("data", "seed", "model", "pretrain"),
+        ("seed", "model", "pretrain"),
         _TRAINING_CODE,
         "train",
         "Model",
@@ -108,7 +109,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "intermediate",
         {**_DATA, "weights": ("pretrain",)},
-        ("data", "seed", "model", "intermediate"),
+        ("seed", "model", "intermediate"),
         _TRAINING_CODE,
         "train",
         "Model",
@@ -117,7 +118,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "finetune",
         {**_DATA, "weights": ("intermediate", "pretrain")},
-        ("data", "seed", "model", "finetune"),
+        ("seed", "model", "finetune"),
         _TRAINING_CODE,
         "train",
         "Model",
@@ -126,7 +127,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "probe",
         {**_DATA, "weights": ("pretrain", "finetune")},
-        ("data", "seed", "model", "probe"),
+        ("seed", "model", "probe"),
         (*_TRAINING_CODE, "evaluate"),
         "train",
         "Artifact",
@@ -135,7 +136,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "detect",
         {**_DATA, "weights": ("pretrain", "finetune")},
-        ("data", "seed", "model", "detect"),
+        ("seed", "model", "detect"),
         _DENSE_CODE,
         "dense",
         "Model",
@@ -144,7 +145,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "segment",
         {**_DATA, "weights": ("pretrain", "finetune")},
-        ("data", "seed", "model", "segment"),
+        ("seed", "model", "segment"),
         _DENSE_CODE,
         "dense",
         "Model",
@@ -153,7 +154,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluate",
         {**_DATA, "weights": ("finetune", "intermediate", "pretrain")},
-        ("data", "seed", "model", "evaluate"),
+        ("seed", "model", "evaluate"),
         (*_TRAINING_CODE, "evaluate"),
         "train",
         "Artifact",

@@ -1,0 +1,72 @@
+"""Identity changes exactly with what a stage reads."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitpipe.config import digest
+from vitpipe.config.read import load_recipe
+from vitpipe.stages.graph import STAGES, graph_of
+from vitpipe.stages.run import identity_of
+
+
+def _identities(*overrides: str) -> dict[str, str]:
+    recipe = load_recipe("itpn/pixel_base", "demo", overrides)
+    return {n.name: identity_of(recipe, n.stage)["identity"] for n in graph_of(recipe.stages)}
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("pretrain.epochs=3", {"pretrain"}),
+        ("finetune.drop_path=0.3", {"finetune"}),
+        ("detect.base_lr=0.5", {"detect"}),
+        ("report.sample_images=3", {"report"}),
+        ("data.embedded.seed=3", {"prepare"}),
+        (
+            "model.decoder_depth=1",
+            {"pretrain", "intermediate", "finetune", "probe", "detect", "segment", "evaluate"},
+        ),
+        ("data.workers=2", set()),
+        ("pretrain.checkpoint_minutes=3", set()),
+    ],
+)
+def test_a_value_reaches_only_the_stages_that_read_it(override: str, changed: set[str]):
+    before, after = _identities(), _identities(override)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_the_seed_reaches_every_stage_but_the_report():
+    before, after = _identities(), _identities("seed=5")
+    assert {name for name in before if before[name] == after[name]} == {"report"}
+
+
+def test_code_decides_only_its_stages(tmp_path, monkeypatch):
+    package = tmp_path / "vitpipe"
+    for stage in STAGES:
+        for place in (*stage.code, f"stages/{stage.name}.py"):
+            path = package / place if place.endswith(".py") else package / place / "code.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("first = 1\n")
+    monkeypatch.setattr(digest, "PACKAGE", package)
+    before = _identities()
+    (package / "dense" / "code.py").write_text("second = 2\n")
+    after = _identities()
+    assert {name for name in before if before[name] != after[name]} == {"detect", "segment"}
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=4), st.integers() | st.floats(allow_nan=False) | st.text(max_size=4), max_size=5
+    )
+)
+def test_digest_ignores_key_order(values):
+    assert digest.digest_of(values) == digest.digest_of(dict(reversed(values.items())))
+
+
+def test_git_and_machine_are_told():
+    assert digest.git_commit()
+    assert digest.hardware()["num_cores"] >= 1
+    assert digest.library_versions()["torch"] != "absent"

@@ -1,0 +1,122 @@
+"""Recipes are read strictly, merged in the stated order, and every mistake is reported at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitpipe.config.read import load_params, load_recipe, merge, parse_override, profile_names, recipe_names
+from vitpipe.errors import RecipeError
+
+ROOT = Path(__file__).parents[2]
+INVALID = sorted((ROOT / "tests" / "invalid").glob("*.yaml"))
+TREES = st.recursive(
+    st.integers() | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=4),
+    max_leaves=8,
+).filter(lambda value: isinstance(value, dict))
+
+
+@pytest.mark.parametrize("path", INVALID, ids=lambda p: p.stem)
+def test_invalid_recipe_is_refused_with_its_message(path: Path, tmp_path: Path):
+    good = yaml.safe_load((ROOT / "vitpipe/recipes/itpn/pixel_base.yaml").read_text())
+    text = path.read_text()
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(merge(good, yaml.safe_load(text))))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(recipe), "full")
+    expected = [
+        line.removeprefix("# expect: ") for line in text.splitlines() if line.startswith("# expect: ")
+    ]
+    assert expected
+    for part in expected:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert caught.value.mend
+
+
+@pytest.mark.parametrize("profile", profile_names())
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_at_every_profile(name: str, profile: str):
+    recipe = load_recipe(name, profile)
+    assert (recipe.name, recipe.profile) == (name, profile)
+    assert recipe.expect
+    assert recipe.source.tables
+
+
+def test_precedence_is_recipe_then_profile_then_own_profile_then_override():
+    full, demo = load_recipe("itpn/pixel_base", "full"), load_recipe("itpn/pixel_base", "demo")
+    assert full.model.name == "hivit_base"
+    assert demo.model.name == "hivit_nano"
+    assert demo.data.source == "embedded"
+    assert demo.pretrain.mask_ratio == full.pretrain.mask_ratio
+    changed = load_recipe("itpn/pixel_base", "demo", ["pretrain.epochs=3", "pretrain.epochs=4", "seed=7"])
+    assert (changed.pretrain.epochs, changed.seed) == (4, 7)
+    assert changed.finetune == demo.finetune
+
+
+def test_a_recipe_cannot_be_changed_once_read():
+    recipe = load_recipe("itpn/pixel_base", "demo")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "part"),
+    [
+        ("itpn/pixel_bas", "demo", "did you mean 'itpn/pixel_base'?"),
+        ("itpn/pixel_base", "dmo", "did you mean 'demo'?"),
+        ("nowhere.yaml", "demo", "does not exist"),
+    ],
+)
+def test_unknown_names_are_refused(name: str, profile: str, part: str):
+    with pytest.raises(RecipeError, match=part.replace("?", r"\?")):
+        load_recipe(name, profile)
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2\n", "a: [1\n", "- 1\n"])
+def test_bad_yaml_names_the_file(text: str, tmp_path: Path):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), "demo")
+    assert "broken.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["seed", "=3", "a..b=3", "a=[1"])
+def test_malformed_overrides_are_refused(text: str):
+    with pytest.raises(RecipeError):
+        parse_override(text)
+
+
+@given(TREES, TREES, TREES)
+def test_merging_is_associative_and_idempotent(a, b, c):
+    assert merge(merge(a, b), b) == merge(a, b)
+    assert merge(a, {}) == a
+    assert merge(merge(a, b), c).keys() == merge(a, merge(b, c)).keys()
+
+
+def test_params_file_of_the_repository_is_valid():
+    params = load_params(ROOT / "params.yaml")
+    assert load_recipe(params.recipe, params.profile, params.overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("recipe: a\nprofil: demo\n", "did you mean 'profile'?"),
+        ("recipe: 3\nprofile: demo\n", "'recipe' is missing or not a text"),
+        ("recipe: a\nprofile: demo\noverrides: {a: 1}\n", "'overrides' must be a list"),
+    ],
+)
+def test_params_file_mistakes(text: str, part: str, tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_params(path)
+    assert part in str(caught.value)

@@ -1,0 +1,164 @@
+"""The house rules of the design, kept on the syntax tree: rooms, sizes, docstrings, names, imports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("vitpipe", "components", "pipelines")
+SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_COMPONENT_STATEMENTS = 400, 60, 25
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+# A room may import rooms of a lower floor and its own.
+FLOORS = {
+    "errors": 0, "artifact": 0, "config": 1, "papers": 1, "data": 2, "models": 2, "methods": 3, "optim": 4,
+    "train": 5, "evaluate": 6, "dense": 6, "track": 7, "report": 7, "stages": 8, "cli": 9, "__main__": 9.5,
+    "components": 10, "pipelines": 11,
+}  # fmt: skip
+# Two contracts live in a file of a higher room because that room owns them: what the loop says
+# (train/logger.py) and the graph's data (stages/graph.py). Neither imports anything heavy.
+CONTRACTS = {"vitpipe.train.logger", "vitpipe.stages.graph"}
+HEAVY = ("torch", "torchvision", "timm", "mlflow", "kfp", "mmcv", "mmengine", "mmdet", "mmseg")
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _room(module: str) -> str | None:
+    parts = module.split(".")
+    if parts[0] in ("components", "pipelines"):
+        return parts[0]
+    return parts[1] if parts[0] == "vitpipe" and len(parts) > 1 else None
+
+
+def _functions(tree: ast.Module):
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def _top_level_imports(tree: ast.Module):
+    """Modules imported when the file is imported; imports inside functions and TYPE_CHECKING do not count."""
+    found: list[str] = []
+
+    def visit(statements):
+        for node in statements:
+            if isinstance(node, ast.Import):
+                found.extend(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                found.append(node.module or "")
+                found.extend(f"{node.module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+                visit(node.body + node.orelse)
+            elif isinstance(node, ast.Try | ast.With):
+                visit(node.body)
+
+    visit(tree.body)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_file_keeps_the_house_rules(path: Path):
+    text = path.read_text(encoding="utf-8")
+    tree = _tree(path)
+    broken = []
+    if path.stem in FORBIDDEN_NAMES or path.parent.name in FORBIDDEN_NAMES:
+        broken.append("is named after nothing")
+    if len(text.splitlines()) > MAX_FILE_LINES:
+        broken.append(f"has {len(text.splitlines())} lines")
+    if not ast.get_docstring(tree):
+        broken.append("has no module docstring")
+    for node in _functions(tree):
+        length = (node.end_lineno or 0) - node.lineno + 1
+        if length > MAX_FUNCTION_LINES:
+            broken.append(f"{node.name} has {length} lines")
+        arguments = [a for a in [*node.args.args, *node.args.kwonlyargs] if a.arg not in ("self", "cls")]
+        if node.returns is None or any(a.annotation is None for a in arguments):
+            broken.append(f"{node.name} is not fully annotated")
+    public = [
+        n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and not n.name.startswith("_")
+    ]
+    for node in public:
+        if not ast.get_docstring(node):
+            broken.append(f"{node.name} has no docstring")
+        methods = [m for m in ast.walk(node) if isinstance(m, ast.FunctionDef) and m is not node]
+        inside = methods if isinstance(node, ast.ClassDef) else []
+        broken += [
+            f"{node.name}.{m.name} has no docstring"
+            for m in inside
+            if not m.name.startswith("_") and m in node.body and not ast.get_docstring(m)
+        ]
+    if any(isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names) for n in ast.walk(tree)):
+        broken.append("has a star import")
+    assert not broken, f"{_name(path)}: " + "; ".join(broken)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_imports_never_go_upward(path: Path):
+    module = _name(path)
+    room = _room(module)
+    if room is None:
+        return
+    upward = [
+        imported
+        for imported in _top_level_imports(_tree(path))
+        if not any(imported == c or imported.startswith(c + ".") for c in CONTRACTS)
+        and (other := _room(imported)) in FLOORS
+        and other != room
+        and FLOORS[other] >= FLOORS[room]
+        and not (FLOORS[other] == 0 and FLOORS[room] == 0)
+    ]
+    assert not upward, f"{module} imports upward: {upward}"
+
+
+@pytest.mark.parametrize(
+    "place", ["config", "papers", "stages/graph.py", "stages/context.py", "stages/run.py", "cli.py"]
+)
+def test_light_rooms_import_nothing_heavy(place: str):
+    root = ROOT / "vitpipe" / place
+    for path in [root] if root.is_file() else root.rglob("*.py"):
+        heavy = [i for i in _top_level_imports(_tree(path)) if i.split(".")[0] in HEAVY]
+        assert not heavy, f"{_name(path)} imports {heavy}"
+
+
+def test_networks_hold_no_training_code():
+    for path in (ROOT / "vitpipe" / "models").glob("*.py"):
+        assert not [i for i in _top_level_imports(_tree(path)) if i.startswith("torch.optim")], path.name
+
+
+def test_components_hold_no_logic():
+    for path in (ROOT / "components").glob("*.py"):
+        for node in _functions(_tree(path)):
+            statements = sum(isinstance(n, ast.stmt) for n in ast.walk(node)) - 1
+            assert statements <= MAX_COMPONENT_STATEMENTS, (
+                f"{path.name}:{node.name} has {statements} statements"
+            )
+
+
+def test_the_training_loop_is_short():
+    assert len((ROOT / "vitpipe/train/loop.py").read_text(encoding="utf-8").splitlines()) < 250
+
+
+def test_nothing_names_this_machine_or_a_registry():
+    words = [
+        "/" + "work/",
+        "pypi" + ".org",
+        "python" + "hosted",
+        "deb.debian" + ".org",
+        "registry.npm" + "js",
+    ]
+    suffixes = (".py", ".yaml", ".toml", ".md", ".lock", ".sh", ".html", ".txt", "")
+    skipped = {".git", ".venv", "artifacts", "__pycache__", ".dvc", ".mypy_cache", ".ruff_cache"}
+    for path in ROOT.rglob("*"):
+        if skipped & set(path.relative_to(ROOT).parts) or not path.is_file() or path.suffix not in suffixes:
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        assert not [w for w in words if w in text], (
+            f"{path.relative_to(ROOT)} names {[w for w in words if w in text]}"
+        )

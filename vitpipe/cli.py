@@ -1,0 +1,269 @@
+"""The command line: verbs only. Nothing heavy is imported before a verb needs it.
+
+Exit code 0: done; 1: the work failed; 2: the input was wrong. Errors are one paragraph on stderr.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitpipe.errors import VitpipeError
+
+app = typer.Typer(
+    name="vitpipe",
+    help="From raw images to a table that stands beside the paper's table.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+PROFILE = "demo"
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="recipe name or a path ending in .yaml")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="demo, full, ...")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")]
+ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile, overrides")]
+JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def _recipe(recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path) -> Any:
+    """The recipe that the command line names, or else the one that params.yaml names."""
+    from vitpipe.config.read import load_params, load_recipe
+
+    if recipe is not None:
+        return load_recipe(recipe, profile or PROFILE, overrides or ())
+    chosen = load_params(params)
+    return load_recipe(chosen.recipe, profile or chosen.profile, (*chosen.overrides, *(overrides or ())))
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool, title: str = "") -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2, default=str))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for name in rows[0] if rows else ():
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@app.command()
+def run(
+    stage: Annotated[str, typer.Argument(help="prepare, pretrain, ..., report")],
+    out: Annotated[Path | None, typer.Option("--out", help="output folder")] = None,
+    inputs: Annotated[list[str] | None, typer.Option("--in", help="NAME=DIR, may be repeated")] = None,
+    recipe: RecipeOption = None,
+    profile: ProfileOption = None,
+    overrides: SetOption = None,
+    params: ParamsOption = Path("params.yaml"),
+    state: Annotated[Path | None, typer.Option("--state", help="where resumable states live")] = None,
+    executor_input: Annotated[str | None, typer.Option(help="Kubeflow's executor input, JSON")] = None,
+) -> None:
+    """Run one stage, from and to folders; what dvc.yaml and the Kubeflow components call."""
+    from vitpipe.stages.run import Rank, run_stage
+
+    loaded = _recipe(recipe, profile, overrides, params)
+    if executor_input is not None:
+        from vitpipe.stages.executor import ExecutorIO
+
+        io = ExecutorIO(executor_input)
+        metrics = run_stage(stage, loaded, io.inputs(), io.output_folder(), state=state)
+        if Rank.from_environment().rank == 0:
+            io.finish(metrics, {"stage": stage, "recipe": loaded.name, "profile": loaded.profile})
+        return
+    if out is None:
+        raise typer.BadParameter("give the output folder with --out DIR")
+    folders = dict(_name_and_folder(item) for item in inputs or ())
+    run_stage(stage, loaded, folders, out, state=state)
+
+
+def _name_and_folder(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not equals or not name or not folder:
+        raise typer.BadParameter(f"'{text}' is not of the form NAME=DIR", param_hint="--in")
+    return name, Path(folder)
+
+
+@app.command()
+def identity(
+    out: Annotated[Path, typer.Option("--out", help="folder for one JSON file per stage")],
+    recipe: RecipeOption = None,
+    profile: ProfileOption = None,
+    overrides: SetOption = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Write what decides each stage (recipe, code, image); DVC depends on these files."""
+    from vitpipe.stages.identity import write_identities
+
+    write_identities(_recipe(recipe, profile, overrides, params), out)
+
+
+@app.command()
+def plan(
+    recipe: RecipeOption = None,
+    profile: ProfileOption = None,
+    overrides: SetOption = None,
+    params: ParamsOption = Path("params.yaml"),
+    artifacts: Annotated[Path, typer.Option(help="where finished stages lie")] = Path("artifacts"),
+    ranks: Annotated[int, typer.Option(min=1, help="GPUs that share a training stage")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which stages would run and why, and how long the training stages are. Starts nothing."""
+    from vitpipe.stages.identity import forecast
+    from vitpipe.stages.resolved import training_steps
+
+    loaded = _recipe(recipe, profile, overrides, params)
+    steps = training_steps(loaded, ranks)
+    rows = [
+        {
+            "stage": item.stage,
+            "runs": "runs" if item.runs else "cached",
+            "steps": steps.get(item.stage, ""),
+            "why": item.why,
+        }
+        for item in forecast(loaded, artifacts / loaded.name / loaded.profile)
+    ]
+    _print_rows(rows, as_json, f"{loaded.name}, profile {loaded.profile}")
+
+
+@app.command()
+def recipes(as_json: JsonOption = False) -> None:
+    """List the recipes."""
+    from vitpipe.config.read import load_recipe, recipe_names
+
+    loaded = [load_recipe(name, "full") for name in recipe_names()]
+    rows = [
+        {"recipe": r.name, "model": r.model.name, "paper": r.source.title, "summary": r.summary}
+        for r in loaded
+    ]
+    _print_rows(rows, as_json)
+
+
+@app.command(name="recipe")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="for example itpn/pixel_base")],
+    profile: ProfileOption = None,
+    overrides: SetOption = None,
+    ranks: Annotated[int, typer.Option(min=1, help="GPUs that share a training stage")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one recipe resolved: every value, and every derived value with its reason."""
+    from vitpipe.stages.resolved import resolved_rows
+
+    loaded = _recipe(name, profile, overrides, Path("params.yaml"))
+    rows = [dataclasses.asdict(reason) for reason in resolved_rows(loaded, ranks)]
+    if as_json:
+        print(json.dumps({"recipe": loaded.model_dump(mode="json"), "derived": rows}, indent=2))
+        return
+    import yaml
+
+    print(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False, width=100))
+    shown = [
+        {**row, "value": f"{row['value']:.6g}" if isinstance(row["value"], float) else row["value"]}
+        for row in rows
+    ]
+    _print_rows(shown, False, "Derived values")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """List the networks."""
+    from vitpipe.models.registry import MODELS
+
+    _print_rows([dataclasses.asdict(entry) for entry in MODELS.values()], as_json)
+
+
+@app.command()
+def cost(
+    model: Annotated[str, typer.Argument(help="for example hivit_base")],
+    image_size: Annotated[int, typer.Option(min=16, help="pixels")] = 224,
+    as_json: JsonOption = False,
+) -> None:
+    """Parameters and multiply-adds of a network at any size, the convention named."""
+    from vitpipe.evaluate.cost import model_costs
+
+    _print_rows([dataclasses.asdict(item) for item in model_costs(model, image_size)], as_json)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="official checkpoint (.pth)")],
+    out: Annotated[Path, typer.Option("--out", help="safetensors file to write")],
+    as_json: JsonOption = False,
+) -> None:
+    """Turn an official checkpoint into safetensors, with an account of every key."""
+    from vitpipe.models.convert import convert as convert_file
+
+    report = convert_file(checkpoint, out)
+    _print_rows(report.rows(), as_json, f"{checkpoint.name} as {report.kind}")
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="PAPER/NUMBER, for example itpn/11")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show a published table."""
+    from vitpipe.papers.tables import table as published
+
+    _print_rows(published(*name.partition("/")[::2]), as_json, name)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs: artifacts/RECIPE/PROFILE")],
+    out: Annotated[Path, typer.Option("--out", help="output folder")],
+) -> None:
+    """One self-contained page and Markdown from one or many runs."""
+    from vitpipe.stages.report import report_of_folders
+
+    print(report_of_folders(runs, out))
+
+
+@app.command()
+def send(
+    folder: Annotated[Path, typer.Argument(help="where unsent points were kept")] = Path("artifacts"),
+) -> None:
+    """Send what an unreachable MLflow server did not get."""
+    from vitpipe.track.send import send_pending
+
+    print(f"{send_pending(folder)} runs sent")
+
+
+def _mount_engine_verbs() -> None:
+    """`compile`, `local` and `submit` belong to the Kubeflow side, the top room of the house."""
+    from pipelines.verbs import register
+
+    register(app)
+
+
+def main() -> None:
+    """Entry point: run a verb, turn typed errors into one paragraph and an exit code."""
+    import click
+
+    _mount_engine_verbs()
+    try:
+        code = app(standalone_mode=False)
+    except VitpipeError as error:
+        print(f"vitpipe: {error}", file=sys.stderr)
+        code = error.exit_code
+    except click.exceptions.Abort:
+        print("vitpipe: interrupted", file=sys.stderr)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,229 @@
+"""From YAML and overrides to one validated recipe; every mistake is reported at once.
+
+Order of precedence, later wins: recipe file, `recipes/profiles/<profile>.yaml`, the recipe's own
+`profiles: {<profile>: ...}`, overrides from params.yaml, `--set` on the command line. Mappings are
+merged key by key; anything else is replaced.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vitpipe.config.recipe import Recipe
+from vitpipe.errors import RecipeError
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+PROFILES = RECIPES / "profiles"
+
+
+@dataclass(frozen=True)
+class Params:
+    """What `params.yaml` chooses: a recipe, a profile, overrides in the form `a.b=c`."""
+
+    recipe: str
+    profile: str
+    overrides: tuple[str, ...] = ()
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, except that a key given twice is an error instead of a silent choice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of all recipes that ship with the package, for example `itpn/pixel_base`."""
+    files = (path for path in RECIPES.glob("*/*.yaml") if path.parent != PROFILES)
+    return tuple(sorted(f"{path.parent.name}/{path.stem}" for path in files))
+
+
+def profile_names() -> tuple[str, ...]:
+    """Names of all profiles."""
+    return tuple(sorted(path.stem for path in PROFILES.glob("*.yaml")))
+
+
+def load_params(path: Path) -> Params:
+    """Read `params.yaml`.
+
+    Raises:
+        RecipeError: when the file is missing, not YAML, or has other keys than recipe, profile, overrides.
+    """
+    values = _read_yaml(path)
+    allowed = ("recipe", "profile", "overrides")
+    wrong = [
+        f"'{key}' is not a key of params.yaml{_did_you_mean(key, allowed)}"
+        for key in values
+        if key not in allowed
+    ]
+    wrong += [
+        f"'{key}' is missing or not a text" for key in allowed[:2] if not isinstance(values.get(key), str)
+    ]
+    overrides = values.get("overrides") or []
+    if not isinstance(overrides, list) or any(not isinstance(item, str) for item in overrides):
+        wrong.append("'overrides' must be a list of texts in the form \"section.key=value\"")
+    if wrong:
+        raise RecipeError("; ".join(wrong), where=path, mend="give recipe, profile and, if needed, overrides")
+    return Params(values["recipe"], values["profile"], tuple(overrides))
+
+
+def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge and validate one recipe.
+
+    Args:
+        name: `paper/recipe` of the package, or the path of a YAML file.
+        profile: `full`, `demo`, or another file of `recipes/profiles/`.
+        overrides: `section.key=value`, the value in YAML.
+
+    Raises:
+        RecipeError: unknown name or profile, bad YAML, or any number of wrong keys and values, all named.
+    """
+    path = _recipe_path(name)
+    if profile not in profile_names():
+        raise RecipeError(
+            f"There is no profile '{profile}'{_did_you_mean(profile, profile_names())}",
+            where=f"profile of recipe {name}",
+            mend=f"choose one of: {', '.join(profile_names())}",
+        )
+    values = _read_yaml(path)
+    own_profiles = values.pop("profiles", None) or {}
+    values = merge(values, _read_yaml(PROFILES / f"{profile}.yaml"))
+    values = merge(values, own_profiles.get(profile) or {})
+    for override in overrides:
+        values = merge(values, parse_override(override))
+    for key, value in (("name", name), ("profile", profile)):
+        values.setdefault(key, value)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(
+            _all_errors(error),
+            where=f"recipe {path.name if path.is_absolute() else path}, profile {profile}",
+            mend="correct these keys in the recipe, params.yaml or --set; "
+            f"`vitpipe recipe {name} --profile {profile}` shows a recipe once it is valid",
+        ) from error
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`a.b=c` as a nested mapping; the value is read as YAML.
+
+    Raises:
+        RecipeError: without an equals sign or with an empty key.
+    """
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(
+            f"The override '{text}' is not of the form section.key=value",
+            where="--set or overrides in params.yaml",
+            mend="write for example pretrain.epochs=10",
+        )
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"The value of the override '{text}' is not YAML",
+            where="--set or overrides in params.yaml",
+            mend="quote text that holds special characters",
+        ) from error
+    for key in reversed(keys):
+        nested = {key: nested}
+    return dict(nested)
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, mappings key by key."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _recipe_path(name: str) -> Path:
+    as_file = Path(name)
+    if as_file.suffix in (".yaml", ".yml"):
+        return as_file
+    if name in recipe_names():
+        return RECIPES / f"{name}.yaml"
+    raise RecipeError(
+        f"There is no recipe '{name}'{_did_you_mean(name, recipe_names())}",
+        where="recipe",
+        mend="`vitpipe recipes` lists them all; a path that ends in .yaml reads your own",
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError as error:
+        raise RecipeError("The file does not exist", where=path, mend="check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            "The file cannot be read as text", where=path, mend="check path and rights"
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise RecipeError(
+            f"The file is not valid YAML: {problem}", where=f"{path}{line}", mend="correct that line"
+        ) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError(
+            "The file does not hold keys and values", where=path, mend="write `key: value` lines"
+        )
+    return values
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _all_errors(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(item["loc"][:-1])
+            lines.append(f"'{path}' is not a known key{_did_you_mean(str(item['loc'][-1]), known)}")
+        elif item["type"] == "missing":
+            lines.append(f"'{path}' is missing")
+        else:
+            shown = "" if item["type"] == "value_error" else f" (given: {item['input']!r})"
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"'{path}': {message}{shown}" if path else message)
+    count = f"{len(lines)} mistakes: " if len(lines) > 1 else ""
+    return count + "; ".join(lines)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """The field names of the section at a path of validated models."""
+    section: type[BaseModel] = Recipe
+    for part in location:
+        field = section.model_fields.get(str(part))
+        if field is None:
+            continue
+        annotation: Any = field.annotation
+        inner = [annotation, *get_args(annotation)]
+        inner += [arg for item in inner for arg in get_args(item)]
+        section = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), section)
+    return tuple(section.model_fields)

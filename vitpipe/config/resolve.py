@@ -1,0 +1,209 @@
+"""Every derived value of a recipe, resolved in this one place, each with its reason.
+
+Nothing here needs torch or data: sizes and the machine are arguments, so `vitpipe recipe` and
+`vitpipe plan` answer at once and training uses the very same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from vitpipe.config.recipe import ClassifyConfig, DataConfig, Recipe, TrainConfig
+from vitpipe.errors import RecipeError
+
+Precision = Literal["off", "bf16", "fp16"]
+# Images per rank and micro-batch that a 40 GB card holds for the largest network here at 224 pixels,
+# and the per-GPU batch of the papers' own launch lines.
+_LARGEST_MICRO_BATCH = 64
+# The datasets that each training stage reads.
+TRAIN_SET = {"pretrain": "imagenet", "intermediate": "imagenet22k", "finetune": "imagenet"}
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """What a rank runs on."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    has_bf16: bool = False
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One derived value: where it belongs, what it is, why."""
+
+    path: str
+    value: float | int | str
+    why: str
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """The numbers a training run follows. Steps are optimiser steps; learning rates are absolute."""
+
+    steps_per_epoch: int
+    num_steps: int
+    warmup_steps: int
+    peak_lr: float
+    min_lr: float
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    num_ranks: int
+    precision: Precision
+    reasons: tuple[Reason, ...]
+
+
+def train_plan(
+    section: TrainConfig, *, path: str, num_images: int, num_ranks: int, accelerator: Accelerator
+) -> TrainPlan:
+    """Derive steps, learning rate, accumulation and precision for one training stage.
+
+    Args:
+        path: the section's name in the recipe, for the reasons.
+        num_images: size of the training set.
+        num_ranks: processes that share each global batch.
+
+    Raises:
+        RecipeError: when the batch cannot be shared by the ranks or the set is smaller than one batch.
+    """
+    batch = section.global_batch
+    if batch % num_ranks:
+        raise RecipeError(
+            f"The global batch of {batch} images cannot be shared by {num_ranks} ranks",
+            where=f"{path}.global_batch",
+            mend=f"use a number of GPUs that divides {batch}",
+        )
+    if num_images < batch:
+        raise RecipeError(
+            f"The training set has {num_images} images, fewer than one global batch of {batch}",
+            where=f"{path}.global_batch",
+            mend="lower the global batch or give more images",
+        )
+    steps_per_epoch = num_images // batch
+    num_steps = max(1, round(section.epochs * steps_per_epoch))
+    warmup_steps = min(num_steps, round(section.optim.warmup_epochs * steps_per_epoch))
+    peak_lr, lr_why = _peak_lr(section)
+    micro_batch, micro_why = _micro_batch(section, path, num_ranks)
+    accumulation = batch // (micro_batch * num_ranks)
+    precision, precision_why = _precision(section, accelerator)
+    reasons = (
+        Reason(
+            f"{path}.steps_per_epoch",
+            steps_per_epoch,
+            f"{num_images} images // global batch {batch}, rest dropped",
+        ),
+        Reason(f"{path}.num_steps", num_steps, f"{section.epochs:g} epochs x {steps_per_epoch} steps"),
+        Reason(
+            f"{path}.warmup_steps",
+            warmup_steps,
+            f"{section.optim.warmup_epochs:g} epochs x {steps_per_epoch} steps",
+        ),
+        Reason(f"{path}.peak_lr", peak_lr, lr_why),
+        Reason(f"{path}.micro_batch", micro_batch, micro_why),
+        Reason(
+            f"{path}.accumulation", accumulation, f"{batch} / ({micro_batch} per rank x {num_ranks} ranks)"
+        ),
+        Reason(f"{path}.precision", precision, precision_why),
+    )
+    return TrainPlan(
+        steps_per_epoch, num_steps, warmup_steps, peak_lr, section.optim.min_lr,
+        batch, micro_batch, accumulation, num_ranks, precision, reasons,
+    )  # fmt: skip
+
+
+def layer_scales(layer_decay: float, num_blocks: int) -> tuple[float, ...]:
+    """Learning-rate factor of each layer id 0 .. num_blocks + 1 in fine-tuning.
+
+    The published decay is stated for a 12-block network, so the factor per layer is
+    `decay ** (13 / (num_blocks + 1))` (iTPN, section on fine-tuning of the official code).
+    """
+    last = num_blocks + 1
+    factor = layer_decay ** (13 / last)
+    return tuple(factor ** (last - layer) for layer in range(last + 1))
+
+
+def num_workers(data: DataConfig) -> int:
+    """Loader processes per rank: `auto` is the cores that are left per rank, at most 8.
+
+    On two cores or fewer the training process itself decodes: a worker would only take its core.
+    """
+    if data.workers != "auto":
+        return data.workers
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 0 if cores <= 2 else min(8, cores - 1)
+
+
+def resolve(
+    recipe: Recipe, *, sizes: Mapping[str, int], num_blocks: int, num_ranks: int, accelerator: Accelerator
+) -> tuple[Reason, ...]:
+    """All derived values of all training stages, and the layer-decay tables.
+
+    Args:
+        sizes: dataset name -> number of training images.
+        num_blocks: blocks of the recipe's network, merges not counted.
+
+    Raises:
+        RecipeError: as `train_plan`.
+    """
+    reasons: list[Reason] = []
+    for stage, dataset in TRAIN_SET.items():
+        section: TrainConfig | None = getattr(recipe, stage)
+        if section is None or stage not in recipe.stages:
+            continue
+        plan = train_plan(
+            section, path=stage, num_images=sizes[dataset], num_ranks=num_ranks, accelerator=accelerator
+        )
+        reasons += plan.reasons
+        if isinstance(section, ClassifyConfig) and section.optim.layer_decay is not None:
+            reasons += _layer_reasons(stage, section.optim.layer_decay, num_blocks, plan.peak_lr)
+    reasons.append(Reason("data.workers", num_workers(recipe.data), "cores left per rank, at most 8"))
+    return tuple(reasons)
+
+
+def _layer_reasons(stage: str, decay: float, num_blocks: int, peak_lr: float) -> list[Reason]:
+    scales = layer_scales(decay, num_blocks)
+    why = f"factor {decay:g} ** (13 / {num_blocks + 1}) per layer"
+    names = {0: "stem and positions", num_blocks + 1: "norm and head"}
+    return [
+        Reason(
+            f"{stage}.layer_lr.{layer}",
+            peak_lr * scale,
+            f"{names.get(layer, f'block {layer}')}: x {scale:.4f} ({why})",
+        )
+        for layer, scale in enumerate(scales)
+    ]
+
+
+def _peak_lr(section: TrainConfig) -> tuple[float, str]:
+    optim = section.optim
+    if optim.lr_reference_batch is None:
+        return optim.base_lr, "absolute: the recipe gives no reference batch"
+    scale = section.global_batch / optim.lr_reference_batch
+    return optim.base_lr * scale, f"{optim.base_lr:g} x {section.global_batch} / {optim.lr_reference_batch}"
+
+
+def _micro_batch(section: TrainConfig, path: str, num_ranks: int) -> tuple[int, str]:
+    share = section.global_batch // num_ranks
+    if section.micro_batch == "auto":
+        micro = max(d for d in range(1, min(share, _LARGEST_MICRO_BATCH) + 1) if share % d == 0)
+        return micro, f"largest divisor of {share} per rank that is at most {_LARGEST_MICRO_BATCH}"
+    if share % section.micro_batch:
+        raise RecipeError(
+            f"The micro-batch of {section.micro_batch} does not divide the {share} images per rank",
+            where=f"{path}.micro_batch",
+            mend='give a divisor, or "auto"',
+        )
+    return section.micro_batch, "as the recipe says"
+
+
+def _precision(section: TrainConfig, accelerator: Accelerator) -> tuple[Precision, str]:
+    if section.precision != "auto":
+        return section.precision, "as the recipe says"
+    if accelerator.kind == "cpu":
+        return "off", "a CPU: float32 is faster there and exact"
+    if accelerator.has_bf16:
+        return "bf16", "the GPU has bfloat16, which needs no loss scaling"
+    return "fp16", "the GPU lacks bfloat16"

@@ -1,0 +1,75 @@
+"""Write one small file per stage that says what decides it, and say what would run and why.
+
+DVC depends on these files instead of on the recipe and the source tree: a file whose content did
+not change re-runs nothing. Kubeflow's cache gets the same digests as component inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitpipe.artifact import CARD, open_artifact
+from vitpipe.config.digest import digest_of
+from vitpipe.config.recipe import Recipe
+from vitpipe.errors import ArtifactError
+from vitpipe.stages.graph import Node, graph_of
+from vitpipe.stages.run import identity_of
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Whether a stage would run: `why` is a sentence."""
+
+    stage: str
+    runs: bool
+    why: str
+
+
+def write_identities(recipe: Recipe, out: Path) -> None:
+    """Write `OUT/<stage>.json` for every stage of the recipe and remove those of other stages."""
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = {}
+    for node in graph_of(recipe.stages):
+        wanted[out / f"{node.name}.json"] = json.dumps(identity_of(recipe, node.stage), indent=2) + "\n"
+    for stale in set(out.glob("*.json")) - set(wanted):
+        stale.unlink()
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
+
+
+def forecast(recipe: Recipe, artifacts: Path) -> list[Forecast]:
+    """Which stages of a recipe would run, given the finished folders below `artifacts`."""
+    forecasts: list[Forecast] = []
+    reruns: set[str] = set()
+    for node in graph_of(recipe.stages):
+        why = _why(artifacts, node, reruns, identity_of(recipe, node.stage))
+        if why:
+            reruns.add(node.name)
+        forecasts.append(Forecast(node.name, bool(why), why or "nothing that it reads has changed"))
+    return forecasts
+
+
+def _why(artifacts: Path, node: Node, reruns: set[str], identity: dict[str, str]) -> str:
+    if not (artifacts / node.name / CARD).is_file():
+        return "it has not run yet"
+    try:
+        card = open_artifact(artifacts / node.name, node.name).card
+    except ArtifactError as error:
+        return error.what
+    upstream = [stage for stage in node.inputs.values() if stage in reruns]
+    if upstream:
+        return f"{', '.join(upstream)} runs before it"
+    if card.recipe_digest != identity["recipe_digest"]:
+        return "the part of the recipe that it reads has changed"
+    if card.code_digest != identity["code_digest"]:
+        return "the code that decides it has changed"
+    if card.identity != identity["identity"]:
+        return "its image or a library version has changed"
+    moved = [
+        stage
+        for key, stage in node.inputs.items()
+        if card.parents.get(key) != digest_of(open_artifact(artifacts / stage, stage).card)
+    ]
+    return f"its input from {', '.join(moved)} is another one" if moved else ""

@@ -1,0 +1,49 @@
+"""A recipe's derived values with the sizes that only the upper rooms know: datasets and networks."""
+
+from __future__ import annotations
+
+from vitpipe.config.recipe import Recipe
+from vitpipe.config.resolve import TRAIN_SET, Accelerator, Reason, resolve, train_plan
+from vitpipe.data.catalogue import train_sizes
+from vitpipe.models.registry import MODELS
+
+# The recipes' target machine: plan and listings describe it, not the laptop they are asked on.
+_TARGET = Accelerator("cuda", has_bf16=True)
+
+
+def accelerator_of(recipe: Recipe) -> Accelerator:
+    """What the profile is meant to run on: the demo on a CPU, everything else on A100s."""
+    return Accelerator() if recipe.data.source == "embedded" else _TARGET
+
+
+def resolved_rows(recipe: Recipe, num_ranks: int) -> tuple[Reason, ...]:
+    """Every derived value of a recipe with its reason."""
+    return resolve(
+        recipe,
+        sizes=train_sizes(recipe.data),
+        num_blocks=MODELS[recipe.model.name].num_blocks,
+        num_ranks=num_ranks,
+        accelerator=accelerator_of(recipe),
+    )
+
+
+def training_steps(recipe: Recipe, num_ranks: int) -> dict[str, int]:
+    """Optimiser steps of each training stage."""
+    sizes = train_sizes(recipe.data)
+    steps = {}
+    for stage, dataset in TRAIN_SET.items():
+        section = getattr(recipe, stage)
+        if section is not None and stage in recipe.stages:
+            plan = train_plan(
+                section,
+                path=stage,
+                num_images=sizes[dataset],
+                num_ranks=num_ranks,
+                accelerator=accelerator_of(recipe),
+            )
+            steps[stage] = plan.num_steps
+    if recipe.segment is not None and "segment" in recipe.stages:
+        steps["segment"] = recipe.segment.steps
+    if recipe.detect is not None and "detect" in recipe.stages:
+        steps["detect"] = round(recipe.detect.epochs * (sizes["coco"] // recipe.detect.global_batch))
+    return steps

@@ -1,0 +1,237 @@
+"""Run one stage, whatever engine asks: open inputs, hand over, write the output folder with its card.
+
+The order of things is what makes a run safe: inputs are checked before anything is made, outputs
+appear by one rename at the end, and the training state lives in a folder of its own that only a
+finished stage removes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitpipe.artifact import Artifact, Card, open_artifact, write_card, write_metrics, writing
+from vitpipe.config.digest import (
+    digest_of,
+    git_commit,
+    hardware,
+    library_versions,
+    recipe_sections,
+    stage_identity,
+)
+from vitpipe.config.recipe import Recipe
+from vitpipe.errors import ArtifactError, RecipeError, disk_errors
+from vitpipe.stages.context import StageContext
+from vitpipe.stages.graph import BY_NAME, Node, Stage, graph_of
+from vitpipe.train.logger import RunLogger
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that torchrun started; a lone process is rank 0 of 1."""
+
+    rank: int
+    num_ranks: int
+    local_rank: int
+
+    @classmethod
+    def from_environment(cls) -> Rank:
+        """Read torchrun's variables."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        rank, num_ranks, local_rank = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
+        return cls(rank, num_ranks, local_rank)
+
+
+def run_stage(
+    name: str,
+    recipe: Recipe,
+    inputs: Mapping[str, Path],
+    out: Path,
+    *,
+    state: Path | None = None,
+) -> dict[str, float]:
+    """Run a stage of a recipe from input folders to an output folder.
+
+    Args:
+        inputs: input name -> folder, as `graph_of(recipe.stages)` names them.
+        out: the output folder; it appears when the stage is complete.
+        state: where resumable training states live; beside `out` by default.
+
+    Returns:
+        The stage's flat metrics.
+
+    Raises:
+        RecipeError: the recipe has no such stage.
+        ArtifactError: an input is missing or not what it should be.
+    """
+    started = _process_started()
+    node = node_of(recipe, name)
+    rank = Rank.from_environment()
+    artifacts = _open_inputs(node, inputs)
+    identity = identity_of(recipe, node.stage)
+    parents = {key: digest_of(artifact.card) for key, artifact in artifacts.items()}
+    state = state or out.parent / f".{out.name}.state"
+    if rank.rank == 0:
+        _claim_state(state, digest_of({**identity, "parents": parents}))
+
+    with (
+        _output_folder(out, rank) as folder,
+        _logger(node.stage, recipe, folder, state, identity, rank) as logger,
+    ):
+        module = importlib.import_module(f"vitpipe.stages.{name}")
+        context = StageContext(
+            name, recipe, artifacts, folder, state, logger,
+            rank.rank, rank.num_ranks, rank.local_rank, _device(node.stage, rank),
+        )  # fmt: skip
+        metrics: dict[str, float] = module.run(context)
+        if rank.rank == 0:
+            write_metrics(folder, metrics)
+            card = _card(node.stage, recipe, identity, parents, artifacts, folder, started)
+            write_card(folder, card.model_copy(update={"tracking_run": getattr(logger, "run_id", "")}))
+    if rank.rank == 0:
+        shutil.rmtree(state, ignore_errors=True)
+    return metrics
+
+
+def node_of(recipe: Recipe, name: str) -> Node:
+    """The node of a stage in the recipe's graph.
+
+    Raises:
+        RecipeError: when there is no such stage, or this recipe does not have it.
+    """
+    for node in graph_of(recipe.stages):
+        if node.name == name:
+            return node
+    known = name in BY_NAME
+    what = f"The recipe {recipe.name} at profile {recipe.profile} has no stage '{name}'"
+    raise RecipeError(
+        what if known else f"There is no stage '{name}'",
+        where="STAGE",
+        mend=f"choose one of: {', '.join(recipe.stages if known else BY_NAME)}",
+    )
+
+
+def identity_of(recipe: Recipe, stage: Stage) -> dict[str, str]:
+    """The digests that decide a stage, without its input folders."""
+    return stage_identity(
+        recipe, stage=stage.name, sections=stage.sections, code=stage.code, image=stage.image
+    )
+
+
+def _open_inputs(node: Node, given: Mapping[str, Path]) -> dict[str, Artifact]:
+    missing = [name for name in node.inputs if name not in given]
+    extra = [name for name in given if name not in node.inputs]
+    if missing or extra:
+        parts = [f"needs the input '{name}' (the output of {node.inputs[name]})" for name in missing]
+        parts += [f"has no input '{name}'" for name in extra]
+        raise ArtifactError(
+            f"Stage '{node.name}' {' and '.join(parts)}",
+            where="--in NAME=DIR",
+            mend="give " + (" ".join(f"--in {n}=DIR" for n in node.inputs) or "no --in at all"),
+        )
+    return {name: open_artifact(given[name], node.inputs[name]) for name in node.inputs}
+
+
+def _claim_state(state: Path, identity: str) -> None:
+    """Keep a state folder of the very same work, throw away one of other work."""
+    mark = state / "identity.json"
+    with disk_errors(state):
+        if state.exists() and (
+            not mark.is_file() or json.loads(mark.read_text(encoding="utf-8")) != identity
+        ):
+            shutil.rmtree(state)
+        state.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(identity), encoding="utf-8")
+
+
+@contextmanager
+def _output_folder(out: Path, rank: Rank) -> Iterator[Path]:
+    """The folder to write into: the real one on rank 0, a throw-away one elsewhere."""
+    if rank.rank == 0:
+        with writing(out) as folder:
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="vitpipe-rank-") as folder_name:
+            yield Path(folder_name)
+
+
+@contextmanager
+def _logger(
+    stage: Stage, recipe: Recipe, folder: Path, state: Path, identity: Mapping[str, str], rank: Rank
+) -> Iterator[RunLogger]:
+    from vitpipe.track.run import SilentLogger, stage_run
+
+    if rank.rank != 0:
+        yield SilentLogger()
+        return
+    with stage_run(
+        stage=stage.name,
+        recipe=recipe,
+        folder=folder,
+        state=state,
+        tags={**identity, "git_commit": git_commit()},
+        params=recipe_sections(recipe, stage.sections),
+    ) as logger:
+        yield logger
+
+
+def _process_started() -> float:
+    """When this process started (seconds since the epoch), so that imports count as wall time."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
+    except (OSError, AttributeError):  # not Linux: the imports are then not counted
+        return time.time()
+
+
+def _device(stage: Stage, rank: Rank) -> str:
+    if stage.resources.gpus == 0:
+        return "cpu"
+    import torch
+
+    return f"cuda:{rank.local_rank}" if torch.cuda.is_available() else "cpu"
+
+
+def _card(
+    stage: Stage,
+    recipe: Recipe,
+    identity: Mapping[str, str],
+    parents: Mapping[str, str],
+    artifacts: Mapping[str, Artifact],
+    folder: Path,
+    started: float,
+) -> Card:
+    if stage.name == "prepare":
+        from vitpipe.data.manifest import read_digest
+
+        data_digest = read_digest(folder)
+    else:
+        data = artifacts.get("data") or artifacts.get("prepare")
+        data_digest = data.card.data_digest if data else ""
+    return Card(
+        stage=stage.name,
+        recipe=recipe.name,
+        profile=recipe.profile,
+        recipe_digest=identity["recipe_digest"],
+        code_digest=identity["code_digest"],
+        data_digest=data_digest,
+        image=stage.image,
+        identity=identity["identity"],
+        parents=dict(parents),
+        seed=recipe.seed,
+        git_commit=git_commit(),
+        libraries=library_versions(dense=stage.image == "dense"),
+        hardware=hardware(),
+        started_at=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        wall_seconds=round(time.time() - started, 3),
+    )
