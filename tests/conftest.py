@@ -1,0 +1,30 @@
+"""What every test shares: no network, no telemetry, nothing written into the checkout, fixed seeds."""
+
+from __future__ import annotations
+
+import os
+import random
+
+# Before any library reads them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(
+    MLFLOW_DISABLE_TELEMETRY="true",
+    DVC_NO_ANALYTICS="1",
+    HF_HUB_OFFLINE="1",
+    MPLBACKEND="Agg",
+)
+for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402  (after the environment is set)
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def _own_tracking_store(tmp_path, monkeypatch):
+    """No test may write into the checkout's MLflow store."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    random.seed(0)

@@ -1,0 +1,89 @@
+"""Output folders appear whole or not at all, and bad ones are refused with the mend."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitpipe.artifact import Card, open_artifact, write_card, write_metrics, write_table, writing
+from vitpipe.errors import ArtifactError, StorageError, VitpipeError, disk_errors
+
+CARD = Card(
+    stage="prepare", recipe="r", profile="demo", recipe_digest="a", data_digest="b", code_digest="c", image="train",
+    identity="d", parents={}, seed=0, git_commit="e", libraries={}, hardware={}, started_at="now", wall_seconds=1.0,
+)  # fmt: skip
+
+
+def _make(out, number=1.0):
+    with writing(out) as folder:
+        write_metrics(folder, {"x": number})
+        write_table(folder, "rows", [{"a": 1, "b": "two"}])
+        write_card(folder, CARD)
+
+
+def test_written_and_read_again(tmp_path):
+    _make(tmp_path / "out")
+    artifact = open_artifact(tmp_path / "out", "prepare")
+    assert artifact.card == CARD
+    assert artifact.metrics == {"x": 1.0}
+    assert artifact.tables() == {"rows": [{"a": "1", "b": "two"}]}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failure_leaves_nothing_and_keeps_the_old(tmp_path):
+    _make(tmp_path / "out", 1.0)
+    with pytest.raises(KeyError), writing(tmp_path / "out") as folder:
+        write_metrics(folder, {"x": 2.0})
+        raise KeyError
+    assert open_artifact(tmp_path / "out").metrics == {"x": 1.0}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    _make(tmp_path / "out", 3.0)
+    assert open_artifact(tmp_path / "out").metrics == {"x": 3.0}
+
+
+def test_a_full_disk_is_told_in_one_paragraph(tmp_path):
+    with pytest.raises(StorageError, match="No space left") as caught, writing(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.exit_code == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_torch_s_way_of_saying_full_disk_is_understood(tmp_path):
+    with pytest.raises(StorageError), disk_errors(tmp_path):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+    with pytest.raises(RuntimeError, match="shape"), disk_errors(tmp_path):
+        raise RuntimeError("shape mismatch")
+
+
+@pytest.mark.parametrize("damage", ["missing", "no card", "broken card", "broken metrics", "other stage"])
+def test_bad_folders_are_refused(damage, tmp_path):
+    out = tmp_path / "out"
+    if damage != "missing":
+        _make(out)
+    if damage == "no card":
+        (out / "card.json").unlink()
+    if damage == "broken card":
+        (out / "card.json").write_text('{"stage": 3}')
+    if damage == "broken metrics":
+        (out / "metrics.json").write_text("{")
+    with pytest.raises(ArtifactError) as caught:
+        open_artifact(out, "pretrain" if damage == "other stage" else None)
+    assert str(out) in str(caught.value)
+    assert caught.value.mend
+    assert caught.value.exit_code == 2
+
+
+def test_weights_that_are_not_there_are_named(tmp_path):
+    _make(tmp_path / "out")
+    with pytest.raises(ArtifactError, match="holds no weights"):
+        _ = open_artifact(tmp_path / "out").weights
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
+def test_errors_are_one_sentence_after_another(what, where, mend):
+    text = str(VitpipeError(what, where=where, mend=mend))
+    assert (("Where:" in text) == bool(where)) or "Where:" in what + mend
+    assert what.rstrip(".") in text
