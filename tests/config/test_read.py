@@ -49,7 +49,7 @@ def test_every_recipe_is_valid_at_every_profile(name: str, profile: str):
     assert recipe.source.tables
 
 
-def test_precedence_is_recipe_then_profile_then_own_profile_then_override():
+def test_precedence_is_recipe_then_profile_then_family_profile_then_override():
     full, demo = load_recipe("itpn/pixel_base", "full"), load_recipe("itpn/pixel_base", "demo")
     assert full.model.name == "hivit_base"
     assert demo.model.name == "hivit_nano"

@@ -1,7 +1,7 @@
 """From YAML and overrides to one validated recipe; every mistake is reported at once.
 
-Order of precedence, later wins: recipe file, `recipes/profiles/<profile>.yaml`, the recipe's own
-`profiles: {<profile>: ...}`, overrides from params.yaml, `--set` on the command line. Mappings are
+Order of precedence, later wins: recipe file, `recipes/profiles/<profile>.yaml`, the family's
+`recipes/<family>/profiles/<profile>.yaml`, overrides from params.yaml, `--set` on the command line. Mappings are
 merged key by key; anything else is replaced.
 """
 
@@ -101,9 +101,10 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
             mend=f"choose one of: {', '.join(profile_names())}",
         )
     values = _read_yaml(path)
-    own_profiles = values.pop("profiles", None) or {}
     values = merge(values, _read_yaml(PROFILES / f"{profile}.yaml"))
-    values = merge(values, own_profiles.get(profile) or {})
+    of_family = path.parent / "profiles" / f"{profile}.yaml"
+    if of_family.is_file():
+        values = merge(values, _read_yaml(of_family))
     for override in overrides:
         values = merge(values, parse_override(override))
     for key, value in (("name", name), ("profile", profile)):
