@@ -67,23 +67,26 @@ def run(
     params: ParamsOption = Path("params.yaml"),
     state: Annotated[Path | None, typer.Option("--state", help="where resumable states live")] = None,
     executor_input: Annotated[str | None, typer.Option(help="Kubeflow's executor input, JSON")] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="processes; one per GPU if not given")] = None,
 ) -> None:
     """Run one stage, from and to folders; what dvc.yaml and the Kubeflow components call."""
-    from vitpipe.stages.run import Rank, run_stage
+    from vitpipe.stages.launch import num_ranks_wanted, restart_under_torchrun, under_torchrun
+    from vitpipe.stages.run import run_stage
 
-    loaded = _recipe(recipe, profile, overrides, params)
+    if not under_torchrun() and (num_ranks := num_ranks_wanted(stage, ranks)) > 1:
+        restart_under_torchrun(num_ranks)
     if executor_input is not None:
         from vitpipe.stages.executor import ExecutorIO
 
         io = ExecutorIO(executor_input)
-        metrics = run_stage(stage, loaded, io.inputs(), io.output_folder(), state=state)
-        if Rank.from_environment().rank == 0:
-            io.finish(metrics, {"stage": stage, "recipe": loaded.name, "profile": loaded.profile})
+        loaded = _recipe(recipe, profile, [*io.overrides(), *(overrides or ())], params)
+        io.check_code(stage)
+        io.finish(run_stage(stage, loaded, io.inputs(), io.output_folder(), state=state))
         return
     if out is None:
         raise typer.BadParameter("give the output folder with --out DIR")
     folders = dict(_name_and_folder(item) for item in inputs or ())
-    run_stage(stage, loaded, folders, out, state=state)
+    run_stage(stage, _recipe(recipe, profile, overrides, params), folders, out, state=state)
 
 
 def _name_and_folder(text: str) -> tuple[str, Path]:
@@ -189,13 +192,18 @@ def models(as_json: JsonOption = False) -> None:
 @app.command()
 def cost(
     model: Annotated[str, typer.Argument(help="for example hivit_base")],
-    image_size: Annotated[int, typer.Option(min=16, help="pixels")] = 224,
+    image_size: Annotated[
+        int | None, typer.Option(min=16, help="pixels; the network's own if not given")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Parameters and multiply-adds of a network at any size, the convention named."""
-    from vitpipe.evaluate.cost import model_costs
+    from vitpipe.evaluate.cost import cost_of
 
-    _print_rows([dataclasses.asdict(item) for item in model_costs(model, image_size)], as_json)
+    found = cost_of(model, image_size=image_size)
+    _print_rows(
+        found.table(), as_json, f"{model}, one image of {found.image_size[0]} x {found.image_size[1]}"
+    )
 
 
 @app.command()
@@ -208,7 +216,7 @@ def convert(
     from vitpipe.models.convert import convert as convert_file
 
     report = convert_file(checkpoint, out)
-    _print_rows(report.rows(), as_json, f"{checkpoint.name} as {report.kind}")
+    _print_rows(report.table(), as_json, f"{checkpoint.name}: {report.summary()}")
 
 
 @app.command()
@@ -251,19 +259,10 @@ def _mount_engine_verbs() -> None:
 
 
 def main() -> None:
-    """Entry point: run a verb, turn typed errors into one paragraph and an exit code."""
-    import click
-
+    """Entry point: run a verb; a typed error becomes one paragraph and an exit code."""
     _mount_engine_verbs()
     try:
-        code = app(standalone_mode=False)
+        app()
     except VitpipeError as error:
         print(f"vitpipe: {error}", file=sys.stderr)
-        code = error.exit_code
-    except click.exceptions.Abort:
-        print("vitpipe: interrupted", file=sys.stderr)
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(error.exit_code)

@@ -1,0 +1,98 @@
+"""The command line as a user meets it: a process, an exit code, one paragraph."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+VITPIPE = [sys.executable, "-m", "vitpipe"]
+HEAVY = ("torch", "timm", "mlflow", "kfp", "mmcv", "mmdet", "mmseg", "sklearn", "skimage")
+
+
+def _run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*VITPIPE, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan"], ["recipes"], ["recipe", "itpn/pixel_base", "--profile", "full"], ["models"]])
+def test_light_verbs_import_nothing_heavy(arguments: list[str]):
+    code = (
+        "import sys; from vitpipe.cli import main\n"
+        f"sys.argv = ['vitpipe', *{arguments!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        f"heavy = [m for m in {HEAVY!r} if m in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["recipe", "itpn/pixel_bas"], "did you mean 'itpn/pixel_base'?"),
+        (["recipe", "itpn/pixel_base", "--profile", "ful"], "did you mean 'full'?"),
+        (["recipe", "itpn/pixel_base", "--set", "pretrain.epoch=3"], "did you mean 'epochs'?"),
+        (["recipe", "itpn/pixel_base", "--set", "pretrain.mask_ratio=2"], "less than 1"),
+        (["run", "pretain", "--out", "x"], "There is no stage 'pretain'"),
+        (["run", "pretrain", "--out", "x"], "needs the input 'data'"),
+        (["run", "pretrain", "--in", "data=nowhere", "--out", "x"], "does not exist"),
+        (["run", "pretrain", "--in", "data", "--out", "x"], "not of the form NAME=DIR"),
+        (["run", "prepare", "--in", "data=x", "--out", "x"], "has no input 'data'"),
+        (["run", "prepare"], "--out DIR"),
+        (["plan", "--params", "nowhere.yaml"], "does not exist"),
+        (["run", "intermediate", "--recipe", "itpn/pixel_base", "--profile", "full", "--out", "x"], "has no stage 'intermediate'"),
+        (["convert", "nowhere.pth", "--out", "x.safetensors"], "nowhere.pth"),
+        (["table", "itpn/99"], "99"),
+        (["cost", "hivit_bas"], "hivit_base"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_paragraph_and_exit_code_2(arguments: list[str], part: str, tmp_path: Path):
+    params = ["--params", str(ROOT / "params.yaml")] if arguments[0] == "run" else []
+    done = _run(*arguments, *params, cwd=tmp_path)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert part in done.stderr.replace("\n", " ").replace("│", " ")
+    assert "Traceback" not in done.stderr
+    assert not [p.name for p in tmp_path.iterdir() if not p.name.startswith("mlflow")]
+
+
+def test_plan_says_what_would_run_and_why(tmp_path: Path):
+    done = _run("plan", "--json", "--artifacts", str(tmp_path))
+    rows = json.loads(done.stdout)
+    assert [row["stage"] for row in rows][0] == "prepare"
+    assert {row["runs"] for row in rows} == {"runs"}
+    assert next(row for row in rows if row["stage"] == "pretrain")["steps"] > 0
+
+
+def test_identities_are_stable_files(tmp_path: Path):
+    for _ in range(2):
+        assert _run("identity", "--out", str(tmp_path / "identity")).returncode == 0
+    names = sorted(path.stem for path in (tmp_path / "identity").iterdir())
+    assert "pretrain" in names
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "identity").iterdir()}
+    assert _run("identity", "--out", str(tmp_path / "identity"), "--set", "finetune.epochs=99").returncode == 0
+    changed = [path.stem for path in before if path.read_text() and path.stat().st_mtime_ns != before[path]]
+    assert "finetune" in changed
+
+
+def test_resolved_recipe_as_json_gives_every_reason():
+    done = _run("recipe", "itpn/pixel_base", "--profile", "full", "--ranks", "64", "--json")
+    shown = json.loads(done.stdout)
+    derived = {row["path"]: row for row in shown["derived"]}
+    assert derived["pretrain.peak_lr"]["value"] == pytest.approx(2.4e-3)
+    assert all(row["why"] for row in derived.values())
+    assert shown["recipe"]["model"]["name"] == "hivit_base"

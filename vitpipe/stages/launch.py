@@ -1,0 +1,39 @@
+"""One process per GPU: restart a training stage under torchrun when the machine has several.
+
+The engines call one command, `vitpipe run STAGE`; how many processes share it is a fact of the node.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from vitpipe.stages.graph import BY_NAME
+
+
+def num_ranks_wanted(stage: str, asked: int | None) -> int:
+    """Processes that should share a stage: as asked, else one per visible GPU for stages that use GPUs."""
+    if asked is not None:
+        return asked
+    known = BY_NAME.get(stage)
+    if known is None or known.resources.gpus < 2 or not Path("/dev/nvidia0").exists():
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def under_torchrun() -> bool:
+    """True in a process that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def restart_under_torchrun(num_ranks: int) -> None:
+    """Replace this process by torchrun with `num_ranks` copies of the same command. Does not return.
+
+    torchrun hands SIGTERM on to its children, so a stage saves its state as it would alone.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={num_ranks}", "-m", "vitpipe", *sys.argv[1:]]
+    os.execv(sys.executable, command)
