@@ -1,1 +1,1 @@
-"""The published tables as data, one YAML file per paper."""
+"""The published tables as data: one YAML file per paper, one row per number."""

@@ -1,0 +1,123 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from vitpipe.config.recipe import AugmentConfig
+from vitpipe.data.augment import eval_transform, train_transform
+from vitpipe.data.batches import eval_batches, train_batches
+from vitpipe.data.shards import open_shards
+from vitpipe.errors import DatasetError
+
+HEAVY = AugmentConfig(
+    rand_augment="rand-m9-mstd0.5-inc1", erase_probability=0.5, crop_scale=(0.3, 1.0), color_jitter=0.4
+)
+
+
+@pytest.fixture
+def shards(prepared):
+    return open_shards(prepared, "imagenet", "train")
+
+
+def batches(shards, *, workers=0, num_ranks=1, rank=0, start_step=0, num_steps=5, seed=0):
+    return list(
+        train_batches(
+            shards,
+            train_transform(HEAVY, 32),
+            seed=seed,
+            global_batch=12,
+            micro_batch=3,
+            rank=rank,
+            num_ranks=num_ranks,
+            start_step=start_step,
+            num_steps=num_steps,
+            workers=workers,
+        )
+    )
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.images_BCHW, b.images_BCHW)
+        assert torch.equal(a.labels_B, b.labels_B)
+        assert torch.equal(a.indices_B, b.indices_B)
+        assert (a.step, a.chunk) == (b.step, b.chunk)
+
+
+def test_batches_have_the_contracts_shapes(shards):
+    found = batches(shards)
+    assert [(batch.step, batch.micro) for batch in found[:5]] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    assert len(found) == 5 * 4
+    assert found[0].images_BCHW.shape == (3, 3, 32, 32)
+    assert found[0].images_BCHW.dtype == torch.float32
+    assert found[0].labels_B.tolist() == shards.labels[found[0].indices_B.numpy()].tolist()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pixels_do_not_depend_on_the_number_of_workers(shards, workers):
+    assert_same(batches(shards, workers=workers), batches(shards))
+
+
+def test_pixels_do_not_depend_on_the_number_of_ranks(shards):
+    alone = batches(shards)
+    together = [batch for rank in range(2) for batch in batches(shards, num_ranks=2, rank=rank)]
+    assert_same(sorted(together, key=lambda batch: (batch.step, batch.chunk)), alone)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_iterator_yields_exactly_the_tail(shards, workers):
+    assert_same(batches(shards, start_step=3, workers=workers), batches(shards)[12:])
+
+
+def test_an_image_looks_different_in_another_epoch_and_with_another_seed(shards):
+    by_step = {}
+    for batch in batches(shards, num_steps=4):
+        for index, image in zip(batch.indices_B.tolist(), batch.images_BCHW, strict=True):
+            by_step.setdefault(index, []).append(image)
+    repeated = next(images for images in by_step.values() if len(images) > 1)
+    assert not torch.equal(repeated[0], repeated[1])
+    assert not torch.equal(batches(shards)[0].images_BCHW, batches(shards, seed=1)[0].images_BCHW)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_training_processs_generators_alone(shards, workers):
+    def draws():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    def seeded():
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+
+    seeded()
+    expected = draws()
+    seeded()
+    batches(shards, num_steps=1, workers=workers)
+    assert draws() == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_batches_over_ranks(prepared, workers):
+    shards = open_shards(prepared, "imagenet", "val")
+    transform = eval_transform(32, 0.875, AugmentConfig())
+    found = [
+        batch
+        for rank in range(2)
+        for batch in eval_batches(shards, transform, batch=16, rank=rank, num_ranks=2, workers=workers)
+    ]
+    assert sorted(torch.cat([batch.indices_B for batch in found]).tolist()) == list(range(50))
+    for batch in found:
+        assert batch.labels_B.tolist() == shards.labels[batch.indices_B.numpy()].tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_without_a_traceback(prepared_copy, workers):
+    shard = prepared_copy / "imagenet" / "train-000000.tar"
+    content = bytearray(shard.read_bytes())
+    shards = open_shards(prepared_copy, "imagenet", "train")
+    for record in shards._records.tolist():
+        content[record[0] + 20] ^= 255
+    shard.write_bytes(content)
+    with pytest.raises(DatasetError, match="has changed since it was packed") as caught:
+        batches(shards, workers=workers)
+    assert "Traceback" not in str(caught.value)

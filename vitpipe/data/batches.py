@@ -1,0 +1,158 @@
+"""Batches of tensors from shards, in the order of `order`, the same for any number of workers and ranks.
+
+B batch of this rank's micro-batch, C = 3 colours, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitpipe.data.augment import Transform
+from vitpipe.data.order import Chunk, eval_chunks, train_chunks
+from vitpipe.data.seeds import kept_random_state, seed_everything
+from vitpipe.data.shards import ShardSet
+from vitpipe.errors import VitpipeError
+
+
+class Batch(NamedTuple):
+    """One micro-batch.
+
+    Attributes:
+        images_BCHW: float32, normalised.
+        labels_B: int64 class numbers.
+        indices_B: int64 positions in the shard set.
+        step, micro: optimiser step and accumulation index on this rank.
+        chunk: index of the micro-batch within the step over all ranks; seeds that should not depend on
+            the number of ranks are made from it.
+    """
+
+    images_BCHW: Tensor  # noqa: N815
+    labels_B: Tensor  # noqa: N815
+    indices_B: Tensor  # noqa: N815
+    step: int
+    micro: int
+    chunk: int
+
+
+def train_batches(
+    shards: ShardSet,
+    transform: Transform,
+    *,
+    seed: int,
+    global_batch: int,
+    micro_batch: int,
+    rank: int,
+    num_ranks: int,
+    start_step: int,
+    num_steps: int,
+    workers: int,
+) -> Iterator[Batch]:
+    """This rank's micro-batches from `start_step` up to `num_steps`, `accumulation` per step, in order.
+
+    Every random draw of a sample is a function of (seed, epoch, position), so pixels do not depend on
+    workers, ranks, or on where the run was resumed.
+
+    Args:
+        num_steps: total steps of the run; the last yielded step is `num_steps - 1`.
+        workers: loader processes; 0 decodes in this one.
+
+    Raises:
+        DatasetError: naming the image, when one cannot be read or decoded.
+        InputError: as `order.train_chunks`.
+    """
+
+    def chunks() -> Iterator[Chunk]:
+        return train_chunks(
+            len(shards),
+            seed=seed,
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            rank=rank,
+            num_ranks=num_ranks,
+            start_step=start_step,
+            num_steps=num_steps,
+        )
+
+    return _load(_Reader(shards, transform, seed), chunks, workers)
+
+
+def eval_batches(
+    shards: ShardSet, transform: Transform, *, batch: int, rank: int, num_ranks: int, workers: int
+) -> Iterator[Batch]:
+    """Every sample once over all ranks, in order, none repeated; see `order.eval_chunks`.
+
+    Raises:
+        DatasetError: naming the image, when one cannot be read or decoded.
+    """
+
+    def chunks() -> Iterator[Chunk]:
+        return eval_chunks(len(shards), batch=batch, rank=rank, num_ranks=num_ranks)
+
+    return _load(_Reader(shards, transform, None), chunks, workers)
+
+
+class _Reader(Dataset[Batch]):
+    """Chunk in, batch out. With a seed, every sample is augmented under its own random state."""
+
+    def __init__(self, shards: ShardSet, transform: Transform, seed: int | None) -> None:
+        self.shards, self.transform, self.seed = shards, transform, seed
+
+    def __getitem__(self, chunk: Chunk) -> Batch | VitpipeError:  # type: ignore[override]
+        """The batch, or the user's error: raised in a worker it would come back wrapped in a traceback."""
+        try:
+            with nullcontext() if self.seed is None else kept_random_state():
+                return self._batch(chunk)
+        except VitpipeError as error:
+            return error
+
+    def _batch(self, chunk: Chunk) -> Batch:
+        images, labels = [], []
+        for offset, position in enumerate(chunk.indices):
+            image, label = self.shards.decode(position)
+            if self.seed is not None:
+                seed_everything("sample", self.seed, chunk.epoch, chunk.first_position + offset)
+            images.append(self.transform(image))
+            labels.append(label)
+        stacked, numbers = torch.stack(images), torch.tensor(labels)
+        return Batch(stacked, numbers, torch.tensor(chunk.indices), chunk.step, chunk.micro, chunk.number)
+
+
+class _Chunks(Iterable[Chunk]):
+    """What DataLoader takes for a sampler: hands out whole micro-batches."""
+
+    def __init__(self, chunks: Callable[[], Iterator[Chunk]]) -> None:
+        self.chunks = chunks
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self.chunks()
+
+
+def _load(reader: _Reader, chunks: Callable[[], Iterator[Chunk]], workers: int) -> Iterator[Batch]:
+    loaded: Iterable[Batch | VitpipeError]
+    if workers == 0:
+        loaded = (reader[chunk] for chunk in chunks())
+    else:
+        loaded = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=_Chunks(chunks),
+            num_workers=workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # with batch_size None it gets single items
+            # Its own generator: the loader would otherwise draw from that of the training process.
+            generator=torch.Generator(),
+            pin_memory=torch.cuda.is_available(),
+        )
+    for batch in loaded:
+        if isinstance(batch, VitpipeError):
+            raise batch
+        yield batch
+
+
+def _as_it_is(batch: Batch | VitpipeError) -> Batch | VitpipeError:
+    return batch

@@ -1,0 +1,143 @@
+"""What a prepared folder holds: one `manifest.json` at the top, one per dataset.
+
+    PREPARED/manifest.json              source, digest of each dataset, digest of the whole
+    PREPARED/imagenet/manifest.json     classes in order, splits, shards with checksums
+    PREPARED/coco/manifest.json         classes, counts; the archive, or the root of the user's folder
+
+A digest covers what is in a set (checksums, class order, counts), never where it lies.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vitpipe.config.digest import digest_of
+from vitpipe.errors import DatasetError
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+SHARD_SETS = ("imagenet", "imagenet22k")
+DENSE_SETS = ("coco", "ade20k", "davis")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shard(_Frozen):
+    """One tar file: sizes in bytes, checksum hex SHA-256."""
+
+    name: str
+    num_images: int
+    size_bytes: int
+    sha256: str
+
+
+class SplitManifest(_Frozen):
+    """One split of a shard set. `index` is the file with one record per image (`shards.INDEX_DTYPE`)."""
+
+    num_images: int
+    images_per_class: tuple[int, ...]
+    index: str
+    index_sha256: str
+    shards: tuple[Shard, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all shards together."""
+        return sum(shard.size_bytes for shard in self.shards)
+
+
+class LeftOut(_Frozen):
+    """An image that could not be decoded and is in no shard."""
+
+    split: str
+    file: str
+    reason: str
+
+
+class ShardManifest(_Frozen):
+    """A classification set in shards. `class_names` are for people and may be empty."""
+
+    schema_version: int = SCHEMA_VERSION
+    dataset: str
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
+    splits: dict[str, SplitManifest]
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    digest: str
+
+
+class DenseManifest(_Frozen):
+    """A dense set in its own layout: packed in `archive`, or left where it is, at `root`.
+
+    `counts` are numbers of pictures, annotations or sequences by name, for example `train_images`.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    dataset: str
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+    archive: str | None = None
+    archive_sha256: str | None = None
+    size_bytes: int
+    root: Path | None = None
+    digest: str
+
+
+class DataManifest(_Frozen):
+    """The whole prepared folder: dataset name -> digest, and one digest over all."""
+
+    schema_version: int = SCHEMA_VERSION
+    source: Literal["embedded", "folders"]
+    sets: dict[str, str]
+    data_digest: str
+
+
+AnyManifest = TypeVar("AnyManifest", ShardManifest, DenseManifest, DataManifest)
+
+
+def content_digest(manifest: ShardManifest | DenseManifest) -> str:
+    """Hex SHA-256 over what the set holds; the place of the data and the notes do not count."""
+    return digest_of(manifest.model_dump(mode="json", exclude={"digest", "root", "notes", "schema_version"}))
+
+
+def write_manifest(folder: Path, manifest: BaseModel) -> None:
+    """Write `manifest.json` into the folder."""
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path, kind: type[AnyManifest]) -> AnyManifest:
+    """Read `manifest.json` of a prepared folder or of one dataset in it.
+
+    Raises:
+        DatasetError: when it is missing or is not a manifest of this kind.
+    """
+    path = folder / MANIFEST
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DatasetError(
+            f"'{folder.name}' is not in the prepared data",
+            where=path,
+            mend="add the dataset to data.sets of the recipe and run the prepare stage again",
+        ) from error
+    except ValidationError as error:
+        raise DatasetError(
+            "The manifest is damaged or was written by another version",
+            where=path,
+            mend="delete the prepared folder and run the prepare stage again",
+        ) from error
+
+
+def read_digest(prepare_folder: Path) -> str:
+    """The digest of everything a prepare stage made.
+
+    Raises:
+        DatasetError: as `read_manifest`.
+    """
+    return read_manifest(prepare_folder, DataManifest).data_digest

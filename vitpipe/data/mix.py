@@ -1,0 +1,76 @@
+"""Mixup and CutMix with label smoothing: images and labels in, mixed images and soft targets out.
+
+mixup: Zhang et al., ICLR 2018. CutMix: Yun et al., ICCV 2019. Per-batch mode with the definitions of
+timm's `Mixup`: partners are the batch reversed, one lambda per batch, CutMix's lambda corrected to the
+area that was really pasted. Written anew because timm draws from NumPy's global generator, which would
+tie the result to whatever else has drawn before, and refuses batches of odd size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitpipe.config.recipe import AugmentConfig
+from vitpipe.data.seeds import generator_of
+
+
+class Mix:
+    """Mixes a batch; with both alphas 0 it only makes the soft targets.
+
+    Args:
+        augment: `mixup_alpha`, `cutmix_alpha`, `mix_probability` (of mixing a batch at all),
+            `mix_switch_probability` (of CutMix when both are on).
+        num_classes: K.
+        label_smoothing: share of the target mass that is spread evenly over all classes.
+    """
+
+    def __init__(self, augment: AugmentConfig, num_classes: int, label_smoothing: float) -> None:
+        self.augment, self.num_classes, self.label_smoothing = augment, num_classes, label_smoothing
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, *, seed: int, step: int, micro: int, rank: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mix (B, C, H, W) images with labels (B,) into new images and targets (B, K) float32."""
+        generator = generator_of("mix", seed, step, micro, rank)
+        share, box = self._draw(generator, images.shape[-2], images.shape[-1])
+        targets = self.soft_targets(labels)
+        if share == 1.0:
+            return images, targets
+        if box is None:
+            mixed = images * share + images.flip(0) * (1.0 - share)
+        else:
+            top, bottom, left, right = box
+            mixed = images.clone()
+            mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+        return mixed, targets * share + targets.flip(0) * (1.0 - share)
+
+    def soft_targets(self, labels: Tensor) -> Tensor:
+        """Smoothed one-hot targets: (B,) -> (B, K)."""
+        off = self.label_smoothing / self.num_classes
+        targets = torch.full((labels.shape[0], self.num_classes), off, device=labels.device)
+        return targets.scatter_(1, labels.long()[:, None], 1.0 - self.label_smoothing + off)
+
+    def _draw(
+        self, generator: np.random.Generator, height: int, width: int
+    ) -> tuple[float, tuple[int, int, int, int] | None]:
+        """The share of the own image, and the pasted box (top, bottom, left, right) for CutMix."""
+        mixup, cutmix = self.augment.mixup_alpha, self.augment.cutmix_alpha
+        if max(mixup, cutmix) == 0.0 or generator.random() >= self.augment.mix_probability:
+            return 1.0, None
+        both = mixup > 0.0 and cutmix > 0.0
+        if not (generator.random() < self.augment.mix_switch_probability if both else cutmix > 0.0):
+            return float(generator.beta(mixup, mixup)), None
+        side = math.sqrt(1.0 - generator.beta(cutmix, cutmix))
+        top, bottom = _span(generator, height, int(height * side))
+        left, right = _span(generator, width, int(width * side))
+        return 1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
+
+
+def _span(generator: np.random.Generator, size: int, length: int) -> tuple[int, int]:
+    """A span around a uniform centre, cut off at the borders."""
+    centre = int(generator.integers(0, size))
+    return max(0, centre - length // 2), min(size, centre + (length + 1) // 2)

@@ -1,0 +1,132 @@
+"""Read the published tables: one row per number, selected by equality on its keys.
+
+Every row has the keys table, method, variant, dataset, metric, value, unit, setting, source, and
+sometimes flag. `table` is the short name of the source: `11` is table 11 of the supplement, `main-3`
+table 3 of the main paper.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitpipe.errors import RecipeError
+
+FOLDER = Path(__file__).parent
+NUM_NEAR_MISSES = 3
+_SHOWN = ("method", "variant", "dataset", "metric", "value", "unit", "setting", "source", "flag")
+
+
+def papers() -> tuple[str, ...]:
+    """Names of the papers whose tables are here."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+
+
+def rows(paper: str) -> list[dict[str, Any]]:
+    """All rows of a paper, in the order of its tables.
+
+    Raises:
+        RecipeError: when there is no such paper.
+    """
+    if paper not in papers():
+        raise RecipeError(
+            f"There are no published tables of '{paper}'",
+            where="source.paper of the recipe, or PAPER in PAPER/NUMBER",
+            mend=f"choose one of: {', '.join(papers())}",
+        )
+    return [dict(row) for row in _read(paper)]
+
+
+def find_row(paper: str, where: Mapping[str, Any]) -> dict[str, Any]:
+    """The one row whose keys equal those of `where`.
+
+    Raises:
+        RecipeError: no row or several rows fit; the nearest rows are named with what differs.
+    """
+    every = rows(paper)
+    found = [row for row in every if all(row.get(key) == value for key, value in where.items())]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        what = f"{len(found)} published rows of {paper} fit {_text(where)}: {_distinctions(found, where)}"
+        mend = "add one of these keys to `where`, so that exactly one row is left"
+    else:
+        nearest = sorted(every, key=lambda row: _closeness(row, where), reverse=True)[:NUM_NEAR_MISSES]
+        what = f"No published row of {paper} fits {_text(where)}; the nearest: " + "; ".join(
+            f"({i}) {_difference(row, where)}" for i, row in enumerate(nearest, 1)
+        )
+        mend = f"correct `where`; `vitpipe table {paper}/{nearest[0]['table']}` lists the rows of that table"
+    raise RecipeError(what, where=f"expect of a recipe of paper {paper}", mend=mend)
+
+
+def tables(paper: str) -> dict[str, str]:
+    """Short name -> full source of every table of a paper.
+
+    Raises:
+        RecipeError: when there is no such paper.
+    """
+    return {row["table"]: row["source"] for row in reversed(rows(paper))}
+
+
+def table(paper: str, number: str) -> list[dict[str, Any]]:
+    """The rows of one table, all with the same keys, for `vitpipe table PAPER/NUMBER`.
+
+    Raises:
+        RecipeError: when there is no such paper or table.
+    """
+    found = [row for row in rows(paper) if row["table"] == number]
+    if not found:
+        raise RecipeError(
+            f"There is no table '{number}' of {paper} here" if number else f"Which table of {paper}",
+            where="PAPER/NUMBER",
+            mend="choose one of: "
+            + ", ".join(f"{paper}/{name}" for name in sorted(tables(paper), key=_order)),
+        )
+    keys = [key for key in _SHOWN if any(row.get(key) is not None for row in found)]
+    return [{key: row.get(key) for key in keys} for row in found]
+
+
+@functools.cache
+def _read(paper: str) -> tuple[dict[str, Any], ...]:
+    # The C loader reads the largest file in a twentieth of the time of the Python one.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return tuple(yaml.load((FOLDER / f"{paper}.yaml").read_text(encoding="utf-8"), Loader=loader))
+
+
+def _order(name: str) -> tuple[bool, int, str]:
+    return (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+
+
+def _closeness(row: Mapping[str, Any], where: Mapping[str, Any]) -> float:
+    return sum(
+        difflib.SequenceMatcher(None, str(row.get(key, "")), str(value)).ratio() + (row.get(key) == value)
+        for key, value in where.items()
+    )
+
+
+def _text(where: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in where.items()) + "}"
+
+
+def _difference(row: Mapping[str, Any], where: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} '{row[key]}' instead of '{value}'" if key in row else f"has no key '{key}'"
+        for key, value in where.items()
+        if row.get(key) != value
+    )
+
+
+def _distinctions(found: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> str:
+    free = [key for key in ("table", *_SHOWN) if key not in where and key != "value"]
+    parts = []
+    for key in free:
+        values = list(dict.fromkeys(str(row.get(key, "")) for row in found))
+        if len(values) > 1:
+            shown = ", ".join(f"'{value}'" for value in values[:NUM_NEAR_MISSES])
+            parts.append(f"{key} is {shown}{' and others' if len(values) > NUM_NEAR_MISSES else ''}")
+    return "; ".join(parts)
