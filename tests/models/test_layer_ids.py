@@ -1,0 +1,77 @@
+"""Which layer a parameter belongs to, for layer-wise learning rates: three rules, in official names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vitpipe.config.recipe import ModelConfig
+from vitpipe.config.resolve import layer_scales
+from vitpipe.models.build import build_classifier
+from vitpipe.models.convert import our_name
+from vitpipe.models.hivit import SHAPES, dense_layer_index, dense_lr_scale, layer_index
+from vitpipe.optim.groups import FINETUNE_NO_DECAY, parameter_groups
+
+BASE, LARGE = SHAPES["hivit_base"].depths, SHAPES["hivit_large"].depths
+
+
+def test_fine_tuning_of_base_as_recorded(golden):
+    """From our network's names to the optimiser's groups, against the map of the official code."""
+    recorded = golden.numbers["layer_decay"][0]
+    shapes = golden.keys(recorded["model"])["keys"]
+    table = next(value for value in recorded.values() if isinstance(value, dict))
+    assert set(table) == set(shapes) - {"relative_position_index"}
+    with torch.device("meta"):
+        model = build_classifier(ModelConfig(name="hivit_base"), num_classes=1000)
+    groups = parameter_groups(
+        model.named_parameters(),
+        weight_decay=recorded["weight_decay"],
+        no_decay=FINETUNE_NO_DECAY,
+        layer_of=lambda name: layer_index(name, BASE),
+        layer_scales=layer_scales(recorded["layer_decay_argument"], sum(BASE)),
+    )
+    ours = {name: group for group in groups for name in group["names"]}
+    assert len(ours) == len(table)
+    for official, (layer, scale, weight_decay) in table.items():
+        group = ours[our_name(official, BASE)]
+        assert (group["layer"], group["weight_decay"]) == (layer, weight_decay), official
+        assert group["lr_scale"] == pytest.approx(scale, rel=1e-9), official
+
+
+@pytest.mark.parametrize(("size", "depths"), [("base", BASE), ("large", LARGE)])
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_dense_rules_count_merges(golden, size, depths, task):
+    last = sum(depths) + 1
+    prefix = {"detect": "det", "segment": "seg"}[task]
+    for official in golden.keys(f"{prefix}_pixel_{size}")["keys"]:
+        if official == "relative_position_index":
+            continue
+        name = "backbone.network." + our_name(official, depths)
+        if official.startswith("blocks."):
+            expected = int(official.split(".")[1]) + 1
+        elif official.startswith("patch_embed"):
+            expected = 0
+        elif official == "absolute_pos_embed":
+            expected = last if task == "detect" else 0
+        else:
+            expected = last
+        assert dense_layer_index(name, depths, task) == expected, official
+    assert dense_layer_index("roi_head.bbox_head.0.fc_cls.weight", depths, task) == last
+
+
+@pytest.mark.parametrize(
+    ("depths", "layer_decay", "task", "expected"),
+    [
+        (BASE, 0.90, "detect", 1.1111),
+        (LARGE, 0.95, "detect", 1.0526),
+        (BASE, 0.90, "segment", 1.0437),
+        (LARGE, 0.95, "segment", 1.0146),
+    ],
+)
+def test_the_last_block_learns_faster_than_the_heads(depths, layer_decay, task, expected):
+    last = f"backbone.stage16.{depths[2] - 1}.mlp.fc1.weight"
+    assert dense_lr_scale(last, depths, layer_decay, task) == pytest.approx(expected, abs=1e-3)
+    assert dense_lr_scale("decode_head.conv_seg.weight", depths, layer_decay, task) == 1.0
+    stem = dense_lr_scale("backbone.stem.proj.weight", depths, layer_decay, task)
+    factor = layer_decay if task == "detect" else layer_decay ** (13 / (sum(depths) + 2))
+    assert stem == pytest.approx(factor ** (sum(depths) + 1))

@@ -1,0 +1,162 @@
+"""The two residual blocks of which HiViT, the pyramid and the masked decoder are made.
+
+HiViT: Hierarchical Vision Transformer Meets Masked Image Modeling; Xiaosong Zhang, Yunjie Tian, Wei Huang,
+Qixiang Ye, Qi Dai, Lingxi Xie, Qi Tian; arXiv 2205.14949, section 3 (a channel MLP where a token may not
+look at its neighbours, global attention where one unit is one token).
+
+Shapes: B images, N tokens, C channels, H heads, h sub-tokens per side of a unit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def init_weights(module: nn.Module) -> None:
+    """Start value of one module: Linear weights truncated normal (std 0.02), biases 0; others as torch does.
+
+    The stem's convolution keeps torch's default on purpose: so do the released networks.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def drop_path(x: Tensor, drop_ratio: float, training: bool) -> Tensor:
+    """Drop a residual branch for whole images (stochastic depth; Huang et al., arXiv 1603.09382).
+
+    Args:
+        x: (B, ...).
+        drop_ratio: share of images that lose the branch; the others are divided by the keep ratio.
+        training: nothing is dropped outside training.
+    """
+    if drop_ratio == 0.0 or not training:
+        return x
+    keep_ratio = 1.0 - drop_ratio
+    kept = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep_ratio)
+    return x * kept.div_(keep_ratio)
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear on the last axis: (..., C) -> (..., C)."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.fc2 = nn.Linear(hidden_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Attention(nn.Module):
+    """Global multi-head self-attention, optionally with a learnt bias per relative position.
+
+    Args:
+        width: channels, divisible by `num_heads`.
+        relative_grid: units per side S of the grid the bias is made for; `None` for no bias. The table
+            (2S-1)^2 x H starts at zero, so a network without the bias is the same function.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, relative_grid: int | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.relative_table: nn.Parameter | None = None
+        if relative_grid is not None:
+            self.relative_table = nn.Parameter(torch.zeros((2 * relative_grid - 1) ** 2, num_heads))
+
+    def forward(self, x_BNC: Tensor, index_NN: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C).
+
+        Args:
+            x_BNC: tokens.
+            index_NN: rows of the bias table for each query and key, (N, N), or (B, N, N) where every image
+                has its own tokens. Needed if, and only if, there is a table.
+        """
+        num_images, num_tokens, width = x_BNC.shape
+        qkv = self.qkv(x_BNC).view(num_images, num_tokens, 3, self.num_heads, width // self.num_heads)
+        q_BHNc, k_BHNc, v_BHNc = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        bias = None
+        if self.relative_table is not None:
+            assert index_NN is not None
+            bias = self._bias(index_NN).to(q_BHNc.dtype)
+        out_BHNc = F.scaled_dot_product_attention(q_BHNc, k_BHNc, v_BHNc, attn_mask=bias)
+        return self.proj(out_BHNc.transpose(1, 2).reshape(num_images, num_tokens, width))
+
+    def _bias(self, index: Tensor) -> Tensor:
+        """(N, N) -> (1, H, N, N), or (B, N, N) -> (B, H, N, N)."""
+        assert self.relative_table is not None
+        # Selecting columns of the transposed table gives the layout that attention wants, and its
+        # backward is three times faster on a CPU than that of indexing rows.
+        flat_H = self.relative_table.t().index_select(1, index.flatten())
+        bias = flat_H.view(self.num_heads, *index.shape)
+        return bias.unsqueeze(0) if index.ndim == 2 else bias.transpose(0, 1)
+
+
+def _scale(width: int, start: float | None) -> nn.Parameter | None:
+    return None if start is None else nn.Parameter(torch.full((width,), start))
+
+
+def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+    return branch if gamma is None else branch * gamma
+
+
+class ChannelBlock(nn.Module):
+    """`x + droppath(gamma * mlp(norm(x)))`: mixes channels, never positions. Any shape (B, ..., C)."""
+
+    def __init__(
+        self,
+        width: int,
+        mlp_ratio: int,
+        *,
+        norm_eps: float,
+        drop_ratio: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.drop_ratio = drop_ratio
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp_ratio * width)
+        self.gamma_2 = _scale(width, layer_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., C) -> (B, ..., C)."""
+        branch = _scaled(self.mlp(self.norm(x)), self.gamma_2)
+        return x + drop_path(branch, self.drop_ratio, self.training)
+
+
+class AttentionBlock(nn.Module):
+    """A pre-norm transformer block: global attention, then a channel MLP, each on a residual branch."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: int,
+        *,
+        norm_eps: float,
+        drop_ratio: float = 0.0,
+        layer_scale: float | None = None,
+        relative_grid: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.drop_ratio = drop_ratio
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, num_heads, relative_grid=relative_grid)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp_ratio * width)
+        self.gamma_1 = _scale(width, layer_scale)
+        self.gamma_2 = _scale(width, layer_scale)
+
+    def forward(self, x_BNC: Tensor, index_NN: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C); `index_NN` as in `Attention`."""
+        branch_BNC = _scaled(self.attn(self.norm1(x_BNC), index_NN), self.gamma_1)
+        x_BNC = x_BNC + drop_path(branch_BNC, self.drop_ratio, self.training)
+        branch_BNC = _scaled(self.mlp(self.norm2(x_BNC)), self.gamma_2)
+        return x_BNC + drop_path(branch_BNC, self.drop_ratio, self.training)

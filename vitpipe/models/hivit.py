@@ -1,0 +1,361 @@
+"""HiViT: three stages at strides 4, 8 and 16 that keep every 16-pixel unit to itself until the last.
+
+HiViT: Hierarchical Vision Transformer Meets Masked Image Modeling; Xiaosong Zhang, Yunjie Tian, Wei Huang,
+Qixiang Ye, Qi Dai, Lingxi Xie, Qi Tian; arXiv 2205.14949, sections 3.2 and 3.3. Sizes and position embeddings
+are those of Integrally Pre-Trained Transformer Pyramid Networks; Yunjie Tian et al.; arXiv 2211.12735,
+supplement, tables 7 and 8.
+
+    image > stem > stage4 > merge4to8 > stage8 > merge8to16 > + absolute position > stage16
+
+Shapes: B images, N units of 16 x 16 pixels (row-major), K units that are kept, h sub-tokens per side of a
+unit (4, 2, 1 at strides 4, 8, 16), C channels. Everything before stage16 works on (B, N, h, h, C) and never
+mixes units, so dropping a unit after the stem drops it at every level.
+
+Parameter names: `stem.{proj,norm}`, `stage4.I.{norm,mlp}`, `merge4to8.{norm,linear}`, `stage8.I`,
+`merge8to16`, `absolute_position`, `stage16.I.{norm1,attn,norm2,mlp}`; around it the classifier has
+`backbone.`, `head_norm.` and `head.`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitpipe.errors import InputError
+from vitpipe.models.blocks import AttentionBlock, ChannelBlock, init_weights
+from vitpipe.models.positions import relative_index, resample_positions
+
+UNIT_PIXELS = 16
+
+
+@dataclass(frozen=True)
+class HiViTShape:
+    """One size of HiViT: blocks and channels at strides 4, 8, 16; MLP ratios; heads at stride 16."""
+
+    name: str
+    depths: tuple[int, int, int]
+    widths: tuple[int, int, int]
+    num_heads: int
+    early_mlp_ratio: int = 3
+    mlp_ratio: int = 4
+
+
+SHAPES: dict[str, HiViTShape] = {
+    shape.name: shape
+    for shape in (
+        HiViTShape("hivit_nano", (1, 1, 4), (32, 64, 128), num_heads=4),
+        HiViTShape("hivit_base", (3, 3, 24), (128, 256, 512), num_heads=8),
+        HiViTShape("hivit_large", (2, 2, 40), (192, 384, 768), num_heads=12),
+    )
+}
+
+
+class StageFeatures(NamedTuple):
+    """Outputs of the three stages, before each merge: levels 4 and 8 in unit layout, level 16 as tokens."""
+
+    level4_BNhhC: Tensor  # noqa: N815
+    level8_BNhhC: Tensor  # noqa: N815
+    level16_BNC: Tensor  # noqa: N815
+
+
+def gather_units(x: Tensor, kept_BK: Tensor) -> Tensor:
+    """Take units by index, per image: (B, N, ...), (B, K) -> (B, K, ...)."""
+    num_images, num_units = x.shape[:2]
+    first_B1 = torch.arange(num_images, device=x.device).unsqueeze(1) * num_units
+    # One selection of whole rows: its backward is a plain row-wise addition.
+    rows = x.flatten(0, 1).index_select(0, (kept_BK + first_B1).flatten())
+    return rows.view(num_images, kept_BK.shape[1], *x.shape[2:])
+
+
+class Stem(nn.Module):
+    """Convolution 4 x 4 with stride 4, then LayerNorm, in unit layout: (B, 3, H, W) -> (B, N, 4, 4, C)."""
+
+    def __init__(self, width: int, *, norm_eps: float) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=4, stride=4)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(self, images_BCHW: Tensor, kept_BK: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) -> (B, N, 4, 4, C), or (B, K, 4, 4, C) with `kept_BK`."""
+        fine_BCHW = self.proj(images_BCHW)
+        num_images, width, height, breadth = fine_BCHW.shape
+        units = fine_BCHW.view(num_images, width, height // 4, 4, breadth // 4, 4)
+        x_BNhhC = units.permute(0, 2, 4, 3, 5, 1).reshape(num_images, -1, 4, 4, width)
+        if kept_BK is not None:
+            x_BNhhC = gather_units(x_BNhhC, kept_BK)
+        return self.norm(x_BNhhC)
+
+
+class Merge(nn.Module):
+    """Join each 2 x 2 of sub-tokens inside a unit: (B, N, h, h, C) -> (B, N, h/2, h/2, 2C)."""
+
+    def __init__(self, width: int, *, norm_eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width, eps=norm_eps)
+        self.linear = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x_BNhhC: Tensor) -> Tensor:
+        """(B, N, h, h, C) -> (B, N, h/2, h/2, 2C)."""
+        num_images, num_units, side, _, width = x_BNhhC.shape
+        half = side // 2
+        # Axes: row, row parity, column, column parity. The four children are concatenated with the row
+        # parity running fastest: (even, even), (odd, even), (even, odd), (odd, odd).
+        split = x_BNhhC.view(num_images, num_units, half, 2, half, 2, width)
+        joined = split.permute(0, 1, 2, 4, 5, 3, 6).reshape(num_images, num_units, half, half, 4 * width)
+        return self.linear(self.norm(joined))
+
+
+class HiViT(nn.Module):
+    """The backbone.
+
+    Args:
+        shape: an entry of `SHAPES` or your own.
+        image_size: pixels per side, a multiple of 16; fixes the grid of the relative bias.
+        drop_path: drop ratio of the last block; it rises linearly from 0 over all blocks.
+        absolute_position: add a learnt table once, before stage16.
+        relative_position: add a learnt bias in every attention. Fixes the input to `image_size`.
+        layer_scale: start value of a learnt factor per channel on every residual branch; `None` for none.
+        norm_eps: of every LayerNorm (1e-6 when pre-training and classifying, 1e-5 in dense tasks).
+        position_image_size: image size that the absolute table is made for, if it is not `image_size`.
+
+    Raises:
+        InputError: when a size is not a multiple of 16.
+    """
+
+    def __init__(
+        self,
+        shape: HiViTShape,
+        *,
+        image_size: int,
+        drop_path: float = 0.0,
+        absolute_position: bool = True,
+        relative_position: bool = False,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-6,
+        position_image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape, self.image_size = shape, image_size
+        self.grid_side = units_per_side(image_size)
+        depth4, depth8, _ = shape.depths
+        width4, width8, width16 = shape.widths
+        drop_ratios = _drop_ratios(drop_path, sum(shape.depths))
+
+        def channel_blocks(width: int, ratios: list[float]) -> nn.ModuleList:
+            return nn.ModuleList(
+                ChannelBlock(
+                    width,
+                    shape.early_mlp_ratio,
+                    norm_eps=norm_eps,
+                    drop_ratio=ratio,
+                    layer_scale=layer_scale,
+                )
+                for ratio in ratios
+            )
+
+        self.stem = Stem(width4, norm_eps=norm_eps)
+        self.stage4 = channel_blocks(width4, drop_ratios[:depth4])
+        self.merge4to8 = Merge(width4, norm_eps=norm_eps)
+        self.stage8 = channel_blocks(width8, drop_ratios[depth4 : depth4 + depth8])
+        self.merge8to16 = Merge(width8, norm_eps=norm_eps)
+        self.absolute_position: nn.Parameter | None = None
+        if absolute_position:
+            side = units_per_side(position_image_size or image_size)
+            self.absolute_position = nn.Parameter(torch.zeros(1, side * side, width16))
+            nn.init.trunc_normal_(self.absolute_position, std=0.02)
+        self.stage16 = nn.ModuleList(
+            AttentionBlock(
+                width16,
+                shape.num_heads,
+                shape.mlp_ratio,
+                norm_eps=norm_eps,
+                drop_ratio=ratio,
+                layer_scale=layer_scale,
+                relative_grid=self.grid_side if relative_position else None,
+            )
+            for ratio in drop_ratios[depth4 + depth8 :]
+        )
+        self.relative_index_NN: Tensor | None
+        index_NN = relative_index(self.grid_side) if relative_position else None
+        self.register_buffer("relative_index_NN", index_NN, persistent=False)
+        self.apply(init_weights)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the three stages; merges are not counted."""
+        return sum(self.shape.depths)
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Channels at strides 4, 8 and 16."""
+        return self.shape.widths
+
+    def forward_stages(self, images_BCHW: Tensor, kept_BK: Tensor | None = None) -> StageFeatures:
+        """Run all stages on the whole image, or on some of its units only.
+
+        Args:
+            images_BCHW: (B, 3, H, W), H and W multiples of 16, normalised.
+            kept_BK: indices of the units to keep, per image and in any order; features keep that order.
+
+        Raises:
+            InputError: when H or W does not fit the network.
+        """
+        grid = self._grid(images_BCHW)
+        x = level4_BNhhC = _run(self.stage4, self.stem(images_BCHW, kept_BK))
+        x = level8_BNhhC = _run(self.stage8, self.merge4to8(x))
+        x_BNC = self.merge8to16(x).flatten(1, 3)
+        if self.absolute_position is not None:
+            x_BNC = x_BNC + self._positions(grid, kept_BK)
+        index = self._relative_index(kept_BK)
+        for block in self.stage16:
+            x_BNC = block(x_BNC, index)
+        return StageFeatures(level4_BNhhC, level8_BNhhC, x_BNC)
+
+    def _grid(self, images_BCHW: Tensor) -> tuple[int, int]:
+        """Units per column and per row of these images."""
+        height, breadth = images_BCHW.shape[-2:]
+        if height % UNIT_PIXELS or breadth % UNIT_PIXELS:
+            raise InputError(
+                f"The network cuts images into units of {UNIT_PIXELS} pixels, but got {height} x {breadth}",
+                where=self.shape.name,
+                mend=f"resize or pad the images to multiples of {UNIT_PIXELS}",
+            )
+        grid = (height // UNIT_PIXELS, breadth // UNIT_PIXELS)
+        if self.relative_index_NN is not None and grid != (self.grid_side, self.grid_side):
+            raise InputError(
+                f"The relative position bias is made for {self.image_size} x {self.image_size} pixels, "
+                f"but got {height} x {breadth}",
+                where=self.shape.name,
+                mend="feed that size, or build the network with the other image_size (tables are resized "
+                "when weights are loaded) or without relative positions",
+            )
+        return grid
+
+    def _positions(self, grid: tuple[int, int], kept_BK: Tensor | None) -> Tensor:
+        """Rows of the absolute table for the units present: (1, N, C) or (B, K, C)."""
+        assert self.absolute_position is not None
+        table_1NC: Tensor = self.absolute_position
+        num_tokens = grid[0] * grid[1] if kept_BK is None else kept_BK.shape[1]
+        # The released pre-training compares the table with the number of tokens *present*: with masked
+        # units it resamples a table of the right size too (by 14.1/14), and its weights have learnt that.
+        if num_tokens != table_1NC.shape[1] or grid[0] != grid[1]:
+            table_1NC = resample_positions(table_1NC, grid)
+        return table_1NC if kept_BK is None else table_1NC[0][kept_BK]
+
+    def _relative_index(self, kept_BK: Tensor | None) -> Tensor | None:
+        """Rows of the bias tables for the units present: (N, N) or (B, K, K)."""
+        index_NN = self.relative_index_NN
+        if index_NN is None or kept_BK is None:
+            return index_NN
+        return index_NN[kept_BK[:, :, None], kept_BK[:, None, :]]
+
+
+class HiViTClassifier(nn.Module):
+    """Mean over the level-16 tokens > LayerNorm > Linear (iTPN, supplement, table 8).
+
+    Args:
+        head_init_std: of the head's weight; small (2e-5) so that a pre-trained network starts undisturbed.
+    """
+
+    def __init__(self, backbone: HiViT, num_classes: int, head_init_std: float = 0.02) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head_norm = nn.LayerNorm(backbone.widths[-1], eps=1e-6)
+        self.head = nn.Linear(backbone.widths[-1], num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=head_init_std)
+        nn.init.zeros_(self.head.bias)
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C): what the head sees."""
+        return self.head_norm(self.backbone.forward_stages(images_BCHW).level16_BNC.mean(dim=1))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, num_classes)."""
+        return self.head(self.forward_features(images_BCHW))
+
+
+def units_per_side(image_size: int) -> int:
+    """16-pixel units per side of a square image.
+
+    Raises:
+        InputError: when `image_size` is not a positive multiple of 16.
+    """
+    if image_size < UNIT_PIXELS or image_size % UNIT_PIXELS:
+        below = max(UNIT_PIXELS, image_size // UNIT_PIXELS * UNIT_PIXELS)
+        raise InputError(
+            f"An image of {image_size} pixels cannot be cut into units of {UNIT_PIXELS}",
+            where="image_size",
+            mend=f"use a multiple of {UNIT_PIXELS}, for example {below} or {below + UNIT_PIXELS}",
+        )
+    return image_size // UNIT_PIXELS
+
+
+_BACKBONE_NAME = re.compile(
+    r"(?:^|\.)(stem|absolute_position|stage4|stage8|stage16|merge4to8|merge8to16)(?:\.(\d+))?(?:\.|$)"
+)
+
+
+def _block_number(name: str, depths: tuple[int, int, int], merges_counted: bool) -> int | None:
+    """1-based number of the block that owns a parameter; 0 for stem and position; `None` outside."""
+    found = _BACKBONE_NAME.search(name)
+    if found is None:
+        return None
+    part, index = found[1], int(found[2] or 0)
+    depth4, depth8, _ = depths
+    merge = int(merges_counted)
+    return {
+        "stem": 0,
+        "absolute_position": 0,
+        "stage4": index + 1,
+        "merge4to8": depth4 + merge,
+        "stage8": depth4 + merge + index + 1,
+        "merge8to16": depth4 + depth8 + 2 * merge,
+        "stage16": depth4 + depth8 + 2 * merge + index + 1,
+    }[part]
+
+
+def layer_index(name: str, depths: tuple[int, int, int]) -> int:
+    """Layer id of a parameter for the layer-wise lr decay of fine-tuning: 0 ... L, L = blocks + 1.
+
+    Stem and absolute position 0, block k its 1-based number, a merge that of the block before it,
+    everything else (the head) L. The lr is multiplied by `(d^(13/L))^(L - id)`: the published decay d is
+    stated for a 12-block ViT, hence the exponent.
+    """
+    number = _block_number(name, depths, merges_counted=False)
+    return sum(depths) + 1 if number is None else number
+
+
+def dense_layer_index(name: str, depths: tuple[int, int, int], task: Literal["detect", "segment"]) -> int:
+    """Layer id of a parameter in detection and segmentation: here a merge counts as a block of its own.
+
+    Everything outside the stages (pyramid, heads) has id T - 1, T = blocks + 2; so has the absolute
+    position in detection, while in segmentation it has 0. The last two blocks so get ids T - 1 and T: a
+    quirk of the released configurations that gives the last block more than the base lr.
+    """
+    if task == "detect" and re.search(r"(?:^|\.)absolute_position$", name):
+        return sum(depths) + 1
+    number = _block_number(name, depths, merges_counted=True)
+    return sum(depths) + 1 if number is None else number
+
+
+def dense_lr_scale(
+    name: str, depths: tuple[int, int, int], layer_decay: float, task: Literal["detect", "segment"]
+) -> float:
+    """Factor on the lr of a parameter: `f^(T - 1 - id)`; f = d in detection, d^(13/T) in segmentation."""
+    num_layers = sum(depths) + 2
+    factor = layer_decay if task == "detect" else layer_decay ** (13 / num_layers)
+    return float(factor ** (num_layers - 1 - dense_layer_index(name, depths, task)))
+
+
+def _drop_ratios(last: float, num_blocks: int) -> list[float]:
+    return [last * index / max(num_blocks - 1, 1) for index in range(num_blocks)]
+
+
+def _run(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+    return x

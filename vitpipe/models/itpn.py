@@ -1,0 +1,191 @@
+"""iTPN, masked pre-training on pixels: the backbone and the pyramid see a quarter of the units, a light
+decoder paints the rest.
+
+Integrally Pre-Trained Transformer Pyramid Networks; Yunjie Tian, Lingxi Xie, Zhaozhi Wang, Longhui Wei,
+Xiaopeng Zhang, Jianbin Jiao, Yaowei Wang, Qi Tian, Qixiang Ye; arXiv 2211.12735, sections 3.2 and 3.3;
+supplement, section 2 (masks aligned over all levels, so that nothing leaks) and table 7. Masking and decoder
+as in Masked Autoencoders; Kaiming He et al.; arXiv 2111.06377.
+
+    kept units of the image > HiViT > pyramid > one sum per unit > + mask tokens, positions > decoder > pixels
+
+Shapes: B images, N units (row-major), K kept units, h sub-tokens per side, C channels, D decoder width,
+the output's D is 16*16*3 pixel values. Parameter names: `backbone.*`, `pyramid.*`, `decoder.mask_token`,
+`decoder.embed{16,8,4}.{0,1}` (norm, linear), `decoder.fixed_position` (a buffer), `decoder.blocks.I`,
+`decoder.norm`, `decoder.pred`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitpipe.errors import InputError
+from vitpipe.models.blocks import AttentionBlock, init_weights
+from vitpipe.models.hivit import UNIT_PIXELS, HiViT, gather_units
+from vitpipe.models.positions import sincos_table
+from vitpipe.models.pyramid import Pyramid, PyramidLevels
+
+PIXELS_PER_UNIT = UNIT_PIXELS * UNIT_PIXELS * 3
+_MLP_RATIO = 4
+
+
+class MaskedPrediction(NamedTuple):
+    """What the pre-training network says.
+
+    Attributes:
+        pred_BND: predicted pixel values of every unit, in image order, each unit flattened as by `patchify`.
+        mask_BN: 1 where a unit was hidden, 0 where it was seen, in image order, float32.
+        kept_BK: indices of the units that were seen.
+    """
+
+    pred_BND: Tensor  # noqa: N815
+    mask_BN: Tensor  # noqa: N815
+    kept_BK: Tensor  # noqa: N815
+
+
+class UnitChoice(NamedTuple):
+    """Which units are seen: indices, the permutation back to image order, and the mask (1 = hidden)."""
+
+    kept_BK: Tensor  # noqa: N815
+    restore_BN: Tensor  # noqa: N815
+    mask_BN: Tensor  # noqa: N815
+
+
+def patchify(images_BCHW: Tensor) -> Tensor:
+    """Cut images into units, each flattened by row, column, colour: (B, 3, H, W) -> (B, N, 768)."""
+    num_images, colours, height, breadth = images_BCHW.shape
+    rows, columns = height // UNIT_PIXELS, breadth // UNIT_PIXELS
+    units = images_BCHW.reshape(num_images, colours, rows, UNIT_PIXELS, columns, UNIT_PIXELS)
+    return units.permute(0, 2, 4, 3, 5, 1).reshape(num_images, rows * columns, -1)
+
+
+def choose_units(noise_BN: Tensor, mask_ratio: float) -> UnitChoice:
+    """Keep the `int(N * (1 - mask_ratio))` units with the smallest noise, in the order of their noise."""
+    num_units = noise_BN.shape[1]
+    num_kept = int(num_units * (1 - mask_ratio))
+    shuffle_BN = noise_BN.argsort(dim=1, stable=True)
+    restore_BN = shuffle_BN.argsort(dim=1)
+    mask_BN = (restore_BN >= num_kept).float()
+    return UnitChoice(shuffle_BN[:, :num_kept], restore_BN, mask_BN)
+
+
+class PixelDecoder(nn.Module):
+    """Joins the pyramid levels of the kept units and predicts the pixels of all units.
+
+    Args:
+        pyramid_width: channels of the pyramid levels.
+        width: D, a multiple of 16 and of `num_heads`.
+        depth: attention blocks.
+        grid_side: units per side of the images.
+    """
+
+    def __init__(
+        self,
+        *,
+        pyramid_width: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        grid_side: int,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+
+        def embed(num_tokens: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.LayerNorm(pyramid_width, eps=norm_eps), nn.Linear(pyramid_width, width // num_tokens)
+            )
+
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.fixed_position: Tensor
+        self.register_buffer("fixed_position", sincos_table(grid_side, width))
+        self.embed16, self.embed8, self.embed4 = embed(1), embed(4), embed(16)
+        self.blocks = nn.ModuleList(
+            AttentionBlock(width, num_heads, _MLP_RATIO, norm_eps=norm_eps) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.pred = nn.Linear(width, PIXELS_PER_UNIT)
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.apply(init_weights)
+
+    def join(self, levels: PyramidLevels, restore_BN: Tensor) -> Tensor:
+        """Levels of the kept units -> decoder input (B, N, D), mask tokens where units were hidden.
+
+        Each level is embedded so that the sub-tokens of a unit, flattened, are D wide; the levels are summed.
+        Every level brings its own copy of the shared mask token: a hidden unit gets it three times.
+        """
+        seen_BKD = (
+            self.embed16(levels.o16).flatten(2)
+            + self.embed8(levels.o8).flatten(2)
+            + self.embed4(levels.o4).flatten(2)
+        )
+        num_images, num_kept, width = seen_BKD.shape
+        num_hidden = restore_BN.shape[1] - num_kept
+        hidden = (3 * self.mask_token).to(seen_BKD.dtype).expand(num_images, num_hidden, width)
+        return gather_units(torch.cat([seen_BKD, hidden], dim=1), restore_BN) + self.fixed_position
+
+    def forward(self, levels: PyramidLevels, restore_BN: Tensor) -> Tensor:
+        """Levels of the kept units -> pixel values of all units (B, N, 768)."""
+        x_BND = self.join(levels, restore_BN)
+        for block in self.blocks:
+            x_BND = block(x_BND)
+        return self.pred(self.norm(x_BND))
+
+
+class MaskedPretrainer(nn.Module):
+    """Backbone, pyramid and decoder.
+
+    The backbone's absolute position starts as the sine-cosine table and stays trainable.
+
+    Args:
+        mask_ratio: share of the units that are hidden.
+
+    Raises:
+        InputError: when no unit would be left to see, or none to predict.
+    """
+
+    def __init__(
+        self, backbone: HiViT, pyramid: Pyramid, decoder: PixelDecoder, *, mask_ratio: float = 0.75
+    ) -> None:
+        super().__init__()
+        self.backbone, self.pyramid, self.decoder = backbone, pyramid, decoder
+        self.mask_ratio, self.num_units = mask_ratio, backbone.grid_side**2
+        if not 0 < int(self.num_units * (1 - mask_ratio)) < self.num_units:
+            raise InputError(
+                f"With {self.num_units} units and mask_ratio {mask_ratio}, either nothing is seen or nothing "
+                "is hidden",
+                where="pretrain.mask_ratio",
+                mend="choose another mask_ratio or a larger model.image_size",
+            )
+        if backbone.absolute_position is not None:
+            with torch.no_grad():
+                backbone.absolute_position.copy_(sincos_table(backbone.grid_side, backbone.widths[-1]))
+
+    def encode(self, images_BCHW: Tensor, kept_BK: Tensor) -> PyramidLevels:
+        """Pyramid levels of the kept units only; the other pixels have no part in them."""
+        return self.pyramid(self.backbone.forward_stages(images_BCHW, kept_BK))
+
+    def forward(self, images_BCHW: Tensor, noise_BN: Tensor) -> MaskedPrediction:
+        """Hide units by noise and predict them.
+
+        Args:
+            images_BCHW: (B, 3, image_size, image_size), normalised.
+            noise_BN: uniform noise per unit, (B, N); see `choose_units`.
+
+        Raises:
+            InputError: when images or noise are of another size than the network is built for.
+        """
+        size = self.backbone.image_size
+        if images_BCHW.shape[-2:] != (size, size) or noise_BN.shape[1] != self.num_units:
+            raise InputError(
+                f"The pre-training network is built for {size} x {size} pixels ({self.num_units} units), but "
+                f"got images of {images_BCHW.shape[-2]} x {images_BCHW.shape[-1]} and noise for "
+                f"{noise_BN.shape[1]} units",
+                where="pretrain",
+                mend="set model.image_size to the size of the images",
+            )
+        choice = choose_units(noise_BN.to(images_BCHW.device), self.mask_ratio)
+        levels = self.encode(images_BCHW, choice.kept_BK)
+        return MaskedPrediction(self.decoder(levels, choice.restore_BN), choice.mask_BN, choice.kept_BK)

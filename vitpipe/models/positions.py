@@ -1,0 +1,69 @@
+"""Where a unit is: sine-cosine tables, their resampling, and relative positions.
+
+Sine-cosine tables as in Masked Autoencoders Are Scalable Vision Learners; Kaiming He, Xinlei Chen, Saining
+Xie, Yanghao Li, Piotr Dollar, Ross Girshick; arXiv 2111.06377, section 3 (the 2-D form of its released code).
+Relative bias as in Swin Transformer; Ze Liu et al.; arXiv 2103.14030, equation 4.
+
+Shapes: S units per side, N = S*S units in row-major order, C channels, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def sincos_table(side: int, width: int) -> Tensor:
+    """Fixed 2-D position table (1, side*side, width), float32.
+
+    The first half of the channels encodes the column, the second half the row; in each half the sines of
+    all frequencies come before the cosines, frequency k being 10000^(-k / (width/4)).
+    """
+    quarter = width // 4
+    frequency_k = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle_Sk = torch.arange(side, dtype=torch.float64)[:, None] * frequency_k
+    axis_SC = torch.cat([angle_Sk.sin(), angle_Sk.cos()], dim=1)
+    column_NC = axis_SC.repeat(side, 1)
+    row_NC = axis_SC.repeat_interleave(side, dim=0)
+    return torch.cat([column_NC, row_NC], dim=1).float().unsqueeze(0)
+
+
+def resample_positions(table_1NC: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resample a square position table to another grid: (1, N, C) -> (1, rows*columns, C).
+
+    Bicubic, with the factor (rows + 0.1) / S instead of rows / S. The 0.1 keeps the floor of the output
+    size from losing a row; it also shifts the sample points a little, even when the grid stays the same,
+    and released weights were trained with that.
+    """
+    _, num_units, width = table_1NC.shape
+    side = math.isqrt(num_units)
+    square = table_1NC.reshape(1, side, side, width).permute(0, 3, 1, 2)
+    factors = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+    resampled = F.interpolate(square, scale_factor=factors, mode="bicubic", align_corners=False)
+    return resampled.flatten(2).transpose(1, 2)
+
+
+def relative_index(side: int) -> Tensor:
+    """Row of the bias table for every query i and key j: (N, N), int64.
+
+    `(row_i - row_j + S-1) * (2S-1) + (column_i - column_j + S-1)`.
+    """
+    unit_N = torch.arange(side * side)
+    row_N, column_N = unit_N // side, unit_N % side
+    row_NN = row_N[:, None] - row_N[None, :] + side - 1
+    column_NN = column_N[:, None] - column_N[None, :] + side - 1
+    return row_NN * (2 * side - 1) + column_NN
+
+
+def resize_relative_table(table_RH: Tensor, num_rows: int) -> Tensor:
+    """Resize a relative bias table to another grid: ((2S-1)^2, H) -> (num_rows, H).
+
+    Plain bicubic on the square of offsets, as the loaders of the released dense networks do.
+    """
+    side, new_side = math.isqrt(table_RH.shape[0]), math.isqrt(num_rows)
+    square = table_RH.t().reshape(1, -1, side, side)
+    resized = F.interpolate(square, size=(new_side, new_side), mode="bicubic", align_corners=False)
+    return resized.flatten(2).squeeze(0).t().contiguous()

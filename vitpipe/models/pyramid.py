@@ -1,0 +1,127 @@
+"""The transformer pyramid: a neck without convolutions that is pre-trained together with the backbone.
+
+Integrally Pre-Trained Transformer Pyramid Networks; Yunjie Tian, Lingxi Xie, Zhaozhi Wang, Longhui Wei,
+Xiaopeng Zhang, Jianbin Jiao, Yaowei Wang, Qi Tian, Qixiang Ye; arXiv 2211.12735, section 3 and figure 2;
+supplement, section 2 (why nothing in it mixes positions).
+
+    x16 --project16------------------------> refine16 > o16
+     \\--split16to8 -- + lateral8(f8) > fuse8 > refine8 > o8
+                          \\--split8to4 -- + lateral4(f4) > fuse4 > refine4 > o4
+
+Shapes: B images, N units (row-major), h sub-tokens per side of a unit, C channels, D pyramid width.
+Parameter names: as in the picture, `split*.{norm,linear}`, `fuse*.I.{norm,mlp}`, `refine*.{norm,mlp}`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from vitpipe.models.blocks import ChannelBlock, init_weights
+from vitpipe.models.hivit import UNIT_PIXELS, HiViT, StageFeatures
+
+_MLP_RATIO = 4
+
+
+class PyramidLevels(NamedTuple):
+    """Finest first, in unit layout: (B, N, 4, 4, D), (B, N, 2, 2, D), (B, N, 1, 1, D)."""
+
+    o4: Tensor
+    o8: Tensor
+    o16: Tensor
+
+
+class PyramidFeatures(NamedTuple):
+    """Maps (B, C, H, W) at strides 4, 8, 16: of the pyramid (o), and of the stages below it (f4, f8, x16)."""
+
+    o4: Tensor
+    o8: Tensor
+    o16: Tensor
+    f4: Tensor
+    f8: Tensor
+    x16: Tensor
+
+
+def to_map(x_BNhhC: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Put unit layout back into the image plane: (B, N, h, h, C) -> (B, C, rows*h, columns*h).
+
+    Args:
+        grid: rows and columns of units, N = rows * columns.
+    """
+    num_images, _, side, _, width = x_BNhhC.shape
+    rows, columns = grid
+    units = x_BNhhC.view(num_images, rows, columns, side, side, width)
+    return units.permute(0, 5, 1, 3, 2, 4).reshape(num_images, width, rows * side, columns * side)
+
+
+class Split(nn.Module):
+    """Open each token into its 2 x 2 children: (B, N, h, h, C) -> (B, N, 2h, 2h, D)."""
+
+    def __init__(self, width: int, out_width: int, *, norm_eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.linear = nn.Linear(width, 4 * out_width, bias=False)
+
+    def forward(self, x_BNhhC: Tensor) -> Tensor:
+        """(B, N, h, h, C) -> (B, N, 2h, 2h, D)."""
+        num_images, num_units, side = x_BNhhC.shape[:3]
+        children = self.linear(self.norm(x_BNhhC)).view(num_images, num_units, side, side, 2, 2, -1)
+        interleaved = children.permute(0, 1, 2, 4, 3, 5, 6)
+        return interleaved.reshape(num_images, num_units, 2 * side, 2 * side, -1)
+
+
+class Pyramid(nn.Module):
+    """The neck.
+
+    Args:
+        widths: channels of the stages at strides 4, 8, 16.
+        width: D, channels of every pyramid level.
+        depth: channel blocks after each fusion.
+        norm_eps: of every LayerNorm.
+    """
+
+    def __init__(self, widths: tuple[int, int, int], width: int, depth: int, norm_eps: float = 1e-6) -> None:
+        super().__init__()
+        width4, width8, width16 = widths
+
+        def block() -> ChannelBlock:
+            return ChannelBlock(width, _MLP_RATIO, norm_eps=norm_eps)
+
+        self.width, self.depth = width, depth
+        self.project16 = nn.Identity() if width16 == width else nn.Linear(width16, width)
+        self.split16to8 = Split(width16, width, norm_eps=norm_eps)
+        self.lateral8 = nn.Linear(width8, width, bias=False)
+        self.fuse8 = nn.Sequential(*(block() for _ in range(depth)))
+        self.split8to4 = Split(width, width, norm_eps=norm_eps)
+        self.lateral4 = nn.Linear(width4, width, bias=False)
+        self.fuse4 = nn.Sequential(*(block() for _ in range(depth)))
+        self.refine16, self.refine8, self.refine4 = block(), block(), block()
+        self.apply(init_weights)
+
+    def forward(self, stages: StageFeatures) -> PyramidLevels:
+        """Stage outputs of N units (all, or the kept ones) -> pyramid levels of the same units."""
+        x16_BN11C = stages.level16_BNC[:, :, None, None, :]
+        p8 = self.fuse8(self.split16to8(x16_BN11C) + self.lateral8(stages.level8_BNhhC))
+        p4 = self.fuse4(self.split8to4(p8) + self.lateral4(stages.level4_BNhhC))
+        return PyramidLevels(self.refine4(p4), self.refine8(p8), self.refine16(self.project16(x16_BN11C)))
+
+
+class PyramidBackbone(nn.Module):
+    """Backbone and pyramid as dense features, the same modules and names as in pre-training."""
+
+    def __init__(self, backbone: HiViT, pyramid: Pyramid) -> None:
+        super().__init__()
+        self.backbone, self.pyramid = backbone, pyramid
+
+    def forward(self, images_BCHW: Tensor) -> PyramidFeatures:
+        """(B, 3, H, W), H and W multiples of 16 -> maps at strides 4, 8, 16."""
+        grid = (images_BCHW.shape[-2] // UNIT_PIXELS, images_BCHW.shape[-1] // UNIT_PIXELS)
+        stages = self.backbone.forward_stages(images_BCHW)
+        units = (
+            *self.pyramid(stages),
+            stages.level4_BNhhC,
+            stages.level8_BNhhC,
+            stages.level16_BNC[:, :, None, None, :],
+        )
+        return PyramidFeatures(*(to_map(x_BNhhC, grid) for x_BNhhC in units))

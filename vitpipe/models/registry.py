@@ -1,0 +1,119 @@
+"""Which networks there are: data for `vitpipe models`, readable without torch."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vitpipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from vitpipe.models.hivit import HiViT, HiViTShape
+
+_ITPN = "Integrally Pre-Trained Transformer Pyramid Networks (Tian et al., arXiv 2211.12735)"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One network by name.
+
+    Attributes:
+        summary: what it is, in a few words.
+        published_params: parameters in millions as the paper states them; `None` where it does not.
+        classifier_params: parameters of the classifier with 1000 classes, relative positions on.
+        classifier_macs: multiply-adds of that classifier for one image of `image_size`.
+        image_size: default input, pixels per side.
+        num_blocks: blocks of all stages, merges not counted.
+    """
+
+    name: str
+    family: str
+    summary: str
+    paper: str
+    published_params: float | None
+    classifier_params: int
+    classifier_macs: int
+    image_size: int
+    num_blocks: int
+
+    def shape(self) -> HiViTShape:
+        """Depths and widths; imports torch."""
+        from vitpipe.models.hivit import SHAPES
+
+        return SHAPES[self.name]
+
+
+MODELS: dict[str, ModelEntry] = {
+    entry.name: entry
+    for entry in (
+        ModelEntry(
+            name="hivit_nano",
+            family="hivit",
+            summary="blocks 1-1-4, channels 32/64/128: our own, for a laptop and the demo",
+            paper="ours, after " + _ITPN,
+            published_params=None,
+            classifier_params=999_832,
+            classifier_macs=17_560_576,
+            image_size=64,
+            num_blocks=6,
+        ),
+        ModelEntry(
+            name="hivit_base",
+            family="hivit",
+            summary="blocks 3-3-24, channels 128/256/512",
+            paper=_ITPN,
+            published_params=79.0,
+            classifier_params=78_557_992,
+            classifier_macs=17_816_604_672,
+            image_size=224,
+            num_blocks=30,
+        ),
+        ModelEntry(
+            name="hivit_large",
+            family="hivit",
+            summary="blocks 2-2-40, channels 192/384/768",
+            paper=_ITPN,
+            published_params=288.0,
+            classifier_params=288_493_576,
+            classifier_macs=61_117_544_448,
+            image_size=224,
+            num_blocks=44,
+        ),
+    )
+}
+
+
+def find_model(name: str) -> ModelEntry:
+    """The entry of a name.
+
+    Raises:
+        RecipeError: when there is none; names the nearest.
+    """
+    entry = MODELS.get(name)
+    if entry is None:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise RecipeError(
+            f"There is no model '{name}'",
+            where="model.name",
+            mend=f"{hint}The models are {', '.join(MODELS)} (`vitpipe models`)",
+        )
+    return entry
+
+
+def create_backbone(name: str, **options: Any) -> HiViT:
+    """A backbone with random weights, as a library user wants it.
+
+    Args:
+        name: a key of `MODELS`.
+        options: keyword arguments of `HiViT`; `image_size` defaults to the entry's.
+
+    Raises:
+        RecipeError: when the name is unknown.
+        InputError: when `image_size` is not a multiple of 16.
+    """
+    from vitpipe.models.hivit import HiViT
+
+    entry = find_model(name)
+    return HiViT(entry.shape(), **{"image_size": entry.image_size, **options})
