@@ -17,14 +17,14 @@ setup: $(READY)  ## the locked environment, mmcv operators included
 
 $(READY): requirements.lock requirements-ops.lock pyproject.toml docker/build_ops.py
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet uv==$(UV); }
-	@echo "make: installing the locked environment (about a minute, 6 GB)"
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r requirements.lock
+	@echo "make: installing the locked environment (two minutes, 6 GB)"
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes --compile-bytecode -r requirements.lock
 	@$(BIN)/python docker/build_ops.py
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: setup  ## the whole chain of params.yaml on real small images, then the verdict
-	@$(BIN)/vitpipe compile --engine dvc
+	@$(BIN)/vitpipe compile --dvc
 	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/dvc repro --quiet
 	@$(BIN)/vitpipe verdict
 
@@ -44,8 +44,8 @@ format: setup  ## let ruff format and sort
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --quiet --fix .
 
 compile: setup  ## dvc.yaml and the Kubeflow package for params.yaml
-	@$(BIN)/vitpipe compile --engine dvc
-	@$(BIN)/vitpipe compile --engine kubeflow --out build/pipeline.yaml
+	@$(BIN)/vitpipe compile --dvc
+	@$(BIN)/vitpipe compile --out build/pipeline.yaml
 
 lock:  ## resolve requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes \

@@ -105,9 +105,11 @@ def identity(
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Write what decides each stage (recipe, code, image); DVC depends on these files."""
-    from vitpipe.stages.identity import write_identities
+    from vitpipe.stages.identity import check_dvc_file, write_identities
 
-    write_identities(_recipe(recipe, profile, overrides, params), out)
+    loaded = _recipe(recipe, profile, overrides, params)
+    check_dvc_file(loaded, Path("dvc.yaml"))
+    write_identities(loaded, out)
 
 
 @app.command()
@@ -239,6 +241,27 @@ def report(
     from vitpipe.stages.report import report_of_folders
 
     print(report_of_folders(runs, out))
+
+
+@app.command()
+def verdict(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="folders of runs; else the one of params.yaml")
+    ] = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Show finished runs beside the published rows, and where report and MLflow are."""
+    from vitpipe.config.read import load_params
+    from vitpipe.stages.report import verdicts_of_folders
+    from vitpipe.track.store import store_address, ui_command
+
+    if not runs:
+        chosen = load_params(params)
+        runs = [Path("artifacts") / chosen.recipe / chosen.profile]
+    print("\n".join(verdicts_of_folders(runs)))
+    for folder in runs:
+        print(f"Report: {folder / 'report' / 'report.html'}")
+    print(f"MLflow: {ui_command(store_address(Path.cwd()))}")
 
 
 @app.command()

@@ -10,10 +10,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from vitpipe.artifact import CARD, open_artifact
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import ArtifactError
+from vitpipe.errors import ArtifactError, RecipeError
 from vitpipe.stages.graph import Node, graph_of
 from vitpipe.stages.run import identity_of
 
@@ -37,6 +39,24 @@ def write_identities(recipe: Recipe, out: Path) -> None:
         stale.unlink()
     for path, text in wanted.items():
         path.write_text(text, encoding="utf-8")
+
+
+def check_dvc_file(recipe: Recipe, path: Path) -> None:
+    """See that `dvc.yaml` has the stages of this recipe; a missing file is fine.
+
+    Raises:
+        RecipeError: when it was written for a recipe with other stages.
+    """
+    if not path.is_file():
+        return
+    written = set(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]) - {"identity"}
+    if written != set(recipe.stages):
+        differ = ", ".join(sorted(written ^ set(recipe.stages)))
+        raise RecipeError(
+            f"dvc.yaml was written for a recipe with other stages ({differ})",
+            where=f"recipe {recipe.name}, profile {recipe.profile}",
+            mend="run `vitpipe compile --dvc`, then `dvc repro` again",
+        )
 
 
 def forecast(recipe: Recipe, artifacts: Path) -> list[Forecast]:

@@ -30,7 +30,7 @@ def resolved_rows(recipe: Recipe, num_ranks: int) -> tuple[Reason, ...]:
 def training_steps(recipe: Recipe, num_ranks: int) -> dict[str, int]:
     """Optimiser steps of each training stage."""
     sizes = train_sizes(recipe.data)
-    steps = {}
+    steps: dict[str, int] = {}
     for stage, dataset in TRAIN_SET.items():
         section = getattr(recipe, stage)
         if section is not None and stage in recipe.stages:

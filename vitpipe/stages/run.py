@@ -85,7 +85,7 @@ def run_stage(
 
     with (
         _output_folder(out, rank) as folder,
-        _logger(node.stage, recipe, folder, state, identity, rank) as logger,
+        _logger(node.stage, recipe, folder, state, _tags(identity, parents, artifacts), rank) as logger,
     ):
         module = importlib.import_module(f"vitpipe.stages.{name}")
         context = StageContext(
@@ -166,7 +166,7 @@ def _output_folder(out: Path, rank: Rank) -> Iterator[Path]:
 
 @contextmanager
 def _logger(
-    stage: Stage, recipe: Recipe, folder: Path, state: Path, identity: Mapping[str, str], rank: Rank
+    stage: Stage, recipe: Recipe, folder: Path, state: Path, tags: Mapping[str, str], rank: Rank
 ) -> Iterator[RunLogger]:
     from vitpipe.track.run import SilentLogger, stage_run
 
@@ -178,10 +178,20 @@ def _logger(
         recipe=recipe,
         folder=folder,
         state=state,
-        tags={**identity, "git_commit": git_commit()},
+        tags=tags,
         params=recipe_sections(recipe, stage.sections),
     ) as logger:
         yield logger
+
+
+def _tags(
+    identity: Mapping[str, str], parents: Mapping[str, str], artifacts: Mapping[str, Artifact]
+) -> dict[str, str]:
+    """What the tracker keeps beside the numbers: where code, data and inputs come from."""
+    tags = {**identity, "git_commit": git_commit(), **{f"parent.{k}": v for k, v in parents.items()}}
+    if artifacts:
+        tags["data_digest"] = next(iter(artifacts.values())).card.data_digest
+    return tags
 
 
 def _process_started() -> float:

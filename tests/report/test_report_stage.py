@@ -1,0 +1,84 @@
+"""Stage `report`: folders in, page out, summary to the tracker."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitpipe.artifact import open_artifact, write_card, write_metrics
+from vitpipe.errors import ArtifactError
+from vitpipe.stages.context import StageContext
+from vitpipe.stages.report import report_of_folders, run, verdicts_of_folders
+from vitpipe.track.journal import JournalReader
+from vitpipe.track.run import stage_run
+from vitpipe.train.logger import MemoryLogger
+
+
+def _context(results, folder, logger):
+    return StageContext(
+        "report",
+        results.recipe,
+        dict(results.artifacts),
+        folder,
+        folder.parent / "state",
+        logger,
+        0,
+        1,
+        0,
+        "cpu",
+    )
+
+
+def test_the_stage_writes_the_page_and_tells_where_it_is(demo_run, tmp_path):
+    folder, logger = tmp_path / ".report.partial", MemoryLogger()
+    folder.mkdir()
+    metrics = run(_context(demo_run, folder, logger))
+    assert metrics["num_expected"] == 5
+    assert {p.name for p in folder.iterdir()} == {
+        "report.html",
+        "report.md",
+        "recipe.json",
+        "figures",
+        "tables",
+    }
+    assert len(logger.tables["verdict"]) == 5
+    assert "curves_pretrain" in logger.figures
+    assert logger.lines[-1] == f"Report: {tmp_path / 'report' / 'report.html'}"
+    assert any("not comparable" in line for line in logger.lines)
+
+
+def test_the_pipeline_s_run_gets_the_summary(demo_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITPIPE_TRACKING", "off")
+    folder, state = tmp_path / "out", tmp_path / ".out.state"
+    folder.mkdir()
+    with stage_run(stage="report", recipe=demo_run.recipe, folder=folder, state=state) as logger:
+        run(_context(demo_run, folder, logger))
+    ledger = JournalReader(state / "track" / "journal.jsonl").refresh()
+    (summary,) = ledger.summaries
+    assert summary.metrics["detect/box_AP"] == demo_run.artifacts["detect"].metrics["box_AP"]
+    assert summary.metrics["pretrain/wall_seconds"] == pytest.approx(71.3)
+    assert summary.tags["vitpipe.run.probe"] == "f" * 32
+    assert "not comparable" in summary.tags["mlflow.note.content"]
+    handed = {file.path for file in ledger.files if file.target == "pipeline"}
+    assert handed == {"tables/verdict.json", "report.html", "report.md"}
+
+
+def test_finished_folders_are_reported_with_the_recipe_that_the_stage_kept(seed_runs, tmp_path):
+    results = seed_runs[2]
+    root = results.artifacts["probe"].path.parent
+    folder = root / "report"
+    folder.mkdir()
+    write_metrics(folder, run(_context(results, folder, MemoryLogger())))
+    card = open_artifact(root / "probe", "probe").card
+    write_card(folder, card.model_copy(update={"stage": "report"}))
+    page = report_of_folders([root], tmp_path / "page")
+    text = page.read_text(encoding="utf-8")
+    assert "<dt>seed</dt><dd>2</dd>" in text
+    assert "8 of 8" in text
+    assert any("top-1 accuracy" in line for line in verdicts_of_folders([root]))
+
+
+def test_folders_without_a_report_are_read_by_their_cards(demo_run, tmp_path):
+    root = demo_run.artifacts["probe"].path.parent
+    assert report_of_folders([root], tmp_path / "page").is_file()
+    with pytest.raises(ArtifactError, match="no finished stage"):
+        report_of_folders([tmp_path], tmp_path / "page")

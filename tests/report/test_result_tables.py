@@ -1,0 +1,155 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitpipe.report.page import signed
+from vitpipe.report.results import curves, labels
+from vitpipe.report.tables import (
+    coco_table,
+    duration,
+    in_unit,
+    is_percent,
+    markdown,
+    metric_table,
+    show,
+    shown_table,
+    side_by_side,
+    stage_tables,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("top1", 0.9534, "95.3 %"), ("ema_top1", 0.5, "50.0 %"), ("box_AP50", 0.2, "20.0 %"), ("mIoU", 0.31, "31.0 %"),
+        ("loss", 0.03124, "0.03124"), ("params", 86.4e6, "86.4 M"), ("params", 900.0, "900"), ("gmacs", 4.6, "4.6 G"),
+        ("images_per_second", 1234.5, "1,234"), ("num_bytes", 2.5e6, "2.5 MB"), ("num_images", 60000.0, "60,000"),
+        ("loss", math.nan, "not a number"), ("loss", math.inf, "infinite"), ("wall_seconds", 65.0, "1 min 05 s"),
+    ],
+)  # fmt: skip
+def test_metrics(name, value, text):
+    assert show(name, value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("AP", True), ("mask_AR_small", True), ("knn_top1", True), ("loss", False), ("images", False)],
+)
+def test_percent(name, expected):
+    assert is_percent(name) is expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.44, "0.4 s"), (42.2, "42 s"), (3599.7, "1 h 00 min"), (200000, "2 d 7 h")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_published_numbers_keep_their_digits():
+    assert in_unit(53.0, "percent", 1) == "53.0 %"
+    assert in_unit(79, "M", 0) == "79 M"
+    assert in_unit(85.526, "percent") == "85.53 %"
+    assert in_unit(None, "percent") == "—"
+    assert in_unit("AdamW", "") == "AdamW"
+
+
+@given(st.floats(-500, 500))
+def test_a_difference_carries_its_sign(value):
+    text = signed(value)
+    assert text[0] == ("+" if value > 0 else "−" if value < 0 else "±")
+    assert float(text[1:]) == pytest.approx(abs(value), abs=0.00501)
+
+
+def test_the_twelve_coco_numbers(demo_run):
+    table = coco_table(demo_run.artifacts["detect"].metrics)
+    assert table is not None
+    assert table.columns[1:] == ("boxes", "masks")
+    assert [row[0] for row in table.rows][:3] == ["AP", "AP₅₀", "AP₇₅"]
+    assert len(table.rows) == 12
+    assert table.rows[0][1] == f"{100 * demo_run.artifacts['detect'].metrics['box_AP']:.1f}"
+    assert coco_table({"top1": 1.0}) is None
+    assert metric_table(demo_run.artifacts["detect"]) is None
+
+
+def test_a_missing_coco_number_is_a_dash():
+    table = coco_table({"box_AP": 0.5})
+    assert table is not None
+    assert [row[1] for row in table.rows] == ["50.0"] + ["—"] * 11
+
+
+def test_the_stage_s_own_metric_comes_first(demo_run):
+    table = metric_table(demo_run.artifacts["evaluate"])
+    assert table is not None
+    assert table.rows[0][0] == "top-1"
+
+
+def test_csv_tables_as_text():
+    rows = [
+        {"class": "a|b", "images": "1200", "top1": "0.5", "size_bytes": "2500000", "digest": "f" * 64},
+        {"class": "c", "images": "7", "top1": "", "size_bytes": "0", "digest": ""},
+    ]
+    table = shown_table("per_class", rows)
+    assert table.title == "Per class"
+    assert table.columns == ("class", "images", "top-1, %", "size, MB", "digest")
+    assert table.numeric == (False, True, True, True, False)
+    assert table.rows == (("a|b", "1,200", "50.0", "2.5", "ffffffffffff…"), ("c", "7", "—", "0.0", ""))
+    assert "a\\|b" in markdown(table)
+    assert markdown(table).splitlines()[1] == "| --- | ---: | ---: | ---: | --- |"
+
+
+def test_a_table_of_thousands_shows_its_start():
+    table = shown_table("classes", [{"class": f"n{i}"} for i in range(21841)])
+    assert table.num_rows == 21841
+    assert len(table.rows) == 300
+    assert table.is_long
+
+
+def test_tables_that_have_their_own_place_are_not_repeated(demo_run):
+    names = {table.name for artifact in demo_run.artifacts.values() for table in stage_tables(artifact)}
+    assert names == {"per_class", "cost", "classes"}
+
+
+def test_classes_are_called_by_their_names(demo_run):
+    table = stage_tables(demo_run.artifacts["finetune"], demo_run.class_names())[0]
+    assert [row[0] for row in table.rows][:2] == ["digit 0", "digit 1"]
+
+
+def test_side_by_side_gives_mean_and_spread_of_seeds(seed_runs, full_run):
+    assert side_by_side(seed_runs[:1]) is None
+    table = side_by_side(seed_runs)
+    assert table is not None
+    assert table.columns == ("", "seed 0", "seed 1", "seed 2", "mean ± sd")
+    row = next(row for row in table.rows if row[0] == "finetune top-1")
+    values = [run.artifacts["finetune"].metrics["top1"] * 100 for run in seed_runs]
+    assert row[1] == f"{values[0]:.1f} %"
+    assert row[4].startswith(f"{sum(values) / 3:.1f} ± ")
+    other = side_by_side([seed_runs[0], full_run])
+    assert other is not None
+    assert "mean ± sd" not in other.columns
+    assert next(row for row in other.rows if row[0] == "intermediate top-1")[2] == "—"
+
+
+def test_runs_get_short_unique_names(seed_runs, full_run):
+    assert labels(seed_runs) == ["seed 0", "seed 1", "seed 2"]
+    assert labels([seed_runs[0], full_run]) == ["demo", "full"]
+    assert labels([full_run, full_run]) == ["itpn/pixel_base (1)", "itpn/pixel_base (2)"]
+
+
+def test_curves_come_from_the_history_in_order_of_steps(demo_run):
+    found = {curve.name: curve for curve in curves(demo_run.artifacts["finetune"])}
+    assert set(found) == {
+        "train/loss",
+        "train/learning_rate",
+        "train/images_per_second",
+        "val/loss",
+        "val/top1",
+    }
+    assert found["train/loss"].steps == tuple(range(10, 601, 10))
+    assert curves(demo_run.artifacts["probe"]) == []

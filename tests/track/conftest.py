@@ -1,0 +1,65 @@
+"""A sqlite store whose tables were made once: making them takes seconds, copying them nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vitpipe.config.read import load_recipe
+from vitpipe.track.box import Box, Origin
+from vitpipe.track.store import connect
+
+
+@pytest.fixture(scope="session")
+def _empty_store(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture
+def store(_empty_store, tmp_path, monkeypatch) -> str:
+    """Tracking URI of an empty store of this test."""
+    (tmp_path / "store").mkdir()
+    file = Path(shutil.copy(_empty_store, tmp_path / "store" / "mlflow.db"))
+    address = f"sqlite:///{file}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    return address
+
+
+@pytest.fixture
+def client(store):
+    """A client of that store."""
+    return connect(store)
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    """The demo recipe."""
+    return load_recipe("itpn/pixel_base", "demo")
+
+
+@pytest.fixture
+def new_box(tmp_path):
+    """Make a box for a stage without starting a courier."""
+
+    def make(store: str, stage: str = "pretrain", **values) -> Box:
+        box = Box(tmp_path / f".{stage}.state" / "track")
+        box.open(
+            Origin(
+                store=store, experiment="vitpipe", pipeline="p", pipeline_title="P", stage=stage,
+                params={"pretrain.epochs": "3"}, pipeline_params={"seed": "0"},
+                tags={"data_digest": "d" * 64, "git_commit": "abc+changes"},
+            ).model_copy(update=values)
+        )  # fmt: skip
+        return box
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _tracking_is_on(monkeypatch):
+    """The rest of the tests runs without tracking."""
+    monkeypatch.delenv("VITPIPE_TRACKING", raising=False)

@@ -1,0 +1,47 @@
+"""Progress in a log: a plain line now and then, and always the last one."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from vitpipe.track import console
+from vitpipe.track.console import Console
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+)
+def test_durations(seconds, text):
+    assert console._duration(seconds) == text
+
+
+def test_a_log_gets_a_line_now_and_then_and_the_last_one(capsys, monkeypatch):
+    clock = iter(range(0, 10**6, 4))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    shown = Console("pretrain")
+    for step in range(1, 21):
+        shown.progress(step, 20, {"loss": 1 / step})
+    lines = capsys.readouterr().out.splitlines()
+    assert 2 < len(lines) < 20
+    assert lines[-1] == "pretrain: step 20/20 (100%)  loss 0.05"
+    assert "left" in lines[0]
+
+
+def test_a_terminal_gets_a_bar_and_lines_above_it(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr("sys.stdout", screen)
+    shown = Console("pretrain")
+    shown.progress(1, 4, {"loss": 2.0})
+    shown.say("saved [1/4]")
+    shown.progress(4, 4, {"loss": 1.0})
+    shown.close()
+    text = screen.getvalue()
+    assert "pretrain" in text
+    assert "4/4" in text
+    assert "saved [1/4]" in text

@@ -1,0 +1,273 @@
+"""What is in a box reaches MLflow exactly once, whatever fails on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import random
+import shutil
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitpipe.track import send
+from vitpipe.track.box import Box, Origin
+from vitpipe.track.journal import Journal
+from vitpipe.track.send import Delivery, keep_unsent, send_pending
+from vitpipe.track.store import StoreError
+
+ORIGIN = Origin(
+    store="fake", experiment="e", pipeline="p", pipeline_title="P", stage="pretrain",
+    params={"a": "1"}, pipeline_params={"b": "2"}, tags={},
+)  # fmt: skip
+
+
+class FlakyClient:
+    """As much of MlflowClient as is used, in memory; fails before or after a call has had its effect."""
+
+    def __init__(self, seed: int, failure_ratio: float) -> None:
+        self.runs, self.random, self.failure_ratio = {}, random.Random(seed), failure_ratio
+        self._numbers = itertools.count()
+
+    def _maybe_fail(self):
+        if self.random.random() < self.failure_ratio:
+            raise ConnectionError("gone")
+
+    def __getattribute__(self, name):
+        value = object.__getattribute__(self, name)
+        if name.startswith("_") or not callable(value) or name == "random":
+            return value
+
+        def call(*args, **kwargs):
+            self._maybe_fail()
+            result = value(*args, **kwargs)
+            self._maybe_fail()
+            return result
+
+        return call
+
+    def get_experiment_by_name(self, name):
+        return SimpleNamespace(experiment_id="1")
+
+    def search_runs(self, experiments, filter_string, max_results):
+        wanted = [part.split(" = ") for part in filter_string.split(" and ")]
+        pairs = [(key.removeprefix("tags.").strip("`"), value.strip("'")) for key, value in wanted]
+        return [r for r in self.runs.values() if all(r.data.tags.get(k) == v for k, v in pairs)]
+
+    def create_run(self, experiment, start_time, tags, run_name):
+        run_id = f"r{next(self._numbers)}"
+        self.runs[run_id] = SimpleNamespace(
+            info=SimpleNamespace(run_id=run_id, start_time=start_time),
+            data=SimpleNamespace(tags=dict(tags), params={}, metrics={}),
+            history=[],
+        )
+        return self.runs[run_id]
+
+    def get_run(self, run_id):
+        return self.runs[run_id]
+
+    def delete_run(self, run_id):
+        del self.runs[run_id]
+
+    def log_batch(self, run_id, metrics=(), params=(), tags=()):
+        run = self.runs[run_id]
+        run.history += [(m.key, m.step, m.value) for m in metrics]
+        run.data.metrics |= {m.key: m.value for m in metrics}
+        run.data.params |= {p.key: p.value for p in params}
+        run.data.tags |= {t.key: t.value for t in tags}
+
+    def log_inputs(self, run_id, datasets):
+        self.runs[run_id].datasets = datasets
+
+    def get_metric_history(self, run_id, name):
+        return [SimpleNamespace(step=s) for n, s, _ in self.runs[run_id].history if n == name]
+
+    def update_run(self, run_id, status):
+        self.runs[run_id].status = status
+
+    def set_terminated(self, run_id, status, end_time):
+        self.runs[run_id].status = status
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 0.3]), st.integers(0, 12))
+def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps):
+    """Failures before and after each call, couriers that are replaced, points that keep coming."""
+    chance, client = random.Random(seed), FlakyClient(seed, failure_ratio)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(send, "connect", lambda address: client)
+        patch.setattr(send, "_BATCH_POINTS", 3)
+        patch.delenv("MLFLOW_TRACKING_URI")
+        box = Box(Path(folder) / "box")
+        box.open(ORIGIN)
+        journal = Journal(box.journal)
+        journal.status("RUNNING")
+        delivery = Delivery(box)
+        for step in range(num_steps):
+            journal.points({"loss": float(step), "weird@name": float(step)}, step)
+            if chance.random() < 0.5:
+                journal.commit(step)
+            if chance.random() < 0.3:
+                delivery = Delivery(box)  # the courier was killed, another one came
+            with contextlib.suppress(StoreError):
+                delivery.sync()
+        journal.commit()
+        journal.status("FINISHED")
+        client.failure_ratio = 0.0
+        delivery.sync()
+        stages = [r for r in client.runs.values() if "vitpipe.box" in r.data.tags]
+        assert len(stages) == 1
+        assert len(client.runs) == 2
+        wanted = [(name, s, float(s)) for s in range(num_steps) for name in ("loss", "weird_name")]
+        assert sorted(stages[0].history) == sorted(wanted)
+        assert stages[0].status == "FINISHED"
+        assert stages[0].data.params == {"a": "1"}
+        assert box.is_delivered()
+
+
+def test_a_kill_between_sending_and_writing_it_down(store, client, new_box, monkeypatch):
+    box = new_box(store)
+    journal = Journal(box.journal)
+    journal.points({"loss": 1.0}, 1)
+    journal.commit()
+    delivery = Delivery(box)
+    monkeypatch.setattr(box, "write_sent", lambda sent: None)  # nothing gets written down any more
+    delivery.sync()
+    journal.points({"loss": 2.0}, 2)
+    journal.commit()
+    again = Delivery(Box(box.folder))
+    again.sync()
+    history = client.get_metric_history(again.sent.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 2.0)]
+    assert again.sent.run_id == delivery.sent.run_id
+
+
+def test_a_whole_stage_in_a_real_store(store, client, new_box):
+    box = new_box(store)
+    journal = Journal(box.journal)
+    journal.status("RUNNING")
+    journal.points({"train/loss": 0.5}, 10)
+    journal.commit()
+    (box.files / "tables").mkdir()
+    (box.files / "tables" / "x.json").write_text(json.dumps({"columns": ["a"], "data": [[1], [2]]}))
+    journal.file("tables/x.json")
+    journal.file("tables/x.json")
+    journal.status("FINISHED")
+    delivery = Delivery(box)
+    delivery.sync()
+    run = client.get_run(delivery.sent.run_id)
+    parent = client.get_run(delivery.sent.parent_id)
+    assert run.info.status == parent.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.data.tags["mlflow.source.git.commit"] == "abc"
+    assert run.data.params == {"pretrain.epochs": "3"}
+    assert parent.data.params == {"seed": "0"}
+    assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
+    table = client.load_table(run.info.experiment_id, "tables/x.json", [run.info.run_id])
+    assert list(table["a"]) == [1, 2]
+    assert len(json.loads(run.data.tags["mlflow.loggedArtifacts"])) == 1
+    assert (Path(store.removeprefix("sqlite:///")).parent / "mlartifacts").is_dir()
+
+
+def test_stages_of_one_pipeline_share_their_parent(store, client, new_box):
+    parents = set()
+    for stage in ("pretrain", "finetune"):
+        delivery = Delivery(new_box(store, stage))
+        delivery.sync()
+        parents.add(delivery.sent.parent_id)
+    other = Delivery(new_box(store, "probe", pipeline="q"))
+    other.sync()
+    assert len(parents) == 1
+    assert other.sent.parent_id not in parents
+
+
+def test_of_two_pipeline_runs_made_at_once_one_is_kept(new_box, monkeypatch):
+    client = FlakyClient(0, 0.0)
+    monkeypatch.setattr(send, "connect", lambda address: client)
+    make, tags = client.create_run, {"vitpipe.role": "pipeline", "vitpipe.pipeline": "p"}
+
+    def make_second(experiment, start_time, tags_given, run_name):
+        run = make(experiment, start_time, tags_given, run_name)
+        if run_name == "P":
+            make(experiment, -1, tags, "P of another stage, a moment earlier")
+        return run
+
+    monkeypatch.setattr(
+        client,
+        "create_run",
+        lambda e, start_time, tags, run_name: make_second(e, start_time or 0, tags, run_name),
+    )
+    delivery = Delivery(new_box("fake"))
+    delivery.sync()
+    pipelines = [r.info.run_id for r in client.runs.values() if r.data.tags.get("vitpipe.role") == "pipeline"]
+    assert pipelines == [delivery.sent.parent_id]
+
+
+def test_a_killed_stage_is_marked_and_a_finished_one_is_not(store, client, new_box):
+    for stage, last in (("pretrain", None), ("finetune", "FINISHED")):
+        box = new_box(store, stage)
+        journal = Journal(box.journal)
+        journal.status("RUNNING")
+        if last:
+            journal.status(last)
+        delivery = Delivery(box)
+        delivery.sync()
+        delivery.mark_killed()
+        assert client.get_run(delivery.sent.run_id).info.status == (last or "KILLED")
+
+
+def test_what_was_left_behind_is_sent_to_the_corrected_address_and_removed(store, client, new_box, tmp_path):
+    box = new_box("http://127.0.0.1:9")  # the discard port: nobody listens
+    journal = Journal(box.journal)
+    journal.points({"loss": 1.0}, 1)
+    journal.commit()
+    kept = keep_unsent(box, tmp_path / ".pretrain.unsent")
+    shutil.rmtree(box.folder)
+    assert kept is not None
+    assert send_pending(tmp_path) == 1
+    assert not kept.parent.exists()
+    runs = client.search_runs([client.get_experiment_by_name("vitpipe").experiment_id])
+    assert sorted(r.data.metrics.get("loss", 0.0) for r in runs) == [0.0, 1.0]
+    assert send_pending(tmp_path) == 0
+
+
+def test_a_box_that_somebody_else_sends_is_left_alone(store, new_box, tmp_path):
+    box = new_box(store)
+    Journal(box.journal).status("RUNNING")
+    with box.locked(wait=True):
+        assert send_pending(tmp_path) == 0
+
+
+def test_nobody_listening_is_one_clear_error(new_box, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(StoreError, match=r"MLflow does not answer \(.*refused.*127.0.0.1:9"):
+        Delivery(new_box("http://127.0.0.1:9")).sync()
+
+
+def test_a_server_that_refuses_is_quoted(new_box, monkeypatch):
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(403)
+            self.end_headers()
+            self.wfile.write(b"Invalid Host header")
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    try:
+        with pytest.raises(StoreError, match="Invalid Host header"):
+            Delivery(new_box(f"http://127.0.0.1:{server.server_port}")).sync()
+    finally:
+        server.shutdown()
+        server.server_close()

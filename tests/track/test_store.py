@@ -1,0 +1,71 @@
+"""Where the store is, and that opening it is quick or an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitpipe.track.store import (
+    OFF,
+    StoreError,
+    connect,
+    experiment_id,
+    store_address,
+    store_errors,
+    ui_command,
+)
+
+
+def test_the_address(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert store_address(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert store_address(tmp_path) == "http://mlflow:5000"
+    monkeypatch.setenv("VITPIPE_TRACKING", "off")
+    assert store_address(tmp_path) == OFF
+
+
+def test_what_to_type(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        ui_command(f"sqlite:///{tmp_path}/mlflow.db") == "mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    )
+    assert ui_command("sqlite:////else/where.db").endswith("sqlite:////else/where.db")
+    assert ui_command("http://mlflow:5000") == "http://mlflow:5000"
+    assert "off" in ui_command(OFF)
+
+
+def test_an_experiment_is_made_once_with_its_artifacts_beside_the_database(store, client):
+    first = experiment_id(client, store, "mine")
+    assert experiment_id(client, store, "mine") == first
+    location = client.get_experiment(first).artifact_location
+    assert location == (Path(store.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+
+
+def test_a_database_that_cannot_be_opened_is_one_clear_error(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database, " * 50)
+    with pytest.raises(StoreError, match="MLflow does not answer"):
+        connect(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_a_defect_of_ours_keeps_its_traceback():
+    def fail(error):
+        with store_errors("x"):
+            raise error
+
+    with pytest.raises(AttributeError):
+        fail(AttributeError("x"))
+    with pytest.raises(StoreError, match="ConnectionError"):
+        fail(ConnectionError())
+
+
+@pytest.mark.slow
+def test_two_stages_may_start_at_once_on_a_new_database(tmp_path):
+    code = "import sys; from vitpipe.track.store import connect, experiment_id as e; a = sys.argv[1]; e(connect(a), a, 'x')"
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outcomes = [(p.communicate()[1], p.returncode) for p in processes]
+    assert [code for _, code in outcomes] == [0, 0], outcomes

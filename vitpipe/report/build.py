@@ -1,0 +1,127 @@
+"""Build the report of one or many runs: `report.html`, `report.md`, `figures/*.png`."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitpipe.artifact import write_table
+from vitpipe.errors import ArtifactError, disk_errors
+from vitpipe.report import figures
+from vitpipe.report.compare import Judgement, Verdict, counts_of, verdict_rows, verdicts_of
+from vitpipe.report.page import signed, stage_panels, verdict_markdown, write_markdown, write_page
+from vitpipe.report.results import RunResults, labels
+from vitpipe.report.tables import duration, in_unit
+
+_COLOURS: dict[Judgement, str] = {
+    "reproduced": "green",
+    "within noise": "cyan",
+    "above": "blue",
+    "below": "yellow",
+    "not comparable": "bright_black",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and the numbers in short.
+
+    Attributes:
+        metrics: `num_expected`, `num_reproduced`, ... over all runs.
+        note: the verdict table in Markdown.
+    """
+
+    html: Path
+    markdown: Path
+    figures: dict[str, Path]
+    verdicts: list[Verdict]
+    metrics: dict[str, float]
+    note: str
+
+
+def build_report(runs: Sequence[RunResults], out: Path) -> Report:
+    """Write the report into `out`.
+
+    Args:
+        runs: one run, or several (recipes, seeds) to be seen side by side.
+
+    Raises:
+        ArtifactError: without any run.
+        RecipeError: when an expectation does not select exactly one published row.
+        StorageError: when the disk refuses a write.
+    """
+    if not runs:
+        raise ArtifactError(
+            "There is no run to report on", where=out, mend="name at least one folder of a run"
+        )
+    every = [verdict for run in runs for verdict in verdicts_of(run)]
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        pictures = _write_figures(runs, out / "figures")
+        html = write_page(runs, out / "report.html")
+        text = write_markdown(runs, out / "report.md", pictures)
+        write_table(out, "verdict", verdict_rows(every))
+    return Report(html, text, pictures, every, counts_of(every), verdict_markdown(every))
+
+
+def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool = False) -> list[str]:
+    """The verdict tables for a terminal, line by line.
+
+    Args:
+        width: columns of the terminal.
+        colour: with escape sequences.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    screen = io.StringIO()
+    console = Console(file=screen, width=width, force_terminal=colour, no_color=not colour, highlight=False)
+    for label, run in zip(labels(runs), runs, strict=True):
+        table = Table(
+            title=f"{label}: {run.recipe.profile}, {duration(run.wall_seconds)}", title_justify="left"
+        )
+        table.add_column("")
+        for heading in ("ours", "published", "difference", "tolerance"):
+            table.add_column(heading, justify="right")
+        table.add_column("verdict")
+        for verdict in verdicts_of(run):
+            table.add_row(
+                verdict.title,
+                in_unit(verdict.ours, verdict.unit),
+                in_unit(verdict.published, verdict.unit, verdict.decimals),
+                signed(verdict.delta),
+                f"{verdict.tolerance:g}",
+                Text(verdict.judgement, style=_COLOURS[verdict.judgement]),
+            )
+        console.print(table)
+        if run.recipe.not_comparable:
+            console.print(f"Not comparable: {run.recipe.not_comparable}.")
+    return screen.getvalue().rstrip("\n").split("\n")
+
+
+def _write_figures(runs: Sequence[RunResults], folder: Path) -> dict[str, Path]:
+    found = {}
+    for stage, panels in stage_panels(runs).items():
+        main = [panel for panel in panels if not panel.is_aside][:3]
+        if main:
+            figure = figures.draw_stage_curves(main, figures.PAPER)
+            found[f"Learning curves of {stage}"] = figures.save_png(figure, folder / f"curves_{stage}.png")
+    for label, run in zip(labels(runs), runs, strict=True):
+        suffix = "" if len(runs) == 1 else f"_{re.sub(r'[^A-Za-z0-9]+', '_', label)}"
+        where = "" if len(runs) == 1 else f" ({label})"
+        for stage, artifact in run.stages():
+            confusion = artifact.tables().get("confusion", [])
+            drawn = figures.draw_confusion(confusion, figures.PAPER, run.class_names())
+            if drawn is not None:
+                path = folder / f"confusion_{stage}{suffix}.png"
+                found[f"Confusion matrix of {stage}{where}"] = figures.save_png(drawn, path)
+        seconds = {name: artifact.card.wall_seconds for name, artifact in run.stages()}
+        if seconds:
+            texts = {name: duration(value) for name, value in seconds.items()}
+            figure = figures.draw_times(seconds, texts, figures.PAPER)
+            found[f"Time per stage{where}"] = figures.save_png(figure, folder / f"times{suffix}.png")
+    return found

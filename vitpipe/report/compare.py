@@ -1,0 +1,158 @@
+"""The verdict: our number beside the published one. Pure functions.
+
+A verdict says what can be said and no more:
+
+    reproduced      the difference cannot be seen at the digits that were printed
+    within noise    it can be seen, but is at most the tolerance that the recipe grants
+    above, below    it is larger than the tolerance (higher or lower number, not better or worse)
+    not comparable  other data, another network, a stage that did not run: with the reason
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from vitpipe.config.recipe import Expectation, Recipe
+from vitpipe.papers.tables import find_row
+from vitpipe.report.results import RunResults
+
+Judgement = Literal["reproduced", "within noise", "above", "below", "not comparable"]
+JUDGEMENTS: tuple[Judgement, ...] = get_args(Judgement)
+_ROUNDING = 1e-9  # 85.5 - 85.3 is a little more than 0.2 in binary
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One published row and what we have beside it; numbers are in the row's unit.
+
+    Attributes:
+        ours: None when the stage or the metric is missing.
+        published: as printed; text for a row that is not a number.
+        delta: ours minus published; None when not comparable.
+    """
+
+    stage: str
+    metric: str
+    ours: float | None
+    published: float | str
+    unit: str
+    delta: float | None
+    tolerance: float
+    judgement: Judgement
+    reason: str
+    row: Mapping[str, Any]
+    protocol: Mapping[str, str]
+
+    @property
+    def decimals(self) -> int:
+        """Digits after the point of the published number as printed."""
+        return num_decimals(self.published) if isinstance(self.published, int | float) else 0
+
+    @property
+    def title(self) -> str:
+        """The row's metric and dataset."""
+        return f"{self.row['metric']}, {self.row['dataset']}"
+
+
+def judge(ours: float, published: float, tolerance: float) -> tuple[Judgement, str]:
+    """Judgement and its reason for two comparable numbers.
+
+    Args:
+        published: its printed digits decide what counts as seen: 85.5 stands for 85.45 to 85.55.
+    """
+    delta = ours - published
+    digits = num_decimals(published)
+    if abs(delta) <= 0.5 * 10.0**-digits + _ROUNDING:
+        return "reproduced", f"equal to the printed {published:.{digits}f}"
+    if abs(delta) <= tolerance + _ROUNDING:
+        return "within noise", f"differs by less than the tolerance of {tolerance:g}"
+    side: Judgement = "above" if delta > 0 else "below"
+    return side, f"differs by more than the tolerance of {tolerance:g}"
+
+
+def num_decimals(value: float) -> int:
+    """Digits after the point as printed: 85.5 -> 1, 79 -> 0."""
+    return len(repr(value).partition(".")[2]) if isinstance(value, float) and "e" not in repr(value) else 0
+
+
+def verdict_of(
+    expectation: Expectation, row: Mapping[str, Any], metrics: Mapping[str, float] | None, not_comparable: str
+) -> Verdict:
+    """One verdict.
+
+    Args:
+        row: the published row that the expectation selects.
+        metrics: of the expectation's stage; None when it did not run.
+        not_comparable: why nothing of this run can be compared, or empty.
+    """
+    published, measured = row["value"], (metrics or {}).get(expectation.metric)
+    ours = None if measured is None else measured * expectation.scale
+    reason = ""
+    if metrics is None:
+        reason = f"stage {expectation.stage} did not run"
+    elif ours is None:
+        reason = f"stage {expectation.stage} did not measure {expectation.metric}"
+    elif not math.isfinite(ours):
+        reason = f"{expectation.metric} is not a finite number"
+    elif isinstance(published, bool) or not isinstance(published, int | float):
+        reason = "the published row is not a number"
+    reason = not_comparable or reason
+    judgement: Judgement = "not comparable"
+    delta = None
+    if not reason and ours is not None:
+        judgement, reason = judge(ours, published, expectation.tolerance)
+        delta = ours - published
+    return Verdict(
+        expectation.stage, expectation.metric, ours, published, row["unit"], delta,
+        expectation.tolerance, judgement, reason, row, expectation.protocol,
+    )  # fmt: skip
+
+
+def verdicts_of(run: RunResults) -> list[Verdict]:
+    """The verdict of every expectation of the run's recipe, in the recipe's order.
+
+    Raises:
+        RecipeError: when an expectation does not select exactly one published row.
+    """
+    recipe: Recipe = run.recipe
+    return [
+        verdict_of(
+            item,
+            find_row(recipe.source.paper, item.where),
+            run.artifacts[item.stage].metrics if item.stage in run.artifacts else None,
+            recipe.not_comparable,
+        )
+        for item in recipe.expect
+    ]
+
+
+def counts_of(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """`num_expected`, `num_reproduced`, `num_within_noise`, ... as flat metrics."""
+    counted = Counter(verdict.judgement for verdict in verdicts)
+    named = {f"num_{name.replace(' ', '_')}": float(counted[name]) for name in JUDGEMENTS}
+    return {"num_expected": float(len(verdicts)), **named}
+
+
+def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """The verdict table as plain rows for CSV and MLflow; an absent number is empty."""
+    return [
+        {
+            "stage": v.stage,
+            "metric": v.metric,
+            "published_as": v.title,
+            "ours": "" if v.ours is None else round(v.ours, 4),
+            "published": v.published,
+            "unit": v.unit,
+            "delta": "" if v.delta is None else round(v.delta, 4),
+            "tolerance": v.tolerance,
+            "verdict": v.judgement,
+            "reason": v.reason,
+            "setting": v.row["setting"],
+            "source": v.row["source"],
+        }
+        for v in verdicts
+    ]

@@ -1,0 +1,303 @@
+"""The page: one self-contained HTML file, and the same in Markdown."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitpipe import __version__
+from vitpipe.report import figures
+from vitpipe.report.compare import Verdict, verdicts_of
+from vitpipe.report.graph import NodeText, draw_graph
+from vitpipe.report.results import RunResults, curves, labels
+from vitpipe.report.tables import (
+    HEADLINE,
+    ShownTable,
+    coco_table,
+    duration,
+    in_unit,
+    markdown,
+    metric_label,
+    metric_table,
+    show,
+    shown_table,
+    side_by_side,
+    stage_tables,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+_LARGEST_PICTURE_BYTES = 900_000
+_DIGEST_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One stage as the templates show it; pictures are data URIs, figures SVG elements."""
+
+    name: str
+    time: str
+    headline: str
+    metrics: ShownTable | None
+    coco: ShownTable | None
+    tables: list[ShownTable]
+    pictures: list[tuple[str, str]]
+    confusion: str
+    card: Any
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as the templates show it."""
+
+    anchor: str
+    label: str
+    run: RunResults
+    verdicts: list[Verdict]
+    graph: str
+    times: str
+    total_time: str
+    headlines: list[tuple[str, str, str, str]]
+    stages: list[StageView]
+    data: StageView | None
+    splits: ShownTable | None
+    libraries: list[tuple[str, str]]
+    hardware: list[tuple[str, str]]
+    mixed: list[str] = field(default_factory=list)
+
+
+def write_page(runs: Sequence[RunResults], path: Path) -> Path:
+    """Write the HTML page of one or many runs; nothing outside the file is needed to read it."""
+    views = _views(runs)
+    curve_figures = _curve_figures(runs)
+    html = _environment(escaping=True).get_template("page.html.j2").render(
+        title=" and ".join(dict.fromkeys(run.recipe.name for run in runs)),
+        runs=views, curves=curve_figures, side_by_side=side_by_side(runs),
+        style=(TEMPLATES / "style.css").read_text(encoding="utf-8"), version=__version__,
+    )  # fmt: skip
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def write_markdown(runs: Sequence[RunResults], path: Path, pictures: Mapping[str, Path]) -> Path:
+    """Write the Markdown report.
+
+    Args:
+        pictures: title -> PNG beside or below the report.
+    """
+    text = _environment(escaping=False).get_template("report.md.j2").render(
+        title=" and ".join(dict.fromkeys(run.recipe.name for run in runs)),
+        runs=_views(runs, with_figures=False), side_by_side=side_by_side(runs),
+        pictures={name: file.relative_to(path.parent).as_posix() for name, file in pictures.items()},
+        verdict_table=verdict_markdown,
+    )  # fmt: skip
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def verdict_markdown(verdicts: Sequence[Verdict]) -> str:
+    """The verdict table in Markdown."""
+    rows = tuple(
+        (
+            v.title,
+            in_unit(v.ours, v.unit),
+            in_unit(v.published, v.unit, v.decimals),
+            signed(v.delta),
+            f"{v.tolerance:g}",
+            f"**{v.judgement}**: {v.reason}",
+            v.row["source"],
+        )
+        for v in verdicts
+    )
+    columns = ("", "ours", "published", "difference", "tolerance", "verdict", "source")
+    return markdown(ShownTable("verdict", "", columns, (False, True, True, True, True, False, False), rows))
+
+
+def signed(value: float | None) -> str:
+    """`+0.3`, `−1.25`; an em dash for nothing."""
+    if value is None:
+        return "—"
+    text = f"{abs(value):.2f}".rstrip("0").rstrip(".")
+    return f"{'+' if value > 0 else '−' if value < 0 else '±'}{text}"
+
+
+def gauge(verdict: Verdict) -> str:
+    """A small SVG: the published value in the middle, the tolerance as a band, ours as a dot."""
+    if verdict.delta is None:
+        return ""
+    reach = 3.0 * verdict.tolerance
+    at = 60 + 54 * max(-1.0, min(1.0, verdict.delta / reach))
+    return (
+        '<svg class="gauge" viewBox="0 0 120 16" aria-hidden="true"><path class="axis" d="M4 8H116"/>'
+        '<rect class="band" x="42" y="3" width="36" height="10" rx="3"/><path class="tick" d="M60 2V14"/>'
+        f'<circle class="dot" cx="{at:.1f}" cy="8" r="4"/></svg>'
+    )
+
+
+def data_uri(picture: Path) -> str:
+    """A picture as base64; one of more than 0.9 MB is encoded again as JPEG."""
+    content, kind = picture.read_bytes(), "png"
+    if len(content) > _LARGEST_PICTURE_BYTES:
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        with Image.open(picture) as image:
+            image.convert("RGB").save(buffer, "JPEG", quality=88, optimize=True)
+        content, kind = buffer.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _environment(*, escaping: bool) -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=escaping, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals["rows_of"] = rows_of
+    environment.filters |= {
+        "in_unit": in_unit, "signed": signed, "gauge": gauge, "markdown": markdown, "duration": duration,
+        "metric_label": metric_label,
+        "digest": lambda text: str(text)[:_DIGEST_DIGITS], "kind": lambda text: str(text).replace(" ", "-"),
+    }  # fmt: skip
+    return environment
+
+
+def _views(runs: Sequence[RunResults], *, with_figures: bool = True) -> list[RunView]:
+    return [
+        _run_view(f"run{i}", label, run, with_figures)
+        for i, (label, run) in enumerate(zip(labels(runs), runs, strict=True))
+    ]
+
+
+def _run_view(anchor: str, label: str, run: RunResults, with_figures: bool) -> RunView:
+    stages = [_stage_view(run, name, anchor if with_figures else "") for name, _ in run.stages()]
+    data = next((stage for stage in stages if stage.name == "prepare"), None)
+    splits = run.artifacts["prepare"].tables().get("splits") if data else None
+    verdicts = verdicts_of(run)
+    libraries, mixed = _shared(run, "libraries")
+    hardware, mixed_hardware = _shared(run, "hardware")
+    return RunView(
+        anchor=anchor,
+        label=label,
+        run=run,
+        verdicts=verdicts,
+        graph=_graph(run, anchor) if with_figures else "",
+        times=_times(run, anchor) if with_figures else "",
+        total_time=duration(run.wall_seconds),
+        headlines=_headlines(run, verdicts),
+        stages=[stage for stage in stages if stage.name not in ("prepare", "report")],
+        data=data,
+        splits=shown_table("splits", splits) if splits else None,
+        libraries=libraries,
+        hardware=hardware,
+        mixed=mixed + mixed_hardware,
+    )
+
+
+def _stage_view(run: RunResults, name: str, anchor: str) -> StageView:
+    """One stage; without an anchor, as for Markdown, without pictures."""
+    artifact, class_names = run.artifacts[name], run.class_names() if name != "prepare" else {}
+    pictures, confusion = [], ""
+    if anchor:
+        files = sorted(artifact.path.glob("*.png"))
+        pictures = [(file.stem.replace("_", " "), data_uri(file)) for file in files]
+        drawn = figures.draw_confusion(artifact.tables().get("confusion", []), figures.THEMED, class_names)
+        if drawn is not None:
+            confusion = figures.inline_svg(drawn, f"{name} confusion matrix", f"{anchor} {name} confusion")
+    metric = HEADLINE.get(name, "")
+    headline = show(metric, artifact.metrics[metric]) if metric in artifact.metrics else ""
+    return StageView(
+        name, duration(artifact.card.wall_seconds), headline, metric_table(artifact),
+        coco_table(artifact.metrics), stage_tables(artifact, class_names), pictures, confusion, artifact.card,
+    )  # fmt: skip
+
+
+def rows_of(views: Sequence[RunView]) -> list[tuple[Verdict, list[tuple[RunView, Verdict]]]]:
+    """The published rows of several runs, each with the verdicts that the runs have on it."""
+    found: dict[str, tuple[Verdict, list[tuple[RunView, Verdict]]]] = {}
+    for view in views:
+        for verdict in view.verdicts:
+            key = repr(sorted(verdict.row.items(), key=str))
+            found.setdefault(key, (verdict, []))[1].append((view, verdict))
+    return list(found.values())
+
+
+def _headlines(run: RunResults, verdicts: Sequence[Verdict]) -> list[tuple[str, str, str, str]]:
+    """(stage, metric, our number, the published one) for each stage that has a headline metric."""
+    published = {(v.stage, v.metric): in_unit(v.published, v.unit, v.decimals) for v in verdicts}
+    found = []
+    for name, artifact in run.stages():
+        metric = HEADLINE.get(name, "")
+        if metric in artifact.metrics and metric != "loss":
+            value = show(metric, artifact.metrics[metric])
+            found.append((name, metric_label(metric), value, published.get((name, metric), "")))
+    return found
+
+
+def _graph(run: RunResults, anchor: str) -> str:
+    total = run.wall_seconds or 1.0
+    texts = {}
+    for node in run.nodes():
+        artifact, metric = run.artifacts.get(node.name), HEADLINE.get(node.name, "")
+        if artifact is None:
+            this_page = node.name == "report"
+            texts[node.name] = NodeText("", "this page" if this_page else "did not run", 0.0, this_page)
+            continue
+        seconds = artifact.card.wall_seconds
+        value = artifact.metrics.get(metric)
+        result = "" if value is None else f"{metric_label(metric)} {show(metric, value)}"
+        if node.name == "prepare":
+            result = f"data {artifact.card.data_digest[:8]}"
+        link = "" if node.name == "report" else f"{anchor}-{node.name}"
+        texts[node.name] = NodeText(duration(seconds), result, seconds / total, True, link)
+    return draw_graph(run.nodes(), texts)
+
+
+def _times(run: RunResults, anchor: str) -> str:
+    seconds = {name: artifact.card.wall_seconds for name, artifact in run.stages()}
+    if not seconds:
+        return ""
+    texts = {name: duration(value) for name, value in seconds.items()}
+    drawn = figures.draw_times(seconds, texts, figures.THEMED)
+    return figures.inline_svg(drawn, f"{run.title}: time per stage", f"{anchor} times")
+
+
+def _curve_figures(runs: Sequence[RunResults]) -> dict[str, list[tuple[str, str, str]]]:
+    """Main panels and panels aside, each (stage, title, SVG)."""
+    found: dict[str, list[tuple[str, str, str]]] = {"main": [], "aside": []}
+    for stage, of_stage in stage_panels(runs).items():
+        for panel in of_stage:
+            drawn = figures.draw_panel(panel, figures.THEMED)
+            svg = figures.inline_svg(drawn, f"{stage} {panel.title}")
+            found["aside" if panel.is_aside else "main"].append((stage, panel.title, svg))
+    return found
+
+
+def stage_panels(runs: Sequence[RunResults]) -> dict[str, list[figures.Panel]]:
+    """Stage -> its panels of learning curves, the runs drawn together."""
+    names = dict.fromkeys(name for run in runs for name, _ in run.stages())
+    found = {}
+    for stage in names:
+        per_run = {
+            label: curves(run.artifacts[stage])
+            for label, run in zip(labels(runs), runs, strict=True)
+            if stage in run.artifacts
+        }
+        of_stage = figures.panels(per_run)
+        if of_stage:
+            found[stage] = of_stage
+    return found
+
+
+def _shared(run: RunResults, attribute: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Entries of all cards together, and the names whose value is not the same in all stages."""
+    values: dict[str, dict[str, None]] = {}
+    for _, artifact in run.stages():
+        for name, value in getattr(artifact.card, attribute).items():
+            values.setdefault(name, {})[str(value)] = None
+    mixed = [name for name, several in values.items() if len(several) > 1]
+    return [(name.replace("_", " "), ", ".join(several)) for name, several in values.items()], mixed

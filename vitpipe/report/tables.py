@@ -1,0 +1,274 @@
+"""Numbers as people read them, and the result tables of a run.
+
+Metrics are ratios in the files and percent on the page; every number names its unit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vitpipe.artifact import Artifact
+from vitpipe.report.results import RunResults, labels
+
+LONG_TABLE_ROWS = 12
+_MOST_ROWS = 300  # ImageNet-22K has a class table of 21,841 rows: the page shows the start, the CSV has all
+_DIGEST = re.compile(r"[0-9a-f]{40,}")
+# The metric that stands for a stage in the graph and in the headline.
+HEADLINE = {
+    "pretrain": "loss",
+    "intermediate": "top1",
+    "finetune": "top1",
+    "probe": "linear_top1",
+    "detect": "box_AP",
+    "segment": "mIoU",
+    "evaluate": "top1",
+}
+COCO_COLUMNS = (
+    ("AP", "AP"),
+    ("AP50", "AP₅₀"),
+    ("AP75", "AP₇₅"),
+    ("AP_small", "AP small"),
+    ("AP_medium", "AP medium"),
+    ("AP_large", "AP large"),
+    ("AR1", "AR₁"),
+    ("AR10", "AR₁₀"),
+    ("AR100", "AR₁₀₀"),
+    ("AR_small", "AR small"),
+    ("AR_medium", "AR medium"),
+    ("AR_large", "AR large"),
+)
+_PERCENT = {"top1", "top5", "mIoU", "aAcc", "mAcc", "IoU", "Acc", "J", "F"}
+_PERCENT_MARKS = ("_top1", "_top5", "AP", "AR", "ratio", "_mIoU")
+# Tables that are shown in their own way, or that the stage keeps for itself.
+SHOWN_ELSEWHERE = ("history", "confusion", "box_ap", "mask_ap", "splits", "verdict")
+_LABELS = {"params": "parameters", "gmacs": "multiply-adds", "knn_top1": "k-NN top-1"}
+_TITLES = {
+    "per_class": "Per class",
+    "weights_account": "Account of every weight",
+    "plan": "Derived values of the run",
+    "cost": "Cost of the network",
+    "agreement": "Agreement with the training stage",
+    "classes": "Classes",
+    "quarantine": "Images left out",
+}
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table ready to be shown: `rows` are texts, `numeric` marks the columns to align right."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+    num_left_out: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the table, those that are not shown included."""
+        return len(self.rows) + self.num_left_out
+
+    @property
+    def is_long(self) -> bool:
+        """Long tables are folded on the page."""
+        return self.num_rows > LONG_TABLE_ROWS
+
+
+def is_percent(name: str) -> bool:
+    """Whether a metric is a ratio that is read in percent."""
+    last = name.rpartition("/")[2].removeprefix("ema_")
+    return last in _PERCENT or any(mark in last for mark in _PERCENT_MARKS)
+
+
+def show(name: str, value: float) -> str:
+    """A metric with its unit: `95.3 %`, `86.4 M`, `1,234`, `0.0312`."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite"
+    if is_percent(name):
+        return f"{100 * value:.1f} %"
+    if name.endswith("params"):
+        return f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value:,.0f}"
+    if name.endswith("gmacs"):
+        return f"{value:.3g} G"
+    if name.endswith("num_bytes"):
+        return f"{value / 1e6:,.1f} MB"
+    if name.endswith("seconds"):
+        return duration(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def in_unit(value: float | str | None, unit: str, decimals: int | None = None) -> str:
+    """A number in a published row's unit: `85.5 %`, `79 M`; an em dash for nothing.
+
+    Args:
+        decimals: digits after the point; as many as needed, at most two, if not given.
+    """
+    if value is None or isinstance(value, str):
+        return value or "—"
+    digits = f"{value:.2f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+    if decimals is not None:
+        digits = f"{value:,.{decimals}f}"
+    return f"{digits} {'%' if unit == 'percent' else unit}".strip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `0.4 s`, `42 s`, `3 min 05 s`, `2 h 10 min`, `5 d 3 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    days, hours_left = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours_left} h"
+    if hours:
+        return f"{hours} h {minutes_left:02d} min"
+    return f"{minutes} min {left:02d} s" if minutes else f"{left} s"
+
+
+def metric_label(name: str) -> str:
+    """`box_AP50` -> `box AP50`, `linear_top1` -> `linear top-1`."""
+    if name in _LABELS:
+        return _LABELS[name]
+    text = name.removeprefix("num_").replace("_", " ")
+    return text.replace("top1", "top-1").replace("top5", "top-5")
+
+
+def coco_table(metrics: Mapping[str, float]) -> ShownTable | None:
+    """The twelve COCO numbers, boxes and masks side by side; None when there are none."""
+    kinds = [kind for kind in ("box", "mask") if f"{kind}_AP" in metrics]
+    if not kinds:
+        return None
+    rows = [
+        (label, *(_percent(metrics.get(f"{kind}_{key}")) for kind in kinds)) for key, label in COCO_COLUMNS
+    ]
+    columns = ("COCO, in percent", *(f"{kind}es" if kind == "box" else "masks" for kind in kinds))
+    return ShownTable(
+        "coco", "The twelve COCO numbers", columns, (False, True, True)[: len(columns)], tuple(rows)
+    )
+
+
+def metric_table(artifact: Artifact) -> ShownTable | None:
+    """All flat metrics of a stage except those of the COCO table."""
+    own = {k: v for k, v in artifact.metrics.items() if not k.startswith(("box_A", "mask_A"))}
+    if not own:
+        return None
+    first = HEADLINE.get(artifact.card.stage)
+    ordered = sorted(own.items(), key=lambda item: item[0] != first)
+    rows = tuple((metric_label(name), show(name, value)) for name, value in ordered)
+    return ShownTable("metrics", "Metrics", ("metric", "value"), (False, True), rows)
+
+
+def stage_tables(artifact: Artifact, class_names: Mapping[str, str] | None = None) -> list[ShownTable]:
+    """The stage's own CSV tables, short ones first, with names instead of class keys."""
+    known = class_names or {}
+    found = [
+        shown_table(
+            name, [{k: known.get(v, v) if k == "class" else v for k, v in row.items()} for row in rows]
+        )
+        for name, rows in artifact.tables().items()
+        if name not in SHOWN_ELSEWHERE and rows
+    ]
+    return sorted(found, key=lambda table: len(table.rows))
+
+
+def shown_table(name: str, rows: Sequence[Mapping[str, str]]) -> ShownTable:
+    """A CSV table as text: ratios in percent, counts with thousands marks."""
+    columns = tuple(rows[0])
+    numeric = tuple(all(_number(row[c]) is not None or row[c] == "" for row in rows) for c in columns)
+    texts = tuple(
+        tuple(
+            _cell(column, row[column]) if is_number else _text(row[column])
+            for column, is_number in zip(columns, numeric, strict=True)
+        )
+        for row in rows[:_MOST_ROWS]
+    )
+    title = _TITLES.get(name, name.replace("_", " ").capitalize())
+    heads = tuple(_head(column) for column in columns)
+    return ShownTable(name, title, heads, numeric, texts, len(rows) - len(texts))
+
+
+def side_by_side(runs: Sequence[RunResults]) -> ShownTable | None:
+    """Final metrics of several runs, one column per run; mean and spread when only the seed differs."""
+    if len(runs) < 2:
+        return None
+    stages = [node.name for run in runs for node in run.nodes()]
+    rows = []
+    is_repetition = len({(run.recipe.name, run.recipe.profile) for run in runs}) == 1
+    for stage in dict.fromkeys(stages):
+        per_run = [run.artifacts[stage].metrics if stage in run.artifacts else {} for run in runs]
+        for name in dict.fromkeys(key for metrics in per_run for key in metrics):
+            if stage == "prepare" and "num_" in name:
+                continue
+            values = [metrics.get(name) for metrics in per_run]
+            cells = [show(name, v) if v is not None else "—" for v in values]
+            if is_repetition:
+                cells.append(_mean_and_spread(name, [v for v in values if v is not None]))
+            rows.append((f"{stage} {metric_label(name)}", *cells))
+    heads = ("", *labels(runs), *(("mean ± sd",) if is_repetition else ()))
+    return ShownTable(
+        "side_by_side", "Side by side", heads, (False, *(True,) * (len(heads) - 1)), tuple(rows)
+    )
+
+
+def markdown(table: ShownTable) -> str:
+    """The table in Markdown; pipes in cells are escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = "|" + "|".join(" ---: " if right else " --- " for right in table.numeric) + "|"
+    return "\n".join([line(table.columns), rule, *(line(row) for row in table.rows)])
+
+
+def _mean_and_spread(name: str, values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return "—"
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    if spread == 0:
+        return show(name, mean)
+    if is_percent(name):
+        return f"{100 * mean:.1f} ± {100 * spread:.1f} %"
+    return f"{mean:.4g} ± {spread:.2g}"
+
+
+def _percent(value: float | None) -> str:
+    return "—" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _head(column: str) -> str:
+    if column.endswith("_bytes"):
+        return metric_label(column.removesuffix("_bytes")) + ", MB"
+    return metric_label(column) + (", %" if is_percent(column) else "")
+
+
+def _text(value: str | None) -> str:
+    """A cell that is no number; digests shortened."""
+    return f"{value[:12]}…" if value and _DIGEST.fullmatch(value) else value or ""
+
+
+def _cell(column: str, text: str) -> str:
+    value = _number(text)
+    if value is None or math.isnan(value):
+        return "—"
+    if is_percent(column):
+        return f"{100 * value:.1f}"
+    if column.endswith("_bytes"):
+        return f"{value / 1e6:,.1f}"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:.5g}"

@@ -1,0 +1,109 @@
+"""Stage `report`: the page of this run, the verdict, and the summary in the pipeline's MLflow run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitpipe.artifact import CARD, open_artifact
+from vitpipe.config.read import load_recipe
+from vitpipe.config.recipe import Recipe
+from vitpipe.errors import ArtifactError
+from vitpipe.report.build import Report, build_report, verdict_lines
+from vitpipe.report.compare import verdict_rows
+from vitpipe.report.results import RunResults, open_results
+from vitpipe.stages.context import StageContext
+from vitpipe.stages.graph import STAGES
+from vitpipe.track.run import StageRun
+from vitpipe.track.store import ui_command
+from vitpipe.track.summary import log_pipeline_summary
+
+RECIPE_FILE = "recipe.json"
+_LOG_WIDTH = 110
+
+
+def run(ctx: StageContext) -> dict[str, float]:
+    """Write `report.html`, `report.md`, `recipe.json`, `figures/` and the table `verdict`.
+
+    Returns:
+        `num_expected`, and how many verdicts there are of each kind: `num_reproduced`, ...
+
+    Raises:
+        RecipeError: when an expectation does not select exactly one published row.
+    """
+    results = RunResults(ctx.recipe, {artifact.card.stage: artifact for artifact in ctx.inputs.values()})
+    (ctx.folder / RECIPE_FILE).write_text(ctx.recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    report = build_report([results], ctx.folder)
+    rows = verdict_rows(report.verdicts)
+    ctx.logger.table("verdict", rows)
+    for path in report.figures.values():
+        ctx.logger.figure(path.stem, path)
+    log_pipeline_summary(
+        ctx.logger,
+        results.artifacts,
+        verdicts=rows,
+        files={file.name: file for file in (report.html, report.markdown)},
+        note=report.note,
+    )
+    _tell(ctx, results, report)
+    return report.metrics
+
+
+def report_of_folders(folders: Sequence[Path], out: Path) -> Path:
+    """The page of one or many finished runs (`vitpipe report`).
+
+    Args:
+        folders: `artifacts/RECIPE/PROFILE` each.
+        out: folder to write into.
+
+    Returns:
+        Path of the HTML page.
+
+    Raises:
+        ArtifactError: when a folder holds no finished stage.
+        RecipeError: when the recipe of a run cannot be read any more.
+    """
+    return build_report([results_of_folder(folder) for folder in folders], out).html
+
+
+def verdicts_of_folders(folders: Sequence[Path]) -> list[str]:
+    """The verdict tables of finished runs as lines for the terminal (`vitpipe verdict`). Raises as above."""
+    return _lines([results_of_folder(folder) for folder in folders])
+
+
+def results_of_folder(folder: Path) -> RunResults:
+    """A finished run with the recipe that its report stage kept, else the recipe that its cards name.
+
+    Raises:
+        ArtifactError: when no stage is finished there.
+    """
+    kept = folder / "report" / RECIPE_FILE
+    if kept.is_file():
+        return open_results(Recipe.model_validate_json(kept.read_bytes()), folder)
+    for stage in STAGES:
+        if (folder / stage.name / CARD).is_file():
+            card = open_artifact(folder / stage.name).card
+            return open_results(load_recipe(card.recipe, card.profile), folder)
+    raise ArtifactError(
+        "There is no finished stage in this folder",
+        where=folder,
+        mend="give the folder of a run, for example artifacts/itpn/pixel_base/demo",
+    )
+
+
+def _lines(runs: Sequence[RunResults]) -> list[str]:
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else _LOG_WIDTH
+    return verdict_lines(runs, width=width, colour=is_terminal)
+
+
+def _tell(ctx: StageContext, results: RunResults, report: Report) -> None:
+    for line in _lines([results]):
+        ctx.logger.say(line)
+    # The folder gets its name without the dot and `.partial` when the stage is through.
+    name = ctx.folder.name.removeprefix(".").removesuffix(".partial")
+    ctx.logger.say(f"Report: {ctx.folder.parent / name / report.html.name}")
+    if isinstance(ctx.logger, StageRun):
+        ctx.logger.say(f"MLflow: {ui_command(ctx.logger.store)}")

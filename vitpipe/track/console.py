@@ -1,0 +1,74 @@
+"""What the person sees: a bar on a terminal, a plain line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Console:
+    """Progress and messages of one stage on stdout."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._bar: Any = None
+        self._task: Any = None
+        self._is_terminal = sys.stdout.isatty()
+        self._started = self._last_line = time.monotonic()
+        self._first_step: int | None = None
+
+    def say(self, line: str) -> None:
+        """Print a line; above the bar when there is one."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def progress(self, step: int, num_steps: int, values: Mapping[str, float]) -> None:
+        """Show `step` of `num_steps` with a few numbers."""
+        if self._first_step is None:
+            # A resumed run starts late: what is left is judged by the pace of this process alone.
+            self._first_step, self._started = step, time.monotonic()
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._is_terminal:
+            self._draw(step, num_steps, numbers)
+        elif step >= num_steps or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = f"  {_duration(self._seconds_left(step, num_steps))} left" if step < num_steps else ""
+            share = f"{step / num_steps:.0%}" if num_steps else ""
+            print(f"{self.stage}: step {step}/{num_steps} ({share})  {numbers}{left}", flush=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _seconds_left(self, step: int, num_steps: int) -> float:
+        done = step - (self._first_step or 0)
+        return (time.monotonic() - self._started) / done * (num_steps - step) if done > 0 else 0.0
+
+    def _draw(self, step: int, num_steps: int, numbers: str) -> None:
+        if self._bar is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(), transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task(self.stage, total=num_steps, completed=step, numbers="")
+            self._bar.start()
+        self._bar.update(self._task, completed=step, total=num_steps, numbers=numbers)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left:02d} min"
+    return f"{minutes} min {whole:02d} s" if minutes else f"{whole} s"

@@ -1,0 +1,193 @@
+"""The journal: an append-only file of everything a stage reports; it survives `kill -9`.
+
+A point is a name at a step. It is pending until a commit makes it final; only final points are ever
+sent. A resume rewinds: pending points after the resumed step are forgotten. A point that is final
+stays as it is, so steps that are computed again after a crash are not recorded twice.
+
+One JSON object per line, written by one process and read by another (the courier):
+
+    {"time": ms, "step": n, "values": {name: number}}     points
+    {"commit": n}  {"commit": null}                       final up to step n, or all of them
+    {"rewind": n}                                         forget pending points after step n
+    {"file": "tables/x.json", "to": "run" | "pipeline"}   a file to hand over, below files/
+    {"summary": {"metrics": ..., "tags": ...}, "time": ms} goes to the pipeline's run
+    {"status": "RUNNING" | "FINISHED" | ..., "time": ms}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vitpipe.errors import disk_errors
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+Target = Literal["run", "pipeline"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A number at an optimiser step; `time_ms` is when it was recorded (milliseconds since the epoch)."""
+
+    name: str
+    step: int
+    value: float
+    time_ms: int
+
+
+@dataclass(frozen=True)
+class HandedFile:
+    """A file below `files/` for the stage's own run or for the pipeline's run."""
+
+    path: str
+    target: Target
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the last stage of a pipeline says about all of them."""
+
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    time_ms: int
+
+
+@dataclass
+class Ledger:
+    """What the records of a journal amount to; a pure fold over them.
+
+    Attributes:
+        final: points that will not change any more, in the order of their commits; one per name and step.
+        pending: points that a resume may still take back.
+    """
+
+    final: list[Point] = field(default_factory=list)
+    pending: dict[tuple[str, int], Point] = field(default_factory=dict)
+    files: list[HandedFile] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
+    statuses: list[tuple[Status, int]] = field(default_factory=list)
+    _final_keys: set[tuple[str, int]] = field(default_factory=set)
+
+    @property
+    def last_step(self) -> int:
+        """The largest step of any point; 0 without points."""
+        return max((point.step for point in (*self.final, *self.pending.values())), default=0)
+
+    def apply(self, record: Mapping[str, Any]) -> None:
+        """Take one record into account; a record of an unknown kind is ignored."""
+        if "values" in record:
+            for name, value in record["values"].items():
+                key = (name, record["step"])
+                if key not in self._final_keys:
+                    self.pending[key] = Point(name, record["step"], value, record["time"])
+        elif "commit" in record:
+            step = record["commit"]
+            ready = [point for key, point in self.pending.items() if step is None or key[1] <= step]
+            for point in ready:
+                del self.pending[point.name, point.step]
+                self._final_keys.add((point.name, point.step))
+            self.final += ready
+        elif "rewind" in record:
+            self.pending = {key: p for key, p in self.pending.items() if p.step <= record["rewind"]}
+        elif "file" in record:
+            self.files.append(HandedFile(record["file"], record["to"]))
+        elif "summary" in record:
+            self.summaries.append(Summary(time_ms=record["time"], **record["summary"]))
+        elif "status" in record:
+            self.statuses.append((record["status"], record["time"]))
+
+
+class JournalReader:
+    """Follow a journal that another process may still be writing. `ledger` is as of the last `refresh`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.ledger, self._offset = path, Ledger(), 0
+
+    def refresh(self) -> Ledger:
+        """Read the complete lines that have come since; a line torn by a kill is left alone."""
+        if not self.path.is_file():
+            return self.ledger
+        with self.path.open("rb") as handle:
+            handle.seek(self._offset)
+            text = handle.read()
+        complete = text[: text.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        for line in complete.splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # half a line that a power cut left: nothing more can be known about it
+            if isinstance(record, dict):
+                self.ledger.apply(record)
+        return self.ledger
+
+
+class Journal:
+    """The writing side; opening an existing journal continues it.
+
+    Raises:
+        StorageError: from every method, when the disk refuses the write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        reader = JournalReader(path)
+        self.path, self.ledger = path, reader.refresh()
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.ftruncate(self._file, reader._offset)  # else the next line would be glued to a torn one
+
+    def points(self, values: Mapping[str, float], step: int) -> None:
+        """Record pending points; a pending point of the same name and step is replaced."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self._append({"time": _now_ms(), "step": int(step), "values": numbers})
+
+    def commit(self, step: int | None = None) -> None:
+        """Make points up to `step` final, or all of them; on disk before this returns."""
+        self._append({"commit": None if step is None else int(step)})
+        with disk_errors(self.path):
+            os.fsync(self._file)
+
+    def rewind(self, step: int) -> None:
+        """Forget pending points after `step`."""
+        self._append({"rewind": int(step)})
+
+    def file(self, path: str, target: Target = "run") -> None:
+        """Hand over a file that lies below `files/`."""
+        self._append({"file": path, "to": target})
+
+    def summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+        """Say something about the whole pipeline run."""
+        plain = {"metrics": {name: float(v) for name, v in metrics.items()}, "tags": dict(tags)}
+        self._append({"summary": plain, "time": _now_ms()})
+
+    def status(self, status: Status) -> None:
+        """Record that the stage runs or how it ended."""
+        self._append({"status": status, "time": _now_ms()})
+
+    def close(self) -> None:
+        """Close the file; the journal can be opened again."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(record).encode() + b"\n"
+        with disk_errors(self.path):
+            size = os.fstat(self._file).st_size
+            try:
+                while line:
+                    line = line[os.write(self._file, line) :]
+            except OSError:
+                os.ftruncate(self._file, size)  # a full disk takes a part of a line and refuses the rest
+                raise
+        self.ledger.apply(record)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

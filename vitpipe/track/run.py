@@ -1,0 +1,264 @@
+"""One stage's run as seen by the tracker: what a stage is given as its logger.
+
+    with stage_run(stage="finetune", recipe=recipe, folder=folder, state=state, ...) as logger:
+        ...
+
+Everything goes into a box (a folder in `state`, see box.py) and from there to MLflow by a courier, so
+that neither a slow server nor a kill costs the stage anything. The same `state` continues the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vitpipe.artifact import METRICS, write_table
+from vitpipe.config.digest import digest_of
+from vitpipe.config.recipe import Recipe
+from vitpipe.errors import RunError, StorageError, disk_errors
+from vitpipe.track.box import Box, Origin, table_as_json
+from vitpipe.track.console import Console
+from vitpipe.track.courier import Courier
+from vitpipe.track.journal import Journal, Status, Target
+from vitpipe.track.send import UNSENT_SUFFIX, keep_unsent
+from vitpipe.track.store import EXPERIMENT, OFF, store_address
+
+BOX_FOLDER = "track"
+HISTORY = "history"
+_CONTACT_SECONDS, _FINISH_SECONDS, _SECONDS_BETWEEN_LOOKS = 30.0, 120.0, 5.0
+
+
+class SilentLogger:
+    """Swallows everything: the logger of ranks other than 0."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Nothing."""
+
+    def commit(self, step: int) -> None:
+        """Nothing."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing."""
+
+    def figure(self, name: str, path: Path) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def progress(self, step: int, num_steps: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+
+class StageRun:
+    """The logger of rank 0 (`RunLogger`). Made by `stage_run`."""
+
+    def __init__(self, stage: str, folder: Path, box: Box, store: str) -> None:
+        self.stage, self.folder, self.box, self.store = stage, folder, box, store
+        self.console = Console(stage)
+        self.journal = Journal(box.journal)
+        self.journal.status("RUNNING")
+        self._courier = None if store == OFF else Courier(box)
+        self._has_warned, self._last_look = False, 0.0
+
+    @property
+    def run_id(self) -> str:
+        """Number of the MLflow run; waits for MLflow's first answer. Empty when it does not answer."""
+        if self._courier is not None:
+            self._courier.wait_for_contact(_CONTACT_SECONDS)
+        return self.box.sent().run_id
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers at an optimiser step; pending until `commit`."""
+        if values:
+            self.journal.points(values, step)
+
+    def commit(self, step: int) -> None:
+        """Points up to `step` are final: they are on disk when this returns and are then sent."""
+        self.journal.commit(step)
+        self._wake()
+
+    def rewind(self, step: int) -> None:
+        """Forget pending points after `step`."""
+        self.journal.rewind(step)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write `tables/NAME.csv` into the stage's folder and hand the table to MLflow."""
+        if not rows:
+            return
+        write_table(self.folder, name, rows)
+        self.hand_over(f"tables/{name}.json", table_as_json([dict(row) for row in rows]))
+
+    def figure(self, name: str, path: Path) -> None:
+        """Hand a picture file to MLflow as `figures/NAME` with the file's suffix."""
+        self.hand_over(f"figures/{name.removesuffix(path.suffix)}{path.suffix}", path)
+
+    def hand_over(self, name: str, content: str | Path, target: Target = "run") -> None:
+        """Give MLflow a file under `name`: a text, or a copy of a file as it is now."""
+        path = self.box.files / name
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, path)
+            else:
+                path.write_text(content, encoding="utf-8")
+        self.journal.file(name, target)
+        self._wake()
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        self.console.say(line)
+
+    def progress(self, step: int, num_steps: int, values: Mapping[str, float]) -> None:
+        """Show how far the run is."""
+        self.console.progress(step, num_steps, values)
+        if time.monotonic() - self._last_look > _SECONDS_BETWEEN_LOOKS:
+            self._look()
+
+    def succeed(self) -> None:
+        """The stage is done: everything is final. Writes `tables/history.csv` from the journal."""
+        self.journal.commit()
+        rows = [{"step": p.step, "name": p.name, "value": p.value} for p in self.journal.ledger.final]
+        if rows:
+            self.table(HISTORY, rows)
+        metrics_file = self.folder / METRICS
+        if metrics_file.is_file():
+            self.journal.points(json.loads(metrics_file.read_text("utf-8")), self.journal.ledger.last_step)
+            self.journal.commit()
+
+    def end(self, status: Status, keep_at: Path) -> None:
+        """Record how it ended and wait until it is sent; what cannot be sent is kept.
+
+        Args:
+            keep_at: where the box is copied when the stage has finished, because its state folder goes.
+        """
+        # The disk that stopped a stage must not hide why behind a second error.
+        with contextlib.nullcontext() if status == "FINISHED" else contextlib.suppress(StorageError):
+            self.journal.status(status)
+        self.journal.close()
+        self.console.close()
+        if self._courier is None:
+            return
+        self._courier.finish(_FINISH_SECONDS)
+        if self.box.is_delivered():
+            return
+        kept = keep_unsent(self.box, keep_at) if status == "FINISHED" else self.box.folder
+        self.say(
+            f"MLflow at {self.store} has not got everything of stage {self.stage}; it is kept in {kept}. "
+            f"The next stage sends it, or: vitpipe send {kept}"
+        )
+
+    def _wake(self) -> None:
+        if self._courier is not None:
+            self._courier.wake()
+            self._look()
+
+    def _look(self) -> None:
+        """One warning per run when MLflow does not answer."""
+        self._last_look = time.monotonic()
+        contact = self.box.contact() if self._courier is not None and not self._has_warned else None
+        if contact is not None and not contact.reached:
+            self._has_warned = True
+            self.say(
+                f"{contact.reason}: {self.store}. The run goes on; what it logs is kept in {self.box.folder} "
+                "and sent when MLflow answers"
+            )
+
+
+@contextmanager
+def stage_run(
+    *,
+    stage: str,
+    recipe: Recipe,
+    folder: Path,
+    state: Path,
+    tags: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+    pipeline: str | None = None,
+    store: str | None = None,
+) -> Iterator[StageRun]:
+    """Track one stage; on rank 0 only.
+
+    Continues the MLflow run that `state` knows, else the one that Kubeflow's plugin names by
+    `MLFLOW_RUN_ID` (taken out of the environment, as `mlflow.start_run` does), else opens a run below
+    the one of the pipeline, which the first stage opens.
+
+    Args:
+        folder: the stage's output folder, for tables.
+        state: survives a kill; the box lies in it. Unsent things are kept beside it at the end.
+        tags: `git_commit`, `data_digest`, and whatever else tells where the numbers come from.
+        params: the recipe sections that the stage reads, nested.
+        pipeline: key that the stages of one pipeline run share; by default recipe, profile and digest.
+        store: tracking URI; by default `store_address(current folder)`.
+    """
+    origin = _origin(stage, recipe, dict(tags or {}), params or {}, pipeline, store)
+    box = Box(state / BOX_FOLDER)
+    origin = box.open(origin)
+    run = StageRun(stage, folder, box, origin.store)
+    keep_at = state.parent / f"{state.stem}{UNSENT_SUFFIX}"
+    status: Status = "FAILED"
+    try:
+        yield run
+        run.succeed()
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    except RunError as error:
+        from vitpipe.train.health import StoppedError
+
+        status = "KILLED" if isinstance(error, StoppedError) else "FAILED"
+        raise
+    finally:
+        run.end(status, keep_at)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as `a.b` -> text; None and empty values are left out."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None and value != "" and value != [] and value != ():
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def _origin(
+    stage: str,
+    recipe: Recipe,
+    tags: dict[str, str],
+    params: Mapping[str, Any],
+    pipeline: str | None,
+    store: str | None,
+) -> Origin:
+    whole = recipe.model_dump(mode="json")
+    described = {"summary", "source", "expect", "discrepancies", "not_comparable", "report"}
+    flat = flatten({key: value for key, value in whole.items() if key not in described})
+    key = (
+        pipeline
+        or os.environ.get("VITPIPE_PIPELINE")
+        or f"{recipe.name} {recipe.profile} {digest_of(recipe)[:12]}"
+    )
+    return Origin(
+        store=store or store_address(Path.cwd()),
+        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
+        experiment_id=os.environ.get("MLFLOW_EXPERIMENT_ID", ""),
+        given_run_id=os.environ.pop("MLFLOW_RUN_ID", ""),
+        pipeline=key.replace("'", ""),
+        pipeline_title=f"{recipe.name} ({recipe.profile}, seed {recipe.seed})",
+        stage=stage,
+        params=flatten(params),
+        pipeline_params=flat,
+        tags={"recipe": recipe.name, "profile": recipe.profile, **{k: str(v) for k, v in tags.items()}},
+    )
