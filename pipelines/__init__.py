@@ -1,1 +1,1 @@
-"""The graph for Kubeflow: reproduce one recipe, compile, run locally, submit."""
+"""The graph for the engines: Kubeflow (compile, run locally, submit) and DVC (dvc.yaml)."""

@@ -35,9 +35,14 @@ def test_written_and_read_again(tmp_path):
 
 def test_a_failure_leaves_nothing_and_keeps_the_old(tmp_path):
     _make(tmp_path / "out", 1.0)
-    with pytest.raises(KeyError), writing(tmp_path / "out") as folder:
-        write_metrics(folder, {"x": 2.0})
-        raise KeyError
+
+    def fail():
+        with writing(tmp_path / "out") as folder:
+            write_metrics(folder, {"x": 2.0})
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert open_artifact(tmp_path / "out").metrics == {"x": 1.0}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     _make(tmp_path / "out", 3.0)

@@ -26,7 +26,10 @@ def _run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Co
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan"], ["recipes"], ["recipe", "itpn/pixel_base", "--profile", "full"], ["models"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["plan"], ["recipes"], ["recipe", "itpn/pixel_base", "--profile", "full"], ["models"]],
+)
 def test_light_verbs_import_nothing_heavy(arguments: list[str]):
     code = (
         "import sys; from vitpipe.cli import main\n"
@@ -54,7 +57,10 @@ def test_light_verbs_import_nothing_heavy(arguments: list[str]):
         (["run", "prepare", "--in", "data=x", "--out", "x"], "has no input 'data'"),
         (["run", "prepare"], "--out DIR"),
         (["plan", "--params", "nowhere.yaml"], "does not exist"),
-        (["run", "intermediate", "--recipe", "itpn/pixel_base", "--profile", "full", "--out", "x"], "has no stage 'intermediate'"),
+        (
+            ["run", "intermediate", "--recipe", "itpn/pixel_base", "--profile", "full", "--out", "x"],
+            "has no stage 'intermediate'",
+        ),
         (["convert", "nowhere.pth", "--out", "x.safetensors"], "nowhere.pth"),
         (["table", "itpn/99"], "99"),
         (["cost", "hivit_bas"], "hivit_base"),
@@ -73,7 +79,7 @@ def test_a_mistake_is_one_paragraph_and_exit_code_2(arguments: list[str], part: 
 def test_plan_says_what_would_run_and_why(tmp_path: Path):
     done = _run("plan", "--json", "--artifacts", str(tmp_path))
     rows = json.loads(done.stdout)
-    assert [row["stage"] for row in rows][0] == "prepare"
+    assert rows[0]["stage"] == "prepare"
     assert {row["runs"] for row in rows} == {"runs"}
     assert next(row for row in rows if row["stage"] == "pretrain")["steps"] > 0
 
@@ -84,7 +90,9 @@ def test_identities_are_stable_files(tmp_path: Path):
     names = sorted(path.stem for path in (tmp_path / "identity").iterdir())
     assert "pretrain" in names
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "identity").iterdir()}
-    assert _run("identity", "--out", str(tmp_path / "identity"), "--set", "finetune.epochs=99").returncode == 0
+    assert (
+        _run("identity", "--out", str(tmp_path / "identity"), "--set", "finetune.epochs=99").returncode == 0
+    )
     changed = [path.stem for path in before if path.read_text() and path.stat().st_mtime_ns != before[path]]
     assert "finetune" in changed
 

@@ -70,9 +70,15 @@ def run(
     ranks: Annotated[int | None, typer.Option(min=1, help="processes; one per GPU if not given")] = None,
 ) -> None:
     """Run one stage, from and to folders; what dvc.yaml and the Kubeflow components call."""
-    from vitpipe.stages.launch import num_ranks_wanted, restart_under_torchrun, under_torchrun
+    from vitpipe.stages.launch import (
+        num_ranks_wanted,
+        restart_under_torchrun,
+        share_the_cores,
+        under_torchrun,
+    )
     from vitpipe.stages.run import run_stage
 
+    share_the_cores()
     if not under_torchrun() and (num_ranks := num_ranks_wanted(stage, ranks)) > 1:
         restart_under_torchrun(num_ranks)
     if executor_input is not None:
@@ -275,9 +281,11 @@ def send(
 
 
 def _mount_engine_verbs() -> None:
-    """`compile`, `local` and `submit` belong to the Kubeflow side, the top room of the house."""
-    from pipelines.verbs import register
-
+    """`compile`, `local` and `submit` belong to the Kubeflow side; the images do not hold it."""
+    try:
+        from pipelines.verbs import register
+    except ModuleNotFoundError:
+        return
     register(app)
 
 

@@ -1,8 +1,8 @@
 """From YAML and overrides to one validated recipe; every mistake is reported at once.
 
 Order of precedence, later wins: recipe file, `recipes/profiles/<profile>.yaml`, the family's
-`recipes/<family>/profiles/<profile>.yaml`, overrides from params.yaml, `--set` on the command line. Mappings are
-merged key by key; anything else is replaced.
+`recipes/<family>/profiles/<profile>.yaml`, overrides from params.yaml, `--set` on the command line.
+Mappings are merged key by key; anything else is replaced.
 """
 
 from __future__ import annotations

@@ -1,0 +1,25 @@
+"""Finetune: supervised training on the target classes."""
+
+from kfp import dsl
+from kfp.dsl import PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER as EXECUTOR_INPUT
+
+
+@dsl.container_component
+def finetune(
+    recipe: str,
+    profile: str,
+    overrides: list[str],
+    stage_overrides: list[str],
+    code_digest: str,
+    data_digest: str,
+    data: dsl.Input[dsl.Dataset],
+    out: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    weights: dsl.Input[dsl.Model] | None = None,
+) -> dsl.ContainerSpec:
+    """Fine-tune on the target classes (ImageNet-1K)."""
+    return dsl.ContainerSpec(
+        image="vitpipe-train",
+        command=["vitpipe", "run", "finetune"],
+        args=["--recipe", recipe, "--profile", profile, "--executor-input", EXECUTOR_INPUT],
+    )

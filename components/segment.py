@@ -1,0 +1,25 @@
+"""Segment: semantic segmentation on ADE20K."""
+
+from kfp import dsl
+from kfp.dsl import PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER as EXECUTOR_INPUT
+
+
+@dsl.container_component
+def segment(
+    recipe: str,
+    profile: str,
+    overrides: list[str],
+    stage_overrides: list[str],
+    code_digest: str,
+    data_digest: str,
+    data: dsl.Input[dsl.Dataset],
+    out: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    weights: dsl.Input[dsl.Model] | None = None,
+) -> dsl.ContainerSpec:
+    """Train and evaluate a segmenter on the pre-trained pyramid."""
+    return dsl.ContainerSpec(
+        image="vitpipe-dense",
+        command=["vitpipe", "run", "segment"],
+        args=["--recipe", recipe, "--profile", profile, "--executor-input", EXECUTOR_INPUT],
+    )

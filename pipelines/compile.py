@@ -1,0 +1,190 @@
+"""Write a recipe's pipeline as a package, and read any package back strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.placement import Placement
+from vitpipe.config.read import load_recipe
+from vitpipe.errors import InputError, disk_errors
+from vitpipe.stages.graph import BY_NAME, Image
+
+_MEND = "compile it again: vitpipe compile --out FILE"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a package: `inputs` maps input name -> feeding stage, `command` has the arguments too."""
+
+    stage: str
+    image: str
+    command: tuple[str, ...]
+    inputs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Package:
+    """A compiled pipeline that passed the strict reading. Tasks stand in running order."""
+
+    path: Path
+    name: str
+    tasks: tuple[Task, ...]
+    parameters: dict[str, Any]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages in running order."""
+        return tuple(task.stage for task in self.tasks)
+
+    @property
+    def images_without_digest(self) -> tuple[str, ...]:
+        """Images that are named by a tag: whoever moves the tag changes results behind the cache's back."""
+        return tuple(sorted({task.image for task in self.tasks if "@sha256:" not in task.image}))
+
+
+def default_images() -> dict[Image, str]:
+    """The project's images at the installed version."""
+    tag = version("vitpipe")
+    return {"train": f"vitpipe-train:{tag}", "dense": f"vitpipe-dense:{tag}"}
+
+
+def compile_pipeline(
+    recipe: str,
+    profile: str,
+    overrides: Sequence[str],
+    out: Path,
+    *,
+    images: Mapping[Image, str] | None = None,
+    placement: Placement | None = None,
+) -> Package:
+    """Compile the pipeline of one recipe into `out`, which appears when it has passed the strict reading.
+
+    Args:
+        recipe: name of a recipe.
+        profile: name of a profile.
+        overrides: `section.key=value`; they decide the graph (`stages=...`) and become parameters.
+        out: file ending in .yaml.
+        images: image reference for `train` and `dense`; those left out are the project's own.
+        placement: a cluster's labels and volumes; none by default.
+
+    Raises:
+        RecipeError: the recipe cannot be read.
+        InputError: `out` does not end in .yaml.
+    """
+    chosen = load_recipe(recipe, profile, overrides)
+    if out.suffix not in (".yaml", ".yml"):
+        raise InputError("A pipeline package ends in .yaml", where=out, mend="choose another --out name")
+
+    from kfp import compiler
+
+    from pipelines.reproduce import reproduce
+
+    pipeline = reproduce(chosen, overrides, {**default_images(), **(images or {})}, placement or Placement())
+    partial = out.with_name(f".{out.stem}.partial.yaml")
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            compiler.Compiler().compile(pipeline, str(partial))
+            validate_package(partial)
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
+    return validate_package(out)
+
+
+def validate_package(path: Path) -> Package:
+    """Read a package with the protocol's own message types: unknown or mistyped fields are refused.
+
+    Beyond the types: every executor exists, every task runs `vitpipe run` with the stage of its name, and
+    every input comes from a task that is there.
+
+    Raises:
+        InputError: when the file is not such a package; all findings at once.
+    """
+    from google.protobuf import json_format
+    from kfp.kubernetes import kubernetes_executor_config_pb2
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    with _strictly(path, json_format.ParseError):
+        documents = [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d is not None]
+        spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+        deployment = json_format.ParseDict(
+            documents[0]["deploymentSpec"], pipeline_spec_pb2.PipelineDeploymentConfig()
+        )
+        placed: dict[str, Any] = {}
+        for document in documents[1:]:
+            json_format.ParseDict(document, pipeline_spec_pb2.PlatformSpec())
+            placed |= document["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        for config in placed.values():
+            json_format.ParseDict(config, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
+    executors = {label: executor.container for label, executor in deployment.executors.items()}
+    found = [f"there are settings for '{label}', which is no executor" for label in placed.keys() - executors]
+    tasks = []
+    for name, task in spec.root.dag.tasks.items():
+        label = spec.components[task.component_ref.name].executor_label
+        if label not in executors:
+            found.append(f"the executor '{label}' of task '{name}' does not exist")
+            continue
+        command = (*executors[label].command, *executors[label].args)
+        feeders = {k: v.task_output_artifact.producer_task for k, v in task.inputs.artifacts.items()}
+        tasks.append(Task(name, executors[label].image, command, feeders))
+    found += [problem for task in tasks for problem in _problems(task, {t.stage for t in tasks})]
+    if found or not tasks:
+        what = "; ".join(found) or "it has no tasks"
+        raise InputError(f"The pipeline package is wrong: {what}", where=path, mend=_MEND)
+    parameters = {
+        name: json_format.MessageToDict(definition.default_value)
+        for name, definition in spec.root.input_definitions.parameters.items()
+    }
+    tasks.sort(key=lambda task: list(BY_NAME).index(task.stage))
+    return Package(path, spec.pipeline_info.name, tuple(tasks), parameters)
+
+
+def check_arguments(package: Package, arguments: Mapping[str, Any]) -> None:
+    """Refuse parameters that the package does not have.
+
+    Raises:
+        InputError: names them all.
+    """
+    unknown = sorted(set(arguments) - set(package.parameters))
+    if unknown:
+        raise InputError(
+            f"The pipeline has no parameter {', '.join(map(repr, unknown))}",
+            where=package.path,
+            mend=f"its parameters are {', '.join(sorted(package.parameters))}",
+        )
+
+
+def _problems(task: Task, present: set[str]) -> Iterator[str]:
+    if task.stage not in BY_NAME:
+        yield f"there is no stage '{task.stage}'"
+    if task.command[:3] != ("vitpipe", "run", task.stage) or "{{$}}" not in task.command:
+        yield f"task '{task.stage}' does not run `vitpipe run {task.stage}` with an executor input"
+    if not task.image:
+        yield f"task '{task.stage}' names no image"
+    for name, feeder in task.inputs.items():
+        if feeder not in present:
+            yield f"input '{name}' of task '{task.stage}' comes from '{feeder}', which is not there"
+
+
+@contextmanager
+def _strictly(path: Path, parse_error: type[Exception]) -> Iterator[None]:
+    """Whatever a broken file provokes becomes one InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"The pipeline package cannot be read ({error.strerror})", where=path, mend=_MEND
+        ) from error
+    except (parse_error, yaml.YAMLError, KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"The file is not a Kubeflow pipeline package ({first})", where=path, mend=_MEND
+        ) from error

@@ -1,0 +1,82 @@
+"""The same graph for the laptop: write `dvc.yaml`.
+
+DVC depends on one small identity file per stage instead of on the recipe and the source tree. The first stage
+writes these files on every run; a file whose content did not change re-runs nothing. Recipe, profile and
+overrides stand in `params.yaml` only, which `vitpipe` reads itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from vitpipe.errors import disk_errors
+from vitpipe.stages.graph import Node, graph_of
+
+FOLDER = "artifacts/${recipe}/${profile}"
+_HEAD = """\
+# The graph of the recipe that params.yaml names. `dvc repro` runs what has changed, `dvc dag` draws it.
+# Written by `vitpipe compile --dvc` from vitpipe/stages/graph.py; again only for a recipe with other stages.
+"""
+_ABOUT = {
+    "identity": "what decides each stage, that is its recipe sections, code and libraries",
+    "prepare": "raw images to verified shards",
+    "pretrain": "pre-training without labels",
+    "intermediate": "fine-tuning on the larger label set",
+    "finetune": "fine-tuning on the target classes",
+    "probe": "frozen features by nearest neighbours and a linear classifier",
+    "detect": "detection and instance segmentation on COCO",
+    "segment": "semantic segmentation on ADE20K",
+    "evaluate": "accuracy, cost and throughput of the result",
+    "report": "every result beside the published row",
+}
+
+
+def render_dvc(stages: Iterable[str]) -> str:
+    """The text of `dvc.yaml` for a recipe with these stages."""
+    nodes = graph_of(stages)
+    return "\n".join([_HEAD + "stages:", _identity(nodes), *(_stage(node) for node in nodes)])
+
+
+def write_dvc(stages: Iterable[str], path: Path) -> bool:
+    """Write `dvc.yaml`; False when it was so already.
+
+    Raises:
+        StorageError: when the disk refuses the write.
+    """
+    text = render_dvc(stages)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    with disk_errors(path):
+        path.write_text(text, encoding="utf-8")
+    return True
+
+
+def _identity(nodes: Iterable[Node]) -> str:
+    lines = [
+        "  identity:",
+        f"    desc: {_ABOUT['identity']}",
+        f"    cmd: vitpipe identity --out {FOLDER}/identity",
+        "    always_changed: true",
+        "    outs:",
+    ]
+    for node in nodes:
+        lines.append(f"      - {FOLDER}/identity/{node.name}.json: {{cache: false}}")
+    return "\n".join(lines) + "\n"
+
+
+def _stage(node: Node) -> str:
+    lines = [
+        f"  {node.name}:",
+        f"    desc: {_ABOUT[node.name]}",
+        "    cmd: >-",
+        f"      vitpipe run {node.name}",
+        *(f"      --in {name}={FOLDER}/{feeder}" for name, feeder in node.inputs.items()),
+        f"      --out {FOLDER}/{node.name}",
+        "    deps:",
+        f"      - {FOLDER}/identity/{node.name}.json",
+        *(f"      - {FOLDER}/{feeder}" for feeder in node.inputs.values()),
+        "    outs:",
+        f"      - {FOLDER}/{node.name}",
+    ]
+    return "\n".join(lines) + "\n"

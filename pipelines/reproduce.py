@@ -1,0 +1,104 @@
+"""One recipe as a Kubeflow pipeline: its stages in order, each fed by the stages before it.
+
+Which stages there are is decided here, when the pipeline is built: a task may not depend on a task inside a
+condition, and a recipe knows its own graph. Recipe, profile and overrides stay parameters of the run.
+kfp reads annotations as objects: no `annotations` from `__future__` here.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
+
+from components.detect import detect
+from components.evaluate import evaluate
+from components.finetune import finetune
+from components.intermediate import intermediate
+from components.prepare import prepare
+from components.pretrain import pretrain
+from components.probe import probe
+from components.report import report
+from components.segment import segment
+from pipelines.placement import Placement, place, resources_of
+from vitpipe.config.recipe import Recipe
+from vitpipe.stages.graph import Image, Node, graph_of
+from vitpipe.stages.run import identity_of
+
+COMPONENTS: dict[str, BaseComponent] = {
+    "prepare": prepare,
+    "pretrain": pretrain,
+    "intermediate": intermediate,
+    "finetune": finetune,
+    "probe": probe,
+    "detect": detect,
+    "segment": segment,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def reproduce(
+    chosen: Recipe, overrides: Sequence[str], images: Mapping[Image, str], placement: Placement
+) -> BaseComponent:
+    """Build the pipeline of one recipe.
+
+    Args:
+        chosen: the recipe with the overrides in it; its stages are the tasks.
+        overrides: the same overrides as texts, `section.key=value`.
+        images: image reference by kind, best with a digest: Kubeflow's cache does not look behind a tag.
+        placement: which nodes the tasks may run on.
+    """
+    nodes = graph_of(chosen.stages)
+    for_all, for_one = split_overrides(overrides, nodes)
+
+    @dsl.pipeline(name=pipeline_name(chosen), description=chosen.summary)
+    def pipeline(
+        recipe: str = chosen.name,
+        profile: str = chosen.profile,
+        overrides: list[str] = for_all,
+        data_digest: str = "",
+    ) -> None:
+        tasks: dict[str, dsl.PipelineTask] = {}
+        for node in nodes:
+            task = COMPONENTS[node.name](
+                recipe=recipe,
+                profile=profile,
+                overrides=overrides,
+                stage_overrides=for_one[node.name],
+                code_digest=identity_of(chosen, node.stage)["code_digest"],
+                data_digest=data_digest,
+                **{name: tasks[feeder].outputs["out"] for name, feeder in node.inputs.items()},
+            )
+            task.set_container_image(images[node.stage.image])
+            place(task, resources_of(node.stage, chosen), placement)
+            tasks[node.name] = task
+
+    return pipeline
+
+
+def split_overrides(
+    overrides: Sequence[str], nodes: Iterable[Node]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Overrides for every task, and by task those of its own section and of the stages before it.
+
+    A task re-runs when one of its parameters changes. An override of `finetune.epochs` therefore reaches
+    `finetune` and what stands behind it, which re-runs anyway; pre-training stays cached.
+    """
+    before: dict[str, set[str]] = {}
+    for node in nodes:
+        before[node.name] = {node.name}.union(*(before[feeder] for feeder in node.inputs.values()))
+    for_all = [text for text in overrides if _section(text) not in before]
+    for_one = {
+        name: [text for text in overrides if _section(text) in sections] for name, sections in before.items()
+    }
+    return for_all, for_one
+
+
+def _section(override: str) -> str:
+    return override.partition("=")[0].partition(".")[0].strip()
+
+
+def pipeline_name(recipe: Recipe) -> str:
+    """`itpn/pixel_base` at profile `demo` is `itpn-pixel-base-demo`: what Kubeflow allows in a name."""
+    text = f"{recipe.name.removesuffix('.yaml')}-{recipe.profile}".lower()
+    return "-".join("".join(c if c.isalnum() else " " for c in text).split())

@@ -1,0 +1,74 @@
+"""What is run through the engines in these tests: which recipe, how small, and a stand-in for the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RECIPE, PROFILE = "itpn/pixel_base", "demo"
+
+# A `vitpipe` that does no work but keeps the contract; FAIL_STAGE, LIE_STAGE and QUIET_STAGE make it break it.
+STAND_IN = """\
+#!{python}
+import os, sys
+sys.path.insert(0, {root!r})
+from vitpipe.artifact import Card, write_card, write_metrics, writing
+from vitpipe.errors import VitpipeError
+from vitpipe.stages.executor import ExecutorIO
+
+verb, stage, *rest = sys.argv[1:]
+options = dict(zip(rest[::2], rest[1::2]))
+assert verb == "run" and set(options) == {{"--recipe", "--profile", "--executor-input"}}, sys.argv
+print("working on", stage, flush=True)
+if stage == os.environ.get("FAIL_STAGE"):
+    print("it broke", flush=True)
+    sys.exit(3)
+io = ExecutorIO(options["--executor-input"])
+try:
+    io.check_code(stage)
+except VitpipeError as error:
+    sys.exit(f"vitpipe: {{error}}")
+metrics = {{"num_inputs": float(len(io.inputs())), "num_overrides": float(len(io.overrides()))}}
+for name, folder in io.inputs().items():
+    assert (folder / "card.json").is_file(), (name, folder)
+card = Card(
+    stage=stage, recipe=options["--recipe"], profile=options["--profile"], recipe_digest="r", data_digest="d",
+    code_digest=io.parameters()["code_digest"], image="train", identity="i", parents={{}}, seed=0,
+    git_commit="g", libraries={{}}, hardware={{}}, started_at="2026-01-01T00:00:00", wall_seconds=0.0,
+)
+out = io.output_folder()
+with writing(out) as folder:
+    write_metrics(folder, metrics)
+    write_card(folder, card)
+    (folder / "report.html").write_text("<p>" + stage, encoding="utf-8")
+if stage != os.environ.get("QUIET_STAGE"):
+    io.finish(metrics)
+if stage == os.environ.get("LIE_STAGE"):
+    write_card(out, card.model_copy(update={{"seed": 1}}))
+"""
+
+
+# The smallest sizes at which every real stage still does all its work.
+TINY = (
+    "data.embedded.train_images=40",
+    "data.embedded.val_images=60",
+    "data.embedded.intermediate_images=60",
+    "data.embedded.scene_train_images=8",
+    "data.embedded.scene_val_images=4",
+    "data.embedded.video_frames=2",
+    "data.embedded.videos=1",
+    "data.workers=0",
+    *(
+        f"{stage}.{key}"
+        for stage in ("pretrain", "intermediate", "finetune")
+        for key in ("epochs=1", "global_batch=20", "optim.warmup_epochs=0")
+    ),
+    "probe.epochs=1",
+    "probe.batch=20",
+    "detect.epochs=1",
+    "detect.lr_drop_epochs=[]",
+    "detect.global_batch=4",
+    "segment.steps=2",
+    "segment.global_batch=2",
+    "evaluate.throughput_rounds=1",
+)

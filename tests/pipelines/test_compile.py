@@ -1,0 +1,256 @@
+"""The compiled package: strict reading, the graph in it, what decides a task's cache, what a node needs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.compile import check_arguments, compile_pipeline, validate_package
+from pipelines.placement import Placement, read_placement
+from pipelines.reproduce import split_overrides
+from vitpipe.config.read import load_recipe, profile_names, recipe_names
+from vitpipe.errors import InputError, RecipeError
+from vitpipe.stages.graph import BY_NAME, graph_of
+from vitpipe.stages.run import identity_of
+
+RECIPE, PROFILE = "itpn/pixel_base", "demo"
+PLACEMENT = Placement(
+    node_selector={"accelerator": "a100"},
+    tolerations=({"key": "gpu", "effect": "NoSchedule"},),
+    data_claim="sets",
+)
+
+
+def documents(path) -> list[dict]:
+    return [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d]
+
+
+def tasks(path) -> dict[str, dict]:
+    return documents(path)[0]["root"]["dag"]["tasks"]
+
+
+def parameters(task: dict) -> dict:
+    return task["inputs"]["parameters"]
+
+
+def constant(task: dict, name: str):
+    return parameters(task)[name]["runtimeValue"]["constant"]
+
+
+def test_the_tasks_are_the_recipes_graph(package):
+    nodes = graph_of(load_recipe(RECIPE, PROFILE).stages)
+    assert package.stages == tuple(node.name for node in nodes)
+    assert {t.stage: t.inputs for t in package.tasks} == {n.name: n.inputs for n in nodes}
+    assert package.name == "itpn-pixel-base-demo"
+
+
+def test_recipe_profile_and_overrides_are_parameters_of_the_run(package):
+    assert package.parameters == {
+        "recipe": RECIPE,
+        "profile": PROFILE,
+        "overrides": ["seed=2"],
+        "data_digest": "",
+    }
+    check_arguments(package, {"overrides": []})
+    with pytest.raises(InputError, match="no parameter 'epochs'"):
+        check_arguments(package, {"epochs": 3})
+
+
+def test_every_task_carries_the_digest_of_its_code(package):
+    recipe = load_recipe(RECIPE, PROFILE)
+    for name, task in tasks(package.path).items():
+        assert constant(task, "code_digest") == identity_of(recipe, BY_NAME[name])["code_digest"]
+        assert parameters(task)["data_digest"] == {"componentInputParameter": "data_digest"}
+
+
+def test_an_override_of_one_stage_changes_that_task_and_those_behind_it(package, tmp_path):
+    other = compile_pipeline(RECIPE, PROFILE, ["finetune.epochs=4", "seed=2"], tmp_path / "other.yaml")
+    before, after = tasks(package.path), tasks(other.path)
+    assert {name for name in before if before[name] != after[name]} == {"finetune", "evaluate", "report"}
+    assert constant(after["finetune"], "stage_overrides") == ["finetune.epochs=4"]
+
+
+TEXTS = [
+    "seed=1",
+    "data.root=/d",
+    "pretrain.epochs=1",
+    "finetune.epochs=2",
+    "probe.epochs=1",
+    "stages=[report]",
+]
+
+
+@given(st.lists(st.sampled_from(TEXTS)))
+def test_every_override_reaches_its_stage_and_those_behind_it(overrides):
+    nodes = graph_of(["prepare", "pretrain", "finetune", "evaluate", "report"])
+    for_all, for_one = split_overrides(overrides, nodes)
+    behind = {
+        "pretrain": {"pretrain", "finetune", "evaluate", "report"},
+        "finetune": {"finetune", "evaluate", "report"},
+    }
+    for node in nodes:
+        reaching = [o for o in overrides if node.name in behind.get(o.split(".")[0], {node.name})]
+        assert sorted([*for_all, *for_one[node.name]]) == sorted(reaching)
+    assert set(for_all) <= {"seed=1", "data.root=/d", "probe.epochs=1", "stages=[report]"}
+
+
+def test_compiling_twice_gives_the_same_bytes(package, tmp_path):
+    again = compile_pipeline(RECIPE, PROFILE, ["finetune.epochs=3", "seed=2"], tmp_path / "again.yaml")
+    assert again.path.read_bytes() == package.path.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["again.yaml"]
+
+
+@pytest.mark.parametrize("profile", profile_names())
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_compiles(name, profile, tmp_path):
+    package = compile_pipeline(name, profile, [], tmp_path / "pipeline.yaml", placement=PLACEMENT)
+    assert package.stages == tuple(node.name for node in graph_of(load_recipe(name, profile).stages))
+
+
+def test_a_recipe_without_pre_training_has_no_weights_to_start_from(tmp_path):
+    stages = "stages=[prepare, finetune, evaluate, report]"
+    package = compile_pipeline(RECIPE, PROFILE, [stages], tmp_path / "scratch.yaml")
+    assert package.stages == ("prepare", "finetune", "evaluate", "report")
+    assert next(t for t in package.tasks if t.stage == "finetune").inputs == {"data": "prepare"}
+
+
+def test_gpu_tasks_of_the_full_profile_say_what_they_need(tmp_path):
+    images = {"train": "registry.example/train@sha256:" + "0" * 64, "dense": "registry.example/dense:1"}
+    package = compile_pipeline(
+        RECIPE, "full", ["data.root=/data"], tmp_path / "full.yaml", images=images, placement=PLACEMENT
+    )
+    assert package.images_without_digest == ("registry.example/dense:1",)
+    spec, platform = documents(package.path)
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for task in package.tasks:
+        stage = BY_NAME[task.stage]
+        label = f"exec-{task.stage}"
+        config, resources = (
+            placed[label],
+            spec["deploymentSpec"]["executors"][label]["container"]["resources"],
+        )
+        assert task.image == images[stage.image]
+        assert config["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+        assert config["emptyDirMounts"][0]["sizeLimit"] == f"{stage.resources.shm_gib}Gi"
+        assert int(config["activeDeadlineSeconds"]) == 72 * 3600
+        assert config["pvcMount"][0]["mountPath"] == "/data"
+        assert tasks(package.path)[task.stage]["retryPolicy"]["maxRetryCount"] == stage.resources.retries
+        assert resources["resourceMemoryLimit"] == f"{stage.resources.memory_gib}Gi"
+        on_gpu = stage.resources.gpus > 0
+        assert (
+            ("accelerator" in resources) == ("nodeSelector" in config) == ("tolerations" in config) == on_gpu
+        )
+        if on_gpu:
+            assert resources["accelerator"]["resourceCount"] == str(stage.resources.gpus)
+            assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
+
+
+def test_the_demo_asks_for_no_gpu_and_no_vendor_label(package):
+    text = package.path.read_text(encoding="utf-8")
+    assert "accelerator" not in text
+    assert "nodeSelector" not in text
+
+
+def broken(package, tmp_path, change):
+    first, *rest = copy.deepcopy(documents(package.path))
+    change(first, rest)
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump_all([first, *rest]), encoding="utf-8")
+    return path
+
+
+def executors(spec):
+    return spec["deploymentSpec"]["executors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s, p: s.update(pipelineInf={}), "not a Kubeflow pipeline package"),
+        (
+            lambda s, p: executors(s)["exec-probe"]["container"].update(imag="x"),
+            "not a Kubeflow pipeline package",
+        ),
+        (
+            lambda s, p: s["root"]["dag"]["tasks"]["probe"].update(retryPolicy=3),
+            "not a Kubeflow pipeline package",
+        ),
+        (
+            lambda s, p: p[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-probe"].update(
+                nodeSelectr={}
+            ),
+            "not a Kubeflow pipeline package",
+        ),
+        (lambda s, p: executors(s).pop("exec-probe"), "'exec-probe' of task 'probe' does not exist"),
+        (
+            lambda s, p: executors(s)["exec-probe"]["container"].update(image=""),
+            "task 'probe' names no image",
+        ),
+        (
+            lambda s, p: executors(s)["exec-probe"]["container"].update(command=["sh"]),
+            "does not run `vitpipe run probe`",
+        ),
+        (
+            lambda s, p: s["root"]["dag"]["tasks"]["evaluate"]["inputs"]["artifacts"]["weights"][
+                "taskOutputArtifact"
+            ].update(producerTask="training"),
+            "comes from 'training', which is not there",
+        ),
+        (lambda s, p: s["root"]["dag"]["tasks"].clear(), "it has no tasks"),
+    ],
+)
+def test_a_broken_package_is_refused_with_the_finding(package, tmp_path, change, message):
+    with pytest.raises(InputError, match="package") as caught:
+        validate_package(broken(package, tmp_path, change))
+    assert message in str(caught.value)
+    assert "vitpipe compile" in caught.value.mend
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "- 1", "just text"])
+def test_what_is_no_package_at_all(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError):
+        validate_package(path)
+
+
+def test_a_missing_package(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        validate_package(tmp_path / "none.yaml")
+
+
+def test_wrong_recipes_and_names_leave_nothing_behind(tmp_path):
+    with pytest.raises(RecipeError, match="did you mean"):
+        compile_pipeline("itpn/pixel_bas", PROFILE, [], tmp_path / "x.yaml")
+    with pytest.raises(InputError, match=r"ends in \.yaml"):
+        compile_pipeline(RECIPE, PROFILE, [], tmp_path / "x.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("node_selectr: {}", "node_selectr"),
+        ("timeout_hours: -1", "timeout_hours"),
+        ("tolerations: [{key: a, operator: Is}]", "operator"),
+        ("user: 0", "user"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_wrong_placement_profile(tmp_path, text, message):
+    path = tmp_path / "placement.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_placement(path)
+
+
+def test_a_placement_profile_from_its_file(tmp_path):
+    path = tmp_path / "placement.yaml"
+    path.write_text("node_selector: {accelerator: a100}\ntimeout_hours: 5\n", encoding="utf-8")
+    assert read_placement(path) == Placement(node_selector={"accelerator": "a100"}, timeout_hours=5)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_placement(tmp_path / "none.yaml")

@@ -1,0 +1,78 @@
+"""The verbs `compile`, `local` and `submit` as the command line offers them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+import yaml
+from engine_trials import PROFILE, RECIPE
+from typer.testing import CliRunner
+
+from pipelines.compile import validate_package
+from pipelines.verbs import register
+from vitpipe.errors import EngineError, InputError
+
+app = typer.Typer()
+register(app)
+
+
+def call(*words):
+    """Run a verb in this process; a typed error comes out as itself."""
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=True)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A working folder with a params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    params = {"recipe": RECIPE, "profile": PROFILE, "overrides": ["seed=4"]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    return tmp_path
+
+
+def test_compile_takes_recipe_and_overrides_from_params(folder):
+    said = call("compile", "--set", "finetune.epochs=2", "--image", "train=here/train@sha256:abc")
+    package = validate_package(folder / "build" / "pipeline.yaml")
+    assert package.parameters["overrides"] == ["seed=4"]
+    assert "finetune.epochs=2" in package.path.read_text(encoding="utf-8")
+    assert "pipeline itpn-pixel-base-demo" in said
+    assert said.rstrip().endswith("vitpipe-dense:0.1.0")
+
+
+def test_compile_writes_dvc_yaml_too(folder):
+    assert "written" in call("compile", "--dvc")
+    assert "right already" in call("compile", "--dvc")
+    assert "finetune" in yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+@pytest.mark.parametrize("wrong", ["train", "=x", "traim=x"])
+def test_a_wrong_image_is_refused(wrong, folder):
+    with pytest.raises(InputError, match="NAME=VALUE"):
+        call("compile", "--image", wrong)
+    assert not (folder / "build").exists()
+
+
+def test_submit_compiles_and_sends(kfp_api):
+    said = call("submit", "--endpoint", kfp_api.endpoint, "--argument", "overrides=[seed=7]", "--json")
+    assert json.loads(said)["run_id"] == "r0"
+    assert kfp_api.runs[0]["runtime_config"]["parameters"] == {"overrides": ["seed=7"]}
+
+
+def test_local_without_docker_says_what_else_to_do(folder, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{folder}/no.sock")
+    with pytest.raises(EngineError, match="dvc repro"):
+        call("local", "--dev")
+
+
+def test_listing_the_verbs_imports_neither_kfp_nor_torch():
+    code = "import sys, pipelines.verbs; print([m for m in ('kfp', 'torch', 'docker', 'yaml') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

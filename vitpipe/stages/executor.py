@@ -1,0 +1,228 @@
+"""Kubeflow's side of a stage: read the executor input, write the executor output. No kfp in here.
+
+Kubeflow replaces `{{$}}` in a container's command by one JSON text, the ExecutorInput: parameter values,
+where the input artifacts lie, where the outputs are to be put. A container that wants its artifacts to exist
+afterwards, with metadata and metrics, writes `executor_output.json` (ExecutorOutput). The local Docker
+runner and a cluster's launcher read the same file, so one entry point serves both.
+
+Outputs of every stage: `out`, the stage's folder, and `metrics`, its flat numbers. Any other output is one
+file of the folder, found by its stem: `report` is `report.html`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitpipe.artifact import CARD, METRICS, Card, open_artifact
+from vitpipe.config.digest import code_digest, file_digest
+from vitpipe.errors import ArtifactError, InputError, disk_errors
+from vitpipe.stages.graph import BY_NAME
+
+OUT, METRICS_OUTPUT, RECEIPT = "out", "metrics", "receipt"
+# Where a launcher mounts object stores, by the scheme of an artifact's address.
+_MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/"}
+_WORKSPACE = "/kfp-workspace/.artifacts/"
+_CARD_KEYS = (
+    "stage",
+    "recipe",
+    "profile",
+    "recipe_digest",
+    "code_digest",
+    "data_digest",
+    "identity",
+    "image",
+    "seed",
+    "git_commit",
+    "started_at",
+    "wall_seconds",
+    "tracking_run",
+)
+
+
+class ExecutorIO:
+    """One stage's inputs and outputs as Kubeflow hands them over.
+
+    Args:
+        text: the ExecutorInput as JSON.
+
+    Raises:
+        InputError: when the text is not an ExecutorInput that has an output `out`.
+    """
+
+    def __init__(self, text: str) -> None:
+        try:
+            message = json.loads(text)
+            self._parameters: dict[str, Any] = message.get("inputs", {}).get("parameterValues", {})
+            self._inputs = _artifacts(message.get("inputs", {}))
+            self._outputs = _artifacts(message["outputs"])
+            self._output_file = Path(message["outputs"]["outputFile"])
+            self._folder = local_path(self._outputs[OUT])
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"The executor input cannot be read ({type(error).__name__}: {error})",
+                where="--executor-input",
+                mend="let Kubeflow fill it in: the component's command must hold '{{$}}'",
+            ) from error
+
+    def parameters(self) -> dict[str, Any]:
+        """All parameter values of the task, as JSON values."""
+        return dict(self._parameters)
+
+    def overrides(self) -> tuple[str, ...]:
+        """What changes the recipe: the stage's own overrides, then those given to all stages of the run.
+
+        Raises:
+            InputError: when they are not lists of texts.
+        """
+        given = [*self._list("stage_overrides"), *self._list("overrides")]
+        return tuple(given)
+
+    def inputs(self) -> dict[str, Path]:
+        """Input name -> folder, for the input artifacts that were given."""
+        return {name: local_path(artifact) for name, artifact in self._inputs.items()}
+
+    def output_folder(self) -> Path:
+        """The stage's output folder; its parent is made, a receipt of an earlier try is removed."""
+        if _is_main():
+            with disk_errors(self._folder):
+                self._folder.parent.mkdir(parents=True, exist_ok=True)
+                self._output_file.unlink(missing_ok=True)
+        return self._folder
+
+    def check_code(self, stage: str) -> None:
+        """Refuse to work when this code is not the code that the pipeline was compiled from.
+
+        Kubeflow's cache believes the digest that the pipeline names; an image with other code behind the same
+        tag would fill it with wrong results.
+
+        Raises:
+            ArtifactError: when the digests differ.
+        """
+        promised = self._parameters.get("code_digest") or ""
+        found = code_digest((*BY_NAME[stage].code, f"stages/{stage}.py"))
+        if promised and promised != found:
+            raise ArtifactError(
+                f"The image holds other code than the pipeline was compiled from "
+                f"({found[:12]} instead of {promised[:12]})",
+                where=f"stage {stage}",
+                mend="build the images from the same commit and compile the pipeline again",
+            )
+
+    def finish(self, metrics: Mapping[str, float], metadata: Mapping[str, Any] | None = None) -> None:
+        """Write the outputs' metadata and, last of all and in one move, `executor_output.json`.
+
+        The receipt in the metadata of `out` is the SHA-256 of its card: who finds it knows that the stage
+        came to its end. Ranks other than 0 write nothing.
+
+        Args:
+            metrics: the stage's flat numbers; those that are not finite stay in metrics.json only, because
+                Kubeflow's metadata cannot hold them.
+            metadata: more entries for the metadata of `out`.
+
+        Raises:
+            ArtifactError: when the stage's folder is not complete.
+            StorageError: when the disk is full.
+        """
+        if not _is_main():
+            return
+        card = open_artifact(self._folder).card
+        filled: dict[str, dict[str, Any]] = {
+            OUT: {
+                **_card_metadata(card),
+                **(metadata or {}),
+                RECEIPT: file_digest(self._folder / CARD),
+            },
+            METRICS_OUTPUT: {name: float(v) for name, v in metrics.items() if math.isfinite(v)},
+        }
+        with disk_errors(self._output_file):
+            for name in self._outputs.keys() - {OUT}:
+                self._copy_file_output(name)
+            _write_json(self._output_file, {"artifacts": self._described(filled)})
+
+    def _list(self, name: str) -> list[str]:
+        value = self._parameters.get(name) or []
+        if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
+            raise InputError(
+                f"The pipeline parameter '{name}' is not a list of texts",
+                where="--executor-input",
+                mend='give a JSON list, for example ["seed=1"]',
+            )
+        return value
+
+    def _copy_file_output(self, name: str) -> None:
+        """Every declared output gets its bytes: Kubeflow never caches a task with an unwritten output."""
+        pattern = METRICS if name == METRICS_OUTPUT else f"{name}.*"
+        source = next(iter(sorted(self._folder.glob(pattern))), None)
+        if source is None:
+            raise ArtifactError(
+                f"The stage's folder holds no file for its output '{name}'",
+                where=self._folder,
+                mend=f"the stage must write a file {name}.* into its folder",
+            )
+        target = local_path(self._outputs[name])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+    def _described(self, filled: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        return {
+            name: {
+                "artifacts": [
+                    {
+                        "name": artifact.get("name", name),
+                        "uri": artifact["uri"],
+                        "metadata": dict(filled.get(name, {})),
+                    }
+                ]
+            }
+            for name, artifact in self._outputs.items()
+        }
+
+
+def local_path(artifact: Mapping[str, Any]) -> Path:
+    """Where the bytes of a RuntimeArtifact lie inside the container.
+
+    Object store addresses are mounted by the launcher, image addresses (`oci://`) lie below /oci with their
+    slashes replaced, artifacts of the run's workspace below its mount; any other address is a path.
+
+    Args:
+        artifact: RuntimeArtifact as JSON: `uri`, and perhaps `customPath` and `metadata`.
+    """
+    if artifact.get("customPath"):
+        return Path(artifact["customPath"])
+    uri: str = artifact["uri"]
+    path = uri
+    for scheme, mount in _MOUNTS.items():
+        if uri.startswith(scheme):
+            path = mount + uri.removeprefix(scheme)
+    if uri.startswith("oci://"):
+        path = "/oci/" + uri.removeprefix("oci://").replace("/", "_")
+    if (artifact.get("metadata") or {}).get("_kfp_workspace") is True:
+        path = _WORKSPACE + path.lstrip("/")
+    return Path(path)
+
+
+def _artifacts(side: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> RuntimeArtifact of one side of the message; an empty list counts as not given."""
+    lists = {name: value.get("artifacts", []) for name, value in side.get("artifacts", {}).items()}
+    return {name: items[0] for name, items in lists.items() if items}
+
+
+def _card_metadata(card: Card) -> dict[str, Any]:
+    return {key: getattr(card, key) for key in _CARD_KEYS}
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
