@@ -77,7 +77,7 @@ def nano() -> ModelConfig:
     return ModelConfig(
         name="hivit_nano",
         image_size=64,
-        pyramid_width=64,
+        pyramid_width=48,
         pyramid_depth=2,
         decoder_width=64,
         decoder_depth=2,

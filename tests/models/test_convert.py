@@ -136,7 +136,7 @@ def test_what_is_missing_changed_or_strange_is_named(official_nano):
 def test_other_networks_are_refused(official_nano):
     state = official_nano["pixel_base_classifier"]
     with pytest.raises(CheckpointError, match="CLIP-supervised"):
-        convert_state({**state, "blocks.0.gamma_2": torch.zeros(32)})
+        convert_state({**state, "blocks.0.gamma_2": torch.zeros(16)})
     with pytest.raises(CheckpointError, match=r"no known kind \(first keys: conv1.weight, fc.weight\)"):
         convert_state({"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)})
 

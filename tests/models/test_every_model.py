@@ -35,10 +35,10 @@ BUILDERS = {
 }
 # name/network: parameters, multiply-adds, SHA-256 of the sorted "name shape" lines of the state (first 12)
 PINNED = {
-    "hivit_nano/classifier": (999_832, 17_560_576, "a303097be563"),
-    "hivit_nano/pretrainer": (1_322_164, 15_695_872, "11e071059ecc"),
-    "hivit_nano/detector": (1_099_808, 41_418_752, "9d60fc2b028f"),
-    "hivit_nano/segmentor": (1_169_840, 210_763_776, "f33329379b3b"),
+    "hivit_nano/classifier": (286_280, 4_585_984, "6781bcd1aac4"),
+    "hivit_nano/pretrainer": (644_900, 12_148_736, "034e4931515c"),
+    "hivit_nano/detector": (422_544, 27_721_728, "b97e72de89d8"),
+    "hivit_nano/segmentor": (492_576, 154_402_816, "d9d7e6af1026"),
     "hivit_base/classifier": (78_557_992, 17_816_604_672, "2c39bd014674"),
     "hivit_base/pretrainer": (108_392_992, 11_324_121_088, "2784066b9c97"),
     "hivit_base/detector": (81_552_000, 22_517_383_168, "fdec2001ca71"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vitpipe.errors import InputError
 from vitpipe.models.blocks import Attention, AttentionBlock, drop_path
+from vitpipe.models.build import build_classifier, build_pretrainer
 from vitpipe.models.hivit import SHAPES, HiViT, HiViTClassifier, HiViTShape, Merge, Stem, gather_units
 from vitpipe.models.positions import relative_index, resample_positions, resize_relative_table
 
@@ -146,7 +147,10 @@ def test_start_values():
     model = HiViTClassifier(HiViT(SHAPES["hivit_nano"], image_size=64, relative_position=True), 100, 2e-5)
     assert model.head.weight.std().item() == pytest.approx(2e-5, rel=0.1)
     block = model.backbone.stage16[0]
-    assert block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert block.mlp.fc1.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    paper = HiViT(HiViTShape("paper", (1, 1, 1), (16, 32, 64), num_heads=4), image_size=64)
+    assert paper.stage16[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert paper.stem.proj.weight.abs().max() <= (3 * 16) ** -0.5
     assert not block.mlp.fc1.bias.any()
     assert not block.attn.relative_table.any()
     assert model.backbone.absolute_position.std().item() == pytest.approx(0.02, rel=0.1)
@@ -172,3 +176,18 @@ def test_features_are_the_normed_mean_of_tokens():
     expected = torch.nn.functional.layer_norm(tokens.mean(1), (32,), eps=1e-6)
     torch.testing.assert_close(model.forward_features(images), expected)
     torch.testing.assert_close(model(images), model.head(expected))
+
+
+@torch.no_grad()
+def test_bf16_stays_close_to_float32(nano):
+    torch.manual_seed(0)
+    images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, 16)
+    classifier = build_classifier(nano, num_classes=5, head_init_std=0.2).eval()
+    for block in classifier.backbone.stage16:
+        block.attn.relative_table.normal_()
+    pretrainer = build_pretrainer(nano).eval()
+    for run in (lambda: classifier(images), lambda: pretrainer(images, noise).pred_BND):
+        exact = run()
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = run().float()
+        assert (rounded - exact).norm() < 0.03 * exact.norm()

@@ -87,7 +87,7 @@ def test_a_hidden_unit_enters_as_three_mask_tokens(model):
 
 def test_start_values(model, nano):
     side = nano.image_size // 16
-    assert torch.equal(model.backbone.absolute_position, sincos_table(side, 128))
+    assert torch.equal(model.backbone.absolute_position, sincos_table(side, 64))
     assert model.backbone.absolute_position.requires_grad
     assert torch.equal(model.decoder.fixed_position, sincos_table(side, nano.decoder_width))
     assert "decoder.fixed_position" not in dict(model.named_parameters())

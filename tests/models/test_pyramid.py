@@ -66,8 +66,8 @@ def test_dense_features_of_a_wide_image(nano):
         stages = model.backbone.forward_stages(torch.zeros(1, 3, 48, 96))
     sizes = [(12, 24), (6, 12), (3, 6)] * 2
     assert [f.shape[-2:] for f in features] == sizes
-    assert [f.shape[1] for f in features] == [64, 64, 64, 32, 64, 128]
-    assert stages.level16_BNC.shape == (1, 18, 128)
+    assert [f.shape[1] for f in features] == [48, 48, 48, 16, 32, 64]
+    assert stages.level16_BNC.shape == (1, 18, 64)
 
 
 def test_dense_norms_have_their_own_eps(nano):

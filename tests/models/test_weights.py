@@ -66,7 +66,7 @@ def test_a_file_gives_back_what_was_saved(pretrained, nano):
 def test_a_file_says_what_it_is(pretrained, classified, nano):
     info = describe(load_state(pretrained[1]))
     assert (info.kind, info.model, info.image_size) == ("pretrain", "hivit_nano", 64)
-    assert (info.relative_position, info.num_classes, info.pyramid_width) == (False, 0, 64)
+    assert (info.relative_position, info.num_classes, info.pyramid_width) == (False, 0, 48)
     assert info.pyramid_depth == 2
     info = describe(load_state(classified[1]))
     assert (info.kind, info.relative_position, info.num_classes) == ("classifier", True, 10)
@@ -103,7 +103,7 @@ def test_pretraining_to_dense_features(pretrained, nano):
     images = torch.randn(1, 3, 64, 64)
     levels = source.pyramid(source.backbone.forward_stages(images))
     features = model(images)
-    torch.testing.assert_close(features.o16, levels.o16[:, :, 0, 0].transpose(1, 2).view(1, 64, 4, 4))
+    torch.testing.assert_close(features.o16, levels.o16[:, :, 0, 0].transpose(1, 2).view(1, 48, 4, 4))
 
 
 def test_a_shallower_pyramid_drops_the_second_blocks(pretrained, nano):
@@ -167,7 +167,7 @@ def test_resized_positions_equal_those_interpolated_on_the_way(pretrained, nano)
     report = transfer_weights(larger, path)
     resized = [row for row in report.rows if row.outcome == "resized"]
     assert [row.target for row in resized] == ["backbone.absolute_position"]
-    assert "(1, 16, 128)" in resized[0].why
+    assert "(1, 16, 64)" in resized[0].why
     images = torch.randn(1, 3, 96, 96)
     torch.testing.assert_close(
         larger.backbone.forward_stages(images).level16_BNC,
@@ -186,7 +186,7 @@ def test_another_size_is_named_and_changes_nothing(classified):
 
     with torch.device("meta"):
         model = build_classifier(ModelConfig(name="hivit_base", image_size=64), num_classes=10)
-    with pytest.raises(CheckpointError, match=r"stem.proj.weight has shape \(32, 3, 4, 4\)") as caught:
+    with pytest.raises(CheckpointError, match=r"stem.proj.weight has shape \(16, 3, 4, 4\)") as caught:
         transfer_weights(model, classified[1])
     assert "hivit_nano for 64 pixels" in str(caught.value)
     assert caught.value.exit_code == 2

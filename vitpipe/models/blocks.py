@@ -9,20 +9,28 @@ Shapes: B images, N tokens, C channels, H heads, h sub-tokens per side of a unit
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def init_weights(module: nn.Module) -> None:
-    """Start value of one module: Linear weights truncated normal (std 0.02), biases 0; others as torch does.
+def init_weights(module: nn.Module, gain: float | None = None) -> None:
+    """Start all Linear layers inside: weights truncated normal, biases 0; everything else stays as it is.
 
     The stem's convolution keeps torch's default on purpose: so do the released networks.
+
+    Args:
+        gain: `None` for a std of 0.02, as in the papers, which fits widths of several hundred; a number for
+            `gain / sqrt(inputs)`, which narrow networks need (with 0.02 their branches start almost silent).
     """
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            std = 0.02 if gain is None else gain / math.sqrt(layer.in_features)
+            nn.init.trunc_normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def drop_path(x: Tensor, drop_ratio: float, training: bool) -> Tensor:

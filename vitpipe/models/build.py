@@ -25,13 +25,15 @@ def build_pretrainer(model: ModelConfig, *, mask_ratio: float = 0.75) -> MaskedP
             mend="use a width that is a multiple of 16 and of the number of heads",
         )
     backbone = HiViT(find_model(model.name).shape(), image_size=model.image_size)
-    pyramid = Pyramid(backbone.widths, model.pyramid_width, model.pyramid_depth)
+    gain = backbone.shape.init_gain
+    pyramid = Pyramid(backbone.widths, model.pyramid_width, model.pyramid_depth, init_gain=gain)
     decoder = PixelDecoder(
         pyramid_width=model.pyramid_width,
         width=width,
         depth=model.decoder_depth,
         num_heads=num_heads,
         grid_side=backbone.grid_side,
+        init_gain=gain,
     )
     return MaskedPretrainer(backbone, pyramid, decoder, mask_ratio=mask_ratio)
 
@@ -86,4 +88,7 @@ def build_pyramid_backbone(
         norm_eps=norm_eps,
         position_image_size=model.image_size,
     )
-    return PyramidBackbone(backbone, Pyramid(backbone.widths, model.pyramid_width, pyramid_depth, norm_eps))
+    pyramid = Pyramid(
+        backbone.widths, model.pyramid_width, pyramid_depth, norm_eps, init_gain=backbone.shape.init_gain
+    )
+    return PyramidBackbone(backbone, pyramid)

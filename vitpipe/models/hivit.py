@@ -34,7 +34,10 @@ UNIT_PIXELS = 16
 
 @dataclass(frozen=True)
 class HiViTShape:
-    """One size of HiViT: blocks and channels at strides 4, 8, 16; MLP ratios; heads at stride 16."""
+    """One size of HiViT: blocks and channels at strides 4, 8, 16; MLP ratios; heads at stride 16.
+
+    `init_gain` is that of `init_weights`, for the backbone and everything built around it.
+    """
 
     name: str
     depths: tuple[int, int, int]
@@ -42,12 +45,13 @@ class HiViTShape:
     num_heads: int
     early_mlp_ratio: int = 3
     mlp_ratio: int = 4
+    init_gain: float | None = None
 
 
 SHAPES: dict[str, HiViTShape] = {
     shape.name: shape
     for shape in (
-        HiViTShape("hivit_nano", (1, 1, 4), (32, 64, 128), num_heads=4),
+        HiViTShape("hivit_nano", (1, 1, 4), (16, 32, 64), num_heads=4, init_gain=1.0),
         HiViTShape("hivit_base", (3, 3, 24), (128, 256, 512), num_heads=8),
         HiViTShape("hivit_large", (2, 2, 40), (192, 384, 768), num_heads=12),
     )
@@ -182,7 +186,7 @@ class HiViT(nn.Module):
         self.relative_index_NN: Tensor | None
         index_NN = relative_index(self.grid_side) if relative_position else None
         self.register_buffer("relative_index_NN", index_NN, persistent=False)
-        self.apply(init_weights)
+        init_weights(self, shape.init_gain)
 
     @property
     def num_blocks(self) -> int:

@@ -79,6 +79,7 @@ class PixelDecoder(nn.Module):
         width: D, a multiple of 16 and of `num_heads`.
         depth: attention blocks.
         grid_side: units per side of the images.
+        init_gain: see `init_weights`.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class PixelDecoder(nn.Module):
         num_heads: int,
         grid_side: int,
         norm_eps: float = 1e-6,
+        init_gain: float | None = None,
     ) -> None:
         super().__init__()
 
@@ -108,7 +110,7 @@ class PixelDecoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.pred = nn.Linear(width, PIXELS_PER_UNIT)
         nn.init.normal_(self.mask_token, std=0.02)
-        self.apply(init_weights)
+        init_weights(self, init_gain)
 
     def join(self, levels: PyramidLevels, restore_BN: Tensor) -> Tensor:
         """Levels of the kept units -> decoder input (B, N, D), mask tokens where units were hidden.

@@ -79,9 +79,17 @@ class Pyramid(nn.Module):
         width: D, channels of every pyramid level.
         depth: channel blocks after each fusion.
         norm_eps: of every LayerNorm.
+        init_gain: see `init_weights`.
     """
 
-    def __init__(self, widths: tuple[int, int, int], width: int, depth: int, norm_eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        widths: tuple[int, int, int],
+        width: int,
+        depth: int,
+        norm_eps: float = 1e-6,
+        init_gain: float | None = None,
+    ) -> None:
         super().__init__()
         width4, width8, width16 = widths
 
@@ -97,7 +105,7 @@ class Pyramid(nn.Module):
         self.lateral4 = nn.Linear(width4, width, bias=False)
         self.fuse4 = nn.Sequential(*(block() for _ in range(depth)))
         self.refine16, self.refine8, self.refine4 = block(), block(), block()
-        self.apply(init_weights)
+        init_weights(self, init_gain)
 
     def forward(self, stages: StageFeatures) -> PyramidLevels:
         """Stage outputs of N units (all, or the kept ones) -> pyramid levels of the same units."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import TRAIN_SET, Accelerator, Reason, resolve, train_plan
 from vitpipe.data.catalogue import train_sizes
-from vitpipe.models.registry import MODELS
+from vitpipe.models.registry import find_model
 
 # The recipes' target machine: plan and listings describe it, not the laptop they are asked on.
 _TARGET = Accelerator("cuda", has_bf16=True)
@@ -21,7 +21,7 @@ def resolved_rows(recipe: Recipe, num_ranks: int) -> tuple[Reason, ...]:
     return resolve(
         recipe,
         sizes=train_sizes(recipe.data),
-        num_blocks=MODELS[recipe.model.name].num_blocks,
+        num_blocks=find_model(recipe.model.name).num_blocks,
         num_ranks=num_ranks,
         accelerator=accelerator_of(recipe),
     )
