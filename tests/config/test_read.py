@@ -54,7 +54,7 @@ def test_precedence_is_recipe_then_profile_then_family_profile_then_override():
     assert full.model.name == "hivit_base"
     assert demo.model.name == "hivit_nano"
     assert demo.data.source == "embedded"
-    assert demo.pretrain.mask_ratio == full.pretrain.mask_ratio
+    assert demo.pretrain.optim.betas == full.pretrain.optim.betas
     changed = load_recipe("itpn/pixel_base", "demo", ["pretrain.epochs=3", "pretrain.epochs=4", "seed=7"])
     assert (changed.pretrain.epochs, changed.seed) == (4, 7)
     assert changed.finetune == demo.finetune

@@ -1,0 +1,120 @@
+"""States on disk: whole or absent, two kept, a full disk costs nothing that was there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_runs import PLAN, SECTION, EveryFewSteps, train_digits
+
+from vitpipe.errors import CheckpointError, StorageError
+from vitpipe.train import loop
+from vitpipe.train.checkpoint import StateFolder
+from vitpipe.train.logger import MemoryLogger
+
+CONTENT = {"step": 3, "weights": torch.arange(1000.0), "nested": {"list": [1, 2.5, "text", None]}}
+
+
+def _folder(path, identity="a" * 64):
+    lines: list[str] = []
+    return StateFolder(path, identity, lines.append), lines
+
+
+def test_what_was_saved_is_read(tmp_path):
+    states, lines = _folder(tmp_path / "new" / "folder")
+    assert states.newest() is None
+    states.save(CONTENT, 3)
+    found = states.newest()
+    assert torch.equal(found.pop("weights"), CONTENT["weights"])
+    assert found == {"step": 3, "nested": CONTENT["nested"], "identity": "a" * 64}
+    assert lines == []
+
+
+def test_the_last_two_are_kept(tmp_path):
+    states, _ = _folder(tmp_path)
+    for step in (1, 2, 10, 9, 100):
+        states.save(CONTENT, step)
+    assert states.steps() == [10, 100]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: b"",
+        lambda content: b"not a state at all",
+    ],
+    ids=["half", "last byte", "empty", "other"],
+)
+def test_a_damaged_newest_falls_back_with_a_line(tmp_path, damage):
+    states, lines = _folder(tmp_path)
+    states.save({**CONTENT, "step": 1}, 1)
+    states.save({**CONTENT, "step": 2}, 2)
+    states.path_of(2).write_bytes(damage(states.path_of(2).read_bytes()))
+    assert states.newest()["step"] == 1
+    assert len(lines) == 1
+    assert states.path_of(2).name in lines[0]
+    assert "older state" in lines[0]
+
+
+def test_a_missing_state_says_what_to_do(tmp_path):
+    states, _ = _folder(tmp_path)
+    with pytest.raises(CheckpointError, match="all of them see it"):
+        states.read(7)
+
+
+def test_code_inside_a_state_is_not_run(tmp_path):
+    states, lines = _folder(tmp_path)
+    torch.save({"identity": "a" * 64, "step": 1, "thing": print}, states.path_of(1))
+    assert states.newest() is None
+    assert len(lines) == 1
+
+
+def test_states_of_other_work_are_reported_and_never_read(tmp_path):
+    ours, lines = _folder(tmp_path)
+    other, _ = _folder(tmp_path, "b" * 64)
+    other.save(CONTENT, 500)
+    assert ours.newest() is None
+    assert "not resumed" in lines[0]
+    assert other.path_of(500).name in lines[0]
+    ours.save(CONTENT, 1)
+    assert other.steps() == [500]
+    # Equal first digits do not help either.
+    torch.save({**CONTENT, "identity": "a" * 12 + "c" * 52}, ours.path_of(9))
+    assert ours.newest()["identity"] == "a" * 64
+
+
+def test_a_full_disk_keeps_the_old_state(tmp_path):
+    states, _ = _folder(tmp_path)
+    states.save({**CONTENT, "step": 1}, 1)
+    # The kernel's own full disk: whatever is written through this name is refused.
+    (tmp_path / "saving.partial").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="No space left") as caught:
+        states.save({**CONTENT, "step": 2}, 2)
+    assert caught.value.exit_code == 1
+    assert "free some space" in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == [states.path_of(1).name]
+    assert states.newest()["step"] == 1
+
+
+def test_a_run_stopped_by_a_full_disk_goes_on_when_there_is_room(tmp_path, monkeypatch):
+    whole = train_digits(tmp_path / "whole", logger=MemoryLogger())
+    monkeypatch.setattr(loop, "Pace", EveryFewSteps)
+    save = StateFolder.save
+
+    def full_at_8(self, content, step):
+        if step == 8:
+            (self.folder / "saving.partial").symlink_to("/dev/full")
+        save(self, content, step)
+
+    monkeypatch.setattr(StateFolder, "save", full_at_8)
+    with pytest.raises(StorageError):
+        train_digits(tmp_path / "full", logger=MemoryLogger())
+    monkeypatch.setattr(StateFolder, "save", save)
+    logger = MemoryLogger()
+    rest = train_digits(tmp_path / "full", logger=logger, section=SECTION)
+    assert logger.lines == ["Going on after step 4"]
+    assert rest.step == PLAN.num_steps
+    for a, b in zip(whole.method.parameters(), rest.method.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,41 @@
+"""Frozen features of a whole set, each image once, in the order of the set, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from vitpipe.data.batches import Batch
+from vitpipe.train.ranks import Ranks
+
+
+@torch.no_grad()
+def extract_features(
+    features_of: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    *,
+    num_images: int,
+    width: int,
+    ranks: Ranks,
+) -> tuple[Tensor, Tensor]:
+    """Features and labels of a set on every rank, on the CPU.
+
+    Args:
+        features_of: (B, 3, H, W) -> (B, C), of a network in evaluation mode on the ranks' device.
+        batches: this rank's share of the set.
+        num_images: N, size of the set.
+        width: C.
+
+    Returns:
+        Features (N, C) float32 and labels (N,) int64.
+    """
+    # Each rank fills its own rows; the sum over ranks is then the whole set, because the rest is zero.
+    features_NC = torch.zeros(num_images, width)
+    labels_N = torch.zeros(num_images, dtype=torch.int64)
+    for batch in batches:
+        rows_B = batch.indices_B.cpu().long()
+        features_NC[rows_B] = features_of(batch.images_BCHW.to(ranks.device)).float().cpu()
+        labels_N[rows_B] = batch.labels_B.cpu().long()
+    return ranks.sum(features_NC), ranks.sum(labels_N)

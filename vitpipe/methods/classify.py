@@ -1,0 +1,38 @@
+"""Supervised classification: mix > logits > soft-target cross entropy.
+
+The fine-tuning of iTPN (arXiv 2211.12735, supplement, table 8), which is that of BEiT and MAE.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitpipe.data.batches import Batch
+from vitpipe.data.mix import Mix
+from vitpipe.methods.method import Draw, Method
+
+
+class Classify(Method):
+    """Trains a classifier on mixed images.
+
+    Args:
+        model: (B, 3, H, W) -> logits (B, K).
+        mix: mixup, CutMix and label smoothing.
+    """
+
+    def __init__(self, model: nn.Module, mix: Mix) -> None:
+        super().__init__()
+        self.model, self.mix = model, mix
+
+    def losses(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
+        """`loss`: soft-target cross entropy, mean over the batch."""
+        images, targets = self.mix(
+            batch.images_BCHW, batch.labels_B, seed=draw.seed, step=draw.step, micro=draw.chunk, rank=0
+        )
+        return {"loss": soft_cross_entropy(self.model(images), targets)}
+
+
+def soft_cross_entropy(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """Mean over the batch of -sum_k target_k log softmax_k, in float32."""
+    return -(targets_BK * F.log_softmax(logits_BK.float(), dim=-1)).sum(dim=-1).mean()

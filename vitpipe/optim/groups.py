@@ -1,0 +1,57 @@
+"""Which parameter gets which learning rate and weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+# Ends of parameter names that take no weight decay although they have two dimensions or more. The
+# official code decays the position table and the mask token when pre-training on pixels, but neither
+# positions nor relative tables when fine-tuning (iTPN, arXiv 2211.12735).
+PRETRAIN_NO_DECAY: tuple[str, ...] = ()
+FINETUNE_NO_DECAY: tuple[str, ...] = ("absolute_position", "relative_table")
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    weight_decay: float,
+    no_decay: Sequence[str] = (),
+    layer_of: Callable[[str], int] | None = None,
+    layer_scales: Sequence[float] = (),
+) -> list[dict[str, Any]]:
+    """Sort trainable parameters into optimiser groups by layer and weight decay.
+
+    Tensors with at most one dimension (norms, biases, layer scale) never decay.
+
+    Args:
+        weight_decay: for all that decays.
+        no_decay: ends of names that do not decay either.
+        layer_of: name -> layer id; without it everything is one layer with scale 1.
+        layer_scales: learning-rate factor of each layer id.
+
+    Returns:
+        Groups in order of layer, each with `params`, `names`, `layer`, `lr_scale`, `weight_decay`. Frozen
+        parameters are left out.
+    """
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        layer = layer_of(name) if layer_of else 0
+        decays = parameter.ndim > 1 and not name.endswith(tuple(no_decay))
+        group = groups.setdefault(
+            (layer, decays),
+            {
+                "params": [],
+                "names": [],
+                "layer": layer,
+                "lr_scale": layer_scales[layer] if layer_of else 1.0,
+                "weight_decay": weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups)]

@@ -1,0 +1,106 @@
+"""The independent measurement: the written weights, loaded afresh, on the validation set; size and speed."""
+
+from __future__ import annotations
+
+from vitpipe.config.resolve import TRAIN_SET
+from vitpipe.errors import CheckpointError
+from vitpipe.evaluate.classify import evaluate_classifier
+from vitpipe.evaluate.cost import measure_cost
+from vitpipe.evaluate.throughput import images_per_second
+from vitpipe.models.build import build_classifier
+from vitpipe.models.hivit import HiViTClassifier
+from vitpipe.models.weights import describe, load_into, load_state
+from vitpipe.stages.context import StageContext
+from vitpipe.stages.training import centre_batches, open_sets, trained_augment
+from vitpipe.train.ranks import joined
+
+# float32 here against the training's precision there: more than this is not rounding.
+_AGREES_WITHIN = 0.002
+
+
+def run(ctx: StageContext) -> dict[str, float]:
+    """Evaluate the `weights` input in float32.
+
+    Tables: `per_class`, `confusion` (pairs that occur), `cost` (with conventions), `agreement` (beside
+    what the training stage measured).
+
+    Returns:
+        `top1`, `top5`, `loss`, `params`, `gmacs`, `images_per_second`.
+
+    Raises:
+        CheckpointError: when the weights are not those of a classifier of this recipe's model.
+    """
+    section = ctx.recipe.evaluate
+    with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
+        trained_in = ctx.inputs["weights"].card.stage
+        _, val_set = open_sets(ctx, TRAIN_SET.get(trained_in, "imagenet"))
+        model = _load_classifier(ctx).to(ranks.device)
+        accuracy = evaluate_classifier(
+            model,
+            centre_batches(ctx, val_set, trained_augment(ctx), section.eval_crop_ratio, section.batch, ranks),
+            model.head.out_features,
+            ranks=ranks,
+            precision="off",
+        )
+        speed = images_per_second(
+            model,
+            image_size=ctx.recipe.model.image_size,
+            batch=section.throughput_batch,
+            rounds=section.throughput_rounds,
+            device=ranks.device,
+        )
+    ctx.logger.table("per_class", accuracy.class_rows(val_set.classes))
+    ctx.logger.table("confusion", accuracy.confusion_rows(val_set.classes))
+    _compare(ctx, accuracy.metrics())
+    return {**accuracy.metrics(), **_cost(ctx, model), "images_per_second": speed}
+
+
+def _load_classifier(ctx: StageContext) -> HiViTClassifier:
+    """The network that the file describes, every key matched."""
+    path = ctx.inputs["weights"].weights
+    state = load_state(path)
+    info = describe(state, path)
+    if info.kind != "classifier":
+        raise CheckpointError(
+            f"The weights are those of a {info.kind} network, which cannot classify",
+            where=path,
+            mend="add a finetune stage to the recipe, or take evaluate out of its stages",
+        )
+    model = build_classifier(
+        ctx.recipe.model, num_classes=info.num_classes, relative_position=info.relative_position
+    )
+    load_into(model, state, where=path)
+    return model
+
+
+def _cost(ctx: StageContext, model: HiViTClassifier) -> dict[str, float]:
+    relative = model.backbone.relative_index_NN is not None
+    cost = measure_cost(
+        lambda: build_classifier(
+            ctx.recipe.model, num_classes=model.head.out_features, relative_position=relative
+        ),
+        ctx.recipe.model.image_size,
+    )
+    ctx.logger.table("cost", cost.table())
+    return {"params": float(cost.params), "gmacs": cost.gmacs}
+
+
+def _compare(ctx: StageContext, measured: dict[str, float]) -> None:
+    """Put our numbers beside those of the training stage; say so when they differ by more than rounding."""
+    trained = ctx.inputs["weights"]
+    shared = [name for name in measured if name in trained.metrics]
+    rows = [
+        {
+            "metric": name,
+            trained.card.stage: trained.metrics[name],
+            "evaluate": measured[name],
+            "difference": measured[name] - trained.metrics[name],
+        }
+        for name in shared
+    ]
+    ctx.logger.table("agreement", rows)
+    if "top1" in shared and abs(measured["top1"] - trained.metrics["top1"]) > _AGREES_WITHIN:
+        ctx.logger.say(
+            f"top1 is {measured['top1']:.4f} here, {trained.metrics['top1']:.4f} in {trained.card.stage}: "
+            "compare eval_crop_ratio and precision of the two sections"
+        )

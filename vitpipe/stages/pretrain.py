@@ -1,0 +1,75 @@
+"""Masked pre-training on pixels: data > network > method > loop > weights, loss on unseen images, picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vitpipe.config.recipe import PretrainConfig
+from vitpipe.config.resolve import TRAIN_SET
+from vitpipe.data.shards import ShardSet
+from vitpipe.evaluate.reconstruct import image_noise, masked_loss, reconstruct, save_columns
+from vitpipe.methods.masked_pixels import MaskedPixels
+from vitpipe.models.build import build_pretrainer
+from vitpipe.optim.groups import PRETRAIN_NO_DECAY, parameter_groups
+from vitpipe.stages.context import StageContext
+from vitpipe.stages.training import (
+    centre_batches,
+    fit,
+    make_plan,
+    open_sets,
+    save_result,
+    seed_model,
+    start_from_weights,
+)
+from vitpipe.train.ranks import Ranks, joined
+
+_NUM_SHOWN = 6
+
+
+def run(ctx: StageContext) -> dict[str, float]:
+    """Pre-train; write the whole network's weights and the figure `reconstructions`.
+
+    Returns:
+        `loss`: on masked units of the validation images, each with a fixed mask of its own.
+    """
+    section = ctx.recipe.pretrain
+    assert section is not None
+    with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
+        train_set, val_set = open_sets(ctx, TRAIN_SET[ctx.stage])
+        seed_model(ctx)
+        model = build_pretrainer(ctx.recipe.model, mask_ratio=section.mask_ratio)
+        start_from_weights(ctx, model)
+        method = MaskedPixels(model)
+        plan = make_plan(ctx, section, train_set, ranks)
+        groups = parameter_groups(
+            model.named_parameters(),
+            weight_decay=section.optim.weight_decay,
+            no_decay=PRETRAIN_NO_DECAY,
+        )
+        fit(ctx, method, groups, plan, train_set, ranks)
+        save_result(ctx, model)
+
+        loss = masked_loss(
+            method,
+            centre_batches(ctx, val_set, section.augment, 1.0, plan.micro_batch, ranks),
+            seed=ctx.recipe.seed,
+            ranks=ranks,
+            precision=plan.precision,
+        )
+        if ctx.is_main:
+            _draw(ctx, section, method, val_set, replace(ranks, rank=0, num_ranks=1))
+    return {"loss": loss}
+
+
+def _draw(
+    ctx: StageContext, section: PretrainConfig, method: MaskedPixels, val_set: ShardSet, alone: Ranks
+) -> None:
+    """Original, what is seen, what is painted, for the first validation images."""
+    batch = next(centre_batches(ctx, val_set, section.augment, 1.0, _NUM_SHOWN, alone))
+    noise_BN = image_noise(batch.indices_B, method.model.num_units, ctx.recipe.seed).to(alone.device)
+    images = batch.images_BCHW.to(alone.device)
+    path = ctx.folder / "reconstructions.png"
+    save_columns(
+        [images, *reconstruct(method, images, noise_BN)], section.augment.mean, section.augment.std, path
+    )
+    ctx.logger.figure("reconstructions", path)

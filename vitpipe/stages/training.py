@@ -1,0 +1,240 @@
+"""What the training stages share: from a recipe's section to a trained network in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitpipe.artifact import WEIGHTS
+from vitpipe.config.digest import digest_of, file_digest, recipe_sections
+from vitpipe.config.recipe import AugmentConfig, ClassifyConfig, OptimConfig, TrainConfig
+from vitpipe.config.resolve import TRAIN_SET, TrainPlan, layer_scales, num_workers, train_plan
+from vitpipe.data.augment import eval_transform, train_transform
+from vitpipe.data.batches import Batch, eval_batches, train_batches
+from vitpipe.data.mix import Mix
+from vitpipe.data.seeds import seed_of
+from vitpipe.data.shards import ShardSet, open_shards
+from vitpipe.evaluate.classify import evaluate_classifier
+from vitpipe.methods.classify import Classify
+from vitpipe.methods.method import Method
+from vitpipe.models.build import build_classifier
+from vitpipe.models.hivit import HiViTClassifier, layer_index
+from vitpipe.models.weights import save_weights, transfer_weights
+from vitpipe.optim.groups import FINETUNE_NO_DECAY, parameter_groups
+from vitpipe.optim.optimiser import build_adamw
+from vitpipe.stages.context import StageContext
+from vitpipe.train.checkpoint import StateFolder
+from vitpipe.train.loop import train
+from vitpipe.train.ranks import Ranks, joined
+from vitpipe.train.state import TrainState
+
+EMA_WEIGHTS = "ema.safetensors"
+
+
+def train_classifier(ctx: StageContext) -> dict[str, float]:
+    """The work of `intermediate` and `finetune`: train a classifier, measure it on the validation set.
+
+    Writes `weights.safetensors`, `ema.safetensors` where the recipe averages weights, and the tables
+    `plan`, `weights_account`, `per_class`.
+
+    Returns:
+        `top1`, `top5`, `loss`, and the same with `ema_` for averaged weights.
+    """
+    section: ClassifyConfig = getattr(ctx.recipe, ctx.stage)
+    with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
+        train_set, val_set = open_sets(ctx, TRAIN_SET[ctx.stage])
+        num_classes = len(train_set.classes)
+        seed_model(ctx)
+        model = build_classifier(
+            ctx.recipe.model,
+            num_classes=num_classes,
+            drop_path=section.drop_path,
+            relative_position=section.relative_position,
+            head_init_std=section.head_init_std,
+        )
+        start_from_weights(ctx, model)
+        method = Classify(model, Mix(section.augment, num_classes, section.label_smoothing))
+        plan = make_plan(ctx, section, train_set, ranks)
+        groups = classifier_groups(model, section.optim)
+        state = fit(ctx, method, groups, plan, train_set, ranks)
+
+        metrics = measure_and_save(ctx, model, val_set, plan, ranks)
+        if state.average:
+            # Only now: the average takes the place of the weights that have just been saved.
+            model.load_state_dict(state.average.shadow)
+            metrics |= measure_and_save(ctx, model, val_set, plan, ranks, "ema_", EMA_WEIGHTS)
+    return metrics
+
+
+def measure_and_save(
+    ctx: StageContext,
+    model: HiViTClassifier,
+    val_set: ShardSet,
+    plan: TrainPlan,
+    ranks: Ranks,
+    prefix: str = "",
+    file_name: str = WEIGHTS,
+) -> dict[str, float]:
+    """Evaluate a trained classifier and write it; `prefix` goes before the names of metrics and table."""
+    section: ClassifyConfig = getattr(ctx.recipe, ctx.stage)
+    accuracy = evaluate_classifier(
+        model,
+        centre_batches(ctx, val_set, section.augment, section.eval_crop_ratio, section.eval_batch, ranks),
+        model.head.out_features,
+        ranks=ranks,
+        precision=plan.precision,
+    )
+    ctx.logger.table(f"{prefix}per_class", accuracy.class_rows(val_set.classes))
+    save_result(ctx, model, file_name, classes=json.dumps(val_set.classes))
+    return {prefix + name: value for name, value in accuracy.metrics().items()}
+
+
+def open_sets(ctx: StageContext, dataset: str) -> tuple[ShardSet, ShardSet]:
+    """Training and validation set from the `data` input."""
+    folder = ctx.inputs["data"].path
+    return open_shards(folder, dataset, "train"), open_shards(folder, dataset, "val")
+
+
+def seed_model(ctx: StageContext) -> None:
+    """Fix the start values of the network that is built next: the same on every rank and at every resume."""
+    torch.manual_seed(seed_of("model", ctx.recipe.seed, ctx.stage))
+
+
+def trained_augment(ctx: StageContext) -> AugmentConfig:
+    """Interpolation and normalisation that the `weights` input was trained with."""
+    section: TrainConfig = getattr(ctx.recipe, ctx.inputs["weights"].card.stage)
+    return section.augment
+
+
+def weights_path(ctx: StageContext) -> Path | None:
+    """Where to start from: the user's own file, else the input stage's, else nothing (random weights)."""
+    own: Path | None = getattr(getattr(ctx.recipe, ctx.stage), "weights", None)
+    if own is not None:
+        return own
+    return ctx.inputs["weights"].weights if "weights" in ctx.inputs else None
+
+
+def start_from_weights(ctx: StageContext, model: nn.Module) -> None:
+    """Load the starting weights, if there are any, and record what became of every key.
+
+    Raises:
+        CheckpointError: when they cannot be read or do not fit.
+    """
+    path = weights_path(ctx)
+    if path is None:
+        ctx.logger.say("Starting from random weights")
+        return
+    report = transfer_weights(model, path)
+    ctx.logger.table("weights_account", report.table())
+    ctx.logger.say(f"Weights from {path}: {report.summary()}")
+
+
+def make_plan(ctx: StageContext, section: TrainConfig, train_set: ShardSet, ranks: Ranks) -> TrainPlan:
+    """Derive and record steps, learning rate, accumulation and precision."""
+    plan = train_plan(
+        section,
+        path=ctx.stage,
+        num_images=len(train_set),
+        num_ranks=ranks.num_ranks,
+        accelerator=ranks.accelerator,
+    )
+    ctx.logger.table("plan", [asdict(reason) for reason in plan.reasons])
+    return plan
+
+
+def classifier_groups(model: HiViTClassifier, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Optimiser groups of fine-tuning, with layer-wise learning rates where the recipe decays them."""
+    depths = model.backbone.shape.depths
+    decayed = optim.layer_decay is not None
+    return parameter_groups(
+        model.named_parameters(),
+        weight_decay=optim.weight_decay,
+        no_decay=FINETUNE_NO_DECAY,
+        layer_of=partial(layer_index, depths=depths) if decayed else None,
+        layer_scales=layer_scales(optim.layer_decay, sum(depths)) if optim.layer_decay else (),
+    )
+
+
+def fit(
+    ctx: StageContext,
+    method: Method,
+    groups: list[dict[str, Any]],
+    plan: TrainPlan,
+    train_set: ShardSet,
+    ranks: Ranks,
+) -> TrainState:
+    """Hand method, data and optimiser to the loop; states are kept in `ctx.state`."""
+    section: TrainConfig = getattr(ctx.recipe, ctx.stage)
+    transform = train_transform(section.augment, ctx.recipe.model.image_size)
+    method.to(ranks.device)
+
+    def batches(start_step: int) -> Iterator[Batch]:
+        return train_batches(
+            train_set,
+            transform,
+            seed=ctx.recipe.seed,
+            global_batch=plan.global_batch,
+            micro_batch=plan.micro_batch,
+            rank=ranks.rank,
+            num_ranks=ranks.num_ranks,
+            start_step=start_step,
+            num_steps=plan.num_steps,
+            workers=num_workers(ctx.recipe.data),
+        )
+
+    return train(
+        method,
+        batches,
+        plan,
+        optimiser=build_adamw(groups, section.optim),
+        section=section,
+        seed=ctx.recipe.seed,
+        ranks=ranks,
+        states=StateFolder(ctx.state, run_identity(ctx, train_set), ctx.logger.say),
+        logger=ctx.logger,
+    )
+
+
+def run_identity(ctx: StageContext, train_set: ShardSet) -> str:
+    """Digest of what decides a training run; a saved state of another identity is not resumed."""
+    path = weights_path(ctx)
+    return digest_of(
+        {
+            "stage": ctx.stage,
+            "recipe": recipe_sections(ctx.recipe, ("seed", "model", ctx.stage)),
+            "data": train_set.digest,
+            "weights": file_digest(path) if path else "",
+        }
+    )
+
+
+def centre_batches(
+    ctx: StageContext, shards: ShardSet, augment: AugmentConfig, crop_ratio: float, batch: int, ranks: Ranks
+) -> Iterator[Batch]:
+    """This rank's share of a set, centre crops; `augment` gives interpolation and normalisation."""
+    return eval_batches(
+        shards,
+        eval_transform(ctx.recipe.model.image_size, crop_ratio, augment),
+        batch=batch,
+        rank=ranks.rank,
+        num_ranks=ranks.num_ranks,
+        workers=num_workers(ctx.recipe.data),
+    )
+
+
+def save_result(ctx: StageContext, model: nn.Module, file_name: str = WEIGHTS, **metadata: str) -> None:
+    """Write the trained weights into the stage's folder (rank 0).
+
+    Raises:
+        StorageError: when the disk refuses.
+    """
+    if ctx.is_main:
+        about = {"stage": ctx.stage, "recipe": ctx.recipe.name, "profile": ctx.recipe.profile}
+        save_weights(model, ctx.folder / file_name, {**about, **metadata})
