@@ -196,6 +196,7 @@ class DenseConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     drop_path: Ratio = 0.0
     pyramid_depth: Count = 2
+    flip_probability: Ratio = 0.5
     precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
     checkpoint_minutes: Positive = 10.0
     log_every_steps: Count = 50
@@ -225,6 +226,8 @@ class SegmentConfig(DenseConfig):
     steps: Count
     crop_size: Pixels = 512
     scale: tuple[Pixels, Pixels] = (2048, 512)
+    resize_range: Range = (0.5, 2.0)
+    photometric: bool = True
     stride: Pixels = 341
     head_width: Count = 768
     auxiliary_width: Count = 256

@@ -1,0 +1,94 @@
+"""Tiny COCO and ADE20K folders, packed as the prepare stage does, and the demo recipe shrunk to seconds."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitpipe.artifact import Artifact, Card
+from vitpipe.config.read import load_recipe
+from vitpipe.config.recipe import EmbeddedConfig
+from vitpipe.data.dense import pack_dense
+from vitpipe.data.embedded import write_embedded
+from vitpipe.data.verify import VERIFY_DENSE
+from vitpipe.stages.context import StageContext
+from vitpipe.train.logger import MemoryLogger
+
+TINY = (
+    "model.pyramid_width=16",
+    "detect.global_batch=2",
+    "detect.epochs=1",
+    "detect.lr_drop_epochs=[0.5]",
+    "detect.short_sides=[64]",
+    "detect.long_side=96",
+    "detect.test_size=[96,64]",
+    "detect.head_width=8",
+    "detect.fc_width=16",
+    "detect.proposals=16",
+    "detect.warmup_steps=1",
+    "detect.drop_path=0.1",
+    "detect.log_every_steps=2",
+    "segment.global_batch=2",
+    "segment.steps=4",
+    "segment.crop_size=64",
+    "segment.scale=[256,64]",
+    "segment.stride=43",
+    "segment.head_width=8",
+    "segment.auxiliary_width=8",
+    "segment.warmup_steps=1",
+    "segment.drop_path=0.1",
+    "segment.log_every_steps=2",
+)
+
+
+@pytest.fixture(scope="session")
+def raw_sets(tmp_path_factory):
+    """Root of a tiny coco/ and ade20k/ in their own layouts."""
+    root = tmp_path_factory.mktemp("raw")
+    sizes = EmbeddedConfig(scene_size=64, scene_train_images=8, scene_val_images=4)
+    write_embedded(root, ("coco", "ade20k"), sizes)
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared(raw_sets, tmp_path_factory):
+    """What the prepare stage makes of them."""
+    out = tmp_path_factory.mktemp("prepared")
+    for name in ("coco", "ade20k"):
+        pack_dense(VERIFY_DENSE[name](raw_sets / name), out / name)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """Seconds per stage."""
+    return load_recipe("itpn/pixel_base", "demo", TINY)
+
+
+@pytest.fixture(scope="session")
+def full_recipe():
+    """The published sizes."""
+    return load_recipe("itpn/pixel_base", "full", ("data.root=.",))
+
+
+@pytest.fixture
+def make_context(prepared, tiny_recipe, tmp_path):
+    """(stage, name of the run, logger, recipe) -> a context whose folders are `tmp_path/NAME/{folder,state}`."""
+
+    def make(stage, name="run", logger=None, recipe=None):
+        folder, state = tmp_path / name / "folder", tmp_path / name / "state"
+        folder.mkdir(parents=True, exist_ok=True)
+        state.mkdir(exist_ok=True)
+        data = Artifact(prepared, prepare_card(), {})
+        chosen, log = recipe or tiny_recipe, logger or MemoryLogger()
+        return StageContext(stage, chosen, {"data": data}, folder, state, log, 0, 1, 0, "cpu")
+
+    return make
+
+
+def prepare_card():
+    """The least that a card can say."""
+    return Card(
+        stage="prepare", recipe="tiny", profile="demo", recipe_digest="", data_digest="", code_digest="",
+        image="train", identity="", parents={}, seed=0, git_commit="", libraries={}, hardware={},
+        started_at="", wall_seconds=0.0,
+    )  # fmt: skip

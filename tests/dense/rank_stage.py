@@ -1,0 +1,35 @@
+"""One rank of a tiny dense stage, started by torchrun: STAGE PREPARED OUT; writes what it got to OUT/rankN.json."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from conftest import TINY, prepare_card
+
+from vitpipe.artifact import Artifact
+from vitpipe.config.read import load_recipe
+from vitpipe.stages.context import StageContext
+from vitpipe.train.logger import MemoryLogger
+
+
+def main(stage: str, prepared: Path, out: Path) -> None:
+    rank, num_ranks, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    folder, state = out / f"folder{rank}", out / "state"
+    folder.mkdir(parents=True)
+    state.mkdir(exist_ok=True)
+    recipe = load_recipe("itpn/pixel_base", "demo", (*TINY, f"{stage}.global_batch=4"))
+    data = {"data": Artifact(prepared, prepare_card(), {})}
+    logger = MemoryLogger()
+    context = StageContext(stage, recipe, data, folder, state, logger, rank, num_ranks, local_rank, "cpu")
+    metrics = importlib.import_module(f"vitpipe.stages.{stage}").run(context)
+    losses = [(step, value) for step, name, value in logger.points if name == "train/loss"]
+    files = sorted(path.name for path in folder.iterdir())
+    (out / f"rank{rank}.json").write_text(json.dumps({"metrics": metrics, "losses": losses, "files": files}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

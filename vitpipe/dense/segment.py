@@ -1,0 +1,186 @@
+"""UPerNet on ADE20K, as mmseg configuration: built from the recipe's values and nothing else.
+
+Xiao et al., Unified Perceptual Parsing, arXiv 1807.10221, with the settings of iTPN's released configurations
+(arXiv 2211.12735).
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from vitpipe.config.recipe import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, SegmentConfig
+from vitpipe.data.dense import DenseFolder
+from vitpipe.errors import DatasetError
+from vitpipe.models.registry import find_model
+
+IGNORED = 255
+_MAX_CATEGORY_SHARE = 0.75
+_AUXILIARY_WEIGHT = 0.4
+_SPLITS = {"train": "training", "val": "validation"}
+
+
+def segmentor_config(
+    segment: SegmentConfig, model: ModelConfig, *, num_classes: int, norm: str
+) -> dict[str, Any]:
+    """The segmentor.
+
+    Args:
+        norm: `SyncBN` or `BN`, for both heads.
+    """
+    widths = map_widths(model)
+    size = (segment.crop_size, segment.crop_size)
+    shared = {
+        "dropout_ratio": 0.1,
+        "num_classes": num_classes,
+        "norm_cfg": {"type": norm, "requires_grad": True},
+        "align_corners": False,
+    }
+    return {
+        "type": "EncoderDecoder",
+        "data_preprocessor": {
+            "type": "SegDataPreProcessor",
+            "mean": [value * 255 for value in IMAGENET_MEAN],
+            "std": [value * 255 for value in IMAGENET_STD],
+            "bgr_to_rgb": True,
+            "pad_val": 0,
+            "seg_pad_val": IGNORED,
+            "size": size,
+            # The relative position bias is made for one size: a smaller picture is padded to it.
+            "test_cfg": {"size": size},
+        },
+        "backbone": {
+            "type": "PyramidMaps",
+            "task": "segment",
+            "model": model.model_dump(mode="json"),
+            "image_size": segment.crop_size,
+            "drop_path": segment.drop_path,
+            "pyramid_depth": segment.pyramid_depth,
+        },
+        "decode_head": {
+            "type": "UPerHead",
+            "in_channels": list(widths),
+            "in_index": [0, 1, 2, 3],
+            "pool_scales": (1, 2, 3, 6),
+            "channels": segment.head_width,
+            "loss_decode": _cross_entropy(1.0),
+            **shared,
+        },
+        "auxiliary_head": {
+            "type": "FCNHead",
+            "in_channels": widths[2],
+            "in_index": 2,
+            "channels": segment.auxiliary_width,
+            "num_convs": 1,
+            "concat_input": False,
+            "loss_decode": _cross_entropy(_AUXILIARY_WEIGHT),
+            **shared,
+        },
+        "train_cfg": {},
+        "test_cfg": {"mode": "slide", "crop_size": size, "stride": (segment.stride, segment.stride)},
+    }
+
+
+def map_widths(model: ModelConfig) -> tuple[int, ...]:
+    """Channels of the backbone's maps at strides 4 to 32: pyramid level and stage output side by side."""
+    stages = find_model(model.name).shape().widths
+    joined = [model.pyramid_width + width for width in stages]
+    return (*joined, joined[-1])
+
+
+def _cross_entropy(weight: float) -> dict[str, Any]:
+    return {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight}
+
+
+def train_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
+    """Resize, crop with at most three quarters of one class, flip, change the light."""
+    crop = (segment.crop_size, segment.crop_size)
+    light = [{"type": "PhotoMetricDistortion"}] if segment.photometric else []
+    return [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations"},
+        {
+            "type": "RandomResize",
+            "scale": segment.scale,
+            "ratio_range": segment.resize_range,
+            "keep_ratio": True,
+        },
+        {"type": "RandomCrop", "crop_size": crop, "cat_max_ratio": _MAX_CATEGORY_SHARE},
+        {"type": "RandomFlip", "prob": segment.flip_probability},
+        *light,
+        {"type": "PackSegInputs"},
+    ]
+
+
+def eval_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
+    """One size; the label map keeps the picture's own size, at which the prediction is judged."""
+    return [
+        {"type": "LoadImageFromFile"},
+        {"type": "Resize", "scale": segment.scale, "keep_ratio": True},
+        {"type": "LoadAnnotations"},
+        {"type": "PackSegInputs"},
+    ]
+
+
+def build_segmentor(config: dict[str, Any]) -> Any:
+    """mmseg's segmentor; `library.open_segmentation` must have run. Its `init_weights` draws the heads.
+
+    The cross entropy's mean counts ignored pixels, as in the released configurations; mmseg warns of that.
+    """
+    from mmengine.config import ConfigDict
+    from mmseg.registry import MODELS
+
+    import vitpipe.dense.backbone  # noqa: F401  (registers PyramidMaps)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*avg_non_ignore.*")
+        return MODELS.build(ConfigDict(config))
+
+
+def ade_dataset(folder: DenseFolder, split: str, pipeline: list[dict[str, Any]]) -> Any:
+    """mmseg's dataset over one split of an ADE20K folder; label 0 is ignored, class 1 becomes index 0.
+
+    Args:
+        split: `train` or `val`.
+
+    Raises:
+        DatasetError: when images or label maps are missing.
+    """
+    from mmseg.registry import DATASETS
+
+    images, labels = ade_places(folder.root, split)
+    return DATASETS.build(
+        {
+            "type": "BaseSegDataset",
+            "img_suffix": ".jpg",
+            "seg_map_suffix": ".png",
+            "data_prefix": {"img_path": str(images), "seg_map_path": str(labels)},
+            "metainfo": {"classes": folder.classes},
+            "reduce_zero_label": True,
+            "ignore_index": IGNORED,
+            "test_mode": split == "val",
+            "pipeline": pipeline,
+        }
+    )
+
+
+def ade_places(root: Path, split: str) -> tuple[Path, Path]:
+    """Image folder and label map folder of a split.
+
+    Raises:
+        DatasetError: when a folder is missing or empty, or a picture has no label map.
+    """
+    images, labels = root / "images" / _SPLITS[split], root / "annotations" / _SPLITS[split]
+    mend = (
+        "an ADE20K folder has images/training, images/validation (.jpg) and annotations/training, "
+        "annotations/validation (.png of the same names); run the prepare stage again"
+    )
+    for place, suffix in ((images, ".jpg"), (labels, ".png")):
+        if not any(place.glob(f"*{suffix}")):
+            raise DatasetError(f"The folder is missing or has no {suffix} files", where=place, mend=mend)
+    orphans = {file.stem for file in images.glob("*.jpg")} - {file.stem for file in labels.glob("*.png")}
+    if orphans:
+        named = ", ".join(sorted(orphans)[:3])
+        raise DatasetError(f"{len(orphans)} pictures have no label map ({named})", where=labels, mend=mend)
+    return images, labels

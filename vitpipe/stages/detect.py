@@ -1,0 +1,159 @@
+"""Detection and instance segmentation on COCO: Mask R-CNN on the pre-trained pyramid.
+
+data + weights > detector > train > twelve numbers each for boxes and masks > tables, picture, weights
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vitpipe.data.dense import DenseFolder, open_dense
+from vitpipe.dense.coco_ap import NUMBERS, CocoResult, coco_ap, coco_results
+from vitpipe.dense.detect import (
+    build_detector,
+    coco_dataset,
+    coco_places,
+    detector_config,
+    eval_pipeline,
+    standing,
+    train_pipeline,
+)
+from vitpipe.dense.library import open_detection
+from vitpipe.dense.pictures import DrawnObject, Pixels, class_colours, draw_objects, write_sheet
+from vitpipe.dense.plan import detect_plan
+from vitpipe.stages.context import StageContext
+from vitpipe.train.ranks import Ranks, joined
+
+_NUM_DRAWN = 4
+_MIN_DRAWN_SCORE = 0.3
+
+
+def run(ctx: StageContext) -> dict[str, float]:
+    """Train and judge the detector.
+
+    Writes `weights.safetensors` (backbone, pyramid and heads), `mm_config.json`, the tables
+    `weights_account`, `box_ap`, `mask_ap` and `per_class`, and the figure `predictions`.
+
+    Returns:
+        `box_AP`, `box_AP50`, ... and the same for `mask_`, ratios in [0, 1]. A number that is not defined,
+        because the set has no object of that size, is left out.
+
+    Raises:
+        DatasetError: COCO is not there or is damaged.
+        CheckpointError: the starting weights do not fit.
+        RunError: mmdet is not installed.
+    """
+    open_detection(ctx.device)
+    from vitpipe.stages.dense_training import fit_dense, save_config
+    from vitpipe.stages.training import save_result, seed_model, start_from_weights
+
+    section = ctx.recipe.detect
+    assert section is not None
+    with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
+        folder = open_dense(ctx.inputs["data"].path, "coco", ctx.state / "data")
+        pipelines = {"train": train_pipeline(section), "val": eval_pipeline(section)}
+        train_set, val_set = (coco_dataset(folder, split, steps) for split, steps in pipelines.items())
+        plan = detect_plan(
+            section, num_images=len(train_set), num_ranks=ranks.num_ranks, accelerator=ranks.accelerator
+        )
+        config = detector_config(section, ctx.recipe.model, num_classes=len(folder.classes), norm=plan.norm)
+        save_config(ctx, network=config, pipelines=pipelines)
+        seed_model(ctx)
+        detector = build_detector(config)
+        detector.init_weights()
+        start_from_weights(ctx, detector.backbone.net)
+        detector.to(ranks.device)
+        fit_dense(ctx, detector, "detect", plan, train_set, folder, ranks, groups=standing(train_set))
+        save_result(ctx, detector, classes=json.dumps(folder.classes))
+        return _judge(ctx, detector, val_set, folder, ranks)
+
+
+def _judge(
+    ctx: StageContext, detector: Any, val_set: Any, folder: DenseFolder, ranks: Ranks
+) -> dict[str, float]:
+    """Predict, compute, write tables and the picture; rank 0 has the numbers, others have none."""
+    from vitpipe.stages.dense_training import gathered, predictions
+
+    results: list[dict[str, Any]] = []
+    drawn: list[Any] = []
+    for sample in predictions(ctx, detector, val_set, ranks):
+        results += coco_results(sample, val_set.cat_ids)
+        if len(drawn) < _NUM_DRAWN:
+            drawn.append(sample)
+    results = gathered(results, ranks)
+    if not ctx.is_main:
+        return {}
+    annotations, _ = coco_places(folder.root, "val")
+    boxes, masks = coco_ap(annotations, results, "bbox"), coco_ap(annotations, results, "segm")
+    for kind, result in (("box", boxes), ("mask", masks)):
+        rows = [{"metric": name, "value": _cell(result.numbers[name])} for name in NUMBERS]
+        ctx.logger.table(f"{kind}_ap", rows)
+    ctx.logger.table("per_class", _class_rows(boxes, masks))
+    _draw(ctx, val_set, drawn, len(folder.classes))
+    return {
+        f"{kind}_{name}": value
+        for kind, result in (("box", boxes), ("mask", masks))
+        for name, value in result.numbers.items()
+        if not math.isnan(value)
+    }
+
+
+def _class_rows(boxes: CocoResult, masks: CocoResult) -> list[dict[str, Any]]:
+    return [
+        {
+            "class": box.name,
+            "objects": box.num_objects,
+            "box_AP": _cell(box.ap),
+            "box_AP50": _cell(box.ap50),
+            "mask_AP": _cell(mask.ap),
+            "mask_AP50": _cell(mask.ap50),
+        }
+        for box, mask in zip(boxes.classes, masks.classes, strict=True)
+    ]
+
+
+def _cell(value: float) -> float | str:
+    return "" if math.isnan(value) else value
+
+
+def _draw(ctx: StageContext, val_set: Any, samples: list[Any], num_classes: int) -> None:
+    """The first validation images: truth beside what was found with a score of at least 0.3."""
+    colours = class_colours(num_classes)
+    names = val_set.metainfo["classes"]
+    infos = {info["img_id"]: info for info in map(val_set.get_data_info, range(len(val_set)))}
+    rows: list[tuple[Pixels, Pixels]] = []
+    for sample in samples:
+        with Image.open(sample.img_path) as file:
+            image = np.asarray(file.convert("RGB"))
+        truth = _true_objects(infos[sample.img_id], names)
+        found = _found_objects(sample.pred_instances.cpu().numpy(), names)
+        rows.append((draw_objects(image, truth, colours), draw_objects(image, found, colours)))
+    path = ctx.folder / "predictions.png"
+    write_sheet(rows, ("truth", f"found (score at least {_MIN_DRAWN_SCORE:g})"), path)
+    ctx.logger.figure("predictions", path)
+
+
+def _true_objects(info: dict[str, Any], names: tuple[str, ...]) -> list[DrawnObject]:
+    from faster_coco_eval import mask as coding
+
+    objects = []
+    for instance in info["instances"]:
+        codes = coding.frPyObjects(instance["mask"], info["height"], info["width"])
+        mask = coding.decode(coding.merge(codes) if isinstance(codes, list) else codes).astype(bool)
+        label = instance["bbox_label"]
+        text = "crowd of " + names[label] if instance["ignore_flag"] else names[label]
+        objects.append(DrawnObject(label, instance["bbox"], mask, text))
+    return objects
+
+
+def _found_objects(found: Any, names: tuple[str, ...]) -> list[DrawnObject]:
+    return [
+        DrawnObject(int(label), box.tolist(), mask.astype(bool), f"{names[label]} {score:.2f}")
+        for label, box, mask, score in zip(found.labels, found.bboxes, found.masks, found.scores, strict=True)
+        if score >= _MIN_DRAWN_SCORE
+    ]
