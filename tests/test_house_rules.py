@@ -154,7 +154,16 @@ def test_nothing_names_this_machine_or_a_registry():
         "registry.npm" + "js",
     ]
     suffixes = (".py", ".yaml", ".toml", ".md", ".lock", ".sh", ".html", ".txt", "")
-    skipped = {".git", ".venv", "artifacts", "__pycache__", ".dvc", ".mypy_cache", ".ruff_cache", ".hypothesis"}
+    skipped = {
+        ".git",
+        ".venv",
+        "artifacts",
+        "__pycache__",
+        ".dvc",
+        ".mypy_cache",
+        ".ruff_cache",
+        ".hypothesis",
+    }
     for path in ROOT.rglob("*"):
         if skipped & set(path.relative_to(ROOT).parts) or not path.is_file() or path.suffix not in suffixes:
             continue

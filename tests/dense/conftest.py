@@ -92,3 +92,9 @@ def prepare_card():
         image="train", identity="", parents={}, seed=0, git_commit="", libraries={}, hardware={},
         started_at="", wall_seconds=0.0,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides() -> tuple[str, ...]:
+    """What makes the demo recipe tiny."""
+    return tuple(TINY)

@@ -41,11 +41,12 @@ def test_detection_gets_five_levels_of_the_pyramid(make_maps):
 def test_segmentation_gets_pyramid_and_stage_side_by_side(make_maps):
     maps, images = make_maps("segment"), torch.randn(2, 3, 64, 64)
     levels = maps(images)
+    width4, width8, width16 = maps.net.backbone.widths
     assert [tuple(level.shape[1:]) for level in levels] == [
-        (16 + 32, 16, 16),
-        (16 + 64, 8, 8),
-        (16 + 128, 4, 4),
-        (16 + 128, 2, 2),
+        (16 + width4, 16, 16),
+        (16 + width8, 8, 8),
+        (16 + width16, 4, 4),
+        (16 + width16, 2, 2),
     ]
     features = maps.net(images)
     assert torch.equal(levels[1], torch.cat([features.o8, features.f8], dim=1))

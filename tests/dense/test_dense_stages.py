@@ -188,9 +188,9 @@ def test_pretrained_pyramid_is_taken_over(make_context, stage, tiny_recipe, tmp_
     assert fresh == ({"relative_table"} if stage == "segment" else set())
 
 
-def test_divergence_keeps_the_batch(make_context):
+def test_divergence_keeps_the_batch(make_context, tiny_overrides):
     recipe = load_recipe(
-        "itpn/pixel_base", "demo", (*_tiny(), "segment.base_lr=1e30", "segment.warmup_steps=0")
+        "itpn/pixel_base", "demo", (*tiny_overrides, "segment.base_lr=1e30", "segment.warmup_steps=0")
     )
     context = make_context("segment", "diverged", recipe=recipe)
     with pytest.raises(DivergenceError, match="not finite") as caught:
@@ -199,12 +199,6 @@ def test_divergence_keeps_the_batch(make_context):
     assert str(saved) == caught.value.where
     content = torch.load(saved, weights_only=True)
     assert len(content["images"]) == len(content["paths"]) == 2
-
-
-def _tiny():
-    from conftest import TINY
-
-    return TINY
 
 
 def test_missing_set_is_a_dataset_error(make_context, tmp_path):

@@ -5,6 +5,8 @@ One process alone never initialises anything, so a laptop run has no moving part
 
 from __future__ import annotations
 
+import gc
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -92,12 +94,25 @@ def joined(rank: int, num_ranks: int, device: str) -> Iterator[Ranks]:
     place = torch.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    opens = num_ranks > 1 and not dist.is_initialized()
-    if opens:
-        on_gpu = place.type == "cuda"
-        dist.init_process_group("nccl" if on_gpu else "gloo", device_id=place if on_gpu else None)
+    if num_ranks == 1 or dist.is_initialized():
+        yield Ranks(rank, num_ranks, place)
+        return
+    on_gpu = place.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=place if on_gpu else None)
     try:
         yield Ranks(rank, num_ranks, place)
+    except BaseException as error:
+        _let_go_of_wrappers(error)
+        raise
     finally:
-        if opens:
-            dist.destroy_process_group()
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def _let_go_of_wrappers(error: BaseException) -> None:
+    """Empty the frames that an error keeps alive, and with them DDP modules.
+
+    A DDP module that outlives the process group takes it down while it holds the interpreter's lock, for
+    which a gloo thread may be waiting: now and then a rank would hang at its exit for ever.
+    """
+    traceback.clear_frames(error.__traceback__)
