@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -121,3 +123,32 @@ def test_a_damaged_image_is_named_without_a_traceback(prepared_copy, workers):
     with pytest.raises(DatasetError, match="has changed since it was packed") as caught:
         batches(shards, workers=workers)
     assert "Traceback" not in str(caught.value)
+
+
+GROUP_SIGNAL = """
+import os, signal, sys
+from pathlib import Path
+from vitpipe.config.recipe import AugmentConfig
+from vitpipe.data.augment import train_transform
+from vitpipe.data.batches import train_batches
+from vitpipe.data.shards import open_shards
+
+answered = []
+signal.signal(signal.SIGTERM, lambda number, frame: answered.append(number))
+shards = open_shards(Path(sys.argv[1]), "imagenet", "train")
+place = dict(seed=0, global_batch=4, micro_batch=4, rank=0, num_ranks=1, start_step=0, num_steps=12)
+stream = train_batches(shards, train_transform(AugmentConfig(), 32), workers=1, **place)
+for batch in stream:
+    if batch.step == 3:
+        os.killpg(os.getpgrp(), signal.SIGTERM)
+print(batch.step, answered == [signal.SIGTERM])
+"""
+
+
+def test_a_signal_to_the_process_group_leaves_the_loader_alone(prepared):
+    """The trainer finishes its step and saves; a killed worker would end it with a traceback."""
+    command = [sys.executable, "-c", GROUP_SIGNAL, str(prepared)]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, start_new_session=True
+    )
+    assert (ended.returncode, ended.stdout.split()) == (0, ["11", "True"]), ended.stderr

@@ -5,6 +5,7 @@ B batch of this rank's micro-batch, C = 3 colours, H and W pixels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -146,12 +147,22 @@ def _load(reader: _Reader, chunks: Callable[[], Iterator[Chunk]], workers: int) 
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # with batch_size None it gets single items
             # Its own generator: the loader would otherwise draw from that of the training process.
             generator=torch.Generator(),
+            worker_init_fn=own_group,
             pin_memory=torch.cuda.is_available(),
         )
     for batch in loaded:
         if isinstance(batch, VitpipeError):
             raise batch
         yield batch
+
+
+def own_group(worker: int) -> None:
+    """Take a loader process out of the trainer's process group (`worker_init_fn` of a DataLoader).
+
+    A signal to the group, from a scheduler or the keyboard, is the trainer's to answer: it finishes its
+    step and saves. The workers end when it does.
+    """
+    os.setpgid(0, 0)
 
 
 def _as_it_is(batch: Batch | VitpipeError) -> Batch | VitpipeError:
