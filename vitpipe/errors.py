@@ -59,6 +59,12 @@ class RunError(VitpipeError):
     """The work was started and failed."""
 
 
+class StoppedError(RunError):
+    """The process was asked to stop (SIGTERM); its state is saved. Exit code 128 + 15, as shells have it."""
+
+    exit_code = 143
+
+
 class DivergenceError(RunError):
     """The loss is no longer finite; the offending batch has been saved."""
 

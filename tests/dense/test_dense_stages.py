@@ -14,10 +14,9 @@ from PIL import Image
 from vitpipe.config.read import load_recipe
 from vitpipe.dense.coco_ap import NUMBERS
 from vitpipe.dense.library import open_detection
-from vitpipe.errors import DatasetError, DivergenceError
+from vitpipe.errors import DatasetError, DivergenceError, StoppedError
 from vitpipe.models.build import build_pretrainer
 from vitpipe.models.weights import load_metadata, load_state, save_weights
-from vitpipe.train.health import StoppedError
 from vitpipe.train.logger import MemoryLogger
 
 pytestmark = pytest.mark.dense

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 from vitpipe.artifact import Artifact, Card, write_metrics
-from vitpipe.errors import DivergenceError, StorageError
+from vitpipe.errors import DivergenceError, StoppedError, StorageError
 from vitpipe.track.box import Box
 from vitpipe.track.run import SilentLogger, flatten, stage_run
 from vitpipe.track.send import Delivery, send_pending
 from vitpipe.track.summary import log_pipeline_summary
-from vitpipe.train.health import StoppedError
 from vitpipe.train.logger import MemoryLogger
 
 # A training stage in small: a state file every 5 steps, a commit after it, a line per step.

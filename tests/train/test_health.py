@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 
-from vitpipe.train.health import StoppedError, stop_on_sigterm
+from vitpipe.errors import StoppedError
+from vitpipe.train.health import stop_on_sigterm
 
 
 def test_sigterm_is_noted_and_the_old_handler_comes_back():

@@ -37,7 +37,7 @@ from vitpipe.models.hivit import dense_layer_index, dense_lr_scale
 from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_adamw, set_learning_rate
 from vitpipe.train.checkpoint import StateFolder
-from vitpipe.train.health import StoppedError, StopRequest, stop_on_sigterm
+from vitpipe.train.health import StopRequest, stop_on_sigterm, stopped
 from vitpipe.train.logger import RunLogger
 from vitpipe.train.pace import Pace, peak_memory_gib
 from vitpipe.train.ranks import Ranks
@@ -249,11 +249,7 @@ class _StepHook(Hook):
             run.logger.commit(run.step)
             self.pace.saved()
         if stopping and not last:
-            raise StoppedError(
-                f"Stopped by SIGTERM after step {run.step} of {plan.num_steps}; the state is saved",
-                where=run.states.folder,
-                mend="run the same command again, it goes on from there",
-            )
+            raise stopped(run.states.folder, run.step, plan.num_steps)
 
     def _points(self) -> dict[str, float]:
         run = self.run

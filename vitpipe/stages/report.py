@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from vitpipe.report.compare import verdict_rows
 from vitpipe.report.results import RunResults, open_results
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.graph import STAGES
-from vitpipe.track.run import StageRun
-from vitpipe.track.store import ui_command
 from vitpipe.track.summary import log_pipeline_summary
 
 RECIPE_FILE = "recipe.json"
@@ -47,7 +46,7 @@ def run(ctx: StageContext) -> dict[str, float]:
         files={file.name: file for file in (report.html, report.markdown)},
         note=report.note,
     )
-    _tell(ctx, results, report)
+    _tell(ctx, report)
     return report.metrics
 
 
@@ -70,7 +69,10 @@ def report_of_folders(folders: Sequence[Path], out: Path) -> Path:
 
 def verdicts_of_folders(folders: Sequence[Path]) -> list[str]:
     """The verdict tables of finished runs as lines for the terminal (`vitpipe verdict`). Raises as above."""
-    return _lines([results_of_folder(folder) for folder in folders])
+    runs = [results_of_folder(folder) for folder in folders]
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else _LOG_WIDTH
+    return verdict_lines(runs, width=width, colour=is_terminal)
 
 
 def results_of_folder(folder: Path) -> RunResults:
@@ -93,17 +95,12 @@ def results_of_folder(folder: Path) -> RunResults:
     )
 
 
-def _lines(runs: Sequence[RunResults]) -> list[str]:
-    is_terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if is_terminal else _LOG_WIDTH
-    return verdict_lines(runs, width=width, colour=is_terminal)
-
-
-def _tell(ctx: StageContext, results: RunResults, report: Report) -> None:
-    for line in _lines([results]):
-        ctx.logger.say(line)
+def _tell(ctx: StageContext, report: Report) -> None:
     # The folder gets its name without the dot and `.partial` when the stage is through.
     name = ctx.folder.name.removeprefix(".").removesuffix(".partial")
+    counts = Counter(verdict.judgement for verdict in report.verdicts)
+    found = ", ".join(f"{number} {judgement}" for judgement, number in sorted(counts.items()))
+    ctx.logger.say(
+        f"Beside the published rows: {found or 'nothing expected'}. `vitpipe verdict` shows the table"
+    )
     ctx.logger.say(f"Report: {ctx.folder.parent / name / report.html.name}")
-    if isinstance(ctx.logger, StageRun):
-        ctx.logger.say(f"MLflow: {ui_command(ctx.logger.store)}")

@@ -22,7 +22,7 @@ from typing import Any
 from vitpipe.artifact import METRICS, write_table
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import RunError, StorageError, disk_errors
+from vitpipe.errors import StoppedError, StorageError, disk_errors
 from vitpipe.track.box import Box, Origin, table_as_json
 from vitpipe.track.console import Console
 from vitpipe.track.courier import Courier
@@ -211,13 +211,8 @@ def stage_run(
         yield run
         run.succeed()
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, StoppedError):
         status = "KILLED"
-        raise
-    except RunError as error:
-        from vitpipe.train.health import StoppedError
-
-        status = "KILLED" if isinstance(error, StoppedError) else "FAILED"
         raise
     finally:
         run.end(status, keep_at)

@@ -12,14 +12,8 @@ from types import FrameType
 import torch
 
 from vitpipe.data.batches import Batch
-from vitpipe.errors import DivergenceError, RunError, disk_errors
+from vitpipe.errors import DivergenceError, StoppedError, disk_errors
 from vitpipe.methods.method import Draw
-
-
-class StoppedError(RunError):
-    """The process was asked to stop (SIGTERM); its state is saved. Exit code 128 + 15, as shells have it."""
-
-    exit_code = 143
 
 
 class StopRequest:
