@@ -26,7 +26,7 @@ def _identities(*overrides: str) -> dict[str, str]:
         ("report.sample_images=3", {"report"}),
         ("data.embedded.seed=3", {"prepare"}),
         (
-            "model.decoder_depth=1",
+            "model.decoder.depth=1",
             {"pretrain", "intermediate", "finetune", "probe", "detect", "segment", "evaluate"},
         ),
         ("data.workers=2", set()),

@@ -46,7 +46,7 @@ def test_absolute_learning_rates_are_not_scaled():
 
 
 def test_layer_scales_follow_the_thirteen_layer_rule():
-    scales = layer_scales(0.5, 30)
+    scales = layer_scales(0.5, 32, 13)
     assert len(scales) == 32
     assert scales[-1] == 1.0
     assert scales[-2] == pytest.approx(0.7477, abs=1e-4)
@@ -75,7 +75,7 @@ def test_impossible_batches_are_refused(update, num_images, num_ranks, part):
 
 def test_every_derived_value_has_a_reason():
     sizes = {"imagenet": 1_281_167, "imagenet22k": 14_197_122}
-    reasons = resolve(FULL, sizes=sizes, num_blocks=30, num_ranks=8, accelerator=GPU)
+    reasons = resolve(FULL, sizes=sizes, num_layers=32, decay_stated_for=13, num_ranks=8, accelerator=GPU)
     assert all(reason.why for reason in reasons)
     paths = [reason.path for reason in reasons]
     assert len(set(paths)) == len(paths)

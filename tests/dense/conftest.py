@@ -14,7 +14,7 @@ from vitpipe.stages.context import StageContext
 from vitpipe.train.logger import MemoryLogger
 
 TINY = (
-    "model.pyramid_width=16",
+    "model.pyramid.width=16",
     "detect.global_batch=2",
     "detect.epochs=1",
     "detect.lr_drop_epochs=[0.5]",

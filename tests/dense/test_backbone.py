@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitpipe.dense.backbone import PyramidMaps
+from vitpipe.dense.backbone import DenseMaps
 from vitpipe.errors import InputError
 
 pytestmark = pytest.mark.dense
@@ -17,7 +17,7 @@ def make_maps(tiny_recipe):
     def make(task):
         torch.manual_seed(0)
         model = tiny_recipe.model.model_dump(mode="json")
-        return PyramidMaps(task, model, image_size=64, drop_path=0.0, pyramid_depth=1).eval()
+        return DenseMaps(task, model, image_size=64, drop_path=0.0, pyramid_depth=1).eval()
 
     return make
 
@@ -28,7 +28,7 @@ def test_detection_gets_five_levels_of_the_pyramid(make_maps):
     assert [tuple(level.shape) for level in levels] == [
         (2, 16, 64 // stride, 96 // stride) for stride in (4, 8, 16, 32, 64)
     ]
-    features = maps.net(images)
+    features = maps.net.features(images)
     for level, expected in zip(levels, (features.o4, features.o8, features.o16), strict=False):
         assert torch.equal(level, expected)
     # Level 32 is the mean of 2 x 2 of level 16; level 64 that of level 32.
@@ -48,7 +48,7 @@ def test_segmentation_gets_pyramid_and_stage_side_by_side(make_maps):
         (16 + width16, 4, 4),
         (16 + width16, 2, 2),
     ]
-    features = maps.net(images)
+    features = maps.net.features(images)
     assert torch.equal(levels[1], torch.cat([features.o8, features.f8], dim=1))
     assert torch.equal(levels[2][:, 16:], features.x16)
     corner = levels[2][:, :, :2, :2].amax(dim=(2, 3))

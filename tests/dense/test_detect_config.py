@@ -113,7 +113,7 @@ def test_parameters_of_the_published_network(detector):
 
 
 def test_layer_decay(detector, full_recipe):
-    groups = dense_groups(detector, full_recipe.detect, "detect")
+    groups = dense_groups(detector, full_recipe.detect)
     scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
     assert len(scale) == len(list(detector.named_parameters()))

@@ -72,7 +72,7 @@ def test_pipelines(full_recipe):
 
 
 def test_layer_decay(segmentor, full_recipe):
-    groups = dense_groups(segmentor, full_recipe.segment, "segment")
+    groups = dense_groups(segmentor, full_recipe.segment)
     scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
     factor, net = 0.9 ** (13 / 32), "backbone.net.backbone"

@@ -61,7 +61,7 @@ class _Known(nn.Module):
 def test_a_network_counted_by_hand():
     cost = measure_cost(_Known, (16, 32))
     tokens = 4 * 8
-    assert cost.params == (3 * 16 * 8 + 8) + 16 + 40
+    assert cost.params == (3 * 16 * 8 + 8) + 16 + 40 + 99
     products = 2 * tokens * tokens * 8
     assert cost.macs == tokens * 48 * 8 + products + tokens * 8 * 5
     assert cost.module_flops == tokens * 49 * 8 + 2 * tokens * 8 + tokens * 8 * 5

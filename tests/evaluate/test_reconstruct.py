@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitpipe.config.recipe import ModelConfig
+from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
 from vitpipe.data.batches import Batch
 from vitpipe.errors import StorageError
 from vitpipe.evaluate.reconstruct import image_noise, masked_loss, reconstruct, save_columns
@@ -16,7 +16,10 @@ from vitpipe.models.build import build_pretrainer
 from vitpipe.train.ranks import Ranks
 
 NANO = ModelConfig(
-    name="hivit_nano", image_size=64, pyramid_width=32, decoder_width=32, decoder_depth=1, decoder_heads=2
+    name="hivit_nano",
+    image_size=64,
+    pyramid=PyramidConfig(width=32),
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
 )
 IMAGES = torch.randn(10, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

@@ -10,18 +10,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vitpipe.config.recipe import ModelConfig
+from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
 from vitpipe.data.batches import Batch
 from vitpipe.methods.masked_pixels import MaskedPixels, images_of, masked_error, normalised_units
 from vitpipe.methods.method import Draw
 from vitpipe.models.build import build_pretrainer
 from vitpipe.models.convert import convert_state
-from vitpipe.models.itpn import patchify
+from vitpipe.models.masking import patchify
 from vitpipe.models.weights import load_into
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NANO = ModelConfig(
-    name="hivit_nano", image_size=64, pyramid_width=32, decoder_width=32, decoder_depth=1, decoder_heads=2
+    name="hivit_nano",
+    image_size=64,
+    pyramid=PyramidConfig(width=32),
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitpipe.config.recipe import ModelConfig
+from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -77,9 +77,6 @@ def nano() -> ModelConfig:
     return ModelConfig(
         name="hivit_nano",
         image_size=64,
-        pyramid_width=48,
-        pyramid_depth=2,
-        decoder_width=64,
-        decoder_depth=2,
-        decoder_heads=4,
+        pyramid=PyramidConfig(width=48, depth=2),
+        decoder=DecoderConfig(width=64, depth=2, heads=4),
     )

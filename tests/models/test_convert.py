@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from vitpipe.errors import CheckpointError
-from vitpipe.models.build import build_classifier, build_pretrainer, build_pyramid_backbone
+from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
 from vitpipe.models.convert import convert, convert_state, our_name, read_checkpoint
 from vitpipe.models.hivit import SHAPES
-from vitpipe.models.weights import load_into, load_metadata, load_state, transfer_weights
+from vitpipe.models.transfer import transfer_weights
+from vitpipe.models.weights import load_into, load_metadata, load_state
 
 KINDS = {
     "pixel_base_pretrain": "itpn_pixel_pretrain",
@@ -51,7 +52,7 @@ def official_nano(golden, nano):
     states = {
         "pixel_base_pretrain": build_pretrainer(nano).state_dict(),
         "pixel_base_classifier": build_classifier(nano, num_classes=10, head_init_std=0.02).state_dict(),
-        "seg_pixel_base": build_pyramid_backbone(nano, image_size=128, relative_position=True).state_dict(),
+        "seg_pixel_base": build_dense(nano, "segment", image_size=128).state_dict(),
     }
     found = {}
     for name, ours in states.items():
@@ -102,7 +103,7 @@ def test_a_segmentor_file_with_heads(official_nano, nano, tmp_path):
     torch.save({"state_dict": {**backbone, **heads}, "meta": {"iter": 160000}}, tmp_path / "a.pth")
     report = convert(tmp_path / "a.pth", tmp_path / "a.safetensors")
     assert [row.source for row in report.rows if row.outcome == "dropped"] == list(heads)
-    model = build_pyramid_backbone(nano, image_size=128, relative_position=True)
+    model = build_dense(nano, "segment", image_size=128)
     assert transfer_weights(model, tmp_path / "a.safetensors").count("matched") == len(backbone)
 
 

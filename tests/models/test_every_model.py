@@ -9,10 +9,10 @@ import torch
 
 from vitpipe.config.recipe import ModelConfig
 from vitpipe.evaluate.cost import measure_cost
-from vitpipe.models.build import build_classifier, build_pretrainer, build_pyramid_backbone
-from vitpipe.models.registry import MODELS, create_backbone
+from vitpipe.models.build import build_classifier, build_dense, build_pretrainer, create_backbone
+from vitpipe.models.registry import MODELS
 
-SMALL_DECODER = {"pyramid_width": 64, "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 4}
+SMALL_DECODER = {"pyramid": {"width": 64}, "decoder": {"width": 64, "depth": 2, "heads": 4}}
 CONFIGS = {
     name: ModelConfig(
         name=name, image_size=entry.image_size, **(SMALL_DECODER if name == "hivit_nano" else {})
@@ -28,10 +28,8 @@ def _crop_size(model):
 BUILDERS = {
     "classifier": lambda model: build_classifier(model, num_classes=1000),
     "pretrainer": build_pretrainer,
-    "detector": lambda model: build_pyramid_backbone(model, image_size=model.image_size, pyramid_depth=1),
-    "segmentor": lambda model: build_pyramid_backbone(
-        model, image_size=_crop_size(model), relative_position=True
-    ),
+    "detector": lambda model: build_dense(model, "detect", image_size=model.image_size, pyramid_depth=1),
+    "segmentor": lambda model: build_dense(model, "segment", image_size=_crop_size(model)),
 }
 # name/network: parameters, multiply-adds, SHA-256 of the sorted "name shape" lines of the state (first 12)
 PINNED = {
@@ -75,20 +73,19 @@ def test_shapes_strides_and_gradients(name, kind):
     model, size = _build(name, kind, device), _size(name, kind)
     if kind == "classifier":
         torch.nn.init.normal_(model.head.weight, std=0.02)
-    widths = model.backbone.widths
     out = _forward(model, kind, size, device)
     if kind == "classifier":
         assert out.shape == (2, 1000)
-        assert model.forward_features(torch.zeros(2, 3, size, size, device=device)).shape == (2, widths[-1])
+        features = model.frozen_features(torch.zeros(2, 3, size, size, device=device))
+        assert features.shape == (2, model.feature_width)
         total = out.square().sum()
     elif kind == "pretrainer":
         assert out.pred_BND.shape == (2, (size // 16) ** 2, 768)
         assert out.mask_BN.shape == out.pred_BND.shape[:2]
         total = out.pred_BND.square().sum()
     else:
-        width = CONFIGS[name].pyramid_width
-        channels = (width, width, width, *widths)
-        for x_BCHW, num_channels, stride in zip(out, channels, (4, 8, 16, 4, 8, 16), strict=True):
+        strides = (4, 8, 16, 32, 64)[: len(out)]
+        for x_BCHW, num_channels, stride in zip(out, model.widths, strides, strict=True):
             assert x_BCHW.shape == (2, num_channels, size // stride, size // stride)
         total = sum(x.square().sum() for x in out)
     total.backward()

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitpipe.config.recipe import DecoderConfig
 from vitpipe.errors import InputError, RecipeError
 from vitpipe.models.build import build_pretrainer
-from vitpipe.models.itpn import choose_units, patchify
+from vitpipe.models.masking import choose_units, patchify
 from vitpipe.models.positions import sincos_table
 
 
@@ -89,7 +90,7 @@ def test_start_values(model, nano):
     side = nano.image_size // 16
     assert torch.equal(model.backbone.absolute_position, sincos_table(side, 64))
     assert model.backbone.absolute_position.requires_grad
-    assert torch.equal(model.decoder.fixed_position, sincos_table(side, nano.decoder_width))
+    assert torch.equal(model.decoder.fixed_position, sincos_table(side, nano.decoder.width))
     assert "decoder.fixed_position" not in dict(model.named_parameters())
     assert 0.01 < model.decoder.mask_token.std() < 0.03
 
@@ -113,7 +114,7 @@ def test_what_cannot_be_is_refused(model, nano):
         model(torch.zeros(1, 3, 64, 64), torch.rand(1, 9))
     with pytest.raises(InputError, match="nothing is seen"):
         build_pretrainer(nano, mask_ratio=0.99)
-    with pytest.raises(RecipeError, match="decoder of width 72"):
-        build_pretrainer(nano.model_copy(update={"decoder_width": 72}))
+    with pytest.raises(RecipeError, match="decoder 72 wide"):
+        build_pretrainer(nano.model_copy(update={"decoder": DecoderConfig(width=72)}))
     with pytest.raises(RecipeError, match="did you mean 'hivit_nano'"):
         build_pretrainer(nano.model_copy(update={"name": "hivit_nono"}))

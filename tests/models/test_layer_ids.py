@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from vitpipe.config.recipe import ModelConfig
-from vitpipe.config.resolve import layer_scales
-from vitpipe.models.build import build_classifier
+from vitpipe.models.build import build_classifier, build_dense
 from vitpipe.models.convert import our_name
-from vitpipe.models.hivit import SHAPES, dense_layer_index, dense_lr_scale, layer_index
-from vitpipe.optim.groups import FINETUNE_NO_DECAY, parameter_groups
+from vitpipe.models.hivit import SHAPES, dense_layer_index
+from vitpipe.optim.groups import parameter_groups
 
 BASE, LARGE = SHAPES["hivit_base"].depths, SHAPES["hivit_large"].depths
 
@@ -26,9 +25,9 @@ def test_fine_tuning_of_base_as_recorded(golden):
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=recorded["weight_decay"],
-        no_decay=FINETUNE_NO_DECAY,
-        layer_of=lambda name: layer_index(name, BASE),
-        layer_scales=layer_scales(recorded["layer_decay_argument"], sum(BASE)),
+        no_decay=model.no_decay,
+        layer_of=model.layer_of,
+        layer_scales=model.layer_scales(recorded["layer_decay_argument"]),
     )
     ours = {name: group for group in groups for name in group["names"]}
     assert len(ours) == len(table)
@@ -69,9 +68,12 @@ def test_dense_rules_count_merges(golden, size, depths, task):
     ],
 )
 def test_the_last_block_learns_faster_than_the_heads(depths, layer_decay, task, expected):
+    model = ModelConfig(name="hivit_base" if depths == BASE else "hivit_large")
+    with torch.device("meta"):
+        net = build_dense(model, task, image_size=224)
+    scales = net.layer_scales(layer_decay)
     last = f"backbone.stage16.{depths[2] - 1}.mlp.fc1.weight"
-    assert dense_lr_scale(last, depths, layer_decay, task) == pytest.approx(expected, abs=1e-3)
-    assert dense_lr_scale("decode_head.conv_seg.weight", depths, layer_decay, task) == 1.0
-    stem = dense_lr_scale("backbone.stem.proj.weight", depths, layer_decay, task)
+    assert scales[net.layer_of(last)] == pytest.approx(expected, abs=1e-3)
+    assert scales[net.head_layer] == scales[net.layer_of("pyramid.lateral8.weight")] == 1.0
     factor = layer_decay if task == "detect" else layer_decay ** (13 / (sum(depths) + 2))
-    assert stem == pytest.approx(factor ** (sum(depths) + 1))
+    assert scales[net.layer_of("backbone.stem.proj.weight")] == pytest.approx(factor ** (sum(depths) + 1))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitpipe.models.build import build_pyramid_backbone
+from vitpipe.models.build import build_dense
 from vitpipe.models.hivit import StageFeatures
 from vitpipe.models.pyramid import Pyramid, Split, to_map
 
@@ -60,9 +60,9 @@ def test_the_top_needs_no_projection_of_its_own_width():
 
 
 def test_dense_features_of_a_wide_image(nano):
-    model = build_pyramid_backbone(nano, image_size=64).eval()
+    model = build_dense(nano, "detect", image_size=64).eval()
     with torch.no_grad():
-        features = model(torch.randn(1, 3, 48, 96))
+        features = model.features(torch.randn(1, 3, 48, 96))
         stages = model.backbone.forward_stages(torch.zeros(1, 3, 48, 96))
     sizes = [(12, 24), (6, 12), (3, 6)] * 2
     assert [f.shape[-2:] for f in features] == sizes
@@ -71,5 +71,5 @@ def test_dense_features_of_a_wide_image(nano):
 
 
 def test_dense_norms_have_their_own_eps(nano):
-    model = build_pyramid_backbone(nano, image_size=64)
+    model = build_dense(nano, "detect", image_size=64)
     assert {m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-5}

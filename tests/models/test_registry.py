@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from vitpipe.config.recipe import ColumnsConfig, ModelConfig
 from vitpipe.errors import RecipeError
-from vitpipe.models.registry import MODELS, create_backbone, find_model
+from vitpipe.models.build import build_classifier, create_backbone
+from vitpipe.models.registry import MODELS, find_model
 
 
 def test_listing_needs_no_torch():
@@ -16,13 +19,20 @@ def test_listing_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_names_and_entries_agree():
-    from vitpipe.models.hivit import SHAPES
+@pytest.mark.parametrize("name", MODELS)
+def test_entries_agree_with_the_networks(name):
+    entry = MODELS[name]
+    with torch.device("meta"):
+        model = build_classifier(ModelConfig(name=name, image_size=entry.image_size), num_classes=2)
+    assert (entry.name, entry.family) == (name, model.family)
+    assert (entry.num_layers, entry.decay_stated_for) == (model.num_layers, model.decay_stated_for)
+    layers = {model.layer_of(parameter) for parameter, _ in model.named_parameters()}
+    assert {0, entry.num_layers - 1} <= layers <= set(range(entry.num_layers))
 
-    assert list(MODELS) == list(SHAPES)
-    for name, entry in MODELS.items():
-        assert name == entry.name == entry.shape().name
-        assert entry.num_blocks == sum(entry.shape().depths)
+
+def test_another_familys_setting_is_refused():
+    with pytest.raises(RecipeError, match="hivit_nano has no columns"):
+        build_classifier(ModelConfig(name="hivit_nano", columns=ColumnsConfig()), num_classes=2)
 
 
 def test_a_misspelt_name_gets_its_neighbour():

@@ -7,17 +7,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from vitpipe.config.recipe import PyramidConfig
 from vitpipe.errors import CheckpointError, StorageError
 from vitpipe.models import weights
-from vitpipe.models.build import build_classifier, build_pretrainer, build_pyramid_backbone
+from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
+from vitpipe.models.transfer import describe, transfer_weights
 from vitpipe.models.weights import (
     Rule,
-    describe,
     load_into,
     load_metadata,
     load_state,
     save_weights,
-    transfer_weights,
 )
 
 
@@ -70,7 +70,7 @@ def test_a_file_says_what_it_is(pretrained, classified, nano):
     assert info.pyramid_depth == 2
     info = describe(load_state(classified[1]))
     assert (info.kind, info.relative_position, info.num_classes) == ("classifier", True, 10)
-    dense = build_pyramid_backbone(nano, image_size=64).state_dict()
+    dense = build_dense(nano, "detect", image_size=64).state_dict()
     assert describe(dense).kind == "pyramid"
 
 
@@ -96,19 +96,22 @@ def test_pretraining_to_classifier(pretrained, nano):
 @torch.no_grad()
 def test_pretraining_to_dense_features(pretrained, nano):
     source, path = pretrained
-    model = build_pyramid_backbone(nano, image_size=64, norm_eps=1e-6).eval()
+    model = build_dense(nano, "detect", image_size=64).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6  # as in pre-training: only the weights are compared here
     report = transfer_weights(model, path)
     _accounted(report, model, path)
     assert report.count("missing") == 0
     images = torch.randn(1, 3, 64, 64)
     levels = source.pyramid(source.backbone.forward_stages(images))
-    features = model(images)
+    features = model.features(images)
     torch.testing.assert_close(features.o16, levels.o16[:, :, 0, 0].transpose(1, 2).view(1, 48, 4, 4))
 
 
 def test_a_shallower_pyramid_drops_the_second_blocks(pretrained, nano):
     _, path = pretrained
-    model = build_pyramid_backbone(nano, image_size=64, pyramid_depth=1)
+    model = build_dense(nano, "detect", image_size=64, pyramid_depth=1)
     report = transfer_weights(model, path)
     _accounted(report, model, path)
     dropped = {row.source for row in report.rows if row.outcome == "unused" and "pyramid" in row.source}
@@ -120,8 +123,10 @@ def test_a_shallower_pyramid_drops_the_second_blocks(pretrained, nano):
 
 def test_a_deeper_pyramid_starts_its_second_blocks_afresh(nano, tmp_path):
     path = tmp_path / "weights.safetensors"
-    save_weights(build_pretrainer(nano.model_copy(update={"pyramid_depth": 1})), path)
-    model = build_pyramid_backbone(nano, image_size=64, pyramid_depth=2)
+    save_weights(
+        build_pretrainer(nano.model_copy(update={"pyramid": PyramidConfig(width=48, depth=1)})), path
+    )
+    model = build_dense(nano, "detect", image_size=64, pyramid_depth=2)
     before = model.pyramid.fuse8[1].mlp.fc1.weight.clone()
     report = transfer_weights(model, path)
     _accounted(report, model, path)
@@ -148,12 +153,12 @@ def test_a_classifier_without_relative_positions_refuses_one_with(classified, na
         transfer_weights(model, classified[1])
 
 
-@pytest.mark.parametrize("relative_position", [False, True])
-def test_classifier_to_dense_features(classified, nano, relative_position):
-    model = build_pyramid_backbone(nano, image_size=128, relative_position=relative_position)
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_classifier_to_dense_features(classified, nano, task):
+    model = build_dense(nano, task, image_size=128)
     report = transfer_weights(model, classified[1])
     _accounted(report, model, classified[1])
-    assert report.count("resized") == (4 if relative_position else 0)
+    assert report.count("resized") == (4 if task == "segment" else 0)
     assert all(row.target.startswith("pyramid.") for row in report.rows if row.outcome == "missing")
 
 

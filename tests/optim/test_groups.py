@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,9 @@ import torch
 from torch import nn
 
 from vitpipe.config.recipe import ModelConfig
-from vitpipe.config.resolve import layer_scales
 from vitpipe.models.build import build_classifier, build_pretrainer
 from vitpipe.models.convert import our_name
-from vitpipe.models.hivit import layer_index
-from vitpipe.optim.groups import FINETUNE_NO_DECAY, PRETRAIN_NO_DECAY, parameter_groups
+from vitpipe.optim.groups import parameter_groups
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "itpn.json").read_text())["layer_decay"]
 BASE = ModelConfig(name="hivit_base")
@@ -33,9 +30,9 @@ def test_fine_tuning_groups_are_the_released_ones(recorded):
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=recorded["weight_decay"],
-        no_decay=FINETUNE_NO_DECAY,
-        layer_of=partial(layer_index, depths=depths),
-        layer_scales=layer_scales(recorded["layer_decay_argument"], sum(depths)),
+        no_decay=model.no_decay,
+        layer_of=model.layer_of,
+        layer_scales=model.layer_scales(recorded["layer_decay_argument"]),
     )
     found = _by_name(groups)
     expected = {our_name(name, depths): row for name, row in recorded["parameters"].items()}
@@ -50,7 +47,7 @@ def test_fine_tuning_groups_are_the_released_ones(recorded):
 def test_pre_training_decays_positions_and_mask_token_but_no_vector():
     with torch.device("meta"):
         model = build_pretrainer(BASE)
-    groups = parameter_groups(model.named_parameters(), weight_decay=0.05, no_decay=PRETRAIN_NO_DECAY)
+    groups = parameter_groups(model.named_parameters(), weight_decay=0.05, no_decay=model.no_decay)
     found = _by_name(groups)
     assert len(groups) == 2
     assert found["backbone.absolute_position"]["weight_decay"] == 0.05

@@ -22,7 +22,7 @@ from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.logger import MemoryLogger
 
 PLACES = ("progress", "batch", "saving")
-_DRAWN = random.Random(20).sample(range(1, PLAN.num_steps), 6)
+_DRAWN = random.Random(20).sample(range(1, PLAN.num_steps), 7)
 # A save is where a kill would hurt most, and they happen after every fourth step.
 KILLS = [(step, PLACES[i % 2]) for i, step in enumerate(_DRAWN)] + [
     (8, "saving"),

@@ -96,16 +96,46 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
 
 
+class PyramidConfig(Section):
+    """The feature pyramid that iTPN trains together with its backbone."""
+
+    width: Count = 256
+    depth: Count = 2
+
+
+class DecoderConfig(Section):
+    """The pixel decoder of iTPN's pre-training."""
+
+    width: Count = 512
+    depth: Count = 8
+    heads: Count = 16
+
+
+class ColumnsConfig(Section):
+    """The reversible columns of RevColV2; a number that is not given is the network's own.
+
+    `memory_mode` says what is kept for the backward pass: everything (`plain`), the inputs of each column
+    (`column`), or the last column's outputs only (`reversible`); `auto` is reversible in float32 and
+    column under autocast, where inverting is not accurate. `reversible_autocast` allows it there too.
+    """
+
+    bottom_up: Count | None = None
+    top_down: Count | None = None
+    memory_mode: Literal["auto", "plain", "column", "reversible"] = "auto"
+    reversible_autocast: bool = False
+
+
 class ModelConfig(Section):
-    """Which network. `name` is a key of the model registry, for example `hivit_base`."""
+    """Which network. `name` is a key of the model registry, for example `hivit_base`.
+
+    `pyramid` and `decoder` belong to iTPN, `columns` to RevColV2; another family's part is refused.
+    """
 
     name: str
     image_size: Pixels = 224
-    pyramid_width: Count = 256
-    pyramid_depth: Count = 2
-    decoder_width: Count = 512
-    decoder_depth: Count = 8
-    decoder_heads: Count = 16
+    pyramid: PyramidConfig | None = None
+    decoder: DecoderConfig | None = None
+    columns: ColumnsConfig | None = None
 
 
 class OptimConfig(Section):
@@ -168,7 +198,7 @@ class ClassifyConfig(TrainConfig):
     method: Literal["classify"] = "classify"
     label_smoothing: Ratio = 0.1
     drop_path: Ratio = 0.0
-    relative_position: bool = True
+    relative_position: bool | None = None
     head_init_std: Positive = 2e-5
     eval_crop_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 224 / 256
     eval_batch: Count = 64

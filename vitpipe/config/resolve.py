@@ -114,15 +114,16 @@ def train_plan(
     )  # fmt: skip
 
 
-def layer_scales(layer_decay: float, num_blocks: int) -> tuple[float, ...]:
-    """Learning-rate factor of each layer id 0 .. num_blocks + 1 in fine-tuning.
+def layer_scales(layer_decay: float, num_layers: int, stated_for: int | None) -> tuple[float, ...]:
+    """Learning-rate factor of each layer id 0 .. num_layers - 1: one for the last, decayed towards the first.
 
-    The published decay is stated for a 12-block network, so the factor per layer is
-    `decay ** (13 / (num_blocks + 1))` (iTPN, section on fine-tuning of the official code).
+    Args:
+        stated_for: steps from the first layer to the last that the published decay was stated for, if it is
+            to be spread over this network (iTPN's code: 13, those of a 12-block network), else `None`.
     """
-    last = num_blocks + 1
-    factor = layer_decay ** (13 / last)
-    return tuple(factor ** (last - layer) for layer in range(last + 1))
+    last = num_layers - 1
+    factor = layer_decay ** (stated_for / last) if stated_for else layer_decay
+    return tuple(factor ** (last - layer) for layer in range(num_layers))
 
 
 def num_workers(data: DataConfig) -> int:
@@ -137,13 +138,20 @@ def num_workers(data: DataConfig) -> int:
 
 
 def resolve(
-    recipe: Recipe, *, sizes: Mapping[str, int], num_blocks: int, num_ranks: int, accelerator: Accelerator
+    recipe: Recipe,
+    *,
+    sizes: Mapping[str, int],
+    num_layers: int,
+    decay_stated_for: int | None,
+    num_ranks: int,
+    accelerator: Accelerator,
 ) -> tuple[Reason, ...]:
     """All derived values of all training stages, and the layer-decay tables.
 
     Args:
         sizes: dataset name -> number of training images.
-        num_blocks: blocks of the recipe's network, merges not counted.
+        num_layers: layer ids of the recipe's classifier.
+        decay_stated_for: see `layer_scales`.
 
     Raises:
         RecipeError: as `train_plan`.
@@ -158,20 +166,21 @@ def resolve(
         )
         reasons += plan.reasons
         if isinstance(section, ClassifyConfig) and section.optim.layer_decay is not None:
-            reasons += _layer_reasons(stage, section.optim.layer_decay, num_blocks, plan.peak_lr)
+            scales = layer_scales(section.optim.layer_decay, num_layers, decay_stated_for)
+            reasons += _layer_reasons(stage, section.optim.layer_decay, scales, plan.peak_lr)
     reasons.append(Reason("data.workers", num_workers(recipe.data), "cores left per rank, at most 8"))
     return tuple(reasons)
 
 
-def _layer_reasons(stage: str, decay: float, num_blocks: int, peak_lr: float) -> list[Reason]:
-    scales = layer_scales(decay, num_blocks)
-    why = f"factor {decay:g} ** (13 / {num_blocks + 1}) per layer"
-    names = {0: "stem and positions", num_blocks + 1: "norm and head"}
+def _layer_reasons(stage: str, decay: float, scales: tuple[float, ...], peak_lr: float) -> list[Reason]:
+    last = len(scales) - 1
+    names = {0: "input and positions", last: "head"}
     return [
         Reason(
             f"{stage}.layer_lr.{layer}",
             peak_lr * scale,
-            f"{names.get(layer, f'block {layer}')}: x {scale:.4f} ({why})",
+            f"{names.get(layer, f'layer {layer}')}: x {scale:.4f} "
+            f"({decay:g}, {scales[-2] / scales[-1]:.4f} per layer)",
         )
         for layer, scale in enumerate(scales)
     ]

@@ -32,7 +32,10 @@ def detector_config(
     Args:
         norm: `SyncBN` or `BN`, for the box head.
     """
-    width = model.pyramid_width
+    from vitpipe.dense.backbone import map_widths, maps_config
+
+    backbone = maps_config(detect, model, "detect", model.image_size)
+    width = map_widths(backbone)[0]
     return {
         "type": "MaskRCNN",
         "data_preprocessor": {
@@ -43,14 +46,7 @@ def detector_config(
             "pad_mask": True,
             "pad_size_divisor": _PAD_MULTIPLE,
         },
-        "backbone": {
-            "type": "PyramidMaps",
-            "task": "detect",
-            "model": model.model_dump(mode="json"),
-            "image_size": model.image_size,
-            "drop_path": detect.drop_path,
-            "pyramid_depth": detect.pyramid_depth,
-        },
+        "backbone": backbone,
         "rpn_head": _rpn_head(detect, width),
         "roi_head": {
             "type": "StandardRoIHead",
@@ -226,7 +222,7 @@ def build_detector(config: dict[str, Any]) -> Any:
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
 
-    import vitpipe.dense.backbone  # noqa: F401  (registers PyramidMaps)
+    import vitpipe.dense.backbone  # noqa: F401  (registers DenseMaps)
 
     return MODELS.build(ConfigDict(config))
 

@@ -29,11 +29,10 @@ from torch import nn
 
 from vitpipe.config.recipe import DenseConfig, OptimConfig
 from vitpipe.data.seeds import seed_of
-from vitpipe.dense.backbone import PyramidMaps, Task
+from vitpipe.dense.backbone import NET_PREFIX
 from vitpipe.dense.feed import train_loader
 from vitpipe.dense.plan import DensePlan
 from vitpipe.errors import CheckpointError, DivergenceError, disk_errors
-from vitpipe.models.hivit import dense_layer_index, dense_lr_scale
 from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_adamw, set_learning_rate
 from vitpipe.train.checkpoint import StateFolder
@@ -42,36 +41,34 @@ from vitpipe.train.logger import RunLogger
 from vitpipe.train.pace import Pace, peak_memory_gib
 from vitpipe.train.ranks import Ranks
 
-# In segmentation the released code decays the position table: its name test never matches.
-_NO_DECAY: dict[Task, tuple[str, ...]] = {"detect": ("absolute_position",), "segment": ()}
 _NEVER = 10**9
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
-def dense_groups(network: Any, dense: DenseConfig, task: Task) -> list[dict[str, Any]]:
-    """AdamW's parameter groups with the layer-wise learning-rate decay of iTPN's dense transfers.
+def dense_groups(network: Any, dense: DenseConfig) -> list[dict[str, Any]]:
+    """AdamW's parameter groups with the layer-wise learning-rate decay of the network's family.
 
     Args:
-        network: a detector or segmentor with a `PyramidMaps` as `backbone`.
+        network: a detector or segmentor with `DenseMaps` as `backbone`.
     """
-    maps: PyramidMaps = network.backbone
-    depths = maps.net.backbone.shape.depths
-    scales = {
-        dense_layer_index(name, depths, task): dense_lr_scale(name, depths, dense.layer_decay, task)
-        for name, _ in network.named_parameters()
-    }
+    net = network.backbone.net
+
+    def layer_of(name: str) -> int:
+        inner = name.removeprefix(NET_PREFIX)
+        return net.head_layer if inner == name else net.layer_of(inner)
+
     return parameter_groups(
         network.named_parameters(),
         weight_decay=dense.weight_decay,
-        no_decay=_NO_DECAY[task],
-        layer_of=lambda name: dense_layer_index(name, depths, task),
-        layer_scales=[scales.get(layer, 1.0) for layer in range(max(scales) + 1)],
+        no_decay=net.no_decay,
+        layer_of=layer_of,
+        layer_scales=net.layer_scales(dense.layer_decay),
     )
 
 
-def build_optimiser(network: nn.Module, dense: DenseConfig, task: Task, plan: DensePlan) -> OptimWrapper:
+def build_optimiser(network: nn.Module, dense: DenseConfig, plan: DensePlan) -> OptimWrapper:
     """AdamW over `dense_groups` in mmengine's wrapper, which accumulates and scales."""
-    groups = dense_groups(network, dense, task)
+    groups = dense_groups(network, dense)
     adamw = build_adamw(groups, OptimConfig(base_lr=dense.base_lr, betas=dense.betas))
     if plan.precision == "off":
         return OptimWrapper(adamw, accumulative_counts=plan.accumulation)
@@ -97,7 +94,6 @@ class DenseRun:
         self,
         network: nn.Module,
         dense: DenseConfig,
-        task: Task,
         plan: DensePlan,
         *,
         seed: int,
@@ -107,7 +103,7 @@ class DenseRun:
     ) -> None:
         self.network, self.dense, self.plan = network, dense, plan
         self.seed, self.ranks, self.states, self.logger = seed, ranks, states, logger
-        self.optimiser = build_optimiser(network, dense, task, plan)
+        self.optimiser = build_optimiser(network, dense, plan)
         self.step = 0
         self.window: dict[str, float] = {}
 

@@ -13,7 +13,6 @@ from typing import Any
 from vitpipe.config.recipe import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, SegmentConfig
 from vitpipe.data.dense import DenseFolder
 from vitpipe.errors import DatasetError
-from vitpipe.models.registry import find_model
 
 IGNORED = 255
 _MAX_CATEGORY_SHARE = 0.75
@@ -29,7 +28,10 @@ def segmentor_config(
     Args:
         norm: `SyncBN` or `BN`, for both heads.
     """
-    widths = map_widths(model)
+    from vitpipe.dense.backbone import map_widths, maps_config
+
+    backbone = maps_config(segment, model, "segment", segment.crop_size)
+    widths = map_widths(backbone)
     size = (segment.crop_size, segment.crop_size)
     shared = {
         "dropout_ratio": 0.1,
@@ -50,14 +52,7 @@ def segmentor_config(
             # The relative position bias is made for one size: a smaller picture is padded to it.
             "test_cfg": {"size": size},
         },
-        "backbone": {
-            "type": "PyramidMaps",
-            "task": "segment",
-            "model": model.model_dump(mode="json"),
-            "image_size": segment.crop_size,
-            "drop_path": segment.drop_path,
-            "pyramid_depth": segment.pyramid_depth,
-        },
+        "backbone": backbone,
         "decode_head": {
             "type": "UPerHead",
             "in_channels": list(widths),
@@ -80,13 +75,6 @@ def segmentor_config(
         "train_cfg": {},
         "test_cfg": {"mode": "slide", "crop_size": size, "stride": (segment.stride, segment.stride)},
     }
-
-
-def map_widths(model: ModelConfig) -> tuple[int, ...]:
-    """Channels of the backbone's maps at strides 4 to 32: pyramid level and stage output side by side."""
-    stages = find_model(model.name).shape().widths
-    joined = [model.pyramid_width + width for width in stages]
-    return (*joined, joined[-1])
 
 
 def _cross_entropy(weight: float) -> dict[str, Any]:
@@ -131,7 +119,7 @@ def build_segmentor(config: dict[str, Any]) -> Any:
     from mmengine.config import ConfigDict
     from mmseg.registry import MODELS
 
-    import vitpipe.dense.backbone  # noqa: F401  (registers PyramidMaps)
+    import vitpipe.dense.backbone  # noqa: F401  (registers DenseMaps)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*avg_non_ignore.*")

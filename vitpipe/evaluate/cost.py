@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitpipe.models.hivit import HiViTClassifier
-from vitpipe.models.itpn import MaskedPretrainer
-from vitpipe.models.registry import create_backbone, find_model
+from vitpipe.config.recipe import ModelConfig
+from vitpipe.models.build import build_classifier
+from vitpipe.models.network import Pretrainer
+from vitpipe.models.registry import find_model
 
 CONVENTIONS = {
-    "params": "trainable parameters",
+    "params": "parameters, frozen ones too",
     "macs": "MACs: multiply-adds in conv, linear, attention products; one image, forward",
     "module_flops": "FLOPs as the old MMCV counter has them: per module, one multiply-add is one FLOP, norms "
     "count two per element, conv biases one, linear biases, attention products and activation functions "
@@ -72,7 +73,7 @@ def measure_cost(build: Callable[[], nn.Module], image_size: int | tuple[int, in
         model = build()
         images_BCHW = torch.empty(1, 3, height, width)
         inputs: tuple[Tensor, ...] = (images_BCHW,)
-        if isinstance(model, MaskedPretrainer):
+        if isinstance(model, Pretrainer):
             inputs = (images_BCHW, torch.empty(1, model.num_units))
     with (
         sdpa_kernel(SDPBackend.MATH),
@@ -83,7 +84,7 @@ def measure_cost(build: Callable[[], nn.Module], image_size: int | tuple[int, in
         model(*inputs)
     return Cost(
         image_size=(height, width),
-        params=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        params=sum(p.numel() for p in model.parameters()),
         macs=counter.get_total_flops() // 2,
         module_flops=sum(module_flops),
         activation_bytes=sum(activation_bytes.values()),
@@ -91,18 +92,15 @@ def measure_cost(build: Callable[[], nn.Module], image_size: int | tuple[int, in
 
 
 def cost_of(name: str, *, image_size: int | None = None, num_classes: int = 1000) -> Cost:
-    """The classifier of a registered network, relative positions on, at any size that is a multiple of 16.
+    """The classifier of a registered network as published, at any size that it takes.
 
     Raises:
         RecipeError: when there is no such network.
         InputError: when the size does not fit.
     """
     size = image_size or find_model(name).image_size
-
-    def build() -> HiViTClassifier:
-        return HiViTClassifier(create_backbone(name, image_size=size, relative_position=True), num_classes)
-
-    return measure_cost(build, size)
+    model = ModelConfig(name=name, image_size=size)
+    return measure_cost(lambda: build_classifier(model, num_classes=num_classes), size)
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from vitpipe.data.batches import Batch
 from vitpipe.data.seeds import seed_of
 from vitpipe.errors import disk_errors
 from vitpipe.methods.masked_pixels import MaskedPixels, images_of
-from vitpipe.models.hivit import UNIT_PIXELS
-from vitpipe.models.itpn import patchify
+from vitpipe.models.masking import UNIT_PIXELS, patchify
 from vitpipe.train.precision import autocast
 from vitpipe.train.ranks import Ranks
 

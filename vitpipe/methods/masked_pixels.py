@@ -13,16 +13,16 @@ from torch import Tensor
 from vitpipe.data.batches import Batch
 from vitpipe.data.masks import mask_noise
 from vitpipe.methods.method import Draw, Method
-from vitpipe.models.hivit import UNIT_PIXELS
-from vitpipe.models.itpn import MaskedPretrainer, patchify
+from vitpipe.models.masking import UNIT_PIXELS, patchify
+from vitpipe.models.network import Pretrainer
 
 
 class MaskedPixels(Method):
     """Trains a masked auto-encoder to predict the normalised pixels of the hidden units."""
 
-    model: MaskedPretrainer
+    model: Pretrainer
 
-    def __init__(self, model: MaskedPretrainer) -> None:
+    def __init__(self, model: Pretrainer) -> None:
         super().__init__()
         self.model = model
 

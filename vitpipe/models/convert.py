@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from vitpipe.errors import CheckpointError
-from vitpipe.models.hivit import SHAPES, UNIT_PIXELS, HiViT, HiViTClassifier, HiViTShape
+from vitpipe.models.hivit import SHAPES, HiViT, HiViTClassifier, HiViTShape
 from vitpipe.models.itpn import MaskedPretrainer, PixelDecoder
+from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.pyramid import Pyramid, PyramidBackbone
 from vitpipe.models.weights import KeyRow, LoadReport, load_state, save_weights
 
@@ -282,7 +283,7 @@ def _network_like(state: Mapping[str, Tensor], kind: Kind, shape: HiViTShape) ->
         depth = len({name.split(".")[2] for name in state if name.startswith("pyramid.fuse8.")})
         pyramid = Pyramid(shape.widths, width, depth)
         if kind == "itpn_pixel_dense":
-            return PyramidBackbone(backbone, pyramid)
+            return PyramidBackbone(backbone, pyramid, "detect" if table is None else "segment")
         decoder = PixelDecoder(
             pyramid_width=width,
             width=state["decoder.pred.weight"].shape[1],

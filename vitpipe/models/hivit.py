@@ -20,16 +20,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vitpipe.errors import InputError
 from vitpipe.models.blocks import AttentionBlock, ChannelBlock, init_weights
+from vitpipe.models.masking import UNIT_PIXELS, gather_units, units_per_side
+from vitpipe.models.network import Classifier, Task
 from vitpipe.models.positions import relative_index, resample_positions
 
-UNIT_PIXELS = 16
+# The published layer-wise decay is stated for a 12-block ViT: 13 steps from its first layer to its head.
+DECAY_STATED_FOR = 13
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,6 @@ class StageFeatures(NamedTuple):
     level4_BNhhC: Tensor  # noqa: N815
     level8_BNhhC: Tensor  # noqa: N815
     level16_BNC: Tensor  # noqa: N815
-
-
-def gather_units(x: Tensor, kept_BK: Tensor) -> Tensor:
-    """Take units by index, per image: (B, N, ...), (B, K) -> (B, K, ...)."""
-    num_images, num_units = x.shape[:2]
-    first_B1 = torch.arange(num_images, device=x.device).unsqueeze(1) * num_units
-    # One selection of whole rows: its backward is a plain row-wise addition.
-    rows = x.flatten(0, 1).index_select(0, (kept_BK + first_B1).flatten())
-    return rows.view(num_images, kept_BK.shape[1], *x.shape[2:])
 
 
 class Stem(nn.Module):
@@ -258,12 +252,16 @@ class HiViT(nn.Module):
         return index_NN[kept_BK[:, :, None], kept_BK[:, None, :]]
 
 
-class HiViTClassifier(nn.Module):
+class HiViTClassifier(Classifier):
     """Mean over the level-16 tokens > LayerNorm > Linear (iTPN, supplement, table 8).
 
     Args:
         head_init_std: of the head's weight; small (2e-5) so that a pre-trained network starts undisturbed.
     """
+
+    family = "hivit"
+    decay_stated_for = DECAY_STATED_FOR
+    no_decay = ("absolute_position", "relative_table")
 
     def __init__(self, backbone: HiViT, num_classes: int, head_init_std: float = 0.02) -> None:
         super().__init__()
@@ -273,29 +271,36 @@ class HiViTClassifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=head_init_std)
         nn.init.zeros_(self.head.bias)
 
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return self.head.out_features
+
+    @property
+    def num_layers(self) -> int:
+        """Layer ids: stem, one per block, head."""
+        return self.backbone.num_blocks + 2
+
+    def layer_of(self, name: str) -> int:
+        """Layer id of a parameter; see `layer_index`."""
+        return layer_index(name, self.backbone.shape.depths)
+
+    @property
+    def feature_width(self) -> int:
+        """C of `frozen_features`."""
+        return self.backbone.widths[-1]
+
+    def frozen_features(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C): the mean over the stride-16 tokens."""
+        return self.backbone.forward_stages(images_BCHW).level16_BNC.mean(dim=1)
+
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C): what the head sees."""
-        return self.head_norm(self.backbone.forward_stages(images_BCHW).level16_BNC.mean(dim=1))
+        return self.head_norm(self.frozen_features(images_BCHW))
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, num_classes)."""
         return self.head(self.forward_features(images_BCHW))
-
-
-def units_per_side(image_size: int) -> int:
-    """16-pixel units per side of a square image.
-
-    Raises:
-        InputError: when `image_size` is not a positive multiple of 16.
-    """
-    if image_size < UNIT_PIXELS or image_size % UNIT_PIXELS:
-        below = max(UNIT_PIXELS, image_size // UNIT_PIXELS * UNIT_PIXELS)
-        raise InputError(
-            f"An image of {image_size} pixels cannot be cut into units of {UNIT_PIXELS}",
-            where="image_size",
-            mend=f"use a multiple of {UNIT_PIXELS}, for example {below} or {below + UNIT_PIXELS}",
-        )
-    return image_size // UNIT_PIXELS
 
 
 _BACKBONE_NAME = re.compile(
@@ -333,7 +338,7 @@ def layer_index(name: str, depths: tuple[int, int, int]) -> int:
     return sum(depths) + 1 if number is None else number
 
 
-def dense_layer_index(name: str, depths: tuple[int, int, int], task: Literal["detect", "segment"]) -> int:
+def dense_layer_index(name: str, depths: tuple[int, int, int], task: Task) -> int:
     """Layer id of a parameter in detection and segmentation: here a merge counts as a block of its own.
 
     Everything outside the stages (pyramid, heads) has id T - 1, T = blocks + 2; so has the absolute
@@ -344,15 +349,6 @@ def dense_layer_index(name: str, depths: tuple[int, int, int], task: Literal["de
         return sum(depths) + 1
     number = _block_number(name, depths, merges_counted=True)
     return sum(depths) + 1 if number is None else number
-
-
-def dense_lr_scale(
-    name: str, depths: tuple[int, int, int], layer_decay: float, task: Literal["detect", "segment"]
-) -> float:
-    """Factor on the lr of a parameter: `f^(T - 1 - id)`; f = d in detection, d^(13/T) in segmentation."""
-    num_layers = sum(depths) + 2
-    factor = layer_decay if task == "detect" else layer_decay ** (13 / num_layers)
-    return float(factor ** (num_layers - 1 - dense_layer_index(name, depths, task)))
 
 
 def _drop_ratios(last: float, num_blocks: int) -> list[float]:

@@ -16,59 +16,24 @@ the output's D is 16*16*3 pixel values. Parameter names: `backbone.*`, `pyramid.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from vitpipe.errors import InputError
 from vitpipe.models.blocks import AttentionBlock, init_weights
-from vitpipe.models.hivit import UNIT_PIXELS, HiViT, gather_units
+from vitpipe.models.hivit import HiViT
+from vitpipe.models.masking import (
+    PIXELS_PER_UNIT,
+    MaskedPrediction,
+    check_mask_ratio,
+    choose_units,
+    gather_units,
+)
+from vitpipe.models.network import Pretrainer
 from vitpipe.models.positions import sincos_table
 from vitpipe.models.pyramid import Pyramid, PyramidLevels
 
-PIXELS_PER_UNIT = UNIT_PIXELS * UNIT_PIXELS * 3
 _MLP_RATIO = 4
-
-
-class MaskedPrediction(NamedTuple):
-    """What the pre-training network says.
-
-    Attributes:
-        pred_BND: predicted pixel values of every unit, in image order, each unit flattened as by `patchify`.
-        mask_BN: 1 where a unit was hidden, 0 where it was seen, in image order, float32.
-        kept_BK: indices of the units that were seen.
-    """
-
-    pred_BND: Tensor  # noqa: N815
-    mask_BN: Tensor  # noqa: N815
-    kept_BK: Tensor  # noqa: N815
-
-
-class UnitChoice(NamedTuple):
-    """Which units are seen: indices, the permutation back to image order, and the mask (1 = hidden)."""
-
-    kept_BK: Tensor  # noqa: N815
-    restore_BN: Tensor  # noqa: N815
-    mask_BN: Tensor  # noqa: N815
-
-
-def patchify(images_BCHW: Tensor) -> Tensor:
-    """Cut images into units, each flattened by row, column, colour: (B, 3, H, W) -> (B, N, 768)."""
-    num_images, colours, height, breadth = images_BCHW.shape
-    rows, columns = height // UNIT_PIXELS, breadth // UNIT_PIXELS
-    units = images_BCHW.reshape(num_images, colours, rows, UNIT_PIXELS, columns, UNIT_PIXELS)
-    return units.permute(0, 2, 4, 3, 5, 1).reshape(num_images, rows * columns, -1)
-
-
-def choose_units(noise_BN: Tensor, mask_ratio: float) -> UnitChoice:
-    """Keep the `int(N * (1 - mask_ratio))` units with the smallest noise, in the order of their noise."""
-    num_units = noise_BN.shape[1]
-    num_kept = int(num_units * (1 - mask_ratio))
-    shuffle_BN = noise_BN.argsort(dim=1, stable=True)
-    restore_BN = shuffle_BN.argsort(dim=1)
-    mask_BN = (restore_BN >= num_kept).float()
-    return UnitChoice(shuffle_BN[:, :num_kept], restore_BN, mask_BN)
 
 
 class PixelDecoder(nn.Module):
@@ -136,7 +101,7 @@ class PixelDecoder(nn.Module):
         return self.pred(self.norm(x_BND))
 
 
-class MaskedPretrainer(nn.Module):
+class MaskedPretrainer(Pretrainer):
     """Backbone, pyramid and decoder.
 
     The backbone's absolute position starts as the sine-cosine table and stays trainable.
@@ -148,22 +113,28 @@ class MaskedPretrainer(nn.Module):
         InputError: when no unit would be left to see, or none to predict.
     """
 
+    # The official code decays position table and mask token here, unlike in fine-tuning: no `no_decay`.
+    family = "hivit"
+
     def __init__(
         self, backbone: HiViT, pyramid: Pyramid, decoder: PixelDecoder, *, mask_ratio: float = 0.75
     ) -> None:
         super().__init__()
         self.backbone, self.pyramid, self.decoder = backbone, pyramid, decoder
         self.mask_ratio, self.num_units = mask_ratio, backbone.grid_side**2
-        if not 0 < int(self.num_units * (1 - mask_ratio)) < self.num_units:
-            raise InputError(
-                f"With {self.num_units} units and mask_ratio {mask_ratio}, either nothing is seen or nothing "
-                "is hidden",
-                where="pretrain.mask_ratio",
-                mend="choose another mask_ratio or a larger model.image_size",
-            )
+        check_mask_ratio(self.num_units, mask_ratio)
         if backbone.absolute_position is not None:
             with torch.no_grad():
                 backbone.absolute_position.copy_(sincos_table(backbone.grid_side, backbone.widths[-1]))
+
+    @property
+    def num_layers(self) -> int:
+        """One: pre-training has a single learning rate."""
+        return 1
+
+    def layer_of(self, name: str) -> int:
+        """0 for every parameter."""
+        return 0
 
     def encode(self, images_BCHW: Tensor, kept_BK: Tensor) -> PyramidLevels:
         """Pyramid levels of the kept units only; the other pixels have no part in them."""

@@ -16,10 +16,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitpipe.models.blocks import ChannelBlock, init_weights
-from vitpipe.models.hivit import UNIT_PIXELS, HiViT, StageFeatures
+from vitpipe.models.hivit import DECAY_STATED_FOR, HiViT, StageFeatures, dense_layer_index
+from vitpipe.models.masking import UNIT_PIXELS
+from vitpipe.models.network import DenseBackbone, Task
 
 _MLP_RATIO = 4
 
@@ -115,14 +119,27 @@ class Pyramid(nn.Module):
         return PyramidLevels(self.refine4(p4), self.refine8(p8), self.refine16(self.project16(x16_BN11C)))
 
 
-class PyramidBackbone(nn.Module):
-    """Backbone and pyramid as dense features, the same modules and names as in pre-training."""
+class PyramidBackbone(DenseBackbone):
+    """Backbone and pyramid as dense features, the same modules and names as in pre-training.
 
-    def __init__(self, backbone: HiViT, pyramid: Pyramid) -> None:
+    There is no FPN: the neck that the heads see is the pyramid that was trained together with the backbone.
+    How the maps below stride 16 are made, what segmentation joins, and which parameters decay is from the
+    authors' released code.
+
+    detect: o4, o8, o16, and o16 averaged over 2 x 2 once and twice: strides 4 to 64, all of the pyramid's
+    width. segment: pyramid level and stage output of each stride side by side, and those of stride 16
+    max-pooled over 2 x 2: strides 4 to 32.
+    """
+
+    family = "hivit"
+
+    def __init__(self, backbone: HiViT, pyramid: Pyramid, task: Task) -> None:
         super().__init__()
-        self.backbone, self.pyramid = backbone, pyramid
+        self.backbone, self.pyramid, self.task = backbone, pyramid, task
+        # In segmentation the released code decays the position table: its name test never matches.
+        self.no_decay = ("absolute_position",) if task == "detect" else ()
 
-    def forward(self, images_BCHW: Tensor) -> PyramidFeatures:
+    def features(self, images_BCHW: Tensor) -> PyramidFeatures:
         """(B, 3, H, W), H and W multiples of 16 -> maps at strides 4, 8, 16."""
         grid = (images_BCHW.shape[-2] // UNIT_PIXELS, images_BCHW.shape[-1] // UNIT_PIXELS)
         stages = self.backbone.forward_stages(images_BCHW)
@@ -133,3 +150,45 @@ class PyramidBackbone(nn.Module):
             stages.level16_BNC[:, :, None, None, :],
         )
         return PyramidFeatures(*(to_map(x_BNhhC, grid) for x_BNhhC in units))
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> maps (B, C, H/s, W/s) of the task, finest first."""
+        maps = self.features(images_BCHW)
+        if self.task == "detect":
+            o32 = F.avg_pool2d(maps.o16, kernel_size=2)
+            return maps.o4, maps.o8, maps.o16, o32, F.avg_pool2d(o32, kernel_size=2)
+        joined16 = torch.cat([maps.o16, maps.x16], dim=1)
+        return (
+            torch.cat([maps.o4, maps.f4], dim=1),
+            torch.cat([maps.o8, maps.f8], dim=1),
+            joined16,
+            F.max_pool2d(joined16, kernel_size=2),
+        )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each map."""
+        if self.task == "detect":
+            return (self.pyramid.width,) * 5
+        joined = [self.pyramid.width + width for width in self.backbone.widths]
+        return (*joined, joined[-1])
+
+    @property
+    def num_layers(self) -> int:
+        """Layer ids 0 ... T, T = blocks + 2, merges counted; see `dense_layer_index`."""
+        return self.backbone.num_blocks + 3
+
+    @property
+    def head_layer(self) -> int:
+        """T - 1: pyramid and heads have the base learning rate."""
+        return self.num_layers - 2
+
+    def layer_of(self, name: str) -> int:
+        """Layer id of a parameter; see `dense_layer_index`."""
+        return dense_layer_index(name, self.backbone.shape.depths, self.task)
+
+    def layer_scales(self, decay: float) -> tuple[float, ...]:
+        """`f^(T - 1 - id)`; f = d in detection, d^(13/T) in segmentation."""
+        last = self.num_layers - 1
+        factor = decay if self.task == "detect" else decay ** (DECAY_STATED_FOR / last)
+        return tuple(float(factor ** (last - 1 - layer)) for layer in range(self.num_layers))

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from vitpipe.errors import RecipeError
-
-if TYPE_CHECKING:
-    from vitpipe.models.hivit import HiViT, HiViTShape
 
 _ITPN = "Integrally Pre-Trained Transformer Pyramid Networks (Tian et al., arXiv 2211.12735)"
 
@@ -21,10 +17,12 @@ class ModelEntry:
     Attributes:
         summary: what it is, in a few words.
         published_params: parameters in millions as the paper states them; `None` where it does not.
-        classifier_params: parameters of the classifier with 1000 classes, relative positions on.
+        family: who builds it; see family.py.
+        classifier_params: parameters of the classifier with 1000 classes, as published.
         classifier_macs: multiply-adds of that classifier for one image of `image_size`.
         image_size: default input, pixels per side.
-        num_blocks: blocks of all stages, merges not counted.
+        num_layers: layer ids of the classifier, for layer-wise learning rates.
+        decay_stated_for: see `config.resolve.layer_scales`.
     """
 
     name: str
@@ -35,13 +33,8 @@ class ModelEntry:
     classifier_params: int
     classifier_macs: int
     image_size: int
-    num_blocks: int
-
-    def shape(self) -> HiViTShape:
-        """Depths and widths; imports torch."""
-        from vitpipe.models.hivit import SHAPES
-
-        return SHAPES[self.name]
+    num_layers: int
+    decay_stated_for: int | None = None
 
 
 MODELS: dict[str, ModelEntry] = {
@@ -56,7 +49,8 @@ MODELS: dict[str, ModelEntry] = {
             classifier_params=286_280,
             classifier_macs=4_585_984,
             image_size=64,
-            num_blocks=6,
+            num_layers=8,
+            decay_stated_for=13,
         ),
         ModelEntry(
             name="hivit_base",
@@ -67,7 +61,8 @@ MODELS: dict[str, ModelEntry] = {
             classifier_params=78_557_992,
             classifier_macs=17_816_604_672,
             image_size=224,
-            num_blocks=30,
+            num_layers=32,
+            decay_stated_for=13,
         ),
         ModelEntry(
             name="hivit_large",
@@ -78,7 +73,8 @@ MODELS: dict[str, ModelEntry] = {
             classifier_params=288_493_576,
             classifier_macs=61_117_544_448,
             image_size=224,
-            num_blocks=44,
+            num_layers=46,
+            decay_stated_for=13,
         ),
     )
 }
@@ -100,20 +96,3 @@ def find_model(name: str) -> ModelEntry:
             mend=f"{hint}The models are {', '.join(MODELS)} (`vitpipe models`)",
         )
     return entry
-
-
-def create_backbone(name: str, **options: Any) -> HiViT:
-    """A backbone with random weights, as a library user wants it.
-
-    Args:
-        name: a key of `MODELS`.
-        options: keyword arguments of `HiViT`; `image_size` defaults to the entry's.
-
-    Raises:
-        RecipeError: when the name is unknown.
-        InputError: when `image_size` is not a multiple of 16.
-    """
-    from vitpipe.models.hivit import HiViT
-
-    entry = find_model(name)
-    return HiViT(entry.shape(), **{"image_size": entry.image_size, **options})

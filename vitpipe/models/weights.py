@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,13 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitpipe.errors import CheckpointError, disk_errors
-from vitpipe.models.hivit import SHAPES, UNIT_PIXELS, HiViTClassifier
-from vitpipe.models.itpn import MaskedPretrainer
-from vitpipe.models.positions import resample_positions, resize_relative_table
-from vitpipe.models.pyramid import PyramidBackbone
 
 Outcome = Literal["matched", "renamed", "resized", "missing", "fresh", "unused", "dropped"]
-WeightsKind = Literal["pretrain", "classifier", "pyramid"]
+Resize = Callable[[str, Tensor, Tensor], Tensor]
 _MAX_NAMED = 6
 
 
@@ -95,27 +91,6 @@ class Rule:
     why: str
 
 
-@dataclass(frozen=True)
-class WeightsInfo:
-    """What a weights file is for, read from its keys and shapes.
-
-    Attributes:
-        kind: `pretrain` (backbone, pyramid, decoder), `classifier`, or `pyramid` (backbone, pyramid).
-        model: name in the registry; empty when the sizes are those of no registered network.
-        image_size: pixels per side that the absolute position table is made for; 0 without a table.
-        num_classes: of a classifier, else 0.
-        pyramid_width, pyramid_depth: 0 without a pyramid.
-    """
-
-    kind: WeightsKind
-    model: str
-    image_size: int
-    relative_position: bool
-    num_classes: int
-    pyramid_width: int
-    pyramid_depth: int
-
-
 def save_weights(
     model_or_state: nn.Module | Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -174,48 +149,24 @@ def _opened(path: Path) -> safe_open:
         ) from error
 
 
-def describe(state: Mapping[str, Tensor], where: str | Path = "") -> WeightsInfo:
-    """Say what these weights are.
-
-    Raises:
-        CheckpointError: when they are not from one of our networks.
-    """
-    stem = state.get("backbone.stem.proj.weight")
-    if stem is None:
-        raise CheckpointError(
-            f"The weights are not from a vitpipe network (first keys: {', '.join(sorted(state)[:3])})",
-            where=where,
-            mend="give a stage's weights.safetensors, or an official checkpoint after `vitpipe convert`",
-        )
-    depths = tuple(_num_blocks(state, f"backbone.stage{stride}.") for stride in (4, 8, 16))
-    model = next((s.name for s in SHAPES.values() if (s.depths, s.widths[0]) == (depths, stem.shape[0])), "")
-    position, head = state.get("backbone.absolute_position"), state.get("head.weight")
-    lateral = state.get("pyramid.lateral8.weight")
-    kind: WeightsKind = "pyramid" if lateral is not None else "classifier"
-    return WeightsInfo(
-        kind="pretrain" if "decoder.mask_token" in state else kind,
-        model=model,
-        image_size=0 if position is None else math.isqrt(position.shape[1]) * UNIT_PIXELS,
-        relative_position="backbone.stage16.0.attn.relative_table" in state,
-        num_classes=0 if head is None else head.shape[0],
-        pyramid_width=0 if lateral is None else lateral.shape[0],
-        pyramid_depth=_num_blocks(state, "pyramid.fuse8."),
-    )
-
-
-def _num_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
-    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
-
-
 def load_into(
-    model: nn.Module, state: Mapping[str, Tensor], *, rules: Sequence[Rule] = (), where: str | Path = ""
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    rules: Sequence[Rule] = (),
+    resized: Resize | None = None,
+    where: str | Path = "",
+    about: str = "",
 ) -> LoadReport:
     """Copy weights into a network; without rules, names and shapes must be the same.
 
     The network is changed only if everything is allowed.
 
     Args:
+        resized: (name, tensor of the file, tensor of the network) -> the file's for the network's grid; for
+            names that a `resized` rule allows.
         where: what to call the file in messages and in the report.
+        about: what the file holds, for the message when it does not fit.
 
     Raises:
         CheckpointError: when a key is missing, unused or of another shape and no rule allows it.
@@ -235,8 +186,8 @@ def load_into(
         elif given.shape == tensor.shape:
             new.append((tensor, given))
             rows.append(KeyRow(name, name, shape, "matched"))
-        elif (why := _allowed(rules, "resized", name)) is not None and _is_other_grid(given, tensor):
-            new.append((tensor, _resized(name, given, tensor)))
+        elif resized and (why := _allowed(rules, "resized", name)) and _is_other_grid(given, tensor):
+            new.append((tensor, resized(name, given.float(), tensor)))
             rows.append(KeyRow(name, name, shape, "resized", f"{why}, from {tuple(given.shape)}"))
         elif (why := _allowed(rules, "fresh", name)) is not None:
             rows.append(KeyRow(name, name, shape, "fresh", f"{why}, {tuple(given.shape)} in the file"))
@@ -249,7 +200,7 @@ def load_into(
         else:
             rows.append(KeyRow(name, "", tuple(state[name].shape), "unused", unused))
     if problems:
-        raise _does_not_fit(problems, state, where)
+        raise _does_not_fit(problems, where, about)
     with torch.no_grad():
         for tensor, given in new:
             tensor.copy_(given)
@@ -266,73 +217,11 @@ def _is_other_grid(given: Tensor, tensor: Tensor) -> bool:
     return same_columns and math.isqrt(given.shape[-2]) ** 2 == given.shape[-2]
 
 
-def _resized(name: str, given: Tensor, tensor: Tensor) -> Tensor:
-    """A position table for the network's grid."""
-    if name.endswith("relative_table"):
-        return resize_relative_table(given.float(), tensor.shape[0])
-    side = math.isqrt(tensor.shape[1])
-    return resample_positions(given.float(), (side, side))
-
-
-def _does_not_fit(problems: Sequence[str], state: Mapping[str, Tensor], where: str | Path) -> CheckpointError:
+def _does_not_fit(problems: Sequence[str], where: str | Path, about: str) -> CheckpointError:
     more = f"; and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
-    mend = "use weights of the same model and stage, or change the recipe's model section to fit them"
-    if "backbone.stem.proj.weight" in state:
-        info = describe(state)
-        mend += f"; the file holds a {info.kind} network of {info.model or 'no registered model'}"
-        mend += f" for {info.image_size} pixels" if info.image_size else ""
     return CheckpointError(
         f"The weights do not fit the network: {'; '.join(problems[:_MAX_NAMED])}{more}",
         where=where,
-        mend=mend,
+        mend="use weights of the same model and stage, or change the recipe's model section to fit them"
+        + (f"; the file holds {about}" if about else ""),
     )
-
-
-_RELATIVE = r"\.relative_table$"
-_LATER_FUSE = r"^pyramid\.fuse[48]\.[1-9]"
-_RESIZE = (
-    Rule("resized", r"^backbone\.absolute_position$", "bicubic to the network's grid"),
-    Rule("resized", _RELATIVE, "bicubic to the network's grid"),
-)
-_NO_RELATIVE_YET = Rule(
-    "missing", _RELATIVE, "the file has no relative position bias; zero, which changes nothing"
-)
-_NEW_HEAD = Rule("missing", r"^head_norm\.|^head\.", "a new head")
-_OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
-_NEW_PYRAMID = Rule("missing", r"^pyramid\.", "a classifier has no pyramid; it starts afresh")
-_DEEPER_PYRAMID = Rule("missing", _LATER_FUSE, "the file's pyramid has fewer blocks; this one starts afresh")
-_SHALLOWER_PYRAMID = Rule("unused", _LATER_FUSE, "this network's pyramid has fewer blocks")
-_ONLY_PRETRAINING = Rule("unused", r"^decoder\.", "only pre-training has a decoder")
-_ONLY_DENSE = Rule("unused", r"^pyramid\.", "a classifier has no pyramid")
-_ONLY_CLASSIFIER = Rule("unused", r"^head_norm\.|^head\.", "dense features need no classification head")
-_WITHOUT_RELATIVE = Rule("unused", _RELATIVE, "this task runs without relative positions")
-
-
-def transfer_weights(model: nn.Module, path: Path) -> LoadReport:
-    """Start a network from another stage's `weights.safetensors`.
-
-    pretrain > classifier: new head; relative tables start at zero; pyramid and decoder stay behind.
-    classifier > classifier: the head starts afresh when the number of classes differs.
-    pretrain or pyramid > PyramidBackbone: the decoder stays behind; a pyramid of another depth keeps the
-    blocks both have. classifier > PyramidBackbone: the pyramid starts afresh.
-    pretrain > MaskedPretrainer: everything.
-    Position tables are resized where the grid differs (never into pre-training).
-
-    To load a file into the very same network (evaluation), use `load_into(model, load_state(path))`.
-
-    Raises:
-        CheckpointError: when the file cannot be read or does not fit; names the keys.
-    """
-    state = load_state(path)
-    kind = describe(state, path).kind
-    rules: tuple[Rule, ...] = ()
-    if isinstance(model, HiViTClassifier):
-        head = _OTHER_CLASSES if kind == "classifier" else _NEW_HEAD
-        rules = (*_RESIZE, head, _NO_RELATIVE_YET, _ONLY_PRETRAINING, _ONLY_DENSE)
-    elif isinstance(model, PyramidBackbone):
-        pyramid = _NEW_PYRAMID if kind == "classifier" else _DEEPER_PYRAMID
-        unused = (_SHALLOWER_PYRAMID, _ONLY_PRETRAINING, _ONLY_CLASSIFIER, _WITHOUT_RELATIVE)
-        rules = (*_RESIZE, pyramid, _NO_RELATIVE_YET, *unused)
-    elif not isinstance(model, MaskedPretrainer):
-        raise TypeError(f"no transfer rules for {type(model).__name__}")
-    return load_into(model, state, rules=rules, where=path)

@@ -7,12 +7,6 @@ from typing import Any
 
 from torch import nn
 
-# Ends of parameter names that take no weight decay although they have two dimensions or more. The
-# official code decays the position table and the mask token when pre-training on pixels, but neither
-# positions nor relative tables when fine-tuning (iTPN, arXiv 2211.12735).
-PRETRAIN_NO_DECAY: tuple[str, ...] = ()
-FINETUNE_NO_DECAY: tuple[str, ...] = ("absolute_position", "relative_table")
-
 
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]],

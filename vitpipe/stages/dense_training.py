@@ -15,7 +15,6 @@ from vitpipe.config.digest import digest_of, file_digest, recipe_sections
 from vitpipe.config.recipe import DenseConfig
 from vitpipe.config.resolve import num_workers
 from vitpipe.data.dense import DenseFolder
-from vitpipe.dense.backbone import Task
 from vitpipe.dense.feed import eval_loader
 from vitpipe.dense.plan import DensePlan
 from vitpipe.dense.run import DenseRun
@@ -32,7 +31,6 @@ CONFIG = "mm_config.json"
 def fit_dense(
     ctx: StageContext,
     network: nn.Module,
-    task: Task,
     plan: DensePlan,
     train_set: Any,
     folder: DenseFolder,
@@ -59,7 +57,6 @@ def fit_dense(
     run = DenseRun(
         network,
         section,
-        task,
         plan,
         seed=ctx.recipe.seed,
         ranks=ranks,

@@ -68,7 +68,7 @@ def run(ctx: StageContext) -> dict[str, float]:
         detector.init_weights()
         start_from_weights(ctx, detector.backbone.net)
         detector.to(ranks.device)
-        fit_dense(ctx, detector, "detect", plan, train_set, folder, ranks, groups=standing(train_set))
+        fit_dense(ctx, detector, plan, train_set, folder, ranks, groups=standing(train_set))
         save_result(ctx, detector, classes=json.dumps(folder.classes))
         return _judge(ctx, detector, val_set, folder, ranks)
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
 from vitpipe.config.resolve import TRAIN_SET
 from vitpipe.errors import CheckpointError
 from vitpipe.evaluate.classify import evaluate_classifier
 from vitpipe.evaluate.cost import measure_cost
 from vitpipe.evaluate.throughput import images_per_second
 from vitpipe.models.build import build_classifier
-from vitpipe.models.hivit import HiViTClassifier
-from vitpipe.models.weights import describe, load_into, load_state
+from vitpipe.models.network import Classifier
+from vitpipe.models.transfer import describe, load_same
+from vitpipe.models.weights import load_state
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import centre_batches, open_sets, trained_augment
 from vitpipe.train.ranks import joined
@@ -34,11 +40,14 @@ def run(ctx: StageContext) -> dict[str, float]:
     with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
         trained_in = ctx.inputs["weights"].card.stage
         _, val_set = open_sets(ctx, TRAIN_SET.get(trained_in, "imagenet"))
-        model = _load_classifier(ctx).to(ranks.device)
+        build, state = _described_classifier(ctx)
+        model = build()
+        load_same(model, state, ctx.inputs["weights"].weights)
+        model.to(ranks.device)
         accuracy = evaluate_classifier(
             model,
             centre_batches(ctx, val_set, trained_augment(ctx), section.eval_crop_ratio, section.batch, ranks),
-            model.head.out_features,
+            model.num_classes,
             ranks=ranks,
             precision="off",
         )
@@ -52,11 +61,11 @@ def run(ctx: StageContext) -> dict[str, float]:
     ctx.logger.table("per_class", accuracy.class_rows(val_set.classes))
     ctx.logger.table("confusion", accuracy.confusion_rows(val_set.classes))
     _compare(ctx, accuracy.metrics())
-    return {**accuracy.metrics(), **_cost(ctx, model), "images_per_second": speed}
+    return {**accuracy.metrics(), **_cost(ctx, build), "images_per_second": speed}
 
 
-def _load_classifier(ctx: StageContext) -> HiViTClassifier:
-    """The network that the file describes, every key matched."""
+def _described_classifier(ctx: StageContext) -> tuple[Callable[[], Classifier], dict[str, Tensor]]:
+    """How to build the network that the weights are for, and the weights."""
     path = ctx.inputs["weights"].weights
     state = load_state(path)
     info = describe(state, path)
@@ -66,21 +75,17 @@ def _load_classifier(ctx: StageContext) -> HiViTClassifier:
             where=path,
             mend="add a finetune stage to the recipe, or take evaluate out of its stages",
         )
-    model = build_classifier(
-        ctx.recipe.model, num_classes=info.num_classes, relative_position=info.relative_position
+    build = partial(
+        build_classifier,
+        ctx.recipe.model,
+        num_classes=info.num_classes,
+        relative_position=info.relative_position,
     )
-    load_into(model, state, where=path)
-    return model
+    return build, state
 
 
-def _cost(ctx: StageContext, model: HiViTClassifier) -> dict[str, float]:
-    relative = model.backbone.relative_index_NN is not None
-    cost = measure_cost(
-        lambda: build_classifier(
-            ctx.recipe.model, num_classes=model.head.out_features, relative_position=relative
-        ),
-        ctx.recipe.model.image_size,
-    )
+def _cost(ctx: StageContext, build: Callable[[], Classifier]) -> dict[str, float]:
+    cost = measure_cost(build, ctx.recipe.model.image_size)
     ctx.logger.table("cost", cost.table())
     return {"params": float(cost.params), "gmacs": cost.gmacs}
 

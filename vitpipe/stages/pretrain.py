@@ -10,12 +10,12 @@ from vitpipe.data.shards import ShardSet
 from vitpipe.evaluate.reconstruct import image_noise, masked_loss, reconstruct, save_columns
 from vitpipe.methods.masked_pixels import MaskedPixels
 from vitpipe.models.build import build_pretrainer
-from vitpipe.optim.groups import PRETRAIN_NO_DECAY, parameter_groups
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import (
     centre_batches,
     fit,
     make_plan,
+    network_groups,
     open_sets,
     save_result,
     seed_model,
@@ -41,12 +41,7 @@ def run(ctx: StageContext) -> dict[str, float]:
         start_from_weights(ctx, model)
         method = MaskedPixels(model)
         plan = make_plan(ctx, section, train_set, ranks)
-        groups = parameter_groups(
-            model.named_parameters(),
-            weight_decay=section.optim.weight_decay,
-            no_decay=PRETRAIN_NO_DECAY,
-        )
-        fit(ctx, method, groups, plan, train_set, ranks)
+        fit(ctx, method, network_groups(model, section.optim), plan, train_set, ranks)
         save_result(ctx, model)
 
         loss = masked_loss(

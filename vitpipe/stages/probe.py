@@ -10,7 +10,8 @@ from vitpipe.evaluate.features import extract_features
 from vitpipe.evaluate.knn import knn_predict
 from vitpipe.evaluate.linear import train_linear
 from vitpipe.models.build import build_classifier
-from vitpipe.models.weights import describe, load_state, transfer_weights
+from vitpipe.models.transfer import describe, transfer_weights
+from vitpipe.models.weights import load_state
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import centre_batches, open_sets, trained_augment
 from vitpipe.train.ranks import Ranks, joined
@@ -19,7 +20,7 @@ _BATCH = 64
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Measure the features of the `weights` input: the mean over the backbone's stride-16 tokens.
+    """Measure the features of the `weights` input: those that the paper's probe reads.
 
     Returns:
         `knn_top1`, `linear_top1` on the validation set.
@@ -68,24 +69,20 @@ class _Features:
         )
         report = transfer_weights(classifier, path)
         ctx.logger.table("weights_account", report.table())
-        self.backbone = classifier.backbone.to(ranks.device).eval()
+        self.network = classifier.to(ranks.device).eval()
         self.ctx, self.ranks = ctx, ranks
-
-    def _mean_tokens(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C)."""
-        return self.backbone.forward_stages(images_BCHW).level16_BNC.mean(dim=1)
 
     def of(self, images: ShardSet) -> tuple[Tensor, Tensor]:
         """Features (M, C) and labels (M,) of a whole set, centre crops."""
         section = self.ctx.recipe.probe
         assert section is not None
         features, labels = extract_features(
-            self._mean_tokens,
+            self.network.frozen_features,
             centre_batches(
                 self.ctx, images, trained_augment(self.ctx), section.eval_crop_ratio, _BATCH, self.ranks
             ),
             num_images=len(images),
-            width=self.backbone.widths[-1],
+            width=self.network.feature_width,
             ranks=self.ranks,
         )
         return features.to(self.ranks.device), labels.to(self.ranks.device)

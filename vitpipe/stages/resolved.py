@@ -18,10 +18,12 @@ def accelerator_of(recipe: Recipe) -> Accelerator:
 
 def resolved_rows(recipe: Recipe, num_ranks: int) -> tuple[Reason, ...]:
     """Every derived value of a recipe with its reason."""
+    model = find_model(recipe.model.name)
     return resolve(
         recipe,
         sizes=train_sizes(recipe.data),
-        num_blocks=find_model(recipe.model.name).num_blocks,
+        num_layers=model.num_layers,
+        decay_stated_for=model.decay_stated_for,
         num_ranks=num_ranks,
         accelerator=accelerator_of(recipe),
     )

@@ -62,7 +62,7 @@ def run(ctx: StageContext) -> dict[str, float]:
         segmentor.init_weights()
         start_from_weights(ctx, segmentor.backbone.net)
         segmentor.to(ranks.device)
-        fit_dense(ctx, segmentor, "segment", plan, train_set, folder, ranks)
+        fit_dense(ctx, segmentor, plan, train_set, folder, ranks)
         save_result(ctx, segmentor, classes=json.dumps(folder.classes))
         return _judge(ctx, segmentor, val_set, folder, ranks)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import nn
 from vitpipe.artifact import WEIGHTS
 from vitpipe.config.digest import digest_of, file_digest, recipe_sections
 from vitpipe.config.recipe import AugmentConfig, ClassifyConfig, OptimConfig, TrainConfig
-from vitpipe.config.resolve import TRAIN_SET, TrainPlan, layer_scales, num_workers, train_plan
+from vitpipe.config.resolve import TRAIN_SET, TrainPlan, num_workers, train_plan
 from vitpipe.data.augment import eval_transform, train_transform
 from vitpipe.data.batches import Batch, eval_batches, train_batches
 from vitpipe.data.mix import Mix
@@ -25,9 +24,10 @@ from vitpipe.evaluate.classify import evaluate_classifier
 from vitpipe.methods.classify import Classify
 from vitpipe.methods.method import Method
 from vitpipe.models.build import build_classifier
-from vitpipe.models.hivit import HiViTClassifier, layer_index
-from vitpipe.models.weights import save_weights, transfer_weights
-from vitpipe.optim.groups import FINETUNE_NO_DECAY, parameter_groups
+from vitpipe.models.network import Classifier, Network
+from vitpipe.models.transfer import transfer_weights
+from vitpipe.models.weights import save_weights
+from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_adamw
 from vitpipe.stages.context import StageContext
 from vitpipe.train.checkpoint import StateFolder
@@ -62,7 +62,7 @@ def train_classifier(ctx: StageContext) -> dict[str, float]:
         start_from_weights(ctx, model)
         method = Classify(model, Mix(section.augment, num_classes, section.label_smoothing))
         plan = make_plan(ctx, section, train_set, ranks)
-        groups = classifier_groups(model, section.optim)
+        groups = network_groups(model, section.optim)
         state = fit(ctx, method, groups, plan, train_set, ranks)
 
         metrics = measure_and_save(ctx, model, val_set, plan, ranks)
@@ -75,7 +75,7 @@ def train_classifier(ctx: StageContext) -> dict[str, float]:
 
 def measure_and_save(
     ctx: StageContext,
-    model: HiViTClassifier,
+    model: Classifier,
     val_set: ShardSet,
     plan: TrainPlan,
     ranks: Ranks,
@@ -87,7 +87,7 @@ def measure_and_save(
     accuracy = evaluate_classifier(
         model,
         centre_batches(ctx, val_set, section.augment, section.eval_crop_ratio, section.eval_batch, ranks),
-        model.head.out_features,
+        model.num_classes,
         ranks=ranks,
         precision=plan.precision,
     )
@@ -121,7 +121,7 @@ def weights_path(ctx: StageContext) -> Path | None:
     return ctx.inputs["weights"].weights if "weights" in ctx.inputs else None
 
 
-def start_from_weights(ctx: StageContext, model: nn.Module) -> None:
+def start_from_weights(ctx: StageContext, model: Network) -> None:
     """Load the starting weights, if there are any, and record what became of every key.
 
     Raises:
@@ -149,16 +149,14 @@ def make_plan(ctx: StageContext, section: TrainConfig, train_set: ShardSet, rank
     return plan
 
 
-def classifier_groups(model: HiViTClassifier, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Optimiser groups of fine-tuning, with layer-wise learning rates where the recipe decays them."""
-    depths = model.backbone.shape.depths
-    decayed = optim.layer_decay is not None
+def network_groups(model: Network, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Optimiser groups, with layer-wise learning rates where the recipe decays them."""
     return parameter_groups(
         model.named_parameters(),
         weight_decay=optim.weight_decay,
-        no_decay=FINETUNE_NO_DECAY,
-        layer_of=partial(layer_index, depths=depths) if decayed else None,
-        layer_scales=layer_scales(optim.layer_decay, sum(depths)) if optim.layer_decay else (),
+        no_decay=model.no_decay,
+        layer_of=model.layer_of if optim.layer_decay else None,
+        layer_scales=model.layer_scales(optim.layer_decay) if optim.layer_decay else (),
     )
 
 

@@ -1,0 +1,174 @@
+"""The HiViT family: iTPN's networks from a recipe, and what carries over from one to the next.
+
+Sizes and settings are those of iTPN (arXiv 2211.12735, supplement, tables 7 and 8).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
+from vitpipe.errors import RecipeError
+from vitpipe.models.family import Family, WeightsInfo, WeightsKind
+from vitpipe.models.hivit import SHAPES, HiViT, HiViTClassifier
+from vitpipe.models.itpn import MaskedPretrainer, PixelDecoder
+from vitpipe.models.masking import UNIT_PIXELS
+from vitpipe.models.network import Network, Task
+from vitpipe.models.positions import resample_positions, resize_relative_table
+from vitpipe.models.pyramid import Pyramid, PyramidBackbone
+from vitpipe.models.weights import Rule
+
+_DENSE_NORM_EPS = 1e-5
+
+_RELATIVE = r"\.relative_table$"
+_LATER_FUSE = r"^pyramid\.fuse[48]\.[1-9]"
+_RESIZE = (
+    Rule("resized", r"^backbone\.absolute_position$", "bicubic to the network's grid"),
+    Rule("resized", _RELATIVE, "bicubic to the network's grid"),
+)
+_NO_RELATIVE_YET = Rule(
+    "missing", _RELATIVE, "the file has no relative position bias; zero, which changes nothing"
+)
+_NEW_HEAD = Rule("missing", r"^head_norm\.|^head\.", "a new head")
+_OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
+_NEW_PYRAMID = Rule("missing", r"^pyramid\.", "a classifier has no pyramid; it starts afresh")
+_DEEPER_PYRAMID = Rule("missing", _LATER_FUSE, "the file's pyramid has fewer blocks; this one starts afresh")
+_SHALLOWER_PYRAMID = Rule("unused", _LATER_FUSE, "this network's pyramid has fewer blocks")
+_ONLY_PRETRAINING = Rule("unused", r"^decoder\.", "only pre-training has a decoder")
+_ONLY_DENSE = Rule("unused", r"^pyramid\.", "a classifier has no pyramid")
+_ONLY_CLASSIFIER = Rule("unused", r"^head_norm\.|^head\.", "dense features need no classification head")
+_WITHOUT_RELATIVE = Rule("unused", _RELATIVE, "this task runs without relative positions")
+
+
+class HiViTFamily(Family):
+    """See the module."""
+
+    name = "hivit"
+    parts = ("pyramid", "decoder")
+
+    def backbone(self, name: str, *, image_size: int, **options: Any) -> HiViT:
+        """The backbone; `options` are those of `HiViT`."""
+        return HiViT(SHAPES[name], image_size=image_size, **options)
+
+    def pretrainer(self, model: ModelConfig, *, mask_ratio: float) -> MaskedPretrainer:
+        """No drop path, no relative positions (table 7).
+
+        Raises:
+            RecipeError: when the decoder's width does not divide as it must.
+            InputError: when `image_size` is not a multiple of 16 or the mask ratio leaves nothing to do.
+        """
+        neck, decode = model.pyramid or PyramidConfig(), model.decoder or DecoderConfig()
+        if decode.width % 16 or decode.width % decode.heads:
+            raise RecipeError(
+                f"A decoder {decode.width} wide cannot be cut into 16 sub-tokens and {decode.heads} heads",
+                where="model.decoder.width, model.decoder.heads",
+                mend="use a width that is a multiple of 16 and of the number of heads",
+            )
+        backbone = HiViT(SHAPES[model.name], image_size=model.image_size)
+        gain = backbone.shape.init_gain
+        pyramid = Pyramid(backbone.widths, neck.width, neck.depth, init_gain=gain)
+        decoder = PixelDecoder(
+            pyramid_width=neck.width,
+            width=decode.width,
+            depth=decode.depth,
+            num_heads=decode.heads,
+            grid_side=backbone.grid_side,
+            init_gain=gain,
+        )
+        return MaskedPretrainer(backbone, pyramid, decoder, mask_ratio=mask_ratio)
+
+    def classifier(
+        self,
+        model: ModelConfig,
+        *,
+        num_classes: int,
+        drop_path: float,
+        relative_position: bool | None,
+        head_init_std: float,
+    ) -> HiViTClassifier:
+        """Relative positions unless they are refused (table 8)."""
+        backbone = HiViT(
+            SHAPES[model.name],
+            image_size=model.image_size,
+            drop_path=drop_path,
+            relative_position=relative_position is not False,
+        )
+        return HiViTClassifier(backbone, num_classes, head_init_std)
+
+    def dense(
+        self, model: ModelConfig, task: Task, *, image_size: int, drop_path: float, pyramid_depth: int | None
+    ) -> PyramidBackbone:
+        """Detection without relative positions, so any size; segmentation with them, for `image_size`.
+
+        The absolute table keeps the size of `model.image_size` and is resampled on the way.
+        """
+        neck = model.pyramid or PyramidConfig()
+        backbone = HiViT(
+            SHAPES[model.name],
+            image_size=image_size,
+            drop_path=drop_path,
+            relative_position=task == "segment",
+            norm_eps=_DENSE_NORM_EPS,
+            position_image_size=model.image_size,
+        )
+        depth, gain = pyramid_depth or neck.depth, backbone.shape.init_gain
+        pyramid = Pyramid(backbone.widths, neck.width, depth, _DENSE_NORM_EPS, init_gain=gain)
+        return PyramidBackbone(backbone, pyramid, task)
+
+    def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
+        """By the stem's name."""
+        stem = state.get("backbone.stem.proj.weight")
+        if stem is None:
+            return None
+        depths = tuple(_num_blocks(state, f"backbone.stage{stride}.") for stride in (4, 8, 16))
+        sizes = (depths, stem.shape[0])
+        model = next((s.name for s in SHAPES.values() if (s.depths, s.widths[0]) == sizes), "")
+        position, head = state.get("backbone.absolute_position"), state.get("head.weight")
+        lateral = state.get("pyramid.lateral8.weight")
+        kind: WeightsKind = "pyramid" if lateral is not None else "classifier"
+        return WeightsInfo(
+            family=self.name,
+            kind="pretrain" if "decoder.mask_token" in state else kind,
+            model=model,
+            image_size=0 if position is None else math.isqrt(position.shape[1]) * UNIT_PIXELS,
+            relative_position="backbone.stage16.0.attn.relative_table" in state,
+            num_classes=0 if head is None else head.shape[0],
+            pyramid_width=0 if lateral is None else lateral.shape[0],
+            pyramid_depth=_num_blocks(state, "pyramid.fuse8."),
+        )
+
+    def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
+        """The ways that there are.
+
+        pretrain > classifier: new head; relative tables start at zero; pyramid and decoder stay behind.
+        classifier > classifier: the head starts afresh when the number of classes differs.
+        pretrain or pyramid > PyramidBackbone: the decoder stays behind; a pyramid of another depth keeps the
+        blocks both have. classifier > PyramidBackbone: the pyramid starts afresh.
+        pretrain > MaskedPretrainer: everything.
+        """
+        if isinstance(network, HiViTClassifier):
+            head = _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD
+            return (*_RESIZE, head, _NO_RELATIVE_YET, _ONLY_PRETRAINING, _ONLY_DENSE)
+        if isinstance(network, PyramidBackbone):
+            pyramid = _NEW_PYRAMID if info.kind == "classifier" else _DEEPER_PYRAMID
+            unused = (_SHALLOWER_PYRAMID, _ONLY_PRETRAINING, _ONLY_CLASSIFIER, _WITHOUT_RELATIVE)
+            return (*_RESIZE, pyramid, _NO_RELATIVE_YET, *unused)
+        return ()
+
+    def resized(self, name: str, given: Tensor, wanted: Tensor) -> Tensor:
+        """Absolute tables by resampling, relative tables on the square of offsets."""
+        if name.endswith("relative_table"):
+            return resize_relative_table(given, wanted.shape[0])
+        side = math.isqrt(wanted.shape[1])
+        return resample_positions(given, (side, side))
+
+
+def _num_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+HIVIT = HiViTFamily()
