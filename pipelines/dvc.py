@@ -7,16 +7,16 @@ overrides stand in `params.yaml` only, which `vitpipe` reads itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vitpipe.errors import disk_errors
-from vitpipe.stages.graph import Node, graph_of
+from vitpipe.stages.graph import Node
 
 FOLDER = "artifacts/${recipe}/${profile}"
 _HEAD = """\
 # The graph of the recipe that params.yaml names. `dvc repro` runs what has changed, `dvc dag` draws it.
-# Written by `vitpipe compile --dvc` from vitpipe/stages/graph.py; again only for a recipe with other stages.
+# Written by `vitpipe compile --dvc` from vitpipe/stages/graph.py; again only for a recipe with another graph.
 """
 _ABOUT = {
     "identity": "what decides each stage, that is its recipe sections, code and libraries",
@@ -32,19 +32,18 @@ _ABOUT = {
 }
 
 
-def render_dvc(stages: Iterable[str]) -> str:
-    """The text of `dvc.yaml` for a recipe with these stages."""
-    nodes = graph_of(stages)
+def render_dvc(nodes: Sequence[Node]) -> str:
+    """The text of `dvc.yaml` for a recipe's graph."""
     return "\n".join([_HEAD + "stages:", _identity(nodes), *(_stage(node) for node in nodes)])
 
 
-def write_dvc(stages: Iterable[str], path: Path) -> bool:
+def write_dvc(nodes: Sequence[Node], path: Path) -> bool:
     """Write `dvc.yaml`; False when it was so already.
 
     Raises:
         StorageError: when the disk refuses the write.
     """
-    text = render_dvc(stages)
+    text = render_dvc(nodes)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     with disk_errors(path):

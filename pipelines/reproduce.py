@@ -48,7 +48,7 @@ def reproduce(
         images: image reference by kind, best with a digest: Kubeflow's cache does not look behind a tag.
         placement: which nodes the tasks may run on.
     """
-    nodes = graph_of(chosen.stages)
+    nodes = graph_of(chosen.stages, chosen.start_from)
     for_all, for_one = split_overrides(overrides, nodes)
 
     @dsl.pipeline(name=pipeline_name(chosen), description=chosen.summary)

@@ -50,10 +50,10 @@ def compile_verb(
     if dvc:
         from pipelines.dvc import write_dvc
         from vitpipe.config.read import load_recipe
+        from vitpipe.stages.graph import graph_of
 
-        changed = write_dvc(
-            load_recipe(*_chosen(recipe, profile, overrides, params)).stages, Path("dvc.yaml")
-        )
+        loaded = load_recipe(*_chosen(recipe, profile, overrides, params))
+        changed = write_dvc(graph_of(loaded.stages, loaded.start_from), Path("dvc.yaml"))
         print("dvc.yaml written" if changed else "dvc.yaml was right already")
         return
     from pipelines.compile import compile_pipeline

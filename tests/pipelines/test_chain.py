@@ -19,6 +19,7 @@ from pipelines.dvc import render_dvc
 from pipelines.local import DEV_IMAGE, run_locally
 from vitpipe.artifact import open_artifact
 from vitpipe.config.read import load_recipe
+from vitpipe.stages.graph import graph_of
 
 BIN = Path(sys.executable).parent
 IMAGES = {"train": DEV_IMAGE, "dense": DEV_IMAGE}
@@ -33,7 +34,7 @@ def by_dvc(tmp_path_factory):
     """`dvc repro` of the tiny chain: stage -> metrics."""
     folder = tmp_path_factory.mktemp("dvc")
     stages = load_recipe(RECIPE, PROFILE, TINY).stages
-    (folder / "dvc.yaml").write_text(render_dvc(stages), encoding="utf-8")
+    (folder / "dvc.yaml").write_text(render_dvc(graph_of(stages)), encoding="utf-8")
     params = {"recipe": RECIPE, "profile": PROFILE, "overrides": list(TINY)}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}

@@ -25,17 +25,17 @@ def recipe_of_params():
 
 
 def test_the_file_in_the_repository_is_the_graphs():
-    expected = render_dvc(recipe_of_params().stages)
+    expected = render_dvc(graph_of(recipe_of_params().stages))
     assert (ROOT / "dvc.yaml").read_text(encoding="utf-8") == expected, "run `vitpipe compile --dvc`"
 
 
 @pytest.mark.parametrize("profile", profile_names())
 @pytest.mark.parametrize("name", recipe_names())
 def test_commands_dependencies_and_outputs_agree(name, profile):
-    stages = load_recipe(name, profile).stages
-    found = yaml.safe_load(render_dvc(stages))["stages"]
+    recipe = load_recipe(name, profile)
+    nodes = graph_of(recipe.stages, recipe.start_from)
+    found = yaml.safe_load(render_dvc(nodes))["stages"]
     folder = "artifacts/${recipe}/${profile}"
-    nodes = graph_of(stages)
     assert list(found) == ["identity", *(node.name for node in nodes)]
     assert [next(iter(out)) for out in found["identity"]["outs"]] == [
         f"{folder}/identity/{node.name}.json" for node in nodes
@@ -52,9 +52,9 @@ def test_commands_dependencies_and_outputs_agree(name, profile):
 
 def test_it_is_written_once(tmp_path):
     path = tmp_path / "dvc.yaml"
-    assert write_dvc(("prepare", "report"), path)
-    assert not write_dvc(("report", "prepare"), path)
-    assert write_dvc(("prepare", "finetune", "report"), path)
+    assert write_dvc(graph_of(("prepare", "report")), path)
+    assert not write_dvc(graph_of(("report", "prepare")), path)
+    assert write_dvc(graph_of(("prepare", "finetune", "report")), path)
 
 
 # Real identities, fast stages: `run` only makes its folder and notes that it ran.
@@ -81,7 +81,7 @@ def repro(folder: Path) -> list[str]:
 
 
 def test_a_changed_value_re_runs_the_stages_that_read_it_and_those_behind_them(tmp_path):
-    (tmp_path / "dvc.yaml").write_text(render_dvc(recipe_of_params().stages), encoding="utf-8")
+    (tmp_path / "dvc.yaml").write_text(render_dvc(graph_of(recipe_of_params().stages)), encoding="utf-8")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "vitpipe").write_text(QUICK.format(bin=BIN), encoding="utf-8")
     (tmp_path / "bin" / "vitpipe").chmod(0o755)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import vitpipe
-from vitpipe.stages.graph import STAGES, Stage
+from vitpipe.stages.graph import STAGES, Stage, graph_of
 
 PACKAGE = Path(vitpipe.__file__).parent
 # They carry a stage and decide nothing about its numbers.
@@ -59,3 +59,12 @@ def test_the_code_identity_covers_all_that_a_stage_imports(stage: Stage) -> None
 def test_imports_inside_functions_count() -> None:
     reached = reached_from(PACKAGE / "stages" / "detect.py")
     assert {"stages/dense_training.py", "dense/run.py", "train/loop.py"} <= reached
+
+
+@pytest.mark.parametrize(
+    ("start_from", "expected"), [({}, "pretrain"), ({"segment": "finetune"}, "finetune")]
+)
+def test_a_recipe_may_choose_whose_weights_a_stage_takes(start_from: dict[str, str], expected: str) -> None:
+    nodes = {node.name: node for node in graph_of(("prepare", "pretrain", "finetune", "segment"), start_from)}
+    assert nodes["segment"].inputs == {"data": "prepare", "weights": expected}
+    assert nodes["finetune"].inputs["weights"] == "pretrain"

@@ -8,7 +8,7 @@ Sizes in pixels, learning rates per `lr_reference_batch` images, ratios in [0, 1
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -30,6 +30,8 @@ StageName = Literal[
     "evaluate",
     "report",
 ]
+_ORDER = get_args(StageName)
+_FEEDERS = ("pretrain", "intermediate", "finetune")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -279,7 +281,11 @@ class ReportConfig(Section):
 
 
 class Recipe(Section):
-    """One reproduction, complete. `stages` names the stages that this method has, in any order."""
+    """One reproduction, complete. `stages` names the stages that this method has, in any order.
+
+    `start_from` says for a stage whose weights it takes, where that is not the usual one: the pre-trained
+    network for dense tasks, the result of the step before for the others.
+    """
 
     name: str
     profile: str
@@ -287,6 +293,7 @@ class Recipe(Section):
     source: SourceConfig
     seed: int = 0
     stages: tuple[StageName, ...]
+    start_from: dict[StageName, StageName] = {}
     data: DataConfig
     model: ModelConfig
     pretrain: PretrainConfig | None = None
@@ -308,4 +315,9 @@ class Recipe(Section):
                 raise ValueError(
                     f"stage '{stage}' is listed in stages, but the recipe has no '{stage}:' section"
                 )
+        for stage, feeder in self.start_from.items():
+            if stage in self.stages and feeder not in self.stages:
+                raise ValueError(f"stage '{stage}' starts from '{feeder}', which is not listed in stages")
+            if feeder not in _FEEDERS[: max(0, _ORDER.index(stage) - 1)]:
+                raise ValueError(f"stage '{stage}' cannot start from '{feeder}', which has no weights for it")
         return self

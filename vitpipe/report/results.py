@@ -31,7 +31,7 @@ class RunResults:
 
     def nodes(self) -> tuple[Node, ...]:
         """The run's graph in running order."""
-        return graph_of(self.recipe.stages)
+        return graph_of(self.recipe.stages, self.recipe.start_from)
 
     def stages(self) -> Iterator[tuple[str, Artifact]]:
         """Finished stages in running order."""
@@ -62,7 +62,7 @@ def open_results(recipe: Recipe, folder: Path) -> RunResults:
     Raises:
         ArtifactError: when none is there, or one is damaged.
     """
-    names = [node.name for node in graph_of(recipe.stages)]
+    names = [node.name for node in graph_of(recipe.stages, recipe.start_from)]
     found = {name: open_artifact(folder / name, name) for name in names if (folder / name).is_dir()}
     if not found:
         raise ArtifactError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Image = Literal["train", "dense"]
 Kind = Literal["Dataset", "Model", "Artifact", "Report"]
@@ -138,7 +138,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "detect",
-        {**_DATA, "weights": ("pretrain", "finetune")},
+        {**_DATA, "weights": ("pretrain", "finetune", "intermediate")},
         ("seed", "model", "detect"),
         _DENSE_CODE,
         "dense",
@@ -147,7 +147,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "segment",
-        {**_DATA, "weights": ("pretrain", "finetune")},
+        {**_DATA, "weights": ("pretrain", "finetune", "intermediate")},
         ("seed", "model", "segment"),
         _DENSE_CODE,
         "dense",
@@ -186,13 +186,16 @@ STAGES: tuple[Stage, ...] = (
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
 
 
-def graph_of(stages: Iterable[str]) -> tuple[Node, ...]:
+def graph_of(stages: Iterable[str], start_from: Mapping[Any, str] | None = None) -> tuple[Node, ...]:
     """Connect the named stages in running order.
 
     An input for which no feeding stage is named is left out: `finetune` without any pre-training
     starts from random weights.
+
+    Args:
+        start_from: stage -> the stage whose weights it takes, where that is not the first one present.
     """
-    present = set(stages)
+    present, chosen = set(stages), start_from or {}
     nodes = []
     for stage in STAGES:
         if stage.name not in present:
@@ -200,6 +203,8 @@ def graph_of(stages: Iterable[str]) -> tuple[Node, ...]:
         inputs = {}
         for name, feeders in stage.inputs.items():
             feeder = next((f for f in feeders if f in present), None)
+            if name == "weights":
+                feeder = chosen.get(stage.name, feeder)
             if feeder is not None:
                 inputs[name] = feeder
         nodes.append(Node(stage, inputs))

@@ -33,7 +33,7 @@ def write_identities(recipe: Recipe, out: Path) -> None:
     """Write `OUT/<stage>.json` for every stage of the recipe and remove those of other stages."""
     out.mkdir(parents=True, exist_ok=True)
     wanted = {}
-    for node in graph_of(recipe.stages):
+    for node in graph_of(recipe.stages, recipe.start_from):
         wanted[out / f"{node.name}.json"] = json.dumps(identity_of(recipe, node.stage), indent=2) + "\n"
     for stale in set(out.glob("*.json")) - set(wanted):
         stale.unlink()
@@ -42,18 +42,24 @@ def write_identities(recipe: Recipe, out: Path) -> None:
 
 
 def check_dvc_file(recipe: Recipe, path: Path) -> None:
-    """See that `dvc.yaml` has the stages of this recipe; a missing file is fine.
+    """See that `dvc.yaml` has the graph of this recipe; a missing file is fine.
 
     Raises:
-        RecipeError: when it was written for a recipe with other stages.
+        RecipeError: when it was written for a recipe with another graph.
     """
     if not path.is_file():
         return
-    written = set(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]) - {"identity"}
-    if written != set(recipe.stages):
-        differ = ", ".join(sorted(written ^ set(recipe.stages)))
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    edges = {(name, Path(dep).name) for name, stage in written.items() for dep in stage.get("deps", ())}
+    wanted = {
+        (node.name, upstream)
+        for node in graph_of(recipe.stages, recipe.start_from)
+        for upstream in (*node.inputs.values(), f"{node.name}.json")
+    }
+    if edges != wanted:
+        differ = ", ".join(sorted({name for name, _ in edges ^ wanted}))
         raise RecipeError(
-            f"dvc.yaml was written for a recipe with other stages ({differ})",
+            f"dvc.yaml was written for a recipe with another graph (it differs at {differ})",
             where=f"recipe {recipe.name}, profile {recipe.profile}",
             mend="run `vitpipe compile --dvc`, then `dvc repro` again",
         )
@@ -63,7 +69,7 @@ def forecast(recipe: Recipe, artifacts: Path) -> list[Forecast]:
     """Which stages of a recipe would run, given the finished folders below `artifacts`."""
     forecasts: list[Forecast] = []
     reruns: set[str] = set()
-    for node in graph_of(recipe.stages):
+    for node in graph_of(recipe.stages, recipe.start_from):
         why = _why(artifacts, node, reruns, identity_of(recipe, node.stage))
         if why:
             reruns.add(node.name)

@@ -62,7 +62,7 @@ def run_stage(
     """Run a stage of a recipe from input folders to an output folder.
 
     Args:
-        inputs: input name -> folder, as `graph_of(recipe.stages)` names them.
+        inputs: input name -> folder, as `graph_of(recipe.stages, recipe.start_from)` names them.
         out: the output folder; it appears when the stage is complete.
         state: where resumable training states live; beside `out` by default.
 
@@ -108,7 +108,7 @@ def node_of(recipe: Recipe, name: str) -> Node:
     Raises:
         RecipeError: when there is no such stage, or this recipe does not have it.
     """
-    for node in graph_of(recipe.stages):
+    for node in graph_of(recipe.stages, recipe.start_from):
         if node.name == name:
             return node
     known = name in BY_NAME
