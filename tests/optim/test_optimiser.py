@@ -1,4 +1,4 @@
-"""AdamW against its textbook form."""
+"""The optimisers against their textbook forms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vitpipe.config.recipe import OptimConfig
-from vitpipe.optim.optimiser import build_adamw, set_learning_rate
+from vitpipe.optim.optimiser import build_adamw, build_optimiser, set_learning_rate
 
 
 def _trained(optimiser_of, steps=5):
@@ -48,3 +48,28 @@ def test_learning_rate_is_scaled_per_group():
     )
     set_learning_rate(optimiser, 0.4)
     assert [group["lr"] for group in optimiser.param_groups] == [0.2, 0.4]
+
+
+def test_lars_is_that_of_the_linear_probe():
+    """Update by hand: v = 0.9 v + ratio * g, w -= lr * v; ratio 1 for vectors and where a norm is 0."""
+    optim = OptimConfig(name="lars", base_lr=1.0, momentum=0.9, trust_coefficient=0.001)
+    torch.manual_seed(1)
+    start = [torch.randn(5, 3), torch.randn(3), torch.zeros(2, 2)]
+    weights = [nn.Parameter(tensor.clone()) for tensor in start]
+    groups = [
+        {"params": [weights[0], weights[2]], "lr_scale": 1.0, "weight_decay": 0.0},
+        {"params": [weights[1]], "lr_scale": 1.0, "weight_decay": 0.0},
+    ]
+    optimiser = build_optimiser(groups, optim)
+    set_learning_rate(optimiser, 6.4)
+    expected, speed = [tensor.double() for tensor in start], [torch.zeros_like(t).double() for t in start]
+    for _ in range(4):
+        for i, weight in enumerate(weights):
+            weight.grad = torch.randn_like(weight)
+            grad, norm = weight.grad.double(), expected[i].norm()
+            ratio = 0.001 * norm / grad.norm() if i != 1 and norm > 0 else 1.0
+            speed[i] = 0.9 * speed[i] + ratio * grad
+            expected[i] = expected[i] - 6.4 * speed[i]
+        optimiser.step()
+    for weight, wanted in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.double(), wanted, rtol=1e-5, atol=1e-5)

@@ -141,13 +141,19 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and its schedule. With `lr_reference_batch` set, peak lr = base_lr * global_batch / reference."""
+    """The optimiser and its schedule. Peak lr = base_lr, times global_batch / lr_reference_batch where given.
 
+    `betas` and `eps` are AdamW's, `momentum` and `trust_coefficient` those of LARS.
+    """
+
+    name: Literal["adamw", "lars"] = "adamw"
     base_lr: Positive
     lr_reference_batch: Count | None = 256
     min_lr: NotNegative = 0.0
     betas: tuple[Ratio, Ratio] = (0.9, 0.999)
     eps: Positive = 1e-8
+    momentum: Ratio = 0.9
+    trust_coefficient: Positive = 0.001
     weight_decay: NotNegative = 0.05
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     clip_grad_norm: Positive | None = None
@@ -206,9 +212,18 @@ class ClassifyConfig(TrainConfig):
     eval_batch: Count = 64
 
 
-class ProbeConfig(Section):
-    """k-nearest-neighbour and linear classification on frozen features."""
+class LinearConfig(TrainConfig):
+    """Linear classification as papers train it: augmented images through the frozen network, every epoch."""
 
+
+class ProbeConfig(Section):
+    """k-nearest-neighbour and linear classification on frozen features.
+
+    Without `linear` the linear classifier is trained on features computed once, from centre crops, by
+    `epochs`, `batch` and `base_lr`.
+    """
+
+    linear: LinearConfig | None = None
     epochs: Count = 90
     batch: Count = 1024
     base_lr: Positive = 0.1
@@ -226,6 +241,7 @@ class DenseConfig(Section):
     betas: tuple[Ratio, Ratio] = (0.9, 0.999)
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     warmup_steps: Annotated[int, Field(ge=0)] = 500
+    clip_grad_norm: Positive | None = None
     drop_path: Ratio = 0.0
     pyramid_depth: Count = 2
     flip_probability: Ratio = 0.5
@@ -236,25 +252,54 @@ class DenseConfig(Section):
 
 
 class DetectConfig(DenseConfig):
-    """COCO detection and instance segmentation with Mask R-CNN (iTPN, section 9)."""
+    """COCO detection and instance segmentation with Mask R-CNN or Cascade Mask R-CNN.
 
-    head: Literal["mask_rcnn"] = "mask_rcnn"
+    The defaults are iTPN's (section 9). ViTDet's (arXiv 2203.16527) are large-scale jitter, two convolutions
+    before the proposals, layer norm in box and mask head, and L1 on box deltas. Large-scale jitter resizes
+    to `jitter_size` times a ratio of `jitter_range`, then crops and pads to that square; `multi_scale` takes
+    one of `short_sides`. Batch norm is in the box head only.
+    """
+
+    head: Literal["mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
     epochs: Positive
     lr_drop_epochs: tuple[Positive, ...] = ()
     short_sides: tuple[Pixels, ...] = tuple(range(480, 801, 32))
     long_side: Pixels = 1333
     crop_branch: bool = True
+    augment: Literal["multi_scale", "large_scale_jitter"] = "multi_scale"
+    jitter_size: Pixels = 1024
+    jitter_range: Range = (0.1, 2.0)
     test_size: tuple[Pixels, Pixels] = (1333, 800)
     head_width: Count = 256
     fc_width: Count = 1024
     anchor_scale: Positive = 8.0
     proposals: Count = 1000
+    rpn_convs: Count = 1
+    head_norm: Literal["batch", "layer"] = "batch"
+    box_loss: Literal["giou", "l1"] = "giou"
+
+
+class Mask2FormerConfig(Section):
+    """Sizes of Mask2Former (arXiv 2112.01527); `points` are compared per mask in matching and loss."""
+
+    queries: Count = 100
+    width: Annotated[int, Field(ge=32, multiple_of=32)] = 256
+    heads: Count = 8
+    feed_forward_width: Annotated[int, Field(ge=2)] = 2048
+    encoder_layers: Count = 6
+    decoder_layers: Count = 9
+    points: Count = 12_544
 
 
 class SegmentConfig(DenseConfig):
-    """ADE20K semantic segmentation with UPerNet (iTPN, section 10)."""
+    """ADE20K semantic segmentation with UPerNet (iTPN, section 10) or Mask2Former.
 
-    head: Literal["upernet"] = "upernet"
+    UPerNet sees a sliding window of `crop_size` in tests, Mask2Former whole pictures. With
+    `multi_scale_ratios` there is a second figure: the mean over these sizes, each also mirrored.
+    `head_width`, `auxiliary_width` and `stride` are UPerNet's.
+    """
+
+    head: Literal["upernet", "mask2former"] = "upernet"
     steps: Count
     crop_size: Pixels = 512
     scale: tuple[Pixels, Pixels] = (2048, 512)
@@ -263,6 +308,8 @@ class SegmentConfig(DenseConfig):
     stride: Pixels = 341
     head_width: Count = 768
     auxiliary_width: Count = 256
+    mask2former: Mask2FormerConfig = Mask2FormerConfig()
+    multi_scale_ratios: tuple[Positive, ...] = ()
 
 
 class EvaluateConfig(Section):

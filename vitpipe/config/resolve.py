@@ -157,10 +157,12 @@ def resolve(
         RecipeError: as `train_plan`.
     """
     reasons: list[Reason] = []
-    for stage, dataset in TRAIN_SET.items():
-        section: TrainConfig | None = getattr(recipe, stage)
+    sections: dict[str, TrainConfig | None] = {stage: getattr(recipe, stage) for stage in TRAIN_SET}
+    sections["probe"] = recipe.probe.linear if recipe.probe else None
+    for stage, section in sections.items():
         if section is None or stage not in recipe.stages:
             continue
+        dataset = TRAIN_SET.get(stage, "imagenet")
         plan = train_plan(
             section, path=stage, num_images=sizes[dataset], num_ranks=num_ranks, accelerator=accelerator
         )

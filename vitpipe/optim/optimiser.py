@@ -1,4 +1,4 @@
-"""AdamW over parameter groups, and how its learning rate is set."""
+"""Optimisers over parameter groups, and how their learning rate is set."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.optim.lars import Lars
 
 from vitpipe.config.recipe import OptimConfig
+
+
+def build_optimiser(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `parameter_groups`."""
+    return build_adamw(groups, optim) if optim.name == "adamw" else build_lars(groups, optim)
 
 
 def build_adamw(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.optim.AdamW:
@@ -19,6 +25,19 @@ def build_adamw(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.o
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
     kind = {"fused": True} if on_gpu else {"foreach": True}
     return torch.optim.AdamW(list(groups), lr=0.0, betas=optim.betas, eps=optim.eps, **kind)
+
+
+def build_lars(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> Lars:
+    """LARS (You, Gitman and Ginsburg, arXiv 1708.03888) as MAE's linear probe has it.
+
+    The learning rate of a matrix is scaled by trust coefficient * |weights| / |gradient|; vectors (norms,
+    biases) learn by plain momentum.
+    """
+    adapted = [
+        {**group, "always_adapt": any(parameter.ndim > 1 for parameter in group["params"])}
+        for group in groups
+    ]
+    return Lars(adapted, lr=0.0, momentum=optim.momentum, trust_coeff=optim.trust_coefficient, eps=0.0)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vitpipe.config.recipe import LinearConfig, ProbeConfig
 from vitpipe.config.resolve import TRAIN_SET
+from vitpipe.data.mix import Mix
 from vitpipe.data.shards import ShardSet
+from vitpipe.evaluate.classify import evaluate_classifier
 from vitpipe.evaluate.features import extract_features
 from vitpipe.evaluate.knn import knn_predict
 from vitpipe.evaluate.linear import train_linear
+from vitpipe.methods.classify import Classify
 from vitpipe.models.build import build_classifier
+from vitpipe.models.frozen import FrozenProbe
+from vitpipe.models.network import Classifier
 from vitpipe.models.transfer import describe, transfer_weights
-from vitpipe.models.weights import load_state
+from vitpipe.models.weights import load_state, save_weights
+from vitpipe.optim.groups import parameter_groups
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.training import centre_batches, open_sets, trained_augment
+from vitpipe.stages.training import centre_batches, fit, make_plan, open_sets, seed_model, trained_augment
 from vitpipe.train.ranks import Ranks, joined
 
 _BATCH = 64
+LINEAR_WEIGHTS = "linear.safetensors"
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Measure the features of the `weights` input: those that the paper's probe reads.
+    """Measure the features of the `weights` input, those that the paper's linear probe reads.
+
+    Writes `linear.safetensors` where the linear classifier is trained through the frozen network.
 
     Returns:
         `knn_top1`, `linear_top1` on the validation set.
@@ -29,60 +39,79 @@ def run(ctx: StageContext) -> dict[str, float]:
     assert section is not None
     with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
         train_set, val_set = open_sets(ctx, TRAIN_SET["finetune"])
-        num_classes = len(train_set.classes)
-        features = _Features(ctx, ranks)
-        train_MC, train_labels_M = features.of(train_set)
-        val_NC, val_labels_N = features.of(val_set)
-    predicted_N = knn_predict(
-        train_MC,
-        train_labels_M,
-        val_NC,
-        num_classes=num_classes,
-        num_neighbours=section.neighbours,
-        temperature=section.temperature,
-    )
+        network = _frozen_network(ctx).to(ranks.device).eval()
+        train_MC, train_labels_M = _features(ctx, network, train_set, section, ranks)
+        val_NC, val_labels_N = _features(ctx, network, val_set, section, ranks)
+        predicted_N = knn_predict(
+            train_MC,
+            train_labels_M,
+            val_NC,
+            num_classes=len(train_set.classes),
+            num_neighbours=section.neighbours,
+            temperature=section.temperature,
+        )
+        knn = _share(predicted_N == val_labels_N)
+        if section.linear is not None:
+            return {"knn_top1": knn, "linear_top1": _trained_top1(ctx, network, section.linear, ranks)}
     probe = train_linear(
         train_MC,
         train_labels_M,
-        num_classes=num_classes,
+        num_classes=len(train_set.classes),
         epochs=section.epochs,
         batch=section.batch,
         base_lr=section.base_lr,
         seed=ctx.recipe.seed,
     )
-    linear_N = probe.logits(val_NC).argmax(dim=1)
-    return {"knn_top1": _share(predicted_N == val_labels_N), "linear_top1": _share(linear_N == val_labels_N)}
+    return {"knn_top1": knn, "linear_top1": _share(probe.logits(val_NC).argmax(dim=1) == val_labels_N)}
 
 
 def _share(hits: Tensor) -> float:
     return float(hits.double().mean())
 
 
-class _Features:
-    """A frozen backbone and what it makes of a set."""
+def _frozen_network(ctx: StageContext) -> Classifier:
+    """The network of the `weights` input, every key accounted for."""
+    path = ctx.inputs["weights"].weights
+    info = describe(load_state(path), path)
+    network = build_classifier(ctx.recipe.model, num_classes=1, relative_position=info.relative_position)
+    ctx.logger.table("weights_account", transfer_weights(network, path).table())
+    return network
 
-    def __init__(self, ctx: StageContext, ranks: Ranks) -> None:
-        path = ctx.inputs["weights"].weights
-        info = describe(load_state(path), path)
-        classifier = build_classifier(
-            ctx.recipe.model, num_classes=1, relative_position=info.relative_position
-        )
-        report = transfer_weights(classifier, path)
-        ctx.logger.table("weights_account", report.table())
-        self.network = classifier.to(ranks.device).eval()
-        self.ctx, self.ranks = ctx, ranks
 
-    def of(self, images: ShardSet) -> tuple[Tensor, Tensor]:
-        """Features (M, C) and labels (M,) of a whole set, centre crops."""
-        section = self.ctx.recipe.probe
-        assert section is not None
-        features, labels = extract_features(
-            self.network.frozen_features,
-            centre_batches(
-                self.ctx, images, trained_augment(self.ctx), section.eval_crop_ratio, _BATCH, self.ranks
-            ),
-            num_images=len(images),
-            width=self.network.feature_width,
-            ranks=self.ranks,
-        )
-        return features.to(self.ranks.device), labels.to(self.ranks.device)
+def _features(
+    ctx: StageContext, network: Classifier, images: ShardSet, section: ProbeConfig, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """Features (M, C) and labels (M,) of a whole set, centre crops."""
+    features, labels = extract_features(
+        network.frozen_features,
+        centre_batches(ctx, images, trained_augment(ctx), section.eval_crop_ratio, _BATCH, ranks),
+        num_images=len(images),
+        width=network.feature_width,
+        ranks=ranks,
+    )
+    return features.to(ranks.device), labels.to(ranks.device)
+
+
+def _trained_top1(ctx: StageContext, network: Classifier, linear: LinearConfig, ranks: Ranks) -> float:
+    """Train a linear layer on augmented images through the frozen network; its accuracy."""
+    assert ctx.recipe.probe is not None
+    train_set, val_set = open_sets(ctx, TRAIN_SET["finetune"])
+    num_classes = len(train_set.classes)
+    seed_model(ctx)
+    probe = FrozenProbe(network, num_classes)
+    method = Classify(probe, Mix(linear.augment, num_classes, label_smoothing=0.0))
+    plan = make_plan(ctx, linear, train_set, ranks)
+    groups = parameter_groups(probe.named_parameters(), weight_decay=linear.optim.weight_decay)
+    fit(ctx, method, groups, plan, train_set, ranks, linear)
+    if ctx.is_main:
+        save_weights(probe.head(), ctx.folder / LINEAR_WEIGHTS)
+    crop_ratio = ctx.recipe.probe.eval_crop_ratio
+    accuracy = evaluate_classifier(
+        probe,
+        centre_batches(ctx, val_set, linear.augment, crop_ratio, _BATCH, ranks),
+        num_classes,
+        ranks=ranks,
+        precision=plan.precision,
+    )
+    ctx.logger.table("linear_per_class", accuracy.class_rows(val_set.classes))
+    return accuracy.top1

@@ -28,7 +28,7 @@ from vitpipe.models.network import Classifier, Network
 from vitpipe.models.transfer import transfer_weights
 from vitpipe.models.weights import save_weights
 from vitpipe.optim.groups import parameter_groups
-from vitpipe.optim.optimiser import build_adamw
+from vitpipe.optim.optimiser import build_optimiser
 from vitpipe.stages.context import StageContext
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.loop import train
@@ -167,9 +167,14 @@ def fit(
     plan: TrainPlan,
     train_set: ShardSet,
     ranks: Ranks,
+    section: TrainConfig | None = None,
 ) -> TrainState:
-    """Hand method, data and optimiser to the loop; states are kept in `ctx.state`."""
-    section: TrainConfig = getattr(ctx.recipe, ctx.stage)
+    """Hand method, data and optimiser to the loop; states are kept in `ctx.state`.
+
+    Args:
+        section: what the loop reads; the stage's own if not given.
+    """
+    section = section or getattr(ctx.recipe, ctx.stage)
     transform = train_transform(section.augment, ctx.recipe.model.image_size)
     method.to(ranks.device)
 
@@ -191,7 +196,7 @@ def fit(
         method,
         batches,
         plan,
-        optimiser=build_adamw(groups, section.optim),
+        optimiser=build_optimiser(groups, section.optim),
         section=section,
         seed=ctx.recipe.seed,
         ranks=ranks,
