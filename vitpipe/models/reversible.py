@@ -1,0 +1,351 @@
+"""Chains of reversible columns: the backward pass rebuilds the activations instead of having kept them.
+
+Reversible Column Networks; Yuxuan Cai, Yizhuang Zhou, Qi Han, Jianjian Sun, Xiangwen Kong, Jun Li, Xiangyu
+Zhang; arXiv 2212.11696, section 3 (the coupling of columns); RevColV2: Exploring Disentangled
+Representations in Masked Image Modeling; Qi Han, Yuxuan Cai, Xiangyu Zhang; arXiv 2309.01005.
+
+A column has S levels. With its input x, the states u of the column before it and its own states y, in
+processing order s = 0 ... S-1 and with y_-1 = x:
+
+    forward     y_s = F_s(y_s-1, u_s+1 ...) + scale_s * u_s         (without u in a first column: F_s(y_s-1))
+    inverse     u_s = (y_s - F_s(y_s-1, u_s+1 ...)) / scale_s       s = S-1 ... 0, so that u_s+1 is known
+
+Every column gets the same x. Three ways of remembering, all with the gradients of ordinary autograd:
+
+    plain        autograd keeps everything
+    column       the inputs of each column are kept, its inside is computed again (bit for bit the same)
+    reversible   x and the states of the last column are kept, whatever the number of columns
+
+The inverse divides by the scales, so its error grows as they shrink (`memory_mode.py` says when that is too
+much). States, products with scales and the division stay in float32 under autocast; only F runs in the lower
+precision.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+MemoryMode = Literal["plain", "column", "reversible"]
+States = tuple[Tensor, ...]
+# The state of each generator, CPU first.
+_Randomness = tuple[Tensor, ...]
+_Precision = Callable[[], AbstractContextManager[Any]]
+
+SMALLEST_SCALE = 1e-3
+"""Scales are held at least this far from 0, so that nothing is divided by 0 (released RevCol code)."""
+
+
+class Column(nn.Module, ABC):
+    """One column of a chain. It must not draw or keep anything outside torch's generators (no batch norm)."""
+
+    @property
+    @abstractmethod
+    def num_levels(self) -> int:
+        """S."""
+
+    @abstractmethod
+    def level(self, position: int) -> nn.Module:
+        """F_s: a module called with (y_s-1, (u_s+1, ..., u_S-1)), the tuple empty in a first column."""
+
+    @abstractmethod
+    def scales(self) -> tuple[nn.Parameter, ...]:
+        """The S scales in processing order, each broadcastable to its state; empty if nothing came before."""
+
+
+def run_chain(
+    columns: Sequence[Column],
+    x: Tensor,
+    states: States | None = None,
+    *,
+    mode: MemoryMode = "plain",
+    num_positions: Sequence[int] | None = None,
+) -> States:
+    """Run columns one after the other and return the states of the last one, in processing order.
+
+    Args:
+        columns: at least one.
+        x: input of every column.
+        states: what the first column takes as the states before it; `None` if it has no scales.
+        mode: how to remember; without gradients nothing is remembered in any mode.
+        num_positions: per column, how many positions to run, where later ones are not needed. Such a chain
+            cannot be inverted.
+
+    Raises:
+        ValueError: without columns, or when positions are left out in mode `reversible`.
+    """
+    if not columns:
+        raise ValueError("a chain needs at least one column")
+    lengths = num_positions or [column.num_levels for column in columns]
+    if mode == "reversible" and num_positions is not None:
+        raise ValueError("a chain with positions left out cannot be inverted")
+    if autocasts(x.device):
+        x = x.float()
+    parameters = _trainable(columns)
+    inputs = (x, *(states or ()), *parameters)
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in inputs):
+        mode = "plain"
+    if mode == "reversible":
+        return _ReversibleChain.apply(columns, len(states or ()), x, *(states or ()), *parameters)
+    run = partial(checkpoint, _run_column, use_reentrant=False) if mode == "column" else _run_column
+    for column, length in zip(columns, lengths, strict=True):
+        states = run(column, x, states, length)
+    assert states is not None
+    return states
+
+
+def _run_column(
+    column: Column,
+    x: Tensor,
+    states: States | None,
+    num_positions: int,
+    drawn: list[_Randomness | None] | None = None,
+) -> States:
+    """The forward equation; `drawn` is given the generators' states from before each level that draws."""
+    scales = column.scales()
+    outputs: list[Tensor] = []
+    for position in range(num_positions):
+        below = outputs[-1] if outputs else x
+        above = () if states is None else states[position + 1 :]
+        before = None if drawn is None else _randomness(x.device)
+        output = column.level(position)(below, above).to(x.dtype)
+        if drawn is not None and before is not None:
+            after = _randomness(x.device)
+            same = all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+            drawn.append(None if same else before)
+        outputs.append(output if states is None else output + scales[position] * states[position])
+    return tuple(outputs)
+
+
+class _ReversibleChain(torch.autograd.Function):
+    """The whole chain as one step of autograd.
+
+    Every trainable parameter is an input and its gradient is returned, so that accumulation, gradient
+    scalers, clipping, hooks and DistributedDataParallel see what they see elsewhere.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, columns: Sequence[Column], num_states: int, x: Tensor, *tensors: Tensor) -> States:
+        states: States | None = tensors[:num_states] or None
+        ctx.columns, ctx.num_states, ctx.drawn = columns, num_states, []
+        ctx.parameters = tensors[num_states:]
+        ctx.precision = _precision(x.device)
+        for column in columns:
+            drawn: list[_Randomness | None] = []
+            with ctx.precision():
+                states = _run_column(column, x, states, column.num_levels, drawn)
+            ctx.drawn.append(drawn)
+        assert states is not None
+        ctx.save_for_backward(x, *states)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *kept = ctx.saved_tensors
+        outputs: States = tuple(kept)
+        total = _Gradients(ctx.needs_input_grad[2])
+        with _randomness_kept(x.device):
+            for column, drawn in zip(reversed(ctx.columns), reversed(ctx.drawn), strict=True):
+                outputs, grads = _undo_column(column, x, outputs, grads, drawn, ctx.precision, total)
+        of_states = grads if ctx.num_states else ()
+        of_parameters = [total.parameters.get(id(parameter)) for parameter in ctx.parameters]
+        return (None, None, total.x, *of_states, *of_parameters)
+
+
+class _Gradients:
+    """What adds up over the columns: the gradients of x and, by identity, of the parameters."""
+
+    def __init__(self, wants_x: bool) -> None:
+        self.wants_x = wants_x
+        self.x: Tensor | None = None
+        self.parameters: dict[int, Tensor] = {}
+
+    def add_x(self, grad: Tensor | None) -> None:
+        if grad is not None:
+            self.x = grad if self.x is None else self.x + grad
+
+    def add(self, parameter: nn.Parameter, grad: Tensor | None) -> None:
+        if grad is not None:
+            known = self.parameters.get(id(parameter))
+            self.parameters[id(parameter)] = grad if known is None else known + grad
+
+
+def _undo_column(
+    column: Column,
+    x: Tensor,
+    outputs: States,
+    grads: States,
+    drawn: list[_Randomness | None],
+    precision: _Precision,
+    total: _Gradients,
+) -> tuple[States, States]:
+    """From a column's states and their gradients to those of the column before it; both empty before a first.
+
+    `total` takes the gradients of x and of the parameters. At position s the gradient of y_s is complete:
+    what position s+1 passed down was added one step before. The rebuilt u_s+1 is at hand as well.
+    """
+    scales = column.scales()
+    grad_of = list(grads)
+    above: States = ()
+    grads_above: list[Tensor] = []
+    for position in reversed(range(column.num_levels)):
+        below = outputs[position - 1] if position else x
+        level = column.level(position)
+        wants_below = bool(position) or total.wants_x
+        leaves = [_leaf(below, wants_below), *(_leaf(state, True) for state in above)]
+        # The level runs on stand-ins of its parameters: a hook on a parameter then runs once, when the
+        # gradient of the whole chain arrives, and not here too.
+        own = dict(level.named_parameters())
+        stand_ins = {name: _leaf(parameter, parameter.requires_grad) for name, parameter in own.items()}
+        _restore(drawn[position], x.device)
+        with torch.enable_grad(), precision():
+            branch = functional_call(level, stand_ins, (leaves[0], tuple(leaves[1:]))).to(x.dtype)
+        of_below, *found = _gradients(branch, [*leaves, *stand_ins.values()], grad_of[position])
+        cross, of_parameters = found[: len(above)], found[len(above) :]
+        for parameter, grad in zip(own.values(), of_parameters, strict=True):
+            total.add(parameter, grad)
+        if position == 0:
+            total.add_x(of_below)
+        elif of_below is not None:
+            grad_of[position - 1] = grad_of[position - 1] + of_below
+        if scales:
+            scale, grad = scales[position], grad_of[position]
+            state = (outputs[position] - branch.detach()) / scale
+            if scale.requires_grad:
+                total.add(scale, (grad * state).sum_to_size(scale.shape))
+            pairs = zip(grads_above, cross, strict=True)
+            grads_above = [scale * grad, *(old if new is None else old + new for old, new in pairs)]
+            above = (state, *above)
+    return above, tuple(grads_above)
+
+
+def _gradients(output: Tensor, leaves: list[Tensor], grad: Tensor) -> list[Tensor | None]:
+    """Vector-Jacobian products for the leaves that want one; `None` for the others."""
+    wanting = [leaf for leaf in leaves if leaf.requires_grad]
+    if not wanting or not output.requires_grad:
+        return [None] * len(leaves)
+    found = iter(torch.autograd.grad(output, wanting, grad, allow_unused=True))
+    return [next(found) if leaf.requires_grad else None for leaf in leaves]
+
+
+def _leaf(tensor: Tensor, requires_grad: bool) -> Tensor:
+    return tensor.detach().requires_grad_(requires_grad)
+
+
+def _trainable(columns: Sequence[Column]) -> tuple[nn.Parameter, ...]:
+    """Parameters that the chain uses and that are to be trained, each once."""
+    used: dict[nn.Parameter, None] = {}
+    for column in columns:
+        for position in range(column.num_levels):
+            used.update(dict.fromkeys(column.level(position).parameters()))
+        used.update(dict.fromkeys(column.scales()))
+    return tuple(parameter for parameter in used if parameter.requires_grad)
+
+
+@contextmanager
+def aside(device: torch.device) -> Iterator[None]:
+    """Run something without gradients that training does not notice: generators and autocast's cache stay."""
+    with torch.no_grad(), _randomness_kept(device), _precision(device)():
+        yield
+
+
+def inverse_error(columns: Sequence[Column], x: Tensor, states: States | None = None) -> float:
+    """Run a chain forward and back: the largest absolute error of all states rebuilt on the way.
+
+    The inputs `states` count where they are given, else the states of the first column. Nothing is changed,
+    the generators included; autocast is as at the call. Scales are not clamped.
+    """
+    if autocasts(x.device):
+        x = x.float()
+    trail: list[tuple[Column, States | None, list[_Randomness | None]]] = []
+    with aside(x.device):
+        for column in columns:
+            drawn: list[_Randomness | None] = []
+            trail.append((column, states, drawn))
+            states = _run_column(column, x, states, column.num_levels, drawn)
+        assert states is not None
+        errors: list[Tensor] = []
+        rebuilt = states
+        for column, true, drawn in reversed(trail):
+            if true is not None:
+                rebuilt = _rebuild(column, x, rebuilt, drawn)
+                errors += [(ours - theirs).abs().max() for ours, theirs in zip(rebuilt, true, strict=True)]
+    return float(torch.stack(errors).max()) if errors else 0.0
+
+
+def _rebuild(column: Column, x: Tensor, outputs: States, drawn: list[_Randomness | None]) -> States:
+    """The inverse equation, without gradients."""
+    above: States = ()
+    for position in reversed(range(column.num_levels)):
+        below = outputs[position - 1] if position else x
+        _restore(drawn[position], x.device)
+        branch = column.level(position)(below, above).to(x.dtype)
+        above = ((outputs[position] - branch) / column.scales()[position], *above)
+    return above
+
+
+@torch.no_grad()
+def clamp_scales(columns: Sequence[Column], smallest: float = SMALLEST_SCALE) -> None:
+    """Hold every scale at least `smallest` from 0, in place; signs are kept, an exact 0 becomes positive."""
+    for column in columns:
+        for scale in column.scales():
+            scale.copy_(scale.abs().clamp_min(smallest) * torch.where(scale < 0, -1.0, 1.0))
+
+
+@torch.no_grad()
+def smallest_scale(columns: Sequence[Column]) -> float:
+    """Min |scale|; infinite without scales, and on the meta device, where there are no numbers."""
+    scales = [scale for column in columns for scale in column.scales()]
+    if not scales or scales[0].is_meta:
+        return math.inf
+    return float(torch.stack([scale.abs().min() for scale in scales]).min())
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for this kind of device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def _precision(device: torch.device) -> _Precision:
+    """Makes contexts with the autocast settings of this moment.
+
+    Without its cache of cast weights: those of a forward without gradients would have none in the backward.
+    """
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext
+    return partial(
+        torch.autocast,
+        device.type,
+        dtype=torch.get_autocast_dtype(device.type),
+        enabled=torch.is_autocast_enabled(device.type),
+        cache_enabled=False,
+    )
+
+
+def _randomness(device: torch.device) -> _Randomness:
+    cpu = torch.get_rng_state()
+    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
+
+
+def _restore(randomness: _Randomness | None, device: torch.device) -> None:
+    if randomness is None:
+        return
+    torch.set_rng_state(randomness[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(randomness[1], device)
+
+
+def _randomness_kept(device: torch.device) -> AbstractContextManager[Any]:
+    """Whatever is drawn or restored inside, the generators outside go on as if nothing had been."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
