@@ -119,7 +119,10 @@ class Family(ABC):
 
 
 # Name in the registry -> module and object; imported when first used.
-_FAMILIES = {"hivit": ("vitpipe.models.hivit_family", "HIVIT")}
+_FAMILIES = {
+    "hivit": ("vitpipe.models.hivit_family", "HIVIT"),
+    "revcolv2": ("vitpipe.models.revcolv2_family", "REVCOLV2"),
+}
 
 
 def family(name: str) -> Family:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from vitpipe.errors import RecipeError
 
 _ITPN = "Integrally Pre-Trained Transformer Pyramid Networks (Tian et al., arXiv 2211.12735)"
+_REVCOLV2 = (
+    "RevColV2: Exploring Disentangled Representations in Masked Image Modeling (Han et al., arXiv 2309.01005)"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,39 @@ MODELS: dict[str, ModelEntry] = {
             image_size=224,
             num_layers=46,
             decay_stated_for=13,
+        ),
+        ModelEntry(
+            name="revcolv2_nano",
+            family="revcolv2",
+            summary="2 + 2 columns, 4 x 1 blocks each, 64 channels: our own, for a laptop and the demo",
+            paper="ours, after " + _REVCOLV2,
+            published_params=None,
+            classifier_params=1_006_952,
+            classifier_macs=10_713_600,
+            image_size=64,
+            num_layers=9,
+        ),
+        ModelEntry(
+            name="revcolv2_base",
+            family="revcolv2",
+            summary="2 + 2 columns, 4 x 3 blocks each, 384 channels (our reading of the paper)",
+            paper=_REVCOLV2,
+            published_params=88.0,
+            classifier_params=89_131_240,
+            classifier_macs=12_852_464_640,
+            image_size=224,
+            num_layers=17,
+        ),
+        ModelEntry(
+            name="revcolv2_large",
+            family="revcolv2",
+            summary="2 + 2 columns, 4 x 4 blocks each, 640 channels (our reading of the paper)",
+            paper=_REVCOLV2,
+            published_params=327.0,
+            classifier_params=325_140_200,
+            classifier_macs=45_692_912_640,
+            image_size=224,
+            num_layers=21,
         ),
     )
 }

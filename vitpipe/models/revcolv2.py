@@ -1,0 +1,340 @@
+"""RevColV2: bottom-up columns over what is seen of an image, then top-down columns that paint it.
+
+RevColV2: Exploring Disentangled Representations in Masked Image Modeling; Qi Han, Yuxuan Cai, Xiangyu Zhang;
+arXiv 2309.01005, supplement, table 5 (sizes). Published are: two kinds of columns, reversible connections, a
+single column in ViT style, mask tokens between the kinds, pixels read at the lowest level of the last column
+and classes at its top, parameters and FLOPs of two sizes. Widths, depths, the number of columns and the links
+are our reading: the symmetric design of the fewest columns that has these counts. Positions, blocks and
+masking are those of Masked Autoencoders; Kaiming He et al.; arXiv 2111.06377.
+
+    image > patches + positions > bottom-up columns (levels 0 > 3) --- mean of level 3 > linear probe
+        > every level: hidden places filled with its mask token, + positions
+        > top-down columns (levels 3 > 0) --- level 0 > pixels; mean of level 3 > classes; all levels > dense
+
+Columns, sizes and layer ids: `revcolv2_columns.py`; the equations that couple columns: `reversible.py`.
+
+Shapes: B images, N units of 16 x 16 pixels (row-major) on a grid of H x W, K kept units, C channels. Tokens
+are maps (B, H, W, C), or (B, N, C) where units are hidden. All levels are at stride 16 and C wide.
+
+Parameter names: `patch_embed`, `pos_embed`, `top_down_pos_embed`, `{bottom_up,top_down}.J.gamma.L`,
+`{bottom_up,top_down}.J.levels.L.{down,up}.{0,1}`, `...levels.L.blocks.K.{norm1,attn,norm2,mlp}`; around it
+`backbone.`, `head.{norm,fc}`; in pre-training `mask_token`, `pixel_norm`, `pixel_head`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitpipe.errors import InputError
+from vitpipe.models.masking import (
+    PIXELS_PER_UNIT,
+    UNIT_PIXELS,
+    MaskedPrediction,
+    check_mask_ratio,
+    choose_units,
+    gather_units,
+    units_per_side,
+)
+from vitpipe.models.memory_mode import MemoryPolicy, RequestedMode
+from vitpipe.models.network import Classifier, Network, Pretrainer
+from vitpipe.models.positions import sincos_table
+from vitpipe.models.revcolv2_columns import (
+    NORM_EPS,
+    NUM_LEVELS,
+    RevColV2Shape,
+    TokenColumn,
+    check_shape,
+    head_layer_index,
+    layer_index,
+)
+from vitpipe.models.reversible import Column, States, aside, inverse_error, run_chain
+
+
+class RevColV2(nn.Module):
+    """The backbone: both chains and what feeds them.
+
+    Args:
+        shape: an entry of `revcolv2_columns.SHAPES` or your own.
+        image_size: pixels per side that the position tables are made for, a multiple of 16. Other sizes are
+            taken too; the tables are then resized in every forward.
+        drop_path: drop ratio of the last block of a column; it rises linearly from 0 over a column's blocks.
+        memory_mode: how activations are remembered for the backward pass; see `memory_mode.py`.
+        allow_reversible_amp: keep `reversible` under autocast, where it is inexact.
+        trainable_positions: train the two position tables (they start as sine-cosine tables).
+        window: side of the attention windows in units, for dense tasks on large images; see `Block`.
+
+    Raises:
+        InputError: without columns of a kind, or when sizes do not divide.
+    """
+
+    def __init__(
+        self,
+        shape: RevColV2Shape,
+        *,
+        image_size: int,
+        drop_path: float = 0.0,
+        memory_mode: RequestedMode = "auto",
+        allow_reversible_amp: bool = False,
+        trainable_positions: bool = False,
+        window: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_shape(shape)
+        self.shape, self.image_size, self.window = shape, image_size, window
+        self.grid_side = units_per_side(image_size)
+        self.memory = MemoryPolicy(memory_mode, allow_reversible_amp=allow_reversible_amp)
+
+        def table() -> nn.Parameter:
+            return nn.Parameter(sincos_table(self.grid_side, shape.width), requires_grad=trainable_positions)
+
+        def column(top_down: bool, is_first: bool) -> TokenColumn:
+            return TokenColumn(
+                shape, top_down=top_down, is_first=is_first, drop_path=drop_path, window=window
+            )
+
+        self.patch_embed = nn.Conv2d(3, shape.width, kernel_size=UNIT_PIXELS, stride=UNIT_PIXELS)
+        self.pos_embed, self.top_down_pos_embed = table(), table()
+        self.bottom_up = nn.ModuleList(column(False, index == 0) for index in range(shape.num_bottom_up))
+        self.top_down = nn.ModuleList(column(True, False) for _ in range(shape.num_top_down))
+        _init_weights(self)
+        nn.init.xavier_uniform_(self.patch_embed.weight.view(shape.width, -1))
+        nn.init.zeros_(self.patch_embed.bias)  # type: ignore[arg-type]
+
+    @property
+    def columns(self) -> list[Column]:
+        """All columns, bottom-up first."""
+        return [*self._columns(self.bottom_up), *self._columns(self.top_down)]
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, height, width in pixels) -> patches with positions (B, H, W, C).
+
+        Raises:
+            InputError: when a side is no multiple of 16.
+        """
+        height, breadth = images_BCHW.shape[-2:]
+        if height % UNIT_PIXELS or breadth % UNIT_PIXELS:
+            raise InputError(
+                f"The network cuts images into units of {UNIT_PIXELS} pixels, but got {height} x {breadth}",
+                where=self.shape.name,
+                mend=f"resize or pad the images to multiples of {UNIT_PIXELS}",
+            )
+        x_BHWC = self.patch_embed(images_BCHW).permute(0, 2, 3, 1)
+        return x_BHWC + self._map(self.pos_embed, x_BHWC)
+
+    def encode(self, x: Tensor) -> States:
+        """Patches with positions -> levels 0 ... 3 of the last bottom-up column."""
+        return self._run(self._columns(self.bottom_up), x, None)
+
+    def join(self, states: States) -> States:
+        """Levels of the whole image (B, H, W, C) -> what the top-down columns start from."""
+        return tuple(state + self._map(self.top_down_pos_embed, state) for state in states)
+
+    def decode(self, states: States) -> States:
+        """What `join` gives -> levels 0 ... 3 of the last top-down column."""
+        upside_down = states[::-1]
+        return self._run(self._columns(self.top_down), upside_down[0], upside_down)[::-1]
+
+    def decode_top(self, states: States) -> Tensor:
+        """Level 3 of `decode` alone: only the levels that it depends on are run.
+
+        Without the others the chain has no inverse: mode `reversible` becomes `column` here.
+        """
+        upside_down = states[::-1]
+        columns, lengths = self._columns(self.top_down), self.positions_for_top
+        return self._run(columns, upside_down[0], upside_down, lengths)[0]
+
+    @property
+    def positions_for_top(self) -> tuple[int, ...]:
+        """Per top-down column, how many positions (from level 3 down) matter to the last one's level 3."""
+        num_columns = self.shape.num_top_down
+        return tuple(min(NUM_LEVELS, num_columns - index) for index in range(num_columns))
+
+    def forward(self, images_BCHW: Tensor) -> States:
+        """Images -> levels 0 ... 3 of the last top-down column, each (B, H, W, C)."""
+        return self.decode(self.join(self.encode(self.embed(images_BCHW))))
+
+    def bottom_features(self, images_BCHW: Tensor) -> Tensor:
+        """Images -> (B, C): mean of level 3 of the last bottom-up column (supplement, section 2.2)."""
+        return self.encode(self.embed(images_BCHW))[-1].mean(dim=(1, 2))
+
+    def inverse_error(self, images_BCHW: Tensor) -> float:
+        """Largest absolute error of the states that both chains rebuild from their ends, for these images.
+
+        Training does not notice: generators, gradients and autocast's cache stay as they are.
+        """
+        with aside(images_BCHW.device):
+            x = self.embed(images_BCHW)
+            bottom_up = self._columns(self.bottom_up)
+            states = self.join(run_chain(bottom_up, x))[::-1]
+            top_down_error = inverse_error(self._columns(self.top_down), states[0], states)
+            return max(inverse_error(bottom_up, x), top_down_error)
+
+    def _run(
+        self,
+        columns: list[Column],
+        x: Tensor,
+        states: States | None,
+        num_positions: Sequence[int] | None = None,
+    ) -> States:
+        mode = self.memory.prepare(columns, x.device, training=self.training)
+        if num_positions is not None and mode == "reversible":
+            mode = "column"
+        return run_chain(columns, x, states, mode=mode, num_positions=num_positions)
+
+    def _map(self, table_1NC: Tensor, like_BHWC: Tensor) -> Tensor:
+        """A position table as a map (1, H, W, C) of the same grid."""
+        grid = (like_BHWC.shape[1], like_BHWC.shape[2])
+        return resize_positions(table_1NC, grid).unflatten(1, grid)
+
+    @staticmethod
+    def _columns(columns: Iterable[nn.Module]) -> list[Column]:
+        return [column for column in columns if isinstance(column, Column)]
+
+
+class RevColV2Network(Network):
+    """What the trained networks around the backbone have in common: layer ids and decay."""
+
+    family = "revcolv2"
+    no_decay = ("pos_embed", "mask_token")
+
+    def __init__(self, backbone: RevColV2) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    @property
+    def num_layers(self) -> int:
+        """Layer ids: see `layer_index`."""
+        return head_layer_index(self.backbone.shape) + 1
+
+    def layer_of(self, name: str) -> int:
+        """Layer id of a parameter; see `layer_index`."""
+        return layer_index(name, self.backbone.shape)
+
+
+class RevColV2Pretrainer(RevColV2Network, Pretrainer):
+    """Masked pre-training: columns see the units that are not hidden, the last level 0 predicts pixels.
+
+    Args:
+        mask_ratio: share of the units that are hidden.
+
+    Raises:
+        InputError: when no unit would be left to see, or none to predict.
+    """
+
+    def __init__(self, backbone: RevColV2, mask_ratio: float = 0.75) -> None:
+        super().__init__(backbone)
+        self.mask_ratio, self.num_units = mask_ratio, backbone.grid_side**2
+        check_mask_ratio(self.num_units, mask_ratio)
+        width = backbone.shape.width
+        self.mask_token = nn.Parameter(torch.empty(NUM_LEVELS, 1, 1, width))
+        self.pixel_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.pixel_head = nn.Linear(width, PIXELS_PER_UNIT)
+        nn.init.normal_(self.mask_token, std=0.02)
+        _init_weights(self.pixel_head)
+
+    def forward(self, images_BCHW: Tensor, noise_BN: Tensor) -> MaskedPrediction:
+        """Hide units by noise and predict them.
+
+        Args:
+            images_BCHW: (B, 3, image_size, image_size), normalised.
+            noise_BN: uniform noise per unit, (B, N); see `choose_units`.
+
+        Raises:
+            InputError: when images or noise are of another size than the network is built for.
+        """
+        size = self.backbone.image_size
+        if images_BCHW.shape[-2:] != (size, size) or noise_BN.shape[1] != self.num_units:
+            raise InputError(
+                f"The pre-training network is built for {size} x {size} pixels ({self.num_units} units), but "
+                f"got images of {images_BCHW.shape[-2]} x {images_BCHW.shape[-1]} and noise for "
+                f"{noise_BN.shape[1]} units",
+                where="pretrain",
+                mend="set model.image_size to the size of the images",
+            )
+        choice = choose_units(noise_BN.to(images_BCHW.device), self.mask_ratio)
+        seen_BKC = gather_units(self.backbone.embed(images_BCHW).flatten(1, 2), choice.kept_BK)
+        levels = self.backbone.encode(seen_BKC)
+        states = tuple(
+            self._fill(seen, mask_token, choice.restore_BN)
+            for seen, mask_token in zip(levels, self.mask_token, strict=True)
+        )
+        lowest_BNC = self.backbone.decode(states)[0]
+        pred_BND = self.pixel_head(self.pixel_norm(lowest_BNC))
+        return MaskedPrediction(pred_BND, choice.mask_BN, choice.kept_BK)
+
+    def _fill(self, seen_BKC: Tensor, mask_token_11C: Tensor, restore_BN: Tensor) -> Tensor:
+        """Seen units in their places, mask tokens in the others, plus positions: (B, N, C)."""
+        num_images, num_seen, width = seen_BKC.shape
+        hidden = mask_token_11C.to(seen_BKC.dtype).expand(num_images, self.num_units - num_seen, width)
+        x_BNC = gather_units(torch.cat([seen_BKC, hidden], dim=1), restore_BN)
+        return x_BNC + self.backbone.top_down_pos_embed
+
+
+class RevColV2Classifier(RevColV2Network, Classifier):
+    """Mean over level 3 of the last top-down column > LayerNorm > Linear.
+
+    Level 3 comes first in a top-down column, so most other levels of these columns have no part in it. They
+    are not run and not trained here (weight decay would shrink them, DistributedDataParallel would wait for
+    their gradients), but stay in the state.
+
+    Args:
+        head_init_std: of the head's weight; 0.02 times the published head init of 0.001 as default.
+    """
+
+    def __init__(self, backbone: RevColV2, num_classes: int, head_init_std: float = 2e-5) -> None:
+        super().__init__(backbone)
+        width = backbone.shape.width
+        norm, linear = nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(linear.weight, std=head_init_std)
+        nn.init.zeros_(linear.bias)
+        self.head = nn.Sequential(OrderedDict(norm=norm, fc=linear))
+        self._num_classes = num_classes
+        top_down = backbone.columns[backbone.shape.num_bottom_up :]
+        for column, num_used in zip(top_down, backbone.positions_for_top, strict=True):
+            for position in range(num_used, NUM_LEVELS):
+                column.level(position).requires_grad_(False)
+                column.scales()[position].requires_grad_(False)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return self._num_classes
+
+    @property
+    def feature_width(self) -> int:
+        """C of `frozen_features`."""
+        return self.backbone.shape.width
+
+    def frozen_features(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C): what the linear probe reads; top-down columns do not run."""
+        return self.backbone.bottom_features(images_BCHW)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, num_classes)."""
+        backbone = self.backbone
+        states = backbone.join(backbone.encode(backbone.embed(images_BCHW)))
+        return self.head(backbone.decode_top(states).mean(dim=(1, 2)))
+
+
+def resize_positions(table_1NC: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A square position table for another grid, bicubic: (1, S*S, C) -> (1, rows*columns, C)."""
+    side = math.isqrt(table_1NC.shape[1])
+    if grid == (side, side):
+        return table_1NC
+    square = table_1NC.transpose(1, 2).unflatten(2, (side, side))
+    resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    return resized.flatten(2).transpose(1, 2)
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Linear layers as in Masked Autoencoders: Xavier uniform, biases 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)

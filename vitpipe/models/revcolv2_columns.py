@@ -1,0 +1,220 @@
+"""The columns of RevColV2: sizes, the blocks and links of a column, layer ids.
+
+RevColV2: Exploring Disentangled Representations in Masked Image Modeling; Qi Han, Yuxuan Cai, Xiangyu Zhang;
+arXiv 2309.01005, supplement, table 5. What is published and what is our reading: see `revcolv2.py`.
+
+Shapes: B images, N units of 16 x 16 pixels (row-major) on a grid of H x W, C channels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitpipe.errors import InputError
+from vitpipe.models.blocks import Attention, Mlp, drop_path
+from vitpipe.models.reversible import Column, States
+
+NUM_LEVELS = 4
+_MLP_RATIO = 4
+NORM_EPS = 1e-6
+_INITIAL_GAMMA = 0.5
+
+
+@dataclass(frozen=True)
+class RevColV2Shape:
+    """One size: channels of every level, attention heads, blocks per level, columns of each kind."""
+
+    name: str
+    width: int
+    num_heads: int
+    depth: int
+    num_bottom_up: int = 2
+    num_top_down: int = 2
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of both kinds."""
+        return self.num_bottom_up + self.num_top_down
+
+
+SHAPES: dict[str, RevColV2Shape] = {
+    shape.name: shape
+    for shape in (
+        RevColV2Shape("revcolv2_nano", width=64, num_heads=4, depth=1),
+        RevColV2Shape("revcolv2_base", width=384, num_heads=6, depth=3),
+        RevColV2Shape("revcolv2_large", width=640, num_heads=10, depth=4),
+    )
+}
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block on tokens (B, N, C) or on a map of them (B, H, W, C).
+
+    Args:
+        window: side of the square windows that attention stays in, on a map; `None` for all of the image.
+            Maps are padded with zeros to whole windows, as in Exploring Plain Vision Transformer Backbones
+            for Object Detection; Yanghao Li et al.; arXiv 2203.16527.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, drop_ratio: float, window: int | None = None) -> None:
+        super().__init__()
+        self.drop_ratio, self.window = drop_ratio, window
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, _MLP_RATIO * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape in and out."""
+        x = x + drop_path(self._attend(self.norm1(x)), self.drop_ratio, self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_ratio, self.training)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        if self.window is None:
+            return self.attn(x.flatten(1, -2)).view_as(x)
+        _, height, breadth, width = x.shape
+        side = self.window
+        x = F.pad(x, (0, 0, 0, -breadth % side, 0, -height % side))
+        rows, columns = x.shape[1] // side, x.shape[2] // side
+        x = x.view(-1, rows, side, columns, side, width).transpose(2, 3)
+        windows = self.attn(x.reshape(-1, side * side, width))
+        x = windows.view(-1, rows, columns, side, side, width).transpose(2, 3)
+        return x.reshape(-1, rows * side, columns * side, width)[:, :height, :breadth]
+
+
+class Level(nn.Module):
+    """F: `blocks(down(below) + up(above))`.
+
+    Args:
+        has_down: whether `below` comes through a link; the input of a column does not.
+        has_up: whether there is an `above`.
+    """
+
+    def __init__(
+        self,
+        shape: RevColV2Shape,
+        drop_ratios: Sequence[float],
+        *,
+        has_down: bool,
+        has_up: bool,
+        window: int | None,
+    ) -> None:
+        super().__init__()
+        self.down = _link(shape.width) if has_down else None
+        self.up = _link(shape.width) if has_up else None
+        # With windows, the last block of each level still sees the whole image.
+        windows = [window] * (len(drop_ratios) - 1) + [None]
+        self.blocks = nn.ModuleList(
+            Block(shape.width, shape.num_heads, drop_ratio=ratio, window=side)
+            for ratio, side in zip(drop_ratios, windows, strict=True)
+        )
+
+    def forward(self, below: Tensor, above: States) -> Tensor:
+        """States of this column's level before, and of the column before from the next level on -> state."""
+        x = below if self.down is None else self.down(below)
+        if self.up is not None:
+            x = x + self.up(above[0])
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def _link(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width, eps=NORM_EPS))
+
+
+class TokenColumn(Column):
+    """Four levels, run from 0 to 3 or, top-down, from 3 to 0.
+
+    Args:
+        is_first: no column came before: no `up` links, no scales.
+    """
+
+    def __init__(
+        self, shape: RevColV2Shape, *, top_down: bool, is_first: bool, drop_path: float, window: int | None
+    ) -> None:
+        super().__init__()
+        levels = range(NUM_LEVELS)
+        self.order = tuple(reversed(levels)) if top_down else tuple(levels)
+        last_block = NUM_LEVELS * shape.depth - 1
+        ratios = [drop_path * block / last_block for block in range(last_block + 1)]
+        self.gamma = nn.ParameterList(
+            torch.full((shape.width,), _INITIAL_GAMMA) for _ in levels if not is_first
+        )
+        self.levels = nn.ModuleList(
+            Level(
+                shape,
+                ratios[level * shape.depth : (level + 1) * shape.depth],
+                has_down=level != self.order[0],
+                has_up=level != self.order[-1] and not is_first,
+                window=window,
+            )
+            for level in levels
+        )
+
+    @property
+    def num_levels(self) -> int:
+        """4."""
+        return NUM_LEVELS
+
+    def level(self, position: int) -> nn.Module:
+        """The level at a place in processing order."""
+        return self.levels[self.order[position]]
+
+    def scales(self) -> tuple[nn.Parameter, ...]:
+        """Gamma in processing order."""
+        return tuple(self.gamma[level] for level in self.order) if len(self.gamma) else ()
+
+
+def check_shape(shape: RevColV2Shape) -> None:
+    """Refuse a size that cannot be built.
+
+    Raises:
+        InputError: without columns of a kind, or when the width does not divide.
+    """
+    if shape.num_bottom_up < 1 or shape.num_top_down < 1:
+        raise InputError(
+            f"{shape.num_bottom_up} bottom-up and {shape.num_top_down} top-down columns are too few",
+            where="model.columns",
+            mend="give at least one of each kind",
+        )
+    if shape.width % shape.num_heads or shape.width % 4:
+        raise InputError(
+            f"A width of {shape.width} cannot be split into {shape.num_heads} heads and 4 position parts",
+            where=shape.name,
+            mend="use a width that is a multiple of the heads and of 4",
+        )
+
+
+_COLUMN_NAME = re.compile(
+    r"(?:^|\.)(bottom_up|top_down)\.(\d+)\.(?:gamma|levels\.(\d+)\.(?:down|up|blocks\.(\d+)))(?:\.|$)"
+)
+_INPUT_NAME = re.compile(r"(?:^|\.)(?:patch_embed|pos_embed|top_down_pos_embed)(?:\.|$)")
+
+
+def head_layer_index(shape: RevColV2Shape) -> int:
+    """Layer id of everything behind the columns, the highest."""
+    return NUM_LEVELS * shape.depth + shape.num_columns
+
+
+def layer_index(name: str, shape: RevColV2Shape) -> int:
+    """Layer id of a parameter for layer-wise learning rates; the rule of RevCol's released code.
+
+    Patches and positions 0; block h of column j (both from 0, h over the levels of a column, j over both
+    kinds) h + j + 1; a link that of its level's first block; gamma j + 1; heads, necks and norms behind the
+    columns `head_layer_index`.
+    """
+    if _INPUT_NAME.search(name):
+        return 0
+    found = _COLUMN_NAME.search(name)
+    if found is None:
+        return head_layer_index(shape)
+    kind, index, level, block = found.groups()
+    column = int(index) + (shape.num_bottom_up if kind == "top_down" else 0)
+    return int(level or 0) * shape.depth + int(block or 0) + column + 1

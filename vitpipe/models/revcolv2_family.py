@@ -1,0 +1,149 @@
+"""The RevColV2 family: its networks from a recipe, and what carries over from one to the next.
+
+RevColV2: Exploring Disentangled Representations in Masked Image Modeling; Qi Han, Yuxuan Cai, Xiangyu Zhang;
+arXiv 2309.01005: the whole autoencoder is kept for transfer, but for mask tokens and pixel head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from vitpipe.config.recipe import ColumnsConfig, ModelConfig
+from vitpipe.errors import RecipeError
+from vitpipe.models.family import Family, WeightsInfo, WeightsKind
+from vitpipe.models.masking import UNIT_PIXELS
+from vitpipe.models.network import Network, Task
+from vitpipe.models.revcolv2 import RevColV2, RevColV2Classifier, RevColV2Pretrainer, resize_positions
+from vitpipe.models.revcolv2_columns import SHAPES
+from vitpipe.models.revcolv2_dense import RevColV2Dense
+from vitpipe.models.weights import Rule
+
+# Detection: attention stays in windows of the pre-training's grid, as in ViTDet (arXiv 2203.16527).
+_DETECTION_WINDOW = 14
+
+_RESIZE = Rule("resized", r"^backbone\.(top_down_)?pos_embed$", "bicubic to the network's grid")
+_NEW_HEAD = Rule("missing", r"^head\.", "a new head")
+_OTHER_CLASSES = Rule("fresh", r"^head\.fc\.", "another number of classes")
+_NEW_NECK = Rule("missing", r"^(norms|rescale|refine)\.", "pre-training and classification have no neck")
+_ONLY_PRETRAINING = Rule("unused", r"^(mask_token$|pixel_norm\.|pixel_head\.)", "only pre-training paints")
+_ONLY_CLASSIFIER = Rule("unused", r"^head\.", "dense features need no classification head")
+
+
+class RevColV2Family(Family):
+    """See the module."""
+
+    name = "revcolv2"
+    parts = ("columns",)
+
+    def backbone(self, name: str, *, image_size: int, **options: Any) -> RevColV2:
+        """The backbone; `options` are those of `RevColV2`."""
+        return RevColV2(SHAPES[name], image_size=image_size, **options)
+
+    def pretrainer(self, model: ModelConfig, *, mask_ratio: float) -> RevColV2Pretrainer:
+        """No drop path (supplement, section 1.1); positions stay the sine-cosine tables."""
+        return RevColV2Pretrainer(_backbone(model, model.image_size), mask_ratio)
+
+    def classifier(
+        self,
+        model: ModelConfig,
+        *,
+        num_classes: int,
+        drop_path: float,
+        relative_position: bool | None,
+        head_init_std: float,
+    ) -> RevColV2Classifier:
+        """Positions learn.
+
+        Raises:
+            RecipeError: when relative positions are asked for.
+        """
+        if relative_position:
+            raise RecipeError(
+                f"{model.name} has no relative positions",
+                where="relative_position",
+                mend="take relative_position out of the section",
+            )
+        backbone = _backbone(model, model.image_size, drop_path=drop_path, trainable_positions=True)
+        return RevColV2Classifier(backbone, num_classes, head_init_std)
+
+    def dense(
+        self, model: ModelConfig, task: Task, *, image_size: int, drop_path: float, pyramid_depth: int | None
+    ) -> RevColV2Dense:
+        """Position tables are made for `image_size` and resized for images of other sizes.
+
+        Raises:
+            RecipeError: when the depth of a pyramid is given.
+        """
+        if pyramid_depth is not None:
+            raise RecipeError(
+                f"{model.name} has no pyramid", where="pyramid_depth", mend="take it out of the section"
+            )
+        window = _DETECTION_WINDOW if task == "detect" else None
+        return RevColV2Dense(
+            _backbone(model, image_size, drop_path=drop_path, trainable_positions=True, window=window), task
+        )
+
+    def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
+        """By the names of the first column."""
+        mixed, position = (
+            state.get(f"backbone.{name}")
+            for name in ("bottom_up.0.levels.0.blocks.0.attn.qkv.weight", "pos_embed")
+        )
+        if mixed is None or position is None:
+            return None
+        prefix = "backbone.bottom_up.0.levels.0.blocks."
+        depth = len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+        sizes = (mixed.shape[1], depth)
+        head = state.get("head.fc.weight")
+        kind: WeightsKind = (
+            "pretrain" if "mask_token" in state else "pyramid" if head is None else "classifier"
+        )
+        return WeightsInfo(
+            family=self.name,
+            kind=kind,
+            model=next((s.name for s in SHAPES.values() if (s.width, s.depth) == sizes), ""),
+            image_size=math.isqrt(position.shape[1]) * UNIT_PIXELS,
+            num_classes=0 if head is None else head.shape[0],
+        )
+
+    def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
+        """The ways that there are.
+
+        pretrain > classifier: new head. classifier > classifier: the head starts afresh when the number of
+        classes differs. pretrain or classifier > dense: new neck. pretrain > pretrain: everything.
+        """
+        if isinstance(network, RevColV2Classifier):
+            head = _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD
+            return (_RESIZE, head, _ONLY_PRETRAINING)
+        if isinstance(network, RevColV2Dense):
+            return (_RESIZE, _NEW_NECK, _ONLY_PRETRAINING, _ONLY_CLASSIFIER)
+        return ()
+
+    def resized(self, name: str, given: Tensor, wanted: Tensor) -> Tensor:
+        """Position tables, bicubic."""
+        side = math.isqrt(wanted.shape[1])
+        return resize_positions(given, (side, side))
+
+
+def _backbone(model: ModelConfig, image_size: int, **options: Any) -> RevColV2:
+    """The backbone with the columns of the recipe."""
+    columns, shape = model.columns or ColumnsConfig(), SHAPES[model.name]
+    return RevColV2(
+        replace(
+            shape,
+            num_bottom_up=columns.bottom_up or shape.num_bottom_up,
+            num_top_down=columns.top_down or shape.num_top_down,
+        ),
+        image_size=image_size,
+        memory_mode=columns.memory_mode,
+        allow_reversible_amp=columns.reversible_autocast,
+        **options,
+    )
+
+
+REVCOLV2 = RevColV2Family()
