@@ -39,6 +39,34 @@ TINY = (
     "segment.log_every_steps=2",
 )
 
+_VITDET = (
+    "detect.augment=large_scale_jitter",
+    "detect.jitter_size=64",
+    "detect.test_size=[64,64]",
+    "detect.rpn_convs=2",
+    "detect.head_norm=layer",
+    "detect.box_loss=l1",
+)
+# What turns the tiny recipe into one with another head.
+HEADS = {
+    "mask_rcnn": _VITDET,
+    "cascade_mask_rcnn": (*_VITDET, "detect.head=cascade_mask_rcnn"),
+    "mask2former": (
+        "segment.head=mask2former",
+        "segment.mask2former.queries=20",
+        "segment.mask2former.width=32",
+        "segment.mask2former.heads=2",
+        "segment.mask2former.feed_forward_width=32",
+        "segment.mask2former.encoder_layers=1",
+        "segment.mask2former.decoder_layers=1",
+        "segment.mask2former.points=64",
+        "segment.inference=slide",
+        "segment.clip_grad_norm=0.01",
+        "segment.warmup_steps=0",
+        "segment.steps=3",
+    ),
+}
+
 
 @pytest.fixture(scope="session")
 def raw_sets(tmp_path_factory):
@@ -68,6 +96,36 @@ def tiny_recipe():
 def full_recipe():
     """The published sizes."""
     return load_recipe("itpn/pixel_base", "full", ("data.root=.",))
+
+
+@pytest.fixture(scope="session")
+def tiny_head():
+    """(head, more overrides) -> the tiny recipe with another head: a key of `HEADS`."""
+
+    def make(head, *overrides):
+        return load_recipe("itpn/pixel_base", "demo", (*TINY, "data.workers=0", *HEADS[head], *overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vitdet_recipe():
+    """The published sizes of ViTDet's heads."""
+    overrides = (
+        "data.root=.",
+        "detect.augment=large_scale_jitter",
+        "detect.test_size=[1024,1024]",
+        "detect.rpn_convs=2",
+        "detect.head_norm=layer",
+        "detect.box_loss=l1",
+        "detect.epochs=50",
+        "detect.lr_drop_epochs=[44.4444,48.1481]",
+        "detect.global_batch=32",
+        "detect.base_lr=1.0e-4",
+        "detect.weight_decay=0.1",
+        "detect.warmup_steps=250",
+    )
+    return load_recipe("itpn/pixel_base", "full", overrides)
 
 
 @pytest.fixture

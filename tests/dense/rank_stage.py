@@ -1,4 +1,4 @@
-"""One rank of a tiny dense stage, started by torchrun: STAGE PREPARED OUT; writes what it got to OUT/rankN.json."""
+"""One rank of a tiny dense stage, started by torchrun: STAGE HEAD PREPARED OUT; its result is OUT/rankN.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from conftest import TINY, prepare_card
+from conftest import HEADS, TINY, prepare_card
 
 from vitpipe.artifact import Artifact
 from vitpipe.config.read import load_recipe
@@ -16,12 +16,12 @@ from vitpipe.stages.context import StageContext
 from vitpipe.train.logger import MemoryLogger
 
 
-def main(stage: str, prepared: Path, out: Path) -> None:
+def main(stage: str, head: str, prepared: Path, out: Path) -> None:
     rank, num_ranks, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     folder, state = out / f"folder{rank}", out / "state"
     folder.mkdir(parents=True)
     state.mkdir(exist_ok=True)
-    recipe = load_recipe("itpn/pixel_base", "demo", (*TINY, f"{stage}.global_batch=4"))
+    recipe = load_recipe("itpn/pixel_base", "demo", (*TINY, *HEADS.get(head, ()), f"{stage}.global_batch=4"))
     data = {"data": Artifact(prepared, prepare_card(), {})}
     logger = MemoryLogger()
     context = StageContext(stage, recipe, data, folder, state, logger, rank, num_ranks, local_rank, "cpu")
@@ -32,4 +32,4 @@ def main(stage: str, prepared: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(*sys.argv[1:3], *map(Path, sys.argv[3:]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitpipe.dense.detect import build_detector, detector_config, eval_pipeline, standing, train_pipeline
+from vitpipe.dense.coco import coco_dataset, eval_pipeline, padding_groups, train_pipeline
+from vitpipe.dense.detect import build_detector, detector_config
 from vitpipe.dense.library import open_detection
 from vitpipe.dense.run import dense_groups
 from vitpipe.errors import DatasetError
@@ -140,8 +141,6 @@ def test_layer_decay(detector, full_recipe):
 def test_missing_annotations_are_named(raw_sets, tmp_path):
     from types import SimpleNamespace
 
-    from vitpipe.dense.detect import coco_dataset
-
     empty = SimpleNamespace(root=tmp_path, classes=("one",))
     with pytest.raises(DatasetError, match="instances_train2017"):
         coco_dataset(empty, "train", [])
@@ -156,14 +155,13 @@ def test_missing_annotations_are_named(raw_sets, tmp_path):
 
 def test_empty_pictures_are_left_out_of_training_only(prepared, full_recipe, tmp_path):
     from vitpipe.data.dense import open_dense
-    from vitpipe.dense.detect import coco_dataset
 
     open_detection()
     folder = open_dense(prepared, "coco", tmp_path)
     train, val = coco_dataset(folder, "train", []), coco_dataset(folder, "val", [])
     assert all(train.get_data_info(index)["instances"] for index in range(len(train)))
     assert len(val) == folder.counts["val_images"]
-    assert set(standing(train)) <= {0, 1}
+    assert set(padding_groups(full_recipe.detect, train)) <= {0, 1}
     # Category ids have gaps; labels have none.
     assert val.cat_ids == sorted(val.cat_ids)
     assert max(val.cat_ids) > len(val.cat_ids)

@@ -24,6 +24,18 @@ def test_coco_schedule_of_the_paper(full_recipe):
     assert factors == pytest.approx([0.001, 0.5005, 1.0, 1.0, 0.1, 0.01])
 
 
+def test_coco_schedule_of_vitdet(vitdet_recipe):
+    """Drops at 8/9 and 26/27 of the training, warm-up over 250 steps."""
+    plan = detect_plan(vitdet_recipe.detect, num_images=COCO_IMAGES, num_ranks=8, accelerator=GPU)
+    num_steps = 50 * (COCO_IMAGES // 32)
+    assert plan.num_steps == num_steps
+    # 1% beside the published 184,375, which counts images without objects too.
+    assert plan.num_steps == pytest.approx(184_375, rel=0.01)
+    first, second = round(num_steps * 8 / 9), round(num_steps * 26 / 27)
+    factors = [plan.lr_factor(step) for step in (0, 125, 250, first - 1, first, second - 1, second)]
+    assert factors == pytest.approx([0.001, 0.5005, 1.0, 1.0, 0.1, 0.1, 0.01])
+
+
 def test_fewer_gpus_accumulate(full_recipe):
     plan = detect_plan(full_recipe.detect, num_images=COCO_IMAGES, num_ranks=8, accelerator=GPU)
     assert (plan.micro_batch, plan.accumulation) == (2, 4)
@@ -59,6 +71,13 @@ def test_one_image_is_too_few_for_batch_norm(tiny_recipe):
     with pytest.raises(RecipeError, match="4 divides"):
         segment_plan(tiny_recipe.segment, num_ranks=2, accelerator=Accelerator())
     assert segment_plan(tiny_recipe.segment, num_ranks=2, accelerator=GPU).norm == "SyncBN"
+
+
+def test_mask2former_takes_one_image_per_rank(tiny_head):
+    section = tiny_head("mask2former").segment
+    plan = segment_plan(section, num_ranks=2, accelerator=Accelerator())
+    assert plan.micro_batch == 1
+    assert [plan.lr_factor(step) for step in range(4)] == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
 
 
 def test_too_few_images(full_recipe):

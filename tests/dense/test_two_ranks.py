@@ -13,12 +13,15 @@ import pytest
 pytestmark = [pytest.mark.dense, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("stage", ["detect", "segment"])
-def test_two_ranks_agree_and_one_writes(prepared, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("stage", "head"),
+    [("detect", "own"), ("segment", "own"), ("detect", "cascade_mask_rcnn"), ("segment", "mask2former")],
+)
+def test_two_ranks_agree_and_one_writes(prepared, tmp_path, stage, head):
     script = Path(__file__).with_name("rank_stage.py")
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(str(script), stage, str(prepared), str(tmp_path)),
+        *(str(script), stage, head, str(prepared), str(tmp_path)),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)

@@ -243,7 +243,7 @@ class DenseConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     clip_grad_norm: Positive | None = None
     drop_path: Ratio = 0.0
-    pyramid_depth: Count = 2
+    pyramid_depth: Count | None = None
     flip_probability: Ratio = 0.5
     precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
     checkpoint_minutes: Positive = 10.0
@@ -294,9 +294,10 @@ class Mask2FormerConfig(Section):
 class SegmentConfig(DenseConfig):
     """ADE20K semantic segmentation with UPerNet (iTPN, section 10) or Mask2Former.
 
-    UPerNet sees a sliding window of `crop_size` in tests, Mask2Former whole pictures. With
-    `multi_scale_ratios` there is a second figure: the mean over these sizes, each also mirrored.
-    `head_width`, `auxiliary_width` and `stride` are UPerNet's.
+    In tests a window of `crop_size` slides by `stride` (UPerNet's way, if `inference` does not say), or the
+    network sees whole pictures (Mask2Former's). With `multi_scale_ratios` there is a second figure: the mean
+    over these sizes, each also mirrored.
+    `head_width` and `auxiliary_width` are UPerNet's.
     """
 
     head: Literal["upernet", "mask2former"] = "upernet"
@@ -305,6 +306,7 @@ class SegmentConfig(DenseConfig):
     scale: tuple[Pixels, Pixels] = (2048, 512)
     resize_range: Range = (0.5, 2.0)
     photometric: bool = True
+    inference: Literal["slide", "whole"] | None = None
     stride: Pixels = 341
     head_width: Count = 768
     auxiliary_width: Count = 256

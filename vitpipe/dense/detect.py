@@ -1,27 +1,24 @@
-"""Mask R-CNN on COCO, as mmdet configuration: built from the recipe's values and nothing else.
+"""Mask R-CNN and Cascade Mask R-CNN on COCO, as mmdet configuration: the recipe's values and nothing else.
 
-He et al., Mask R-CNN, arXiv 1703.06870, with the settings of iTPN's released configurations (arXiv
-2211.12735): no FPN, a box head of four convolutions and one layer, GIoU (arXiv 1902.09630) on decoded boxes.
+He et al., Mask R-CNN, arXiv 1703.06870, without FPN and with a box head of four convolutions and one layer.
+By the recipe either as in iTPN's released configurations (arXiv 2211.12735; GIoU, arXiv 1902.09630, on
+decoded boxes) or as in ViTDet's (arXiv 2203.16527); for the cascade's heads see `cascade_head`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-from pathlib import Path
 from typing import Any
 
 from vitpipe.config.recipe import IMAGENET_MEAN, IMAGENET_STD, DetectConfig, ModelConfig
-from vitpipe.data.dense import DenseFolder
-from vitpipe.errors import DatasetError
 
 STRIDES = (4, 8, 16, 32, 64)
 _PAD_MULTIPLE = 32
-_CROP_RANGE = (384, 600)
-_CROP_BRANCH_SIDES = (400, 500, 600)
-_MIN_IMAGE_SIDE = 32
-_KEPT_META = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
+_BOX_STDS = (0.1, 0.1, 0.2, 0.2)
+_BOX_IOU = 0.5
+# Of the cascade's stages; in units of the box weights (10, 5), (20, 10), (30, 15) of other libraries.
+_STAGE_STDS = tuple(tuple(std / number for std in _BOX_STDS) for number in (1, 2, 3))
+_NORM_EPS = 1e-6
+_STAGE_IOUS = (0.5, 0.6, 0.7)
 
 
 def detector_config(
@@ -30,41 +27,44 @@ def detector_config(
     """The detector.
 
     Args:
-        norm: `SyncBN` or `BN`, for the box head.
+        norm: `SyncBN` or `BN`, for the box head if it has batch norm.
     """
     from vitpipe.dense.backbone import map_widths, maps_config
 
     backbone = maps_config(detect, model, "detect", model.image_size)
     width = map_widths(backbone)[0]
+    cascade = detect.head == "cascade_mask_rcnn"
     return {
-        "type": "MaskRCNN",
+        "type": "CascadeRCNN" if cascade else "MaskRCNN",
         "data_preprocessor": {
             "type": "DetDataPreprocessor",
             "mean": [value * 255 for value in IMAGENET_MEAN],
             "std": [value * 255 for value in IMAGENET_STD],
             "bgr_to_rgb": True,
             "pad_mask": True,
-            "pad_size_divisor": _PAD_MULTIPLE,
+            "pad_size_divisor": _pad_multiple(detect),
         },
         "backbone": backbone,
         "rpn_head": _rpn_head(detect, width),
         "roi_head": {
-            "type": "StandardRoIHead",
+            **(_cascade_heads if cascade else _single_head)(detect, width, num_classes, norm),
             "bbox_roi_extractor": _roi_extractor(width, 7),
-            "bbox_head": _box_head(detect, width, num_classes, norm),
             "mask_roi_extractor": _roi_extractor(width, 14),
-            "mask_head": {
-                "type": "FCNMaskHead",
-                "num_convs": 4,
-                "in_channels": width,
-                "conv_out_channels": detect.head_width,
-                "num_classes": num_classes,
-                "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True, "loss_weight": 1.0},
-            },
+            "mask_head": _mask_head(detect, width, num_classes),
         },
-        "train_cfg": _train_rules(detect),
+        "train_cfg": {
+            **_proposal_training(detect),
+            "rcnn": [_box_training(iou, rescue=False) for iou in _STAGE_IOUS]
+            if cascade
+            else _box_training(_BOX_IOU, rescue=True),
+        },
         "test_cfg": _test_rules(detect),
     }
+
+
+def _pad_multiple(detect: DetectConfig) -> int:
+    # After the jitter no side is longer than the square's: one multiple is the square, also in tests.
+    return detect.jitter_size if detect.augment == "large_scale_jitter" else _PAD_MULTIPLE
 
 
 def _rpn_head(detect: DetectConfig, width: int) -> dict[str, Any]:
@@ -72,6 +72,7 @@ def _rpn_head(detect: DetectConfig, width: int) -> dict[str, Any]:
         "type": "RPNHead",
         "in_channels": width,
         "feat_channels": detect.head_width,
+        "num_convs": detect.rpn_convs,
         "anchor_generator": {
             "type": "AnchorGenerator",
             "scales": [detect.anchor_scale],
@@ -80,12 +81,32 @@ def _rpn_head(detect: DetectConfig, width: int) -> dict[str, Any]:
         },
         "bbox_coder": _box_coder([1.0, 1.0, 1.0, 1.0]),
         "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
-        "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
+        "loss_bbox": _l1(),
     }
 
 
-def _box_head(detect: DetectConfig, width: int, num_classes: int, norm: str) -> dict[str, Any]:
-    """Four convolutions with batch norm, one layer; boxes are decoded before the loss."""
+def _single_head(detect: DetectConfig, width: int, num_classes: int, norm: str) -> dict[str, Any]:
+    box_head = _box_head(detect, width, num_classes, norm, _BOX_STDS, by_class=True)
+    return {"type": "StandardRoIHead", "bbox_head": box_head}
+
+
+def _cascade_heads(detect: DetectConfig, width: int, num_classes: int, norm: str) -> dict[str, Any]:
+    """Three box heads of equal weight, each on the boxes of the one before; one box for all classes."""
+    return {
+        "type": "OneMaskCascade",
+        "num_stages": len(_STAGE_STDS),
+        "stage_loss_weights": [1.0] * len(_STAGE_STDS),
+        "bbox_head": [
+            _box_head(detect, width, num_classes, norm, stds, by_class=False) for stds in _STAGE_STDS
+        ],
+    }
+
+
+def _box_head(
+    detect: DetectConfig, width: int, num_classes: int, norm: str, stds: tuple[float, ...], *, by_class: bool
+) -> dict[str, Any]:
+    """Four convolutions with norm, one layer; GIoU is of decoded boxes, L1 of the deltas themselves."""
+    giou = detect.box_loss == "giou"
     return {
         "type": "Shared4Conv1FCBBoxHead",
         "in_channels": width,
@@ -93,13 +114,33 @@ def _box_head(detect: DetectConfig, width: int, num_classes: int, norm: str) -> 
         "fc_out_channels": detect.fc_width,
         "roi_feat_size": 7,
         "num_classes": num_classes,
-        "norm_cfg": {"type": norm, "requires_grad": True},
-        "bbox_coder": _box_coder([0.1, 0.1, 0.2, 0.2]),
-        "reg_class_agnostic": False,
-        "reg_decoded_bbox": True,
+        "norm_cfg": _layer_norm() if detect.head_norm == "layer" else {"type": norm, "requires_grad": True},
+        "bbox_coder": _box_coder(list(stds)),
+        "reg_class_agnostic": not by_class,
+        "reg_decoded_bbox": giou,
         "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
-        "loss_bbox": {"type": "GIoULoss", "loss_weight": 10.0},
+        "loss_bbox": {"type": "GIoULoss", "loss_weight": 10.0} if giou else _l1(),
     }
+
+
+def _mask_head(detect: DetectConfig, width: int, num_classes: int) -> dict[str, Any]:
+    return {
+        "type": "FCNMaskHead",
+        "num_convs": 4,
+        "in_channels": width,
+        "conv_out_channels": detect.head_width,
+        "num_classes": num_classes,
+        "norm_cfg": _layer_norm() if detect.head_norm == "layer" else None,
+        "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True, "loss_weight": 1.0},
+    }
+
+
+def _layer_norm() -> dict[str, Any]:
+    return {"type": "LN2d", "eps": _NORM_EPS}
+
+
+def _l1() -> dict[str, Any]:
+    return {"type": "L1Loss", "loss_weight": 1.0}
 
 
 def _box_coder(stds: list[float]) -> dict[str, Any]:
@@ -116,13 +157,14 @@ def _roi_extractor(width: int, size: int) -> dict[str, Any]:
     }
 
 
-def _assigner(positive: float, negative: float, min_positive: float) -> dict[str, Any]:
+def _assigner(positive: float, negative: float, min_positive: float, *, rescue: bool) -> dict[str, Any]:
+    """`rescue`: a true object that no box overlaps enough takes the nearest above `min_positive`."""
     return {
         "type": "MaxIoUAssigner",
         "pos_iou_thr": positive,
         "neg_iou_thr": negative,
         "min_pos_iou": min_positive,
-        "match_low_quality": True,
+        "match_low_quality": rescue,
         "ignore_iof_thr": -1,
     }
 
@@ -146,23 +188,26 @@ def _proposal_rules(detect: DetectConfig, before_nms: int) -> dict[str, Any]:
     }
 
 
-def _train_rules(detect: DetectConfig) -> dict[str, Any]:
+def _proposal_training(detect: DetectConfig) -> dict[str, Any]:
     return {
         "rpn": {
-            "assigner": _assigner(0.7, 0.3, 0.3),
+            "assigner": _assigner(0.7, 0.3, 0.3, rescue=True),
             "sampler": _sampler(256, 0.5, with_truth=False),
             "allowed_border": -1,
             "pos_weight": -1,
             "debug": False,
         },
         "rpn_proposal": _proposal_rules(detect, 2 * detect.proposals),
-        "rcnn": {
-            "assigner": _assigner(0.5, 0.5, 0.5),
-            "sampler": _sampler(512, 0.25, with_truth=True),
-            "mask_size": 28,
-            "pos_weight": -1,
-            "debug": False,
-        },
+    }
+
+
+def _box_training(iou: float, *, rescue: bool) -> dict[str, Any]:
+    return {
+        "assigner": _assigner(iou, iou, iou, rescue=rescue),
+        "sampler": _sampler(512, 0.25, with_truth=True),
+        "mask_size": 28,
+        "pos_weight": -1,
+        "debug": False,
     }
 
 
@@ -178,116 +223,14 @@ def _test_rules(detect: DetectConfig) -> dict[str, Any]:
     }
 
 
-def train_pipeline(detect: DetectConfig) -> list[dict[str, Any]]:
-    """Flip, then one of many sizes; with the crop branch, half of the images are cropped in between.
-
-    The two branches and their sizes are DETR's (arXiv 2005.12872), as in iTPN's released configurations.
-    """
-    resize = _any_size(detect.short_sides, detect.long_side)
-    steps: list[dict[str, Any]] = [
-        {"type": "LoadImageFromFile"},
-        {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
-        {"type": "RandomFlip", "prob": detect.flip_probability},
-    ]
-    if detect.crop_branch:
-        crop = {
-            "type": "RandomCrop",
-            "crop_type": "absolute_range",
-            "crop_size": _CROP_RANGE,
-            "allow_negative_crop": True,
-        }
-        first = _any_size(_CROP_BRANCH_SIDES, detect.long_side)
-        steps.append({"type": "RandomChoice", "transforms": [[resize], [first, crop, resize]]})
-    else:
-        steps.append(resize)
-    return [*steps, {"type": "PackDetInputs", "meta_keys": _KEPT_META}]
-
-
-def _any_size(short_sides: tuple[int, ...], long_side: int) -> dict[str, Any]:
-    scales = [(short, long_side) for short in short_sides]
-    return {"type": "RandomChoiceResize", "scales": scales, "keep_ratio": True}
-
-
-def eval_pipeline(detect: DetectConfig) -> list[dict[str, Any]]:
-    """One size, no flip."""
-    return [
-        {"type": "LoadImageFromFile"},
-        {"type": "Resize", "scale": detect.test_size, "keep_ratio": True},
-        {"type": "PackDetInputs", "meta_keys": _KEPT_META[:5]},
-    ]
-
-
 def build_detector(config: dict[str, Any]) -> Any:
     """mmdet's detector; `library.open_detection` must have run. Its `init_weights` draws the heads."""
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
 
-    import vitpipe.dense.backbone  # noqa: F401  (registers DenseMaps)
+    # These register what the configuration names.
+    import vitpipe.dense.backbone
+    import vitpipe.dense.cascade_head
+    import vitpipe.dense.layer_norm  # noqa: F401
 
     return MODELS.build(ConfigDict(config))
-
-
-def coco_dataset(folder: DenseFolder, split: str, pipeline: list[dict[str, Any]]) -> Any:
-    """mmdet's dataset over one split of a COCO folder.
-
-    In training, images without an object and images with a side below 32 pixels are left out, as in mmdet's
-    own configurations; crowds are ignored regions.
-
-    Args:
-        split: `train` or `val`.
-
-    Raises:
-        DatasetError: when annotations or images are missing, or the annotations cannot be read.
-    """
-    from mmdet.registry import DATASETS
-
-    annotations, images = coco_places(folder.root, split)
-    training = split == "train"
-    config = {
-        "type": "CocoDataset",
-        "ann_file": str(annotations),
-        "data_prefix": {"img": str(images)},
-        "metainfo": {"classes": folder.classes},
-        "filter_cfg": {"filter_empty_gt": True, "min_size": _MIN_IMAGE_SIDE} if training else None,
-        "test_mode": not training,
-        "pipeline": pipeline,
-    }
-    # The COCO reader tells its progress on the terminal.
-    with contextlib.redirect_stdout(io.StringIO()):
-        return DATASETS.build(config)
-
-
-def standing(dataset: Any) -> list[int]:
-    """1 for each sample of a COCO dataset that is higher than wide, else 0."""
-    infos = (dataset.get_data_info(index) for index in range(len(dataset)))
-    return [int(info["height"] > info["width"]) for info in infos]
-
-
-def coco_places(root: Path, split: str) -> tuple[Path, Path]:
-    """Annotation file and image folder of a split.
-
-    Raises:
-        DatasetError: when one is missing or the annotations are not COCO's.
-    """
-    annotations = root / "annotations" / f"instances_{split}2017.json"
-    images = root / f"{split}2017"
-    mend = (
-        "a COCO folder has annotations/instances_train2017.json, annotations/instances_val2017.json, "
-        "train2017/ and val2017/; run the prepare stage again"
-    )
-    if not annotations.is_file():
-        raise DatasetError("The annotation file is missing", where=annotations, mend=mend)
-    if not images.is_dir():
-        raise DatasetError("The image folder is missing", where=images, mend=mend)
-    try:
-        content = json.loads(annotations.read_bytes())
-        missing = {"images", "annotations", "categories"} - set(content)
-    except (ValueError, TypeError) as error:
-        raise DatasetError(
-            f"The annotation file cannot be read ({error})", where=annotations, mend=mend
-        ) from error
-    if missing:
-        raise DatasetError(
-            f"The annotation file has no {', '.join(sorted(missing))}", where=annotations, mend=mend
-        )
-    return annotations, images

@@ -26,8 +26,10 @@ from vitpipe.errors import RunError
 _DETECTION = (
     "mmdet.models.data_preprocessors.data_preprocessor",
     "mmdet.models.detectors.mask_rcnn",
+    "mmdet.models.detectors.cascade_rcnn",
     "mmdet.models.dense_heads.rpn_head",
     "mmdet.models.roi_heads.standard_roi_head",
+    "mmdet.models.roi_heads.cascade_roi_head",
     "mmdet.models.roi_heads.bbox_heads.convfc_bbox_head",
     "mmdet.models.roi_heads.mask_heads.fcn_mask_head",
     "mmdet.models.roi_heads.roi_extractors.single_level_roi_extractor",
@@ -58,6 +60,15 @@ _SEGMENTATION = (
     "mmseg.datasets.transforms.transforms",
     "mmseg.evaluation.metrics.iou_metric",
 )
+_MASK2FORMER = (
+    "mmseg.models.decode_heads.mask2former_head",
+    "mmdet.models.layers.msdeformattn_pixel_decoder",
+    "mmdet.models.losses.cross_entropy_loss",
+    "mmdet.models.losses.dice_loss",
+    "mmdet.models.task_modules.assigners.hungarian_assigner",
+    "mmdet.models.task_modules.assigners.match_cost",
+    "mmdet.models.task_modules.samplers.mask_pseudo_sampler",
+)
 # Rooms whose package files only re-export. `structures` is not among them: importing it registers box types.
 _THIN_ROOMS = ("datasets", "evaluation", "models", "utils")
 # Imported by transforms inside try/except for augmentations that we do not have; costs 1 s.
@@ -66,7 +77,7 @@ _SCOPES = itertools.count()
 
 
 def open_detection(device: str = "cpu") -> None:
-    """Import and register what Mask R-CNN on COCO needs, and make mmdet the scope of short names.
+    """Import and register what Mask R-CNN and its cascade need, and make mmdet the scope of short names.
 
     Args:
         device: where it will run; RoIAlign and NMS must have been compiled for it.
@@ -85,13 +96,17 @@ def open_detection(device: str = "cpu") -> None:
         )
 
 
-def open_segmentation() -> None:
-    """Import and register what UPerNet on ADE20K needs, and make mmseg the scope of short names.
+def open_segmentation(head: str = "upernet") -> None:
+    """Import and register what a head on ADE20K needs, and make mmseg the scope of short names.
+
+    Args:
+        head: `upernet`, or `mask2former`, whose parts are mmdet's.
 
     Raises:
         RunError: as `open_detection`.
     """
-    _open("mmseg", ("mmcv.transforms", *_SEGMENTATION))
+    parts = ("mmdet", *_MASK2FORMER) if head == "mask2former" else ()
+    _open("mmseg", ("mmcv.transforms", *_SEGMENTATION, *parts))
 
 
 def _open(scope: str, modules: Sequence[str]) -> None:

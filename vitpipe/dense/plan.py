@@ -78,7 +78,7 @@ def segment_plan(segment: SegmentConfig, *, num_ranks: int, accelerator: Acceler
     factor = partial(poly_factor, warmup_steps=segment.warmup_steps, num_steps=segment.steps)
     notes = (f"{segment.steps} steps of {segment.global_batch} images",)
     plan = _shared(segment, "segment", segment.steps, factor, notes, num_ranks, accelerator)
-    if plan.micro_batch == 1 and plan.norm == "BN":
+    if segment.head == "upernet" and plan.micro_batch == 1 and plan.norm == "BN":
         raise RecipeError(
             "Batch norm in the segmentation head needs at least two images on each rank",
             where="segment.global_batch",

@@ -48,10 +48,17 @@ _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 def dense_groups(network: Any, dense: DenseConfig) -> list[dict[str, Any]]:
     """AdamW's parameter groups with the layer-wise learning-rate decay of the network's family.
 
+    Learned queries and level embeddings of a head take no weight decay (Mask2Former, arXiv 2112.01527).
+
     Args:
         network: a detector or segmentor with `DenseMaps` as `backbone`.
     """
     net = network.backbone.net
+    embeddings = tuple(
+        f"{name}.weight"
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Embedding) and not name.startswith(NET_PREFIX)
+    )
 
     def layer_of(name: str) -> int:
         inner = name.removeprefix(NET_PREFIX)
@@ -60,25 +67,22 @@ def dense_groups(network: Any, dense: DenseConfig) -> list[dict[str, Any]]:
     return parameter_groups(
         network.named_parameters(),
         weight_decay=dense.weight_decay,
-        no_decay=net.no_decay,
+        no_decay=(*net.no_decay, *embeddings),
         layer_of=layer_of,
         layer_scales=net.layer_scales(dense.layer_decay),
     )
 
 
 def build_optimiser(network: nn.Module, dense: DenseConfig, plan: DensePlan) -> OptimWrapper:
-    """AdamW over `dense_groups` in mmengine's wrapper, which accumulates and scales."""
+    """AdamW over `dense_groups` in mmengine's wrapper, which accumulates, scales and clips."""
     groups = dense_groups(network, dense)
     adamw = build_adamw(groups, OptimConfig(base_lr=dense.base_lr, betas=dense.betas))
+    clipping = None if dense.clip_grad_norm is None else {"max_norm": dense.clip_grad_norm}
+    settings: dict[str, Any] = {"accumulative_counts": plan.accumulation, "clip_grad": clipping}
     if plan.precision == "off":
-        return OptimWrapper(adamw, accumulative_counts=plan.accumulation)
+        return OptimWrapper(adamw, **settings)
     scale: Any = "dynamic" if plan.precision == "fp16" else 1.0
-    return AmpOptimWrapper(
-        scale,
-        dtype=_DTYPES[plan.precision],
-        optimizer=adamw,
-        accumulative_counts=plan.accumulation,
-    )
+    return AmpOptimWrapper(scale, dtype=_DTYPES[plan.precision], optimizer=adamw, **settings)
 
 
 class DenseRun:
@@ -103,6 +107,9 @@ class DenseRun:
     ) -> None:
         self.network, self.dense, self.plan = network, dense, plan
         self.seed, self.ranks, self.states, self.logger = seed, ranks, states, logger
+        if plan.norm == "SyncBN":
+            # The heads' batch norms are made so; those between backbone and heads are not.
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.optimiser = build_optimiser(network, dense, plan)
         self.step = 0
         self.window: dict[str, float] = {}

@@ -1,22 +1,26 @@
-"""UPerNet on ADE20K, as mmseg configuration: built from the recipe's values and nothing else.
+"""UPerNet and Mask2Former on ADE20K, as mmseg configuration: from the recipe's values and nothing else.
 
 Xiao et al., Unified Perceptual Parsing, arXiv 1807.10221, with the settings of iTPN's released configurations
-(arXiv 2211.12735).
+(arXiv 2211.12735); for Mask2Former see `mask2former`.
 """
 
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from vitpipe.config.recipe import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, SegmentConfig
 from vitpipe.data.dense import DenseFolder
+from vitpipe.dense.mask2former import mask2former_head
 from vitpipe.errors import DatasetError
 
 IGNORED = 255
 _MAX_CATEGORY_SHARE = 0.75
 _AUXILIARY_WEIGHT = 0.4
+_WHOLE_PAD_MULTIPLE = 32
+_OWN_INFERENCE = {"upernet": "slide", "mask2former": "whole"}
 _SPLITS = {"train": "training", "val": "validation"}
 
 
@@ -26,19 +30,22 @@ def segmentor_config(
     """The segmentor.
 
     Args:
-        norm: `SyncBN` or `BN`, for both heads.
+        norm: `SyncBN` or `BN`, for UPerNet's two heads.
     """
     from vitpipe.dense.backbone import map_widths, maps_config
 
     backbone = maps_config(segment, model, "segment", segment.crop_size)
     widths = map_widths(backbone)
     size = (segment.crop_size, segment.crop_size)
-    shared = {
-        "dropout_ratio": 0.1,
-        "num_classes": num_classes,
-        "norm_cfg": {"type": norm, "requires_grad": True},
-        "align_corners": False,
-    }
+    if segment.head == "mask2former":
+        heads: dict[str, Any] = {"decode_head": mask2former_head(segment.mask2former, widths, num_classes)}
+    else:
+        heads = _upernet_heads(segment, widths, num_classes, norm)
+    test: dict[str, Any] = {"mode": "slide", "crop_size": size, "stride": (segment.stride, segment.stride)}
+    # A relative position bias is made for one size: a smaller picture is padded to it.
+    test_padding: dict[str, Any] = {"size": size}
+    if (segment.inference or _OWN_INFERENCE[segment.head]) == "whole":
+        test, test_padding = {"mode": "whole"}, {"size_divisor": _WHOLE_PAD_MULTIPLE}
     return {
         "type": "EncoderDecoder",
         "data_preprocessor": {
@@ -49,10 +56,25 @@ def segmentor_config(
             "pad_val": 0,
             "seg_pad_val": IGNORED,
             "size": size,
-            # The relative position bias is made for one size: a smaller picture is padded to it.
-            "test_cfg": {"size": size},
+            "test_cfg": test_padding,
         },
         "backbone": backbone,
+        **heads,
+        "train_cfg": {},
+        "test_cfg": test,
+    }
+
+
+def _upernet_heads(
+    segment: SegmentConfig, widths: tuple[int, ...], num_classes: int, norm: str
+) -> dict[str, Any]:
+    shared = {
+        "dropout_ratio": 0.1,
+        "num_classes": num_classes,
+        "norm_cfg": {"type": norm, "requires_grad": True},
+        "align_corners": False,
+    }
+    return {
         "decode_head": {
             "type": "UPerHead",
             "in_channels": list(widths),
@@ -72,8 +94,6 @@ def segmentor_config(
             "loss_decode": _cross_entropy(_AUXILIARY_WEIGHT),
             **shared,
         },
-        "train_cfg": {},
-        "test_cfg": {"mode": "slide", "crop_size": size, "stride": (segment.stride, segment.stride)},
     }
 
 
@@ -111,6 +131,24 @@ def eval_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
     ]
 
 
+def multi_scale_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
+    """Each of several sizes, as it is and mirrored: one sample holds lists, see `multi_scale`."""
+    long_side, short_side = segment.scale
+    sizes = [
+        {"type": "Resize", "scale": (round(long_side * ratio), round(short_side * ratio)), "keep_ratio": True}
+        for ratio in segment.multi_scale_ratios
+    ]
+    flips = [{"type": "RandomFlip", "prob": probability} for probability in (0.0, 1.0)]
+    return [
+        {"type": "LoadImageFromFile"},
+        {
+            "type": "TestTimeAug",
+            # Labels come after the flip: they stay as they are, like the prediction, which is flipped back.
+            "transforms": [sizes, flips, [{"type": "LoadAnnotations"}], [{"type": "PackSegInputs"}]],
+        },
+    ]
+
+
 def build_segmentor(config: dict[str, Any]) -> Any:
     """mmseg's segmentor; `library.open_segmentation` must have run. Its `init_weights` draws the heads.
 
@@ -119,7 +157,11 @@ def build_segmentor(config: dict[str, Any]) -> Any:
     from mmengine.config import ConfigDict
     from mmseg.registry import MODELS
 
-    import vitpipe.dense.backbone  # noqa: F401  (registers DenseMaps)
+    # These register what the configuration names.
+    import vitpipe.dense.backbone
+
+    if config["decode_head"]["type"] == "FullPrecisionMask2Former":
+        import vitpipe.dense.mask2former_head  # noqa: F401
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*avg_non_ignore.*")
@@ -148,7 +190,8 @@ def ade_dataset(folder: DenseFolder, split: str, pipeline: list[dict[str, Any]])
             "reduce_zero_label": True,
             "ignore_index": IGNORED,
             "test_mode": split == "val",
-            "pipeline": pipeline,
+            # Some transforms build their parts inside what they are given.
+            "pipeline": deepcopy(pipeline),
         }
     )
 

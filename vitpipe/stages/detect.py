@@ -1,4 +1,4 @@
-"""Detection and instance segmentation on COCO: Mask R-CNN on the pre-trained pyramid.
+"""Detection and instance segmentation on COCO: Mask R-CNN or its cascade on the pre-trained network.
 
 data + weights > detector > train > twelve numbers each for boxes and masks > tables, picture, weights
 """
@@ -13,16 +13,9 @@ import numpy as np
 from PIL import Image
 
 from vitpipe.data.dense import DenseFolder, open_dense
+from vitpipe.dense.coco import coco_dataset, coco_places, eval_pipeline, padding_groups, train_pipeline
 from vitpipe.dense.coco_ap import NUMBERS, CocoResult, coco_ap, coco_results
-from vitpipe.dense.detect import (
-    build_detector,
-    coco_dataset,
-    coco_places,
-    detector_config,
-    eval_pipeline,
-    standing,
-    train_pipeline,
-)
+from vitpipe.dense.detect import build_detector, detector_config
 from vitpipe.dense.library import open_detection
 from vitpipe.dense.pictures import DrawnObject, Pixels, class_colours, draw_objects, write_sheet
 from vitpipe.dense.plan import detect_plan
@@ -68,7 +61,8 @@ def run(ctx: StageContext) -> dict[str, float]:
         detector.init_weights()
         start_from_weights(ctx, detector.backbone.net)
         detector.to(ranks.device)
-        fit_dense(ctx, detector, plan, train_set, folder, ranks, groups=standing(train_set))
+        groups = padding_groups(section, train_set)
+        fit_dense(ctx, detector, plan, train_set, folder, ranks, groups)
         save_result(ctx, detector, classes=json.dumps(folder.classes))
         return _judge(ctx, detector, val_set, folder, ranks)
 

@@ -1,4 +1,4 @@
-"""Semantic segmentation on ADE20K: UPerNet on the pre-trained pyramid.
+"""Semantic segmentation on ADE20K: UPerNet or Mask2Former on the pre-trained network.
 
 data + weights > segmentor > train > mIoU, aAcc, mAcc > table, picture, weights
 """
@@ -15,12 +15,14 @@ from PIL import Image
 from vitpipe.data.dense import DenseFolder, open_dense
 from vitpipe.dense.library import open_segmentation
 from vitpipe.dense.miou import PixelCounts, SegmentResult
+from vitpipe.dense.multi_scale import MergedSizes
 from vitpipe.dense.pictures import class_colours, draw_labels, write_sheet
 from vitpipe.dense.plan import segment_plan
 from vitpipe.dense.segment import (
     ade_dataset,
     build_segmentor,
     eval_pipeline,
+    multi_scale_pipeline,
     segmentor_config,
     train_pipeline,
 )
@@ -37,23 +39,29 @@ def run(ctx: StageContext) -> dict[str, float]:
     and `per_class`, and the figure `predictions`.
 
     Returns:
-        `mIoU`, `mAcc` (means over classes) and `aAcc` (over pixels), ratios in [0, 1].
+        `mIoU`, `mAcc` (means over classes) and `aAcc` (over pixels), ratios in [0, 1]; with
+        `multi_scale_ratios` also `multi_scale_mIoU` and so on, over several sizes and their mirror images.
 
     Raises:
         DatasetError: ADE20K is not there or is damaged.
         CheckpointError: the starting weights do not fit.
         RunError: mmseg is not installed.
     """
-    open_segmentation()
+    section = ctx.recipe.segment
+    assert section is not None
+    open_segmentation(section.head)
     from vitpipe.stages.dense_training import fit_dense, save_config
     from vitpipe.stages.training import save_result, seed_model, start_from_weights
 
-    section = ctx.recipe.segment
-    assert section is not None
     with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
         folder = open_dense(ctx.inputs["data"].path, "ade20k", ctx.state / "data")
         pipelines = {"train": train_pipeline(section), "val": eval_pipeline(section)}
-        train_set, val_set = (ade_dataset(folder, split, steps) for split, steps in pipelines.items())
+        if section.multi_scale_ratios:
+            pipelines["val_multi_scale"] = multi_scale_pipeline(section)
+        sets = {
+            name: ade_dataset(folder, "train" if name == "train" else "val", steps)
+            for name, steps in pipelines.items()
+        }
         plan = segment_plan(section, num_ranks=ranks.num_ranks, accelerator=ranks.accelerator)
         config = segmentor_config(section, ctx.recipe.model, num_classes=len(folder.classes), norm=plan.norm)
         save_config(ctx, network=config, pipelines=pipelines)
@@ -62,9 +70,13 @@ def run(ctx: StageContext) -> dict[str, float]:
         segmentor.init_weights()
         start_from_weights(ctx, segmentor.backbone.net)
         segmentor.to(ranks.device)
-        fit_dense(ctx, segmentor, plan, train_set, folder, ranks)
+        fit_dense(ctx, segmentor, plan, sets["train"], folder, ranks)
         save_result(ctx, segmentor, classes=json.dumps(folder.classes))
-        return _judge(ctx, segmentor, val_set, folder, ranks)
+        metrics = _judge(ctx, segmentor, sets["val"], folder, ranks)
+        if section.multi_scale_ratios:
+            merged = MergedSizes(segmentor, softmax=section.head == "upernet")
+            metrics |= _judge_multi_scale(ctx, merged, sets["val_multi_scale"], folder, ranks)
+        return metrics
 
 
 def _judge(
@@ -83,6 +95,22 @@ def _judge(
     ctx.logger.table("per_class", _class_rows(result, folder.classes))
     if ctx.is_main:
         _draw(ctx, drawn, len(folder.classes))
+    return _metrics(result)
+
+
+def _judge_multi_scale(
+    ctx: StageContext, merged: MergedSizes, val_set: Any, folder: DenseFolder, ranks: Ranks
+) -> dict[str, float]:
+    from vitpipe.stages.dense_training import predictions
+
+    counts = PixelCounts(len(folder.classes))
+    for sample in predictions(ctx, merged, val_set, ranks):
+        counts.add(sample)
+    result = counts.result(ranks.sum(counts.total))
+    return {f"multi_scale_{name}": value for name, value in _metrics(result).items()}
+
+
+def _metrics(result: SegmentResult) -> dict[str, float]:
     return {"mIoU": result.mean_iou, "mAcc": result.mean_acc, "aAcc": result.all_acc}
 
 

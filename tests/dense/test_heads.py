@@ -1,0 +1,78 @@
+"""Every head through its stage: steps, predictions, numbers."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from vitpipe.models.weights import load_state
+from vitpipe.train.logger import MemoryLogger
+
+pytestmark = pytest.mark.dense
+
+_REVCOLV2 = (
+    "model.name=revcolv2_nano",
+    "model.pyramid=null",
+    "model.decoder=null",
+    "detect.pyramid_depth=null",
+    "segment.pyramid_depth=null",
+)
+_CASES = {
+    "mask_rcnn": ("detect", ()),
+    "cascade_mask_rcnn": ("detect", _REVCOLV2),
+    "mask2former": ("segment", (*_REVCOLV2, "segment.inference=null", "segment.multi_scale_ratios=[1.5]")),
+}
+
+
+class CrashError(Exception):
+    pass
+
+
+class CrashAfter(MemoryLogger):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def progress(self, step, num_steps, values):
+        if step == self.step:
+            raise CrashError
+
+
+def run_stage(context):
+    return importlib.import_module(f"vitpipe.stages.{context.stage}").run(context)
+
+
+@pytest.mark.parametrize("head", _CASES)
+def test_a_head_trains_and_judges(make_context, tiny_head, head):
+    """On a network that has a pyramid of its own, and on one that takes pictures of any size."""
+    stage, changes = _CASES[head]
+    context = make_context(stage, recipe=tiny_head(head, f"{stage}.log_every_steps=1", *changes))
+    metrics = run_stage(context)
+    assert metrics
+    assert all(0.0 <= value <= 1.0 for value in metrics.values())
+    names = {name for _, name, _ in context.logger.points}
+    losses = [value for _, name, value in context.logger.points if name == "train/loss"]
+    assert len(losses) >= 3
+    assert all(0.0 < value < 1e3 for value in losses)
+    if head == "cascade_mask_rcnn":
+        assert {f"train/s{number}.loss_bbox" for number in range(3)} <= names
+        assert [name for name in names if "loss_mask" in name] == ["train/s0.loss_mask"]
+    if head == "mask2former":
+        assert {"train/decode.loss_dice", "train/decode.d0.loss_mask"} <= names
+        assert {"mIoU", "multi_scale_mIoU"} <= set(metrics)
+
+
+def test_a_killed_mask2former_ends_as_if_nothing_had_happened(make_context, tiny_head):
+    """Its losses draw points: the same ones after a resumption."""
+    recipe = tiny_head("mask2former", "segment.checkpoint_minutes=1e-9")
+    whole = make_context("segment", "whole", recipe=recipe)
+    metrics = run_stage(whole)
+    with pytest.raises(CrashError):
+        run_stage(make_context("segment", "killed", CrashAfter(2), recipe))
+    again = make_context("segment", "killed", recipe=recipe)
+    assert run_stage(again) == metrics
+    assert any("after step 1" in line for line in again.logger.lines)
+    first, second = (load_state(context.folder / "weights.safetensors") for context in (whole, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)

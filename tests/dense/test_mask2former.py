@@ -1,0 +1,176 @@
+"""Mask2Former as mmseg gets it: the released values, full precision, whole pictures; several sizes merged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from vitpipe.config.recipe import Mask2FormerConfig
+from vitpipe.config.resolve import Accelerator
+from vitpipe.dense.library import open_segmentation
+from vitpipe.dense.mask2former import mask2former_head
+from vitpipe.dense.multi_scale import MergedSizes
+from vitpipe.dense.plan import segment_plan
+from vitpipe.dense.run import DenseRun, build_optimiser, dense_groups
+from vitpipe.dense.segment import build_segmentor, multi_scale_pipeline, segmentor_config
+from vitpipe.train.logger import MemoryLogger
+from vitpipe.train.ranks import Ranks
+
+pytestmark = pytest.mark.dense
+RESNET50_WIDTHS = (256, 512, 1024, 2048)
+
+
+@pytest.fixture
+def segmentor(tiny_head):
+    """The tiny network, in evaluation mode."""
+
+    def make(*overrides):
+        open_segmentation("mask2former")
+        recipe = tiny_head("mask2former", *overrides)
+        torch.manual_seed(0)
+        config = segmentor_config(recipe.segment, recipe.model, num_classes=3, norm="BN")
+        network = build_segmentor(config)
+        network.init_weights()
+        return network.eval()
+
+    return make
+
+
+def test_released_values():
+    head = mask2former_head(Mask2FormerConfig(), RESNET50_WIDTHS, 150)
+    assert (head["num_queries"], head["feat_channels"], head["out_channels"]) == (100, 256, 256)
+    encoder, decoder = head["pixel_decoder"]["encoder"], head["transformer_decoder"]
+    assert (encoder["num_layers"], decoder["num_layers"]) == (6, 9)
+    assert encoder["layer_cfg"]["self_attn_cfg"]["num_heads"] == 8
+    assert encoder["layer_cfg"]["self_attn_cfg"]["num_levels"] == 3
+    assert encoder["layer_cfg"]["ffn_cfg"]["feedforward_channels"] == 1024
+    assert decoder["layer_cfg"]["ffn_cfg"]["feedforward_channels"] == 2048
+    weights = [head[name]["loss_weight"] for name in ("loss_cls", "loss_mask", "loss_dice")]
+    assert weights == [cost["weight"] for cost in head["train_cfg"]["assigner"]["match_costs"]] == [2, 5, 5]
+    assert head["loss_cls"]["class_weight"] == [1.0] * 150 + [0.1]
+    rules = head["train_cfg"]
+    assert [rules[name] for name in ("num_points", "oversample_ratio", "importance_sample_ratio")] == [
+        12544,
+        3.0,
+        0.75,
+    ]
+
+
+def test_parameters_of_the_published_head():
+    """The paper has 44 M with ResNet-50, of which 23.5 M are the backbone's."""
+    from mmengine.config import ConfigDict
+
+    open_segmentation("mask2former")
+    from mmseg.registry import MODELS
+
+    import vitpipe.dense.mask2former_head  # noqa: F401
+
+    with torch.device("meta"):
+        head = MODELS.build(ConfigDict(mask2former_head(Mask2FormerConfig(), RESNET50_WIDTHS, 150)))
+    count = sum(parameter.numel() for parameter in head.parameters())
+    assert round(count / 1e6 + 23.5) == 44
+
+
+def test_head_is_in_full_precision_under_autocast(segmentor):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    head = segmentor().decode_head
+    widths = (32, 48, 80, 80)
+    maps = tuple(
+        torch.randn(1, width, 16 >> level, 16 >> level).bfloat16() for level, width in enumerate(widths)
+    )
+    labels = torch.arange(64).div(22, rounding_mode="floor").repeat(1, 64, 1)
+    sample = SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo={"img_shape": (64, 64)})
+
+    def losses(levels):
+        torch.manual_seed(1)
+        return head.loss(levels, [sample], None)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses(maps)
+        scores = head.predict(maps, [{"img_shape": (64, 64)}], {})
+    expected = losses(tuple(level.float() for level in maps))
+    assert found == expected
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert (scores.shape, scores.dtype) == ((1, 3, 64, 64), torch.float32)
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_pictures_come_back_at_their_own_size(segmentor, mode):
+    from mmseg.structures import SegDataSample
+
+    network = segmentor(f"segment.inference={mode}")
+    assert network.test_cfg["mode"] == mode
+    # Whole pictures are padded to 32, those for the window to its size.
+    shape = (60, 50) if mode == "whole" else (40, 200)
+    meta = {"img_shape": shape, "ori_shape": (30, 100), "pad_shape": shape, "flip": False}
+    with torch.no_grad():
+        batch = {
+            "inputs": [torch.zeros(3, *shape, dtype=torch.uint8)],
+            "data_samples": [SegDataSample(metainfo=meta)],
+        }
+        (found,) = network.test_step(batch)
+    assert found.pred_sem_seg.data.shape == (1, 30, 100)
+
+
+def test_optimiser(segmentor, tiny_head):
+    section = tiny_head("mask2former").segment
+    network = segmentor()
+    decay = {name: g["weight_decay"] for g in dense_groups(network, section) for name in g["names"]}
+    undecayed = {name for name, value in decay.items() if value == 0 and "backbone" not in name}
+    embeddings = {f"decode_head.{name}.weight" for name in ("query_embed", "query_feat", "level_embed")}
+    assert embeddings <= undecayed
+    assert decay["decode_head.cls_embed.weight"] == 0.05
+    plan = segment_plan(section, num_ranks=1, accelerator=Accelerator())
+    assert build_optimiser(network, section, plan).clip_grad_kwargs == {"max_norm": 0.01}
+    free = section.model_copy(update={"clip_grad_norm": None})
+    assert not build_optimiser(network, free, plan).clip_grad_kwargs
+
+
+def test_batch_norms_between_backbone_and_head_are_synchronised_too(segmentor, tiny_head):
+    section = tiny_head("mask2former").segment
+    network = segmentor()
+    network.backbone.neck = nn.BatchNorm2d(4)
+    weight = network.backbone.neck.weight
+    plan = segment_plan(section, num_ranks=1, accelerator=Accelerator())
+    for norm, kind in (("BN", nn.BatchNorm2d), ("SyncBN", nn.SyncBatchNorm)):
+        ranks = Ranks(0, 1, torch.device("cpu"))
+        DenseRun(
+            network,
+            section,
+            replace(plan, norm=norm),
+            seed=0,
+            ranks=ranks,
+            states=None,
+            logger=MemoryLogger(),
+        )
+        assert type(network.backbone.neck) is kind
+        assert network.backbone.neck.weight is weight
+
+
+def test_sizes_and_mirror_images(full_recipe):
+    section = full_recipe.segment.model_copy(update={"multi_scale_ratios": (0.5, 1.75)})
+    sizes, flips, *_ = multi_scale_pipeline(section)[1]["transforms"]
+    assert [size["scale"] for size in sizes] == [(1024, 256), (3584, 896)]
+    assert [flip["prob"] for flip in flips] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("softmax", "expected"), [(True, 1), (False, 0)])
+def test_scores_of_all_versions_count_alike(softmax, expected):
+    """Logits are made probabilities first: one sure version does not outvote two others by its size."""
+    versions = [torch.tensor([9.0, 0.0]), torch.tensor([0.0, 3.0]), torch.tensor([0.0, 3.0])]
+
+    class Fake(nn.Module):
+        def test_step(self, batch):
+            (scores,) = batch["inputs"]
+            data = SimpleNamespace(data=scores.reshape(2, 1, 1))
+            return [SimpleNamespace(seg_logits=data, pred_sem_seg=SimpleNamespace(data=None))]
+
+    batch = {"inputs": [[scores] for scores in versions], "data_samples": [[None]] * 3}
+    (found,) = MergedSizes(Fake(), softmax=softmax).test_step(batch)
+    assert found.pred_sem_seg.data.tolist() == [[[expected]]]
