@@ -121,6 +121,7 @@ class Family(ABC):
 # Name in the registry -> module and object; imported when first used.
 _FAMILIES = {
     "hivit": ("vitpipe.models.hivit_family", "HIVIT"),
+    "revcol": ("vitpipe.models.revcol_family", "REVCOL"),
     "revcolv2": ("vitpipe.models.revcolv2_family", "REVCOLV2"),
 }
 

@@ -47,6 +47,7 @@ from vitpipe.models.positions import sincos_table
 from vitpipe.models.revcolv2_columns import (
     NORM_EPS,
     NUM_LEVELS,
+    DeepEmbed,
     RevColV2Shape,
     TokenColumn,
     check_shape,
@@ -98,13 +99,18 @@ class RevColV2(nn.Module):
                 shape, top_down=top_down, is_first=is_first, drop_path=drop_path, window=window
             )
 
-        self.patch_embed = nn.Conv2d(3, shape.width, kernel_size=UNIT_PIXELS, stride=UNIT_PIXELS)
+        self.patch_embed: nn.Module
+        if shape.deep_embed:
+            self.patch_embed = DeepEmbed(shape.width)
+        else:
+            self.patch_embed = nn.Conv2d(3, shape.width, kernel_size=UNIT_PIXELS, stride=UNIT_PIXELS)
+            nn.init.xavier_uniform_(self.patch_embed.weight.view(shape.width, -1))
+            nn.init.zeros_(self.patch_embed.bias)  # type: ignore[arg-type]
         self.pos_embed, self.top_down_pos_embed = table(), table()
         self.bottom_up = nn.ModuleList(column(False, index == 0) for index in range(shape.num_bottom_up))
         self.top_down = nn.ModuleList(column(True, False) for _ in range(shape.num_top_down))
-        _init_weights(self)
-        nn.init.xavier_uniform_(self.patch_embed.weight.view(shape.width, -1))
-        nn.init.zeros_(self.patch_embed.bias)  # type: ignore[arg-type]
+        _init_weights(self.bottom_up)
+        _init_weights(self.top_down)
 
     @property
     def columns(self) -> list[Column]:

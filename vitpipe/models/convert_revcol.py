@@ -1,0 +1,58 @@
+"""Official RevCol checkpoints as our classifier.
+
+Knows the networks released with Reversible Column Networks (Yuxuan Cai et al., arXiv 2212.11696), every size
+in `SHAPES`, with one classifier or with intermediate supervision. Parameter names are the same but for the
+head: of several classifiers along the columns the last becomes that of our network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitpipe.errors import CheckpointError
+from vitpipe.models.official import Renamed
+from vitpipe.models.revcol import SHAPES, RevCol
+from vitpipe.models.revcol_family import HEAD_BIAS, shape_of
+from vitpipe.models.revcol_heads import NUM_PARTS
+from vitpipe.models.weights import KeyRow
+
+_LAST_HEAD = f"cls_blocks.{NUM_PARTS - 1}."
+
+
+def rename_revcol(official: Mapping[str, Tensor], where: str | Path) -> Renamed | None:
+    """The state under our names; `None` when it is not of these networks.
+
+    Raises:
+        CheckpointError: when it is of another size.
+    """
+    if "stem.0.weight" not in official or "subnet0.alpha0" not in official:
+        return None
+    shape = shape_of(official)
+    if shape is None:
+        columns = len({name.split(".")[0] for name in official if name.startswith("subnet")})
+        raise CheckpointError(
+            f"The checkpoint has {columns} columns, with widths and blocks of no known size",
+            where=where,
+            mend=f"the known sizes are {', '.join(SHAPES)}",
+        )
+    rows: list[KeyRow] = []
+    state: dict[str, Tensor] = {}
+    for name, tensor in official.items():
+        ours, size = name, tuple(tensor.shape)
+        if name.startswith(_LAST_HEAD):
+            ours = "cls." + name.removeprefix(_LAST_HEAD)
+            rows.append(KeyRow(name, ours, size, "renamed", "the classifier after the last column"))
+        elif name.startswith(("cls_blocks.", "decoder_blocks.")):
+            rows.append(KeyRow(name, "", size, "dropped", "intermediate supervision, for its training only"))
+            continue
+        else:
+            rows.append(KeyRow(name, name, size, "matched"))
+        state[ours] = tensor
+    head = state.get(HEAD_BIAS)
+    with torch.device("meta"):
+        network = RevCol(shape, 1 if head is None else head.numel())
+    return Renamed("revcol_classifier", shape.name, state, network, tuple(rows))
