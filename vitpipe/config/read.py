@@ -1,7 +1,8 @@
 """From YAML and overrides to one validated recipe; every mistake is reported at once.
 
 Order of precedence, later wins: recipe file, `recipes/profiles/<profile>.yaml`, the family's
-`recipes/<family>/profiles/<profile>.yaml`, overrides from params.yaml, `--set` on the command line.
+`recipes/<family>/profiles/<profile>.yaml`, the recipe's own `.../profiles/<recipe>.<profile>.yaml`, overrides
+from params.yaml, `--set` on the command line.
 Mappings are merged key by key; anything else is replaced.
 """
 
@@ -102,9 +103,10 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
         )
     values = _read_yaml(path)
     values = merge(values, _read_yaml(PROFILES / f"{profile}.yaml"))
-    of_family = path.parent / "profiles" / f"{profile}.yaml"
-    if of_family.is_file():
-        values = merge(values, _read_yaml(of_family))
+    for scaled in (f"{profile}.yaml", f"{path.stem}.{profile}.yaml"):
+        own = path.parent / "profiles" / scaled
+        if own.is_file():
+            values = merge(values, _read_yaml(own))
     for override in overrides:
         values = merge(values, parse_override(override))
     for key, value in (("name", name), ("profile", profile)):
