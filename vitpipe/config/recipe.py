@@ -114,7 +114,7 @@ class DecoderConfig(Section):
 
 
 class ColumnsConfig(Section):
-    """The reversible columns of RevColV2; a number that is not given is the network's own.
+    """The reversible columns of RevCol and RevColV2; a number that is not given is the network's own.
 
     `memory_mode` says what is kept for the backward pass: everything (`plain`), the inputs of each column
     (`column`), or the last column's outputs only (`reversible`); `auto` is reversible in float32 and
@@ -130,7 +130,7 @@ class ColumnsConfig(Section):
 class ModelConfig(Section):
     """Which network. `name` is a key of the model registry, for example `hivit_base`.
 
-    `pyramid` and `decoder` belong to iTPN, `columns` to RevColV2; another family's part is refused.
+    `pyramid` and `decoder` are iTPN's, `columns` RevCol's and RevColV2's; another family's part is refused.
     """
 
     name: str

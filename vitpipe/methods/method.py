@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vitpipe.data.batches import Batch
+from vitpipe.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -42,5 +43,6 @@ class Method(nn.Module, ABC):
         """Scalars of one micro-batch, each a mean over its images; `loss` is the one to minimise."""
 
     def forward(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
-        """The losses; see `losses`."""
-        return self.losses(batch, draw)
+        """The losses, and what the network says about itself; see `losses` and `Network.diagnostics`."""
+        about = self.model.diagnostics() if isinstance(self.model, Network) else {}
+        return {**self.losses(batch, draw), **about}

@@ -40,6 +40,10 @@ class Network(nn.Module, ABC):
     def num_layers(self) -> int:
         """How many layer ids there are."""
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Scalars about the network's own health, logged beside the losses."""
+        return {}
+
     def layer_scales(self, decay: float) -> tuple[float, ...]:
         """Factor on the learning rate of each layer id."""
         return layer_scales(decay, self.num_layers, self.decay_stated_for)

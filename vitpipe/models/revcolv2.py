@@ -54,7 +54,7 @@ from vitpipe.models.revcolv2_columns import (
     head_layer_index,
     layer_index,
 )
-from vitpipe.models.reversible import Column, States, aside, inverse_error, run_chain
+from vitpipe.models.reversible import Column, States, aside, inverse_error, run_chain, smallest_scale
 
 
 class RevColV2(nn.Module):
@@ -212,6 +212,10 @@ class RevColV2Network(Network):
     def __init__(self, backbone: RevColV2) -> None:
         super().__init__()
         self.backbone = backbone
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """`smallest_scale`: min |gamma|, which tells whether columns can still be inverted."""
+        return {"smallest_scale": torch.tensor(smallest_scale(self.backbone.columns))}
 
     @property
     def num_layers(self) -> int:
