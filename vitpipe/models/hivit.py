@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vitpipe.errors import InputError
 from vitpipe.models.blocks import AttentionBlock, ChannelBlock, init_weights
-from vitpipe.models.masking import UNIT_PIXELS, gather_units, units_per_side
+from vitpipe.models.masking import gather_units, grid_of, units_per_side
 from vitpipe.models.network import Classifier, Task
 from vitpipe.models.positions import relative_index, resample_positions
 
@@ -215,18 +215,11 @@ class HiViT(nn.Module):
 
     def _grid(self, images_BCHW: Tensor) -> tuple[int, int]:
         """Units per column and per row of these images."""
-        height, breadth = images_BCHW.shape[-2:]
-        if height % UNIT_PIXELS or breadth % UNIT_PIXELS:
-            raise InputError(
-                f"The network cuts images into units of {UNIT_PIXELS} pixels, but got {height} x {breadth}",
-                where=self.shape.name,
-                mend=f"resize or pad the images to multiples of {UNIT_PIXELS}",
-            )
-        grid = (height // UNIT_PIXELS, breadth // UNIT_PIXELS)
+        grid = grid_of(images_BCHW, self.shape.name)
         if self.relative_index_NN is not None and grid != (self.grid_side, self.grid_side):
             raise InputError(
                 f"The relative position bias is made for {self.image_size} x {self.image_size} pixels, "
-                f"but got {height} x {breadth}",
+                f"but got {images_BCHW.shape[-2]} x {images_BCHW.shape[-1]}",
                 where=self.shape.name,
                 mend="feed that size, or build the network with the other image_size (tables are resized "
                 "when weights are loaded) or without relative positions",

@@ -19,12 +19,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitpipe.errors import InputError
 from vitpipe.models.blocks import AttentionBlock, init_weights
 from vitpipe.models.hivit import HiViT
 from vitpipe.models.masking import (
     PIXELS_PER_UNIT,
     MaskedPrediction,
+    check_input,
     check_mask_ratio,
     choose_units,
     gather_units,
@@ -150,15 +150,7 @@ class MaskedPretrainer(Pretrainer):
         Raises:
             InputError: when images or noise are of another size than the network is built for.
         """
-        size = self.backbone.image_size
-        if images_BCHW.shape[-2:] != (size, size) or noise_BN.shape[1] != self.num_units:
-            raise InputError(
-                f"The pre-training network is built for {size} x {size} pixels ({self.num_units} units), but "
-                f"got images of {images_BCHW.shape[-2]} x {images_BCHW.shape[-1]} and noise for "
-                f"{noise_BN.shape[1]} units",
-                where="pretrain",
-                mend="set model.image_size to the size of the images",
-            )
+        check_input(images_BCHW, noise_BN, self.backbone.image_size)
         choice = choose_units(noise_BN.to(images_BCHW.device), self.mask_ratio)
         levels = self.encode(images_BCHW, choice.kept_BK)
         return MaskedPrediction(self.decoder(levels, choice.restore_BN), choice.mask_BN, choice.kept_BK)

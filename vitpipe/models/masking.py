@@ -88,6 +88,39 @@ def check_mask_ratio(num_units: int, mask_ratio: float) -> None:
         )
 
 
+def check_input(images_BCHW: Tensor, noise_BN: Tensor, image_size: int) -> None:
+    """See that a pre-training network gets images and noise of the size that it is built for.
+
+    Raises:
+        InputError: naming both sizes.
+    """
+    num_units = units_per_side(image_size) ** 2
+    if images_BCHW.shape[-2:] != (image_size, image_size) or noise_BN.shape[1] != num_units:
+        raise InputError(
+            f"The pre-training network is built for {image_size} x {image_size} pixels ({num_units} units), "
+            f"but got images of {images_BCHW.shape[-2]} x {images_BCHW.shape[-1]} and noise for "
+            f"{noise_BN.shape[1]} units",
+            where="pretrain",
+            mend="set model.image_size to the size of the images",
+        )
+
+
+def grid_of(images_BCHW: Tensor, network: str) -> tuple[int, int]:
+    """Rows and columns of units.
+
+    Raises:
+        InputError: when a side is no multiple of 16.
+    """
+    height, breadth = images_BCHW.shape[-2:]
+    if height % UNIT_PIXELS or breadth % UNIT_PIXELS:
+        raise InputError(
+            f"The network cuts images into units of {UNIT_PIXELS} pixels, but got {height} x {breadth}",
+            where=network,
+            mend=f"resize or pad the images to multiples of {UNIT_PIXELS}",
+        )
+    return height // UNIT_PIXELS, breadth // UNIT_PIXELS
+
+
 def gather_units(x: Tensor, kept_BK: Tensor) -> Tensor:
     """Take units by index, per image: (B, N, ...), (B, K) -> (B, K, ...)."""
     num_images, num_units = x.shape[:2]

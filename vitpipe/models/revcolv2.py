@@ -31,14 +31,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitpipe.errors import InputError
 from vitpipe.models.masking import (
     PIXELS_PER_UNIT,
     UNIT_PIXELS,
     MaskedPrediction,
+    check_input,
     check_mask_ratio,
     choose_units,
     gather_units,
+    grid_of,
     units_per_side,
 )
 from vitpipe.models.memory_mode import MemoryPolicy, RequestedMode
@@ -123,13 +124,7 @@ class RevColV2(nn.Module):
         Raises:
             InputError: when a side is no multiple of 16.
         """
-        height, breadth = images_BCHW.shape[-2:]
-        if height % UNIT_PIXELS or breadth % UNIT_PIXELS:
-            raise InputError(
-                f"The network cuts images into units of {UNIT_PIXELS} pixels, but got {height} x {breadth}",
-                where=self.shape.name,
-                mend=f"resize or pad the images to multiples of {UNIT_PIXELS}",
-            )
+        grid_of(images_BCHW, self.shape.name)
         x_BHWC = self.patch_embed(images_BCHW).permute(0, 2, 3, 1)
         return x_BHWC + self._map(self.pos_embed, x_BHWC)
 
@@ -258,15 +253,7 @@ class RevColV2Pretrainer(RevColV2Network, Pretrainer):
         Raises:
             InputError: when images or noise are of another size than the network is built for.
         """
-        size = self.backbone.image_size
-        if images_BCHW.shape[-2:] != (size, size) or noise_BN.shape[1] != self.num_units:
-            raise InputError(
-                f"The pre-training network is built for {size} x {size} pixels ({self.num_units} units), but "
-                f"got images of {images_BCHW.shape[-2]} x {images_BCHW.shape[-1]} and noise for "
-                f"{noise_BN.shape[1]} units",
-                where="pretrain",
-                mend="set model.image_size to the size of the images",
-            )
+        check_input(images_BCHW, noise_BN, self.backbone.image_size)
         choice = choose_units(noise_BN.to(images_BCHW.device), self.mask_ratio)
         seen_BKC = gather_units(self.backbone.embed(images_BCHW).flatten(1, 2), choice.kept_BK)
         levels = self.backbone.encode(seen_BKC)
