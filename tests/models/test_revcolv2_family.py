@@ -108,7 +108,7 @@ def test_positions_resized_at_loading_are_those_resized_on_the_way(pretrained):
 
 
 def test_pretraining_weights_are_never_resized(pretrained):
-    with pytest.raises(CheckpointError, match=r"pos_embed has shape \(1, 16, 64\) in the file"):
+    with pytest.raises(CheckpointError, match=r"pos_embed has shape \(1, 16, 48\) in the file"):
         transfer_weights(build_pretrainer(LARGER), pretrained[1])
 
 

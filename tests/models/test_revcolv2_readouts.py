@@ -17,7 +17,7 @@ from vitpipe.models.revcolv2 import RevColV2, RevColV2Classifier, RevColV2Pretra
 from vitpipe.models.revcolv2_columns import Block, RevColV2Shape
 from vitpipe.models.revcolv2_dense import RevColV2Dense
 
-TINY = RevColV2Shape("tiny", width=24, num_heads=3, depth=2)
+TINY = RevColV2Shape("tiny", width=24, num_heads=3, depth=2, neck_width=32)
 
 
 def _backbone(shape=TINY, **options):
@@ -56,7 +56,7 @@ def test_the_probe_runs_no_top_down_column():
 
 @pytest.mark.parametrize(("task", "widths"), [("segment", (24,) * 4), ("detect", (32,) * 5)])
 def test_dense_maps(task, widths):
-    model = RevColV2Dense(_backbone(), task, width=32)
+    model = RevColV2Dense(_backbone(), task)
     assert model.widths == widths
     maps = model(torch.randn(2, 3, 64, 128))
     strides = (4, 8, 16, 32, 64)[: len(widths)]

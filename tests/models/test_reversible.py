@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vitpipe.models.blocks import drop_path
-from vitpipe.models.memory_mode import MemoryPolicy, resolve_mode
+from vitpipe.models.memory_mode import MemoryPolicy, network_smallest_scale, num_inversions
 from vitpipe.models.reversible import Column, clamp_scales, inverse_error, run_chain, smallest_scale
 
 WIDTH = 6
@@ -302,32 +302,26 @@ def test_scales_are_held_off_zero(values):
     assert smallest_scale([column]) == scale.abs().min()
 
 
-@pytest.mark.parametrize(
-    ("requested", "under_autocast", "smallest", "allowed", "mode", "reason"),
-    [
-        ("auto", False, 0.5, False, "reversible", ""),
-        ("auto", True, 0.5, False, "column", ""),
-        ("auto", True, 0.5, True, "column", ""),
-        ("auto", False, 0.19, False, "column", "0.19"),
-        ("auto", False, math.inf, False, "reversible", ""),
-        ("reversible", True, 0.5, False, "column", "under autocast"),
-        ("reversible", True, 0.5, True, "reversible", ""),
-        ("reversible", True, 0.1, True, "column", "0.1"),
-        ("reversible", False, math.nan, False, "column", "nan"),
-        ("column", False, 0.5, False, "column", ""),
-        ("plain", True, 0.01, False, "plain", ""),
-    ],
-)
-def test_the_mode_that_is_used(requested, under_autocast, smallest, allowed, mode, reason):
-    choice = resolve_mode(
-        requested,
-        under_autocast=under_autocast,
-        smallest_scale=smallest,
-        allow_reversible_amp=allowed,
-    )
-    assert choice.mode == mode
-    assert bool(choice.reason) == bool(reason)
-    assert reason in choice.reason
+def test_a_long_chain_is_kept_by_columns_with_one_warning():
+    (columns, x, _), policy = _chain(9, dtype=torch.float32), MemoryPolicy()
+    assert num_inversions(columns) == 8
+    assert num_inversions(_chain(3, with_states=True)[0]) == 3
+    with pytest.warns(RuntimeWarning, match="through 8 columns") as warned:
+        modes = {policy.prepare(list(columns), x.device, training=True) for _ in range(3)}
+    assert modes == {"column"}
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        short = list(columns)[:4]
+        assert MemoryPolicy("reversible").prepare(short, x.device, training=True) == "reversible"
+
+
+def test_a_network_tells_its_smallest_scale():
+    columns, _, _ = _chain(3)
+    columns[2].factors[1].data[4] = -0.07
+    network = nn.ModuleDict({"inside": nn.Sequential(nn.Linear(1, 1)), "columns": columns})
+    assert network_smallest_scale(network) == pytest.approx(0.07)
+    assert network_smallest_scale(nn.Linear(1, 1)) == math.inf
 
 
 def test_the_policy_clamps_and_warns_once():

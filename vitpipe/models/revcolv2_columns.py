@@ -32,6 +32,8 @@ NORM_EPS = 1e-6
 class RevColV2Shape:
     """One size: channels of every level, attention heads, blocks per level, columns of each kind.
 
+    `initial_gamma`: start of the scales. `neck_width`: channels of the maps for detection.
+
     `deep_embed`: a `DeepEmbed` takes the place of the single convolution that embeds the units. Ours, for the
     nano: from 2,000 pictures a single linear layer over 16 x 16 pixels does not learn what to look for.
     """
@@ -44,6 +46,7 @@ class RevColV2Shape:
     num_top_down: int = 2
     deep_embed: bool = False
     initial_gamma: float = 0.5
+    neck_width: int = 256
 
     @property
     def num_columns(self) -> int:
@@ -54,7 +57,9 @@ class RevColV2Shape:
 SHAPES: dict[str, RevColV2Shape] = {
     shape.name: shape
     for shape in (
-        RevColV2Shape("revcolv2_nano", width=64, num_heads=4, depth=1, deep_embed=True, initial_gamma=1.0),
+        RevColV2Shape(
+            "revcolv2_nano", width=48, num_heads=3, depth=1, deep_embed=True, initial_gamma=1.0, neck_width=64
+        ),
         RevColV2Shape("revcolv2_base", width=384, num_heads=6, depth=3),
         RevColV2Shape("revcolv2_large", width=640, num_heads=10, depth=4),
     )

@@ -31,14 +31,13 @@ class RevColV2Dense(RevColV2Network, DenseBackbone):
 
     Args:
         backbone: with `window` for large images.
-        task: `segment` gives 4 maps of the backbone's width, `detect` 5 of `width`.
-        width: channels of the maps in detection.
+        task: `segment` gives 4 maps of the backbone's width, `detect` 5 of its shape's `neck_width`.
     """
 
-    def __init__(self, backbone: RevColV2, task: Task, *, width: int = 256) -> None:
+    def __init__(self, backbone: RevColV2, task: Task) -> None:
         super().__init__(backbone)
         self.task = task
-        channels = backbone.shape.width
+        channels, width = backbone.shape.width, backbone.shape.neck_width
         self.norms = nn.ModuleList(nn.LayerNorm(channels, eps=NORM_EPS) for _ in range(NUM_LEVELS))
         self.refine: nn.ModuleList | None = None
         if task == "segment":
