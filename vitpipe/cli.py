@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitpipe.errors import VitpipeError
+from vitpipe.errors import InputError, VitpipeError, disk_errors
 
 app = typer.Typer(
     name="vitpipe",
@@ -22,6 +22,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+benchmark = typer.Typer(no_args_is_help=True, help="Measure what design choices cost on this machine.")
+app.add_typer(benchmark, name="benchmark")
 
 PROFILE = "demo"
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="recipe name or a path ending in .yaml")]
@@ -212,6 +215,69 @@ def cost(
     _print_rows(
         found.table(), as_json, f"{model}, one image of {found.image_size[0]} x {found.image_size[1]}"
     )
+
+
+@benchmark.command(name="reversible")
+def benchmark_reversible(
+    columns: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--columns", help="total number, half of each kind; may be repeated  [default: 2 4 8 16]"
+        ),
+    ] = None,
+    width: Annotated[int, typer.Option(min=1, help="channels of every level, 64 per attention head")] = 192,
+    depth: Annotated[int, typer.Option(min=1, help="blocks per level")] = 1,
+    image_size: Annotated[int, typer.Option(min=1, help="pixels per side")] = 224,
+    batch: Annotated[int, typer.Option(min=1, help="images per step")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="timed steps of each way")] = 5,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if any]")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw memory and time here (.png)")] = None,
+    error_figure: Annotated[
+        Path | None, typer.Option(help="measure errors over the scales too and draw them here (.png)")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Memory, time and exactness of reversible columns against plain autograd and checkpointing."""
+    for path in (figure, error_figure):
+        _check_figure(path)
+    from vitpipe.evaluate.reversible import Setting, find_device, measure_scales, measure_steps
+    from vitpipe.report.figures import PAPER, save_png
+    from vitpipe.report.reversible import draw_errors, draw_steps, notes, step_rows
+
+    setting = Setting(
+        columns=tuple(columns or Setting.columns),
+        width=width,
+        depth=depth,
+        image_size=image_size,
+        batch=batch,
+        num_rounds=rounds,
+    )
+    on = find_device(device)
+    costs = measure_steps(setting, on, _tell)
+    errors = measure_scales(setting, on, say=_tell) if error_figure else []
+    with disk_errors(figure or error_figure or ""):
+        if figure:
+            save_png(draw_steps(costs, PAPER), figure)
+        if error_figure:
+            save_png(draw_errors(errors, PAPER), error_figure)
+    if as_json:
+        found = {"setting": setting, "device": str(on), "steps": costs, "scales": errors}
+        text = json.dumps(found, default=dataclasses.asdict)
+        # JSON knows no infinity, which an error can be.
+        print(json.dumps(json.loads(text, parse_constant=lambda name: None), indent=2))
+        return
+    _print_rows(step_rows(costs), False, setting.describe(on))
+    print("\n".join(notes(costs)))
+
+
+def _check_figure(path: Path | None) -> None:
+    """Refuse, before anything is measured, a figure that cannot be written."""
+    if path is not None and path.suffix != ".png":
+        raise InputError(f"'{path}' is not the name of a PNG file", where="figures", mend="end it in .png")
+
+
+def _tell(text: str) -> None:
+    print(f"measuring {text}", file=sys.stderr, flush=True)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vitpipe.models.blocks import drop_path
-from vitpipe.models.memory_mode import MemoryPolicy, network_smallest_scale, num_inversions
+from vitpipe.models.memory_mode import MemoryPolicy, num_inversions
 from vitpipe.models.reversible import Column, clamp_scales, inverse_error, run_chain, smallest_scale
 
 WIDTH = 6
@@ -314,14 +314,6 @@ def test_a_long_chain_is_kept_by_columns_with_one_warning():
         warnings.simplefilter("error")
         short = list(columns)[:4]
         assert MemoryPolicy("reversible").prepare(short, x.device, training=True) == "reversible"
-
-
-def test_a_network_tells_its_smallest_scale():
-    columns, _, _ = _chain(3)
-    columns[2].factors[1].data[4] = -0.07
-    network = nn.ModuleDict({"inside": nn.Sequential(nn.Linear(1, 1)), "columns": columns})
-    assert network_smallest_scale(network) == pytest.approx(0.07)
-    assert network_smallest_scale(nn.Linear(1, 1)) == math.inf
 
 
 def test_the_policy_clamps_and_warns_once():

@@ -1,7 +1,18 @@
 """How a network of reversible columns remembers: the mode asked for, or a safer one.
 
 RevColV2: Exploring Disentangled Representations in Masked Image Modeling; Qi Han, Yuxuan Cai, Xiangyu Zhang;
-arXiv 2309.01005. The modes are those of `reversible.run_chain`; the bounds were measured on RevColV2-B.
+arXiv 2309.01005. The modes are those of `reversible.run_chain`.
+
+How exact a rebuilt gradient is. Every column that is inverted divides by its scales, and a level also passes
+on the errors of its neighbours. With n columns inverted, smallest scale |g| and float32's spacing e = 2^-23,
+the difference of all gradients from those of ordinary autograd, as a share of their norm, is near
+
+    e / |g|^(2 n)
+
+as long as that is far below 1; beyond, nothing of the gradient is left. Measured, as a multiple of it: 0.4 to
+0.9 with RevColV2-B (2, 4, 8 columns a chain, scales 0.1 to 0.5), 1.1 with a nano after its demo pre-training,
+0.05 to 0.8 with untrained narrow RevColV2, 1.0 to 2.4 with RevCol (4 to 16 columns, scales 0.3 to 0.7).
+`vitpipe benchmark reversible` measures errors anew.
 """
 
 from __future__ import annotations
@@ -23,9 +34,23 @@ from vitpipe.models.reversible import (
 
 RequestedMode = Literal["auto", "plain", "column", "reversible"]
 
+SAFE_ERROR = 1e-4
+"""Largest difference of gradients to expect, as a share of their norm; single tensors: 50 times as much."""
+
 SAFE_SCALE = 0.2
-"""Below it the rebuilt states are too inexact for training: in float32, with two columns, gradients are off
-by 5e-5 at 0.2, by 9e-4 at 0.1, and are garbage at 0.01."""
+"""No scale may be smaller, however short the chain. Two columns have an expected error of 7e-5 there."""
+
+_SPACING = torch.finfo(torch.float32).eps
+
+
+def expected_error(num_inversions: int, smallest_scale: float) -> float:
+    """How far gradients are off when so many columns are inverted; see the module."""
+    return _SPACING / smallest_scale ** (2 * num_inversions)
+
+
+def safe_scale(num_inversions: int) -> float:
+    """The smallest |scale| with which a chain may be inverted: 0.2 to 2 columns, 0.43 for 4, 0.66 for 8."""
+    return max(SAFE_SCALE, (_SPACING / SAFE_ERROR) ** (0.5 / max(1, num_inversions)))
 
 
 class ModeChoice(NamedTuple):
@@ -40,6 +65,7 @@ def resolve_mode(
     *,
     under_autocast: bool,
     smallest_scale: float,
+    num_inversions: int,
     allow_reversible_amp: bool = False,
 ) -> ModeChoice:
     """Choose how to remember.
@@ -48,7 +74,8 @@ def resolve_mode(
         requested: `auto` is `reversible` in float32 and `column` under autocast.
         under_autocast: whether autocast is on. The inverse then amplifies rounding to the lower precision:
             states were found 4 to 7 % off after two columns.
-        smallest_scale: min |scale| over the chains.
+        smallest_scale: min |scale| over the columns.
+        num_inversions: how many columns are inverted one after the other.
         allow_reversible_amp: keep `reversible` under autocast all the same.
     """
     mode: MemoryMode = ("column" if under_autocast else "reversible") if requested == "auto" else requested
@@ -56,13 +83,19 @@ def resolve_mode(
         return ModeChoice(mode, "")
     if under_autocast and not allow_reversible_amp:
         return ModeChoice("column", "memory_mode 'reversible' is not accurate under autocast")
-    if not smallest_scale >= SAFE_SCALE:
+    bound = safe_scale(num_inversions)
+    if not smallest_scale >= bound:
         return ModeChoice(
             "column",
-            f"the smallest scale of the columns is {smallest_scale:.3g}, and below {SAFE_SCALE} "
-            "rebuilt states are too inexact",
+            f"the smallest scale of the columns is {smallest_scale:.3g}, and below {bound:.2g} "
+            f"states rebuilt through {num_inversions} columns are too inexact",
         )
     return ModeChoice("reversible", "")
+
+
+def num_inversions(columns: Sequence[Column]) -> int:
+    """How many of the columns have states before them to rebuild."""
+    return sum(bool(column.scales()) for column in columns)
 
 
 class MemoryPolicy:
@@ -77,7 +110,7 @@ class MemoryPolicy:
         self.warned = False
 
     def prepare(self, columns: Sequence[Column], device: torch.device, *, training: bool) -> MemoryMode:
-        """Clamp the scales when training, and say how to remember. Columns of all chains of the network."""
+        """Clamp the scales when training, and say how to remember these columns, which follow one another."""
         if not torch.is_grad_enabled():
             return "plain"
         smallest = smallest_scale(columns)
@@ -88,6 +121,7 @@ class MemoryPolicy:
             self.requested,
             under_autocast=autocasts(device),
             smallest_scale=smallest,
+            num_inversions=num_inversions(columns),
             allow_reversible_amp=self.allow_reversible_amp,
         )
         if choice.reason and not self.warned:
