@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitpipe.config.read import load_recipe
-from vitpipe.config.resolve import Accelerator, layer_scales, num_workers, resolve, train_plan
+from vitpipe.config.resolve import Accelerator, layer_scales, num_threads, num_workers, resolve, train_plan
 from vitpipe.errors import RecipeError
 
 FULL = load_recipe("itpn/pixel_base", "full")
@@ -85,3 +85,8 @@ def test_every_derived_value_has_a_reason():
 def test_workers_as_given_win():
     assert num_workers(FULL.data.model_copy(update={"workers": 3})) == 3
     assert num_workers(FULL.data) >= 0
+
+
+def test_small_networks_get_one_thread():
+    assert num_threads(500_000) == 1
+    assert num_threads(80_000_000) is None

@@ -9,6 +9,9 @@ import os
 import sys
 from pathlib import Path
 
+from vitpipe.config.recipe import Recipe
+from vitpipe.config.resolve import num_threads
+from vitpipe.models.registry import find_model
 from vitpipe.stages.graph import BY_NAME
 
 
@@ -31,6 +34,13 @@ def share_the_cores() -> None:
     forty times slower; on idle cores sleeping costs next to nothing.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def choose_threads(recipe: Recipe) -> None:
+    """Set torch's threads by `resolve.num_threads`, unless the user has; before torch is imported."""
+    chosen = num_threads(find_model(recipe.model.name).classifier_params)
+    if chosen is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(chosen))
 
 
 def under_torchrun() -> bool:

@@ -32,6 +32,7 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.errors import ArtifactError, RecipeError, disk_errors
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.graph import BY_NAME, Node, Stage, graph_of
+from vitpipe.stages.launch import choose_threads
 from vitpipe.train.logger import RunLogger
 
 
@@ -75,6 +76,7 @@ def run_stage(
     """
     started = _process_started()
     node = node_of(recipe, name)
+    choose_threads(recipe)
     rank = Rank.from_environment()
     artifacts = _open_inputs(node, inputs)
     identity = identity_of(recipe, node.stage)
