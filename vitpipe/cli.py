@@ -284,12 +284,13 @@ def _tell(text: str) -> None:
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="official checkpoint (.pth)")],
     out: Annotated[Path, typer.Option("--out", help="safetensors file to write")],
+    entry: Annotated[str | None, typer.Option(help="which weights of the file, e.g. state_dict_ema")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn an official checkpoint into safetensors, with an account of every key."""
     from vitpipe.models.convert import convert as convert_file
 
-    report = convert_file(checkpoint, out)
+    report = convert_file(checkpoint, out, entry=entry)
     _print_rows(report.table(), as_json, f"{checkpoint.name}: {report.summary()}")
 
 

@@ -204,7 +204,9 @@ class _Unguarded(MemoryPolicy):
         super().__init__(mode)
         self._mode = mode
 
-    def prepare(self, columns: Sequence[Column], device: torch.device, *, training: bool) -> MemoryMode:
+    def prepare(
+        self, columns: Sequence[Column], device: torch.device, *, training: bool, complete: bool = True
+    ) -> MemoryMode:
         return self._mode
 
 

@@ -109,14 +109,22 @@ class MemoryPolicy:
         self.allow_reversible_amp = allow_reversible_amp
         self.warned = False
 
-    def prepare(self, columns: Sequence[Column], device: torch.device, *, training: bool) -> MemoryMode:
-        """Clamp the scales when training, and say how to remember these columns, which follow one another."""
+    def prepare(
+        self, columns: Sequence[Column], device: torch.device, *, training: bool, complete: bool = True
+    ) -> MemoryMode:
+        """Clamp the scales when training, and say how to remember these columns, which follow one another.
+
+        Args:
+            complete: whether every level is run; a chain with levels left out cannot be inverted.
+        """
         if not torch.is_grad_enabled():
             return "plain"
         smallest = smallest_scale(columns)
         # Only when needed: changing parameters would spoil the graph of an earlier forward.
         if training and smallest < SMALLEST_SCALE:
             clamp_scales(columns)
+        if not complete:
+            return "plain" if self.requested == "plain" else "column"
         choice = resolve_mode(
             self.requested,
             under_autocast=autocasts(device),

@@ -268,11 +268,12 @@ class RevCol(Classifier):
                 mend=f"resize or pad the images to multiples of {STRIDE}",
             )
         x, columns = self.stem(images_BCHW), self.columns
-        mode = self.memory.prepare(columns, x.device, training=self.training)
         states: States | None = None
         found: list[States] = []
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            states = run_chain(columns[start:end], x, states, mode=mode)
+            chain = columns[start:end]
+            mode = self.memory.prepare(chain, x.device, training=self.training)
+            states = run_chain(chain, x, states, mode=mode)
             found.append(states)
         return found
 

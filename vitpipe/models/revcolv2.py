@@ -183,9 +183,8 @@ class RevColV2(nn.Module):
         states: States | None,
         num_positions: Sequence[int] | None = None,
     ) -> States:
-        mode = self.memory.prepare(columns, x.device, training=self.training)
-        if num_positions is not None and mode == "reversible":
-            mode = "column"
+        complete = num_positions is None
+        mode = self.memory.prepare(columns, x.device, training=self.training, complete=complete)
         return run_chain(columns, x, states, mode=mode, num_positions=num_positions)
 
     def _map(self, table_1NC: Tensor, like_BHWC: Tensor) -> Tensor:
