@@ -90,3 +90,10 @@ def test_workers_as_given_win():
 def test_small_networks_get_one_thread():
     assert num_threads(500_000) == 1
     assert num_threads(80_000_000) is None
+
+
+def test_a_precision_that_the_gpu_lacks_is_refused():
+    section = FULL.finetune.model_copy(update={"precision": "bf16"})
+    old = Accelerator("cuda", has_bf16=False)
+    with pytest.raises(RecipeError, match=r"no bfloat16.*finetune\.precision.*use fp16"):
+        train_plan(section, path="finetune", num_images=10_000, num_ranks=1, accelerator=old)

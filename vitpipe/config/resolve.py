@@ -68,7 +68,8 @@ def train_plan(
         num_ranks: processes that share each global batch.
 
     Raises:
-        RecipeError: when the batch cannot be shared by the ranks or the set is smaller than one batch.
+        RecipeError: when the batch cannot be shared by the ranks, the set is smaller than one batch, or the
+            GPU lacks the precision.
     """
     batch = section.global_batch
     if batch % num_ranks:
@@ -89,7 +90,7 @@ def train_plan(
     peak_lr, lr_why = _peak_lr(section)
     micro_batch, micro_why = _micro_batch(section, path, num_ranks)
     accumulation = batch // (micro_batch * num_ranks)
-    precision, precision_why = _precision(section, accelerator)
+    precision, precision_why = _precision(section, path, accelerator)
     reasons = (
         Reason(
             f"{path}.steps_per_epoch",
@@ -220,7 +221,13 @@ def _micro_batch(section: TrainConfig, path: str, num_ranks: int) -> tuple[int, 
     return section.micro_batch, "as the recipe says"
 
 
-def _precision(section: TrainConfig, accelerator: Accelerator) -> tuple[Precision, str]:
+def _precision(section: TrainConfig, path: str, accelerator: Accelerator) -> tuple[Precision, str]:
+    if section.precision == "bf16" and accelerator.kind == "cuda" and not accelerator.has_bf16:
+        raise RecipeError(
+            "This GPU has no bfloat16",
+            where=f"{path}.precision",
+            mend="use fp16, or auto, which takes what the GPU has",
+        )
     if section.precision != "auto":
         return section.precision, "as the recipe says"
     if accelerator.kind == "cpu":
