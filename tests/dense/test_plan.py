@@ -83,3 +83,9 @@ def test_mask2former_takes_one_image_per_rank(tiny_head):
 def test_too_few_images(full_recipe):
     with pytest.raises(RecipeError, match="63 images"):
         detect_plan(full_recipe.detect, num_images=63, num_ranks=1, accelerator=GPU)
+
+
+def test_a_precision_that_the_gpu_lacks_is_refused(full_recipe):
+    section = full_recipe.segment.model_copy(update={"precision": "bf16"})
+    with pytest.raises(RecipeError, match=r"no bfloat16.*segment\.precision"):
+        segment_plan(section, num_ranks=1, accelerator=Accelerator("cuda", has_bf16=False))

@@ -221,13 +221,22 @@ def _micro_batch(section: TrainConfig, path: str, num_ranks: int) -> tuple[int, 
     return section.micro_batch, "as the recipe says"
 
 
-def _precision(section: TrainConfig, path: str, accelerator: Accelerator) -> tuple[Precision, str]:
-    if section.precision == "bf16" and accelerator.kind == "cuda" and not accelerator.has_bf16:
+def check_precision(asked: str, path: str, accelerator: Accelerator) -> None:
+    """Refuse a precision that the machine lacks.
+
+    Raises:
+        RecipeError: naming the section.
+    """
+    if asked == "bf16" and accelerator.kind == "cuda" and not accelerator.has_bf16:
         raise RecipeError(
             "This GPU has no bfloat16",
             where=f"{path}.precision",
             mend="use fp16, or auto, which takes what the GPU has",
         )
+
+
+def _precision(section: TrainConfig, path: str, accelerator: Accelerator) -> tuple[Precision, str]:
+    check_precision(section.precision, path, accelerator)
     if section.precision != "auto":
         return section.precision, "as the recipe says"
     if accelerator.kind == "cpu":

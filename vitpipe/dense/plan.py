@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from vitpipe.config.recipe import DenseConfig, DetectConfig, SegmentConfig
-from vitpipe.config.resolve import Accelerator, Precision
+from vitpipe.config.resolve import Accelerator, Precision, check_precision
 from vitpipe.errors import RecipeError
 
 # Images per GPU in the released launch lines; more is accumulated.
@@ -119,6 +119,7 @@ def _shared(
             where=f"{path}.global_batch",
             mend=f"use a number of GPUs that divides {dense.global_batch}",
         )
+    check_precision(dense.precision, path, accelerator)
     share = dense.global_batch // num_ranks
     micro = share if accelerator.kind == "cpu" else _divisor(share, _GPU_MICRO_BATCH)
     # Ranks on CPUs (gloo) have no synchronised kernel; alone, it is the same as the plain one.
