@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vitpipe.config.recipe import DataConfig, EmbeddedConfig, Recipe
-from vitpipe.data.embedded import write_embedded
+from vitpipe.data.embedded.write import write_embedded
 from vitpipe.stages.context import StageContext
 from vitpipe.train.logger import MemoryLogger
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitpipe.data.embedded import (
+from vitpipe.data.embedded.scenes import compose_scene
+from vitpipe.data.embedded.write import (
     ADE_CLASSES,
     COCO_CATEGORY_IDS,
     NUM_FINE_CLASSES,
@@ -14,7 +15,6 @@ from vitpipe.data.embedded import (
     label_map,
     write_embedded,
 )
-from vitpipe.data.scenes import compose_scene
 from vitpipe.data.seeds import generator_of
 
 

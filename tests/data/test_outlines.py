@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from vitpipe.data.outlines import bounding_box, polygons, run_lengths
+from vitpipe.data.embedded.outlines import bounding_box, polygons, run_lengths
 
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12), elements=st.booleans())
 

@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_no_half_folder(raw, make_context, monkeypatch, place
     if place == "shard":
         monkeypatch.setattr("vitpipe.data.pack.ShardWriter._write", refuse)
     else:
-        monkeypatch.setattr("vitpipe.data.embedded._save_jpeg", refuse)
+        monkeypatch.setattr("vitpipe.data.embedded.write._save_jpeg", refuse)
     out = ctx.folder.parent / "finished"
     with pytest.raises(StorageError, match="No space left"), writing(out) as partial:
         prepare.run(type(ctx)(**{**vars(ctx), "folder": partial}))

@@ -8,7 +8,7 @@ from vitpipe.artifact import Artifact, Card
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import EmbeddedConfig
 from vitpipe.data.dense import pack_dense
-from vitpipe.data.embedded import write_embedded
+from vitpipe.data.embedded.write import write_embedded
 from vitpipe.data.verify import VERIFY_DENSE
 from vitpipe.stages.context import StageContext
 from vitpipe.train.logger import MemoryLogger

@@ -14,7 +14,7 @@ from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import DataConfig
 from vitpipe.data.contact import contact_sheet
 from vitpipe.data.dense import pack_dense, point_dense
-from vitpipe.data.embedded import write_embedded
+from vitpipe.data.embedded.write import write_embedded
 from vitpipe.data.manifest import (
     SHARD_SETS,
     DataManifest,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vitpipe.data.digits import NUM_DIGITS, Pose, Split, draw_digit, scans
-from vitpipe.data.textures import CLUTTER, TEXTURES, Texture, crop_coin, crop_texture
+from vitpipe.data.embedded.digits import NUM_DIGITS, Pose, Split, draw_digit, scans
+from vitpipe.data.embedded.textures import CLUTTER, TEXTURES, Texture, crop_coin, crop_texture
 
 NOTHING, OTHER = -1, 0
 # Everything annotated stays recognisable: later things may hide this share of an earlier one at most.

@@ -1,0 +1,1 @@
+"""The embedded dataset: handwritten digits composed on photographic textures; nothing is downloaded."""
