@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vitpipe.config.recipe import DataConfig, EmbeddedConfig, Recipe
+from vitpipe.config.data import DataConfig, EmbeddedConfig
+from vitpipe.config.recipe import Recipe
 from vitpipe.data.embedded.write import write_embedded
 from vitpipe.stages.context import StageContext
 from vitpipe.train.logger import MemoryLogger

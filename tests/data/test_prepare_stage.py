@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vitpipe.artifact import writing
-from vitpipe.config.recipe import DataConfig
+from vitpipe.config.data import DataConfig
 from vitpipe.data.catalogue import FACTS, class_names, facts, train_sizes
 from vitpipe.data.contact import contact_sheet
 from vitpipe.data.manifest import read_digest

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vitpipe.artifact import Artifact, Card
+from vitpipe.config.data import EmbeddedConfig
 from vitpipe.config.read import load_recipe
-from vitpipe.config.recipe import EmbeddedConfig
 from vitpipe.data.dense import pack_dense
 from vitpipe.data.embedded.write import write_embedded
 from vitpipe.data.verify import VERIFY_DENSE

@@ -10,15 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Auto = Literal["auto"]
-Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Pixels = Annotated[int, Field(ge=16, le=4096)]
-Range = tuple[Positive, Positive]
+from vitpipe.config.data import DataConfig
+from vitpipe.config.section import Auto, Count, NotNegative, Pixels, Positive, Range, Ratio, Section
+
 StageName = Literal[
     "prepare",
     "pretrain",
@@ -34,12 +30,6 @@ _ORDER = get_args(StageName)
 _FEEDERS = ("pretrain", "intermediate", "finetune")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Section(BaseModel):
-    """Base of every part of a recipe: frozen, unknown keys refused, numbers not guessed from text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
 
 
 class SourceConfig(Section):
@@ -64,38 +54,6 @@ class Expectation(Section):
     tolerance: Positive
     scale: Positive = 100.0
     protocol: dict[str, str] = {}
-
-
-class EmbeddedConfig(Section):
-    """Sizes of the embedded dataset (digits composed on photographic textures)."""
-
-    seed: int = 0
-    image_size: Pixels = 64
-    train_images: Count = 2000
-    val_images: Count = 400
-    intermediate_images: Count = 2000
-    scene_size: Pixels = 128
-    scene_train_images: Count = 200
-    scene_val_images: Count = 60
-    video_frames: Count = 8
-    videos: Count = 2
-
-
-class DataConfig(Section):
-    """What is seen. `root` is the user's folder with imagenet/, imagenet22k/, coco/, ade20k/, davis/."""
-
-    source: Literal["embedded", "folders"] = "folders"
-    root: Path | None = None
-    sets: tuple[Literal["imagenet", "imagenet22k", "coco", "ade20k", "davis"], ...] = (
-        "imagenet",
-        "imagenet22k",
-        "coco",
-        "ade20k",
-    )
-    embedded: EmbeddedConfig = EmbeddedConfig()
-    shard_megabytes: Count = 256
-    max_corrupt_images: Annotated[int, Field(ge=0)] = 0
-    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
 
 
 class PyramidConfig(Section):

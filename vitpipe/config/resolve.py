@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from vitpipe.config.recipe import ClassifyConfig, DataConfig, Recipe, TrainConfig
+from vitpipe.config.data import DataConfig
+from vitpipe.config.recipe import ClassifyConfig, Recipe, TrainConfig
 from vitpipe.errors import RecipeError
 
 Precision = Literal["off", "bf16", "fp16"]

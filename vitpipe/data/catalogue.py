@@ -12,7 +12,7 @@ import functools
 from dataclasses import dataclass
 from importlib.resources import files
 
-from vitpipe.config.recipe import DataConfig, EmbeddedConfig
+from vitpipe.config.data import DataConfig, EmbeddedConfig
 from vitpipe.errors import DatasetError
 
 

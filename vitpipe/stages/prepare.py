@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vitpipe.config.data import DataConfig
 from vitpipe.config.digest import digest_of
-from vitpipe.config.recipe import DataConfig
 from vitpipe.data.contact import contact_sheet
 from vitpipe.data.dense import pack_dense, point_dense
 from vitpipe.data.embedded.write import write_embedded

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitpipe.config.recipe import EmbeddedConfig
+from vitpipe.config.data import EmbeddedConfig
 from vitpipe.data.embedded.digits import NUM_DIGITS, Split
 from vitpipe.data.embedded.outlines import bounding_box, polygons, run_lengths
 from vitpipe.data.embedded.scenes import OTHER, Scene, compose_scene, compose_single, compose_video
