@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from vitpipe.errors import InputError, VitpipeError, disk_errors
+from vitpipe.errors import VitpipeError
+from vitpipe.verbs import benchmark, datasets, doctor
+from vitpipe.verbs.show import print_rows
 
 app = typer.Typer(
     name="vitpipe",
@@ -22,9 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-benchmark = typer.Typer(no_args_is_help=True, help="Measure what design choices cost on this machine.")
-app.add_typer(benchmark, name="benchmark")
 
 PROFILE = "demo"
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="recipe name or a path ending in .yaml")]
@@ -42,21 +41,6 @@ def _recipe(recipe: str | None, profile: str | None, overrides: list[str] | None
         return load_recipe(recipe, profile or PROFILE, overrides or ())
     chosen = load_params(params)
     return load_recipe(chosen.recipe, profile or chosen.profile, (*chosen.overrides, *(overrides or ())))
-
-
-def _print_rows(rows: list[dict[str, Any]], as_json: bool, title: str = "") -> None:
-    if as_json:
-        print(json.dumps(rows, indent=2, default=str))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title or None, title_justify="left", header_style="bold")
-    for name in rows[0] if rows else ():
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @app.command()
@@ -146,7 +130,7 @@ def plan(
         }
         for item in forecast(loaded, artifacts / loaded.name / loaded.profile)
     ]
-    _print_rows(rows, as_json, f"{loaded.name}, profile {loaded.profile}")
+    print_rows(rows, as_json, f"{loaded.name}, profile {loaded.profile}")
 
 
 @app.command()
@@ -159,7 +143,7 @@ def recipes(as_json: JsonOption = False) -> None:
         {"recipe": r.name, "model": r.model.name, "paper": r.source.title, "summary": r.summary}
         for r in loaded
     ]
-    _print_rows(rows, as_json)
+    print_rows(rows, as_json)
 
 
 @app.command(name="recipe")
@@ -185,7 +169,7 @@ def show_recipe(
         {**row, "value": f"{row['value']:.6g}" if isinstance(row["value"], float) else row["value"]}
         for row in rows
     ]
-    _print_rows(shown, False, "Derived values")
+    print_rows(shown, False, "Derived values")
 
 
 def _short(value: Any) -> Any:
@@ -197,7 +181,7 @@ def models(as_json: JsonOption = False) -> None:
     """List the networks."""
     from vitpipe.models.registry import MODELS
 
-    _print_rows([dataclasses.asdict(entry) for entry in MODELS.values()], as_json)
+    print_rows([dataclasses.asdict(entry) for entry in MODELS.values()], as_json)
 
 
 @app.command()
@@ -212,72 +196,7 @@ def cost(
     from vitpipe.evaluate.cost import cost_of
 
     found = cost_of(model, image_size=image_size)
-    _print_rows(
-        found.table(), as_json, f"{model}, one image of {found.image_size[0]} x {found.image_size[1]}"
-    )
-
-
-@benchmark.command(name="reversible")
-def benchmark_reversible(
-    columns: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--columns", help="total number, half of each kind; may be repeated  [default: 2 4 8 16]"
-        ),
-    ] = None,
-    width: Annotated[int, typer.Option(min=1, help="channels of every level, 64 per attention head")] = 192,
-    depth: Annotated[int, typer.Option(min=1, help="blocks per level")] = 1,
-    image_size: Annotated[int, typer.Option(min=1, help="pixels per side")] = 224,
-    batch: Annotated[int, typer.Option(min=1, help="images per step")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, help="timed steps of each way")] = 5,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if any]")] = None,
-    figure: Annotated[Path | None, typer.Option(help="draw memory and time here (.png)")] = None,
-    error_figure: Annotated[
-        Path | None, typer.Option(help="measure errors over the scales too and draw them here (.png)")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Memory, time and exactness of reversible columns against plain autograd and checkpointing."""
-    for path in (figure, error_figure):
-        _check_figure(path)
-    from vitpipe.evaluate.reversible import Setting, find_device, measure_scales, measure_steps
-    from vitpipe.report.figures import PAPER, save_png
-    from vitpipe.report.reversible import draw_errors, draw_steps, notes, step_rows
-
-    setting = Setting(
-        columns=tuple(columns or Setting.columns),
-        width=width,
-        depth=depth,
-        image_size=image_size,
-        batch=batch,
-        num_rounds=rounds,
-    )
-    on = find_device(device)
-    costs = measure_steps(setting, on, _tell)
-    errors = measure_scales(setting, on, say=_tell) if error_figure else []
-    with disk_errors(figure or error_figure or ""):
-        if figure:
-            save_png(draw_steps(costs, PAPER), figure)
-        if error_figure:
-            save_png(draw_errors(errors, PAPER), error_figure)
-    if as_json:
-        found = {"setting": setting, "device": str(on), "steps": costs, "scales": errors}
-        text = json.dumps(found, default=dataclasses.asdict)
-        # JSON knows no infinity, which an error can be.
-        print(json.dumps(json.loads(text, parse_constant=lambda name: None), indent=2))
-        return
-    _print_rows(step_rows(costs), False, setting.describe(on))
-    print("\n".join(notes(costs)))
-
-
-def _check_figure(path: Path | None) -> None:
-    """Refuse, before anything is measured, a figure that cannot be written."""
-    if path is not None and path.suffix != ".png":
-        raise InputError(f"'{path}' is not the name of a PNG file", where="figures", mend="end it in .png")
-
-
-def _tell(text: str) -> None:
-    print(f"measuring {text}", file=sys.stderr, flush=True)
+    print_rows(found.table(), as_json, f"{model}, one image of {found.image_size[0]} x {found.image_size[1]}")
 
 
 @app.command()
@@ -291,7 +210,7 @@ def convert(
     from vitpipe.models.convert import convert as convert_file
 
     report = convert_file(checkpoint, out, entry=entry)
-    _print_rows(report.table(), as_json, f"{checkpoint.name}: {report.summary()}")
+    print_rows(report.table(), as_json, f"{checkpoint.name}: {report.summary()}")
 
 
 @app.command()
@@ -302,7 +221,7 @@ def table(
     """Show a published table."""
     from vitpipe.papers.tables import table as published
 
-    _print_rows(published(*name.partition("/")[::2]), as_json, name)
+    print_rows(published(*name.partition("/")[::2]), as_json, name)
 
 
 @app.command()
@@ -345,6 +264,10 @@ def send(
     from vitpipe.track.send import send_pending
 
     print(f"{send_pending(folder)} runs sent")
+
+
+for verbs in (datasets, doctor, benchmark):
+    verbs.register(app)
 
 
 def _mount_engine_verbs() -> None:

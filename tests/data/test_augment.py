@@ -8,6 +8,7 @@ from torchvision import transforms
 
 from vitpipe.config.recipe import AugmentConfig
 from vitpipe.data.augment import CentreCrop, Normalise, eval_transform, train_transform
+from vitpipe.data.resize import packed, unpacked
 from vitpipe.data.seeds import seed_everything
 from vitpipe.errors import RecipeError
 
@@ -48,24 +49,43 @@ def test_training_without_strings_gives_timms_very_pixels():
         assert torch.equal(ours(picture()), expected)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_crop_and_flip_are_torchvisions_pixels_at_full_size(interpolation):
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+
+    augment = AugmentConfig(interpolation=interpolation)
+    theirs = transforms.Compose([
+        RandomResizedCropAndInterpolation(224, interpolation=interpolation),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(augment.mean, augment.std),
+    ])  # fmt: skip
+    ours, image = train_transform(augment, 224), picture(500, 375)
+    for number in range(12):
+        seed_everything(number)
+        expected = theirs(image)
+        seed_everything(number)
+        assert torch.equal(ours(image), expected)
+
+
 def test_crop_scale_flip_and_jitter_reach_the_transform():
     whole = AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip_probability=1.0)
     image = picture(32, 32)
     np.testing.assert_array_equal(
-        train_transform(whole, 32)(image), Normalise(whole.mean, whole.std)(ImageOps.mirror(image))
+        train_transform(whole, 32)(image), Normalise(whole.mean, whole.std)(packed(ImageOps.mirror(image)))
     )
     jittered = train_transform(whole.model_copy(update={"color_jitter": 0.4}), 32)
     assert not torch.equal(jittered(image), train_transform(whole, 32)(image))
 
 
 def test_normalisation_by_hand():
-    values = Normalise((0.5, 0.25, 0.0), (0.5, 0.5, 1.0))(Image.new("RGB", (3, 2), (255, 0, 51)))
+    values = Normalise((0.5, 0.25, 0.0), (0.5, 0.5, 1.0))(packed(Image.new("RGB", (3, 2), (255, 0, 51))))
     assert values.shape == (3, 2, 3)
     np.testing.assert_allclose(values[:, 0, 0], [1.0, -0.5, 0.2], rtol=1e-6)
 
 
 def test_centre_crop_of_the_full_picture():
-    assert CentreCrop(50, 50)(picture(50, 50)).tobytes() == picture(50, 50).tobytes()
+    assert unpacked(CentreCrop(50, 50)(picture(50, 50))).tobytes() == picture(50, 50).tobytes()
 
 
 def test_posterising_to_no_bits_gives_black_not_an_error():

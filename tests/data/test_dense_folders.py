@@ -1,13 +1,24 @@
 import io
+import shutil
 import tarfile
+import zipfile
 
 import pytest
 
 from vitpipe.config.digest import file_digest
 from vitpipe.data.dense import open_dense, pack_dense, point_dense
+from vitpipe.data.layouts import VERIFY_DENSE, verify_ade20k, verify_davis
 from vitpipe.data.manifest import DenseManifest, read_manifest, write_manifest
-from vitpipe.data.verify import VERIFY_DENSE, verify_ade20k
 from vitpipe.errors import DatasetError
+
+
+@pytest.fixture(scope="module")
+def prepared(raw, tmp_path_factory):
+    """The dense sets of a prepared folder; read only."""
+    out = tmp_path_factory.mktemp("packed")
+    for name, verify in VERIFY_DENSE.items():
+        pack_dense(verify(raw / name), out / name)
+    return out
 
 
 @pytest.mark.parametrize("name", ["coco", "ade20k", "davis"])
@@ -35,6 +46,63 @@ def test_packing_twice_gives_the_same_bytes(raw, prepared, tmp_path):
     assert manifest == read_manifest(prepared / "ade20k", DenseManifest)
     ours, theirs = tmp_path / "ade20k" / "ade20k.tar", prepared / "ade20k" / "ade20k.tar"
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.fixture
+def prepared_copy(prepared, tmp_path):
+    """The same, free to be damaged."""
+    return shutil.copytree(prepared, tmp_path / "prepared")
+
+
+@pytest.fixture
+def davis_zip(raw_copy):
+    """The set as it is published: one archive in its folder."""
+    root = raw_copy / "davis"
+    with zipfile.ZipFile(raw_copy / "davis.zip", "w") as archive:
+        for path in root.rglob("*"):
+            archive.write(path, f"DAVIS/{path.relative_to(root)}")
+    shutil.rmtree(root)
+    root.mkdir()
+    (raw_copy / "davis.zip").rename(root / "DAVIS-2017-trainval-480p.zip")
+    return root
+
+
+def test_an_original_archive_packs_to_the_same_bytes(davis_zip, prepared, tmp_path):
+    before = (davis_zip / "DAVIS-2017-trainval-480p.zip").read_bytes()
+    manifest = pack_dense(verify_davis(davis_zip), tmp_path / "davis")
+    assert manifest == read_manifest(prepared / "davis", DenseManifest)
+    assert (tmp_path / "davis" / "davis.tar").read_bytes() == (prepared / "davis" / "davis.tar").read_bytes()
+    assert sorted(p.name for p in (tmp_path / "davis").iterdir()) == ["davis.tar", "manifest.json"]
+    assert [p.read_bytes() for p in davis_zip.iterdir()] == [before]
+
+
+def test_an_original_archive_cannot_be_used_in_its_place(davis_zip, tmp_path):
+    with pytest.raises(DatasetError, match=r"DAVIS-2017.*data\.keep_dense"):
+        point_dense(verify_davis(davis_zip), tmp_path / "davis")
+    assert not (tmp_path / "davis").exists()
+
+
+def test_packing_that_ends_early_leaves_nothing_that_looks_complete(raw_copy, tmp_path):
+    layout = verify_ade20k(raw_copy / "ade20k")
+    victim = raw_copy / "ade20k" / layout.files[-3]
+    content = victim.read_bytes()
+    victim.unlink()
+    victim.mkdir()  # a folder cannot be read as a file
+    with pytest.raises(DatasetError, match=r"A file cannot be read.*ade20k"):
+        pack_dense(layout, tmp_path / "ade20k")
+    assert [p.name for p in (tmp_path / "ade20k").iterdir()] == [".ade20k.tar.partial"]
+    victim.rmdir()
+    victim.write_bytes(content)
+    pack_dense(layout, tmp_path / "ade20k")
+    assert sorted(p.name for p in (tmp_path / "ade20k").iterdir()) == ["ade20k.tar", "manifest.json"]
+
+
+def test_a_file_that_grows_while_it_is_packed(raw_copy, tmp_path, monkeypatch):
+    layout = verify_ade20k(raw_copy / "ade20k")
+    real = layout.tree.chunks
+    monkeypatch.setattr(layout.tree, "chunks", lambda name: iter([*real(name), b"more"]))
+    with pytest.raises(DatasetError, match="changed while it was being packed"):
+        pack_dense(layout, tmp_path / "ade20k")
 
 
 def test_a_changed_or_missing_archive(prepared_copy, tmp_path):

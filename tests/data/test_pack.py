@@ -1,26 +1,46 @@
-import io
+import csv
 import tarfile
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from vitpipe.data.manifest import ShardManifest, read_manifest
-from vitpipe.data.pack import Quarantine, image_problem, pack
+from vitpipe.data.inspection import PackOptions
+from vitpipe.data.manifest import FINDINGS, Encoding, ShardManifest, read_manifest
+from vitpipe.data.pack import Quarantine, pack
 from vitpipe.data.shards import ShardSet
-from vitpipe.data.verify import verify_class_folders
-from vitpipe.errors import DatasetError, StorageError
+from vitpipe.data.sources.find import find_source
+from vitpipe.data.sources.places import FileSpan
+from vitpipe.data.sources.source import ImageEntry, Source
+from vitpipe.errors import DatasetError, RunError, StorageError
 
 
-def pack_imagenet(root, out, *, shard_bytes=20_000, limit=0):
-    layout = verify_class_folders(root / "imagenet", "imagenet")
-    return pack(layout, out, shard_bytes=shard_bytes, quarantine=Quarantine(limit))
+def pack_imagenet(root, out, *, limit=0, previous=None, quarantine=None, **options):
+    return pack(
+        find_source(root, "imagenet"),
+        out,
+        options=PackOptions(**{"shard_bytes": 20_000, **options}),
+        quarantine=quarantine or Quarantine(limit),
+        scratch=out.with_name(f"{out.name}.scratch"),
+        previous=previous,
+    )
 
 
-def test_packing_twice_gives_the_same_bytes(raw, tmp_path):
-    first, second = pack_imagenet(raw, tmp_path / "a"), pack_imagenet(raw, tmp_path / "b")
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def findings(folder):
+    with (folder / FINDINGS).open(newline="", encoding="utf-8") as file:
+        return {row["file"].rsplit("/", 1)[1]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_bytes_do_not_depend_on_the_number_of_processes(raw, tmp_path, workers):
+    first = pack_imagenet(raw, tmp_path / "a")
+    second = pack_imagenet(raw, tmp_path / "b", workers=workers)
     assert first == second
-    for path in (tmp_path / "a").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_shards_are_plain_tars_that_webdataset_can_read(raw, tmp_path):
@@ -50,14 +70,18 @@ def test_the_manifest_counts_and_names(raw, tmp_path):
     assert manifest.splits["train"].images_per_class == (3,) * 10
     assert manifest.splits["val"].images_per_class == (5,) * 10
     assert manifest.class_names[7] == "digit seven"
+    assert manifest.form == "class folders"
+    assert manifest.findings == {}
     assert len(manifest.digest) == 64
 
 
-def test_the_digest_follows_the_content(raw_copy, tmp_path):
-    before = pack_imagenet(raw_copy, tmp_path / "a").digest
-    victim = next((raw_copy / "imagenet" / "train").rglob("*.JPEG"))
+def test_the_digest_follows_the_content_and_not_the_form(raw_copy, tmp_path):
+    before = pack_imagenet(raw_copy, tmp_path / "a")
+    moved = raw_copy.rename(tmp_path / "elsewhere")
+    assert pack_imagenet(moved, tmp_path / "b").digest == before.digest
+    victim = next((moved / "imagenet" / "train").rglob("*.JPEG"))
     Image.new("RGB", (32, 32), "red").save(victim, "JPEG")
-    assert pack_imagenet(raw_copy, tmp_path / "b").digest != before
+    assert pack_imagenet(moved, tmp_path / "c").digest != before.digest
 
 
 def test_odd_names_are_kept_apart(raw_copy, tmp_path):
@@ -82,54 +106,168 @@ def damage(raw):
     return [path.name for path in (truncated, empty, text)]
 
 
-def test_corrupt_images_are_left_out_and_listed_by_name(raw_copy, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_images_are_left_out_and_listed_by_name(raw_copy, tmp_path, workers):
     names = damage(raw_copy)
-    manifest = pack_imagenet(raw_copy, tmp_path / "packed", limit=3)
-    assert [entry.file.rsplit("/", 1)[1] for entry in manifest.left_out] == names
-    assert all(entry.reason for entry in manifest.left_out)
+    quarantine = Quarantine(3)
+    manifest = pack_imagenet(raw_copy, tmp_path / "packed", quarantine=quarantine, workers=workers)
+    listed = findings(tmp_path / "packed")
+    assert list(listed) == names
+    assert {row["treatment"] for row in listed.values()} == {"left out"}
+    assert listed[names[1]]["finding"] == "empty file"
+    assert manifest.findings == {"left out": 3}
     assert manifest.splits["train"].num_images == 27
+    assert quarantine.num_left_out == 3
 
 
-def test_more_corrupt_images_than_allowed_are_refused_with_their_names(raw_copy, tmp_path):
+def test_more_corrupt_images_than_allowed_are_refused_and_what_is_packed_is_kept(raw_copy, tmp_path):
     names = damage(raw_copy)
-    with pytest.raises(DatasetError, match="3 files cannot be decoded, 2 are allowed") as caught:
+    with pytest.raises(DatasetError, match="3 files cannot be used, 2 are allowed") as caught:
         pack_imagenet(raw_copy, tmp_path / "packed", limit=2)
     assert all(name in str(caught.value) for name in names)
     assert "data.max_corrupt_images to at least 3" in caught.value.mend
+    assert not (tmp_path / "packed").exists()
+    shard = tmp_path / "packed.scratch" / "train-000000.tar"
+    made = shard.stat().st_mtime_ns
+    pack_imagenet(raw_copy, tmp_path / "packed", limit=3)
+    assert shard.stat().st_mtime_ns == made
+    assert len(findings(tmp_path / "packed")) == 3
 
 
 def test_a_message_names_a_few_of_many(tmp_path):
     quarantine = Quarantine(0)
     for number in range(50):
-        quarantine.add("imagenet", "train", f"{number}.jpg", "empty file")
+        quarantine.add(f"{number}.jpg", "empty file")
     with pytest.raises(DatasetError, match="and 30 more"):
         quarantine.check(tmp_path)
 
 
-def test_a_folder_among_the_images_is_listed(raw_copy, tmp_path):
-    (raw_copy / "imagenet" / "train" / "n99900000" / "more").mkdir()
-    manifest = pack_imagenet(raw_copy, tmp_path / "packed", limit=1)
-    assert manifest.left_out[0].reason == "a folder, not an image"
+def test_a_folder_and_a_dangling_link_among_the_images_are_listed(raw_copy, tmp_path):
+    folder = raw_copy / "imagenet" / "train" / "n99900000"
+    (folder / "more").mkdir()
+    (folder / "gone.JPEG").symlink_to("nowhere")
+    pack_imagenet(raw_copy, tmp_path / "packed", limit=2)
+    listed = findings(tmp_path / "packed")
+    assert "cannot be read" in listed["more"]["finding"]
+    assert "cannot be read" in listed["gone.JPEG"]["finding"]
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_whole_images_are_accepted_and_halves_refused(image_format):
-    buffer = io.BytesIO()
-    Image.effect_noise((64, 48), 60).convert("RGB").save(buffer, image_format)
-    image = buffer.getvalue()
-    assert image_problem(image) == ""
-    assert image_problem(image[: len(image) // 2])
+def test_an_unchanged_source_is_not_packed_again(raw_copy, tmp_path):
+    first = pack_imagenet(raw_copy, tmp_path / "first")
+    again = pack_imagenet(raw_copy, tmp_path / "again", previous=tmp_path / "first")
+    assert again == first
+    assert contents(tmp_path / "again") == contents(tmp_path / "first")
+    assert not (tmp_path / "again.scratch").exists(), "nothing was packed"
+    victim = next((raw_copy / "imagenet" / "val").rglob("*.JPEG"))
+    victim.write_bytes(b"")
+    changed = pack_imagenet(raw_copy, tmp_path / "changed", previous=tmp_path / "first", limit=1)
+    assert changed.splits["val"].num_images == first.splits["val"].num_images - 1
 
 
-def test_a_full_disk_is_a_storage_error(raw, tmp_path):
+@pytest.mark.parametrize("loss", ["shard", "findings", "other options", "half a shard"])
+def test_an_earlier_run_is_not_taken_when_it_is_not_whole_or_was_made_otherwise(raw, tmp_path, loss):
+    first = pack_imagenet(raw, tmp_path / "first")
+    shard = tmp_path / "first" / "train-000000.tar"
+    if loss == "shard":
+        shard.unlink()
+    elif loss == "half a shard":
+        shard.unlink()
+        shard.write_bytes(b"half")
+    elif loss == "findings":
+        (tmp_path / "first" / FINDINGS).unlink()
+    options = {"shard_bytes": 30_000} if loss == "other options" else {}
+    again = pack_imagenet(raw, tmp_path / "again", previous=tmp_path / "first", **options)
+    assert (tmp_path / "again.scratch").exists(), "it was packed anew"
+    assert (again == first) == (loss != "other options")
+
+
+def test_large_images_are_made_smaller_on_request_and_the_manifest_says_so(raw_copy, tmp_path):
+    folder = raw_copy / "imagenet" / "train" / "n99900000"
+    Image.effect_noise((500, 300), 60).convert("RGB").save(folder / "large.png")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    encoding = Encoding(short_side=100, quality=90)
+    manifest = pack_imagenet(raw_copy, tmp_path / "packed", encoding=encoding)
+    shards = ShardSet(tmp_path / "packed", manifest, "train")
+    by_key = {shards.read(position).key.partition("-")[2]: position for position in range(len(shards))}
+    image, label = shards.decode(by_key["large"])
+    assert (image.size, label) == ((167, 100), 0)
+    small = next(name for name in before if name.startswith("n99"))
+    assert shards.read(by_key[small.removesuffix(".JPEG")]).image_bytes == before[small]
+    assert manifest.encoding == encoding
+    assert manifest.digest != pack_imagenet(raw_copy, tmp_path / "plain").digest
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "the source is untouched"
+
+
+def test_hashes_are_kept_in_the_order_of_the_images(raw, tmp_path):
+    manifest = pack_imagenet(raw, tmp_path / "packed", hashed=True)
+    hashes = np.fromfile(tmp_path / "packed" / manifest.splits["train"].hashes, "<u8")
+    assert len(hashes) == 30
+    assert len(np.unique(hashes)) > 20
+
+
+class OneEntry(Source):
+    """A source with one image, which may be anything."""
+
+    dataset, form, classes, splits = "imagenet", "a list", ("a", "b"), ("train",)
+
+    def __init__(self, root, entry):
+        self.root, self.entry = root, entry
+
+    def entries(self, split):
+        yield self.entry
+
+
+def test_a_class_number_out_of_range_is_refused(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    entry = ImageEntry("a.jpg", 2, FileSpan(str(tmp_path / "a.jpg")), "a.jpg")
+    with pytest.raises(DatasetError, match="class number 2, there are 2 classes"):
+        pack(
+            OneEntry(tmp_path, entry),
+            tmp_path / "out",
+            options=PackOptions(1000),
+            quarantine=Quarantine(0),
+            scratch=tmp_path / "scratch",
+        )
+
+
+class Deadly:
+    """A place whose reading ends the process that reads it, as the kernel does for want of memory."""
+
+    def read(self):
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def stamp(self):
+        return "deadly"
+
+
+def test_a_killed_worker_is_an_error_that_says_how_to_go_on(tmp_path):
+    source = OneEntry(tmp_path, ImageEntry("a.jpg", 0, Deadly(), "a.jpg"))
+    with pytest.raises(RunError, match=r"was killed.*goes on where it was"):
+        pack(
+            source,
+            tmp_path / "out",
+            options=PackOptions(1000, workers=1),
+            quarantine=Quarantine(0),
+            scratch=tmp_path / "scratch",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_nothing_that_looks_complete(raw, tmp_path, monkeypatch):
     out = tmp_path / "packed"
+    scratch = tmp_path / "packed.scratch"
 
-    class FullWhenMade(type(out)):
-        """Puts the kernel's always-full device where the first shard will be written."""
+    def full(path, size_bytes, real=__import__("vitpipe.data.shard_writer", fromlist=["x"]).open_cut):
+        handle = real(path, size_bytes)
+        # Puts the kernel's always-full device where the first shard will be written.
+        (scratch / "train-000000.tar.partial").symlink_to("/dev/full")
+        return handle
 
-        def mkdir(self, *arguments, **options):
-            super().mkdir(*arguments, **options)
-            (self / "train-000000.tar").symlink_to("/dev/full")
-
+    monkeypatch.setattr("vitpipe.data.shard_writer.open_cut", full)
     with pytest.raises(StorageError, match="No space left"):
-        pack_imagenet(raw, FullWhenMade(out))
+        pack_imagenet(raw, out)
+    assert not out.exists()
+    assert not list(scratch.glob("*.tar"))

@@ -6,12 +6,13 @@ import pytest
 from PIL import Image
 
 from vitpipe.artifact import writing
-from vitpipe.config.data import DataConfig
-from vitpipe.data.catalogue import FACTS, class_names, facts, train_sizes
+from vitpipe.config.data import EMBEDDED_SETS, DataConfig
+from vitpipe.data.catalogue import class_names, facts, train_sizes
 from vitpipe.data.contact import contact_sheet
+from vitpipe.data.layouts import VERIFY_DENSE
 from vitpipe.data.manifest import read_digest
 from vitpipe.data.shards import open_shards
-from vitpipe.data.verify import VERIFY_DENSE, verify_class_folders
+from vitpipe.data.sources.find import find_source
 from vitpipe.errors import DatasetError, StorageError
 from vitpipe.stages import prepare
 
@@ -27,13 +28,13 @@ def test_embedded_data_end_to_end(prepared, make_context):
     assert read_digest(ctx.folder) == read_digest(prepared), "same seed, same digest"
     tables = ctx.logger.tables
     assert {(row["dataset"], row["split"]) for row in tables["splits"]} == {
-        (name, split) for name in FACTS for split in ("train", "val")
+        (name, split) for name in EMBEDDED_SETS for split in ("train", "val")
     }
     assert sum(row["dataset"] == "ade20k" for row in tables["classes"]) == 18
-    assert tables["quarantine"] == []
+    assert tables["findings"] == []
     with Image.open(ctx.logger.figures["contact_sheet"]) as sheet:
         assert sheet.width > 500
-    assert list(ctx.state.iterdir()) == [], "the raw folders are removed"
+    assert [path.name for path in ctx.state.iterdir()] == ["pack"], "the raw folders are removed"
     assert len(list(ctx.folder.rglob("*"))) < 40, "few files: no folders of images"
 
 
@@ -45,7 +46,7 @@ def test_user_folders_end_to_end(raw, prepared, make_context):
     manifest = json.loads((ctx.folder / "coco" / "manifest.json").read_text())
     assert manifest["root"] == str(raw / "coco")
     assert not list(ctx.folder.rglob("coco.tar"))
-    assert list(ctx.state.iterdir()) == []
+    assert not (ctx.state / "raw").exists()
 
 
 def test_corrupt_images_are_in_the_table_and_the_log(raw_copy, make_context):
@@ -53,7 +54,7 @@ def test_corrupt_images_are_in_the_table_and_the_log(raw_copy, make_context):
     victim.write_bytes(b"")
     ctx = make_context(source="folders", root=raw_copy, sets=("imagenet",), max_corrupt_images=1)
     assert prepare.run(ctx)["num_corrupt"] == 1
-    assert ctx.logger.tables["quarantine"][0]["file"].endswith(victim.name)
+    assert ctx.logger.tables["findings"][0]["file"].endswith(victim.name)
     assert any(victim.name in line for line in ctx.logger.lines)
 
 
@@ -63,9 +64,7 @@ def test_a_missing_root_and_a_missing_set(raw_copy, make_context, tmp_path):
         prepare.run(ctx)
     shutil.rmtree(raw_copy / "coco")
     with pytest.raises(DatasetError, match=r"'coco' is missing"):
-        prepare.prepare_sets(
-            raw_copy, ctx.folder, DataConfig(root=raw_copy, sets=("imagenet", "coco")), quarantine=None
-        )
+        prepare.prepare_sets(ctx, raw_copy)
     assert list(ctx.folder.iterdir()) == [], "all layouts are checked before anything is packed"
 
 
@@ -78,7 +77,7 @@ def test_a_full_disk_leaves_no_half_folder(raw, make_context, monkeypatch, place
         raise full
 
     if place == "shard":
-        monkeypatch.setattr("vitpipe.data.pack.ShardWriter._write", refuse)
+        monkeypatch.setattr("vitpipe.data.shard_writer.ShardWriter._write", refuse)
     else:
         monkeypatch.setattr("vitpipe.data.embedded.write._save_jpeg", refuse)
     out = ctx.folder.parent / "finished"
@@ -86,17 +85,17 @@ def test_a_full_disk_leaves_no_half_folder(raw, make_context, monkeypatch, place
         prepare.run(type(ctx)(**{**vars(ctx), "folder": partial}))
     assert not out.exists()
     assert not list(out.parent.glob(".finished*"))
-    assert list(ctx.state.iterdir()) == []
+    assert not list(ctx.state.rglob("*.tar")), "no shard looks complete"
 
 
 def test_facts_of_the_embedded_sets_are_what_is_written(raw, tiny):
     data = DataConfig(source="embedded", embedded=tiny)
     for name in ("imagenet", "imagenet22k"):
-        layout = verify_class_folders(raw / name, name)
+        source = find_source(raw, name)
         known = facts(name, data)
-        assert known.num_classes == len(layout.classes)
-        assert known.num_train_images == sum(1 for _ in layout.files("train"))
-        assert known.num_val_images == sum(1 for _ in layout.files("val"))
+        assert known.num_classes == len(source.classes)
+        assert known.num_train_images == sum(1 for _ in source.entries("train"))
+        assert known.num_val_images == sum(1 for _ in source.entries("val"))
     for name, check in VERIFY_DENSE.items():
         layout, known = check(raw / name), facts(name, data)
         assert known.num_classes == len(layout.classes)

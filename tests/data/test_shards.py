@@ -1,15 +1,15 @@
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_shards import picture, write_set
 
-from vitpipe.data import shards as shards_module
 from vitpipe.data.manifest import read_digest
-from vitpipe.data.pack import INDEX_RECORD, Quarantine, pack
+from vitpipe.data.shard_writer import INDEX_RECORD
 from vitpipe.data.shards import INDEX_DTYPE, ShardSet, open_shards, verify_checksums
-from vitpipe.data.verify import verify_class_folders
 from vitpipe.errors import DatasetError
 
 
@@ -31,17 +31,48 @@ def test_the_writer_and_the_reader_agree_on_the_index(record):
     assert np.frombuffer(INDEX_RECORD.pack(*record), INDEX_DTYPE).item() == record
 
 
-def test_many_shards_with_few_open_files(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards_module, "_MAX_OPEN_SHARDS", 2)
-    layout = verify_class_folders(raw / "imagenet", "imagenet")
-    manifest = pack(layout, tmp_path / "packed", shard_bytes=1, quarantine=Quarantine(0))
-    shards = ShardSet(tmp_path / "packed", manifest, "train")
+def test_many_at_once_come_in_the_order_asked_for(tmp_path):
+    write_set(tmp_path)
+    shards = open_shards(tmp_path, "imagenet", "train")
+    positions = (29, 3, 3, 0, 17)
+    assert [sample.image_bytes for sample in shards.read_many(positions)] == [picture(n) for n in positions]
+    assert shards.read_many(positions) == [shards.read(position) for position in positions]
+    assert shards.read_many(()) == []
+
+
+def test_an_index_of_14_million_entries_is_mapped_and_not_copied(tmp_path):
+    manifest = write_set(tmp_path)
+    num_images = 14_000_000
+    index = tmp_path / "imagenet" / "train.index"
+    records = index.read_bytes()
+    with index.open("r+b") as file:
+        file.truncate(num_images * INDEX_DTYPE.itemsize)
+        file.seek((num_images - 30) * INDEX_DTYPE.itemsize)
+        file.write(records)
+    split = manifest.splits["train"].model_copy(update={"num_images": num_images})
+    tracemalloc.start()
+    shards = ShardSet(
+        tmp_path / "imagenet", manifest.model_copy(update={"splits": {"train": split}}), "train"
+    )
+    sample = shards.read(num_images - 1)
+    assert shards.labels[-3:].tolist() == [0, 1, 2]
+    copy = pickle.loads(pickle.dumps(shards))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sample.image_bytes == copy.read(num_images - 1).image_bytes == picture(29)
+    assert peak < 5_000_000
+
+
+def test_many_shards_with_few_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("vitpipe.data.storage._MAX_OPEN_FILES", 2)
+    write_set(tmp_path, per_shard=1)
+    shards = open_shards(tmp_path, "imagenet", "train")
     assert len(shards.manifest.shards) == len(shards) == 30
     for position in (29, 0, 7, 29, 3):
-        assert shards.read(position).label == int(shards.labels[position])
-        assert len(shards._files) <= 2
+        assert shards.read(position).image_bytes == picture(position)
+        assert len(shards.storage._files) <= 2
     shards.close()
-    assert shards.read(5).key.startswith("000000005-")
+    assert shards.read(5).key == "000000005-noise"
 
 
 def test_a_set_travels_to_another_process(prepared):
@@ -92,6 +123,10 @@ def test_changed_bytes_are_noticed_when_read_and_when_verified(prepared_copy):
     content[offset + 30] ^= 1
     shard.write_bytes(content)
     assert shards.read(3).label == int(shards.labels[3])
+    content[int(shards._records["offset"][5]) - 512] ^= 1  # the name
+    shard.write_bytes(content)
+    with pytest.raises(DatasetError, match="image 5 has changed"):
+        shards.read(5)
     with pytest.raises(DatasetError, match=r"image 4 has changed.*val-000000\.tar"):
         shards.read(4)
     with pytest.raises(DatasetError, match=r"Checksums differ: val-000000\.tar\."):
@@ -108,7 +143,7 @@ def test_a_shard_that_vanishes_while_in_use(prepared_copy):
 def test_an_image_that_no_longer_decodes_is_named(prepared, monkeypatch):
     shards = open_shards(prepared, "imagenet", "val")
     sample = shards.read(2)
-    monkeypatch.setattr(shards, "read", lambda position: sample._replace(image_bytes=b"nothing"))
+    monkeypatch.setattr(shards, "read_many", lambda positions: [sample._replace(image_bytes=b"nothing")])
     with pytest.raises(DatasetError, match=rf"{sample.key}.*cannot be decoded.*position 2"):
         shards.decode(2)
 

@@ -9,7 +9,7 @@ from vitpipe.config.data import EmbeddedConfig
 from vitpipe.config.read import load_recipe
 from vitpipe.data.dense import pack_dense
 from vitpipe.data.embedded.write import write_embedded
-from vitpipe.data.verify import VERIFY_DENSE
+from vitpipe.data.layouts import VERIFY_DENSE
 from vitpipe.stages.context import StageContext
 from vitpipe.train.logger import MemoryLogger
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitpipe.errors import StorageError
-from vitpipe.track.journal import Journal, JournalReader
+from vitpipe.track.journal import Journal, JournalReader, UsedDataset
 
 OPERATIONS = st.lists(
     st.one_of(
@@ -106,6 +106,17 @@ def test_a_value_recorded_again_replaces_a_pending_one_but_not_a_final_one(tmp_p
     journal.points({"top1": 0.5}, 1)
     journal.commit()
     assert [(p.name, p.value) for p in journal.ledger.final] == [("loss", 2.0), ("top1", 0.5)]
+
+
+def test_a_dataset_named_again_after_a_resume_is_there_once(tmp_path):
+    train = UsedDataset("imagenet train", "a" * 64, "s3://bucket/x", "training", {"num_images": 3})
+    val = UsedDataset("imagenet val", "a" * 64, "s3://bucket/x", "validation", {"num_images": 2})
+    for _ in range(2):
+        journal = Journal(tmp_path / "j")
+        journal.dataset(train)
+        journal.dataset(val)
+        journal.close()
+    assert JournalReader(tmp_path / "j").refresh().datasets == journal.ledger.datasets == [train, val]
 
 
 def test_not_a_number_and_infinity_survive(tmp_path):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from vitpipe.track import send
 from vitpipe.track.box import Box, Origin
-from vitpipe.track.journal import Journal
+from vitpipe.track.journal import Journal, UsedDataset
 from vitpipe.track.send import Delivery, keep_unsent, send_pending
 from vitpipe.track.store import StoreError
 
@@ -67,6 +67,8 @@ class FlakyClient:
             info=SimpleNamespace(run_id=run_id, start_time=start_time),
             data=SimpleNamespace(tags=dict(tags), params={}, metrics={}),
             history=[],
+            datasets={},
+            num_log_inputs=0,
         )
         return self.runs[run_id]
 
@@ -84,7 +86,10 @@ class FlakyClient:
         run.data.tags |= {t.key: t.value for t in tags}
 
     def log_inputs(self, run_id, datasets):
-        self.runs[run_id].datasets = datasets
+        for used in datasets:
+            key = (used.dataset.name, used.dataset.digest)
+            self.runs[run_id].datasets.setdefault(key, used)  # as MLflow's stores do
+            self.runs[run_id].num_log_inputs += 1
 
     def get_metric_history(self, run_id, name):
         return [SimpleNamespace(step=s) for n, s, _ in self.runs[run_id].history if n == name]
@@ -110,6 +115,7 @@ def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps)
         journal.status("RUNNING")
         delivery = Delivery(box)
         for step in range(num_steps):
+            journal.dataset(UsedDataset(f"set {step % 3}", "d", "/data", "training", {}))
             journal.points({"loss": float(step), "weird@name": float(step)}, step)
             if chance.random() < 0.5:
                 journal.commit(step)
@@ -127,6 +133,10 @@ def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps)
         wanted = [(name, s, float(s)) for s in range(num_steps) for name in ("loss", "weird_name")]
         assert sorted(stages[0].history) == sorted(wanted)
         assert stages[0].status == "FINISHED"
+        names = [f"set {number}" for number in range(min(num_steps, 3))]
+        assert [name for name, _ in stages[0].datasets] == names
+        if failure_ratio == 0.0:
+            assert stages[0].num_log_inputs == len(names)
         assert stages[0].data.params == {"a": "1"}
         assert box.is_delivered()
 
@@ -173,6 +183,36 @@ def test_a_whole_stage_in_a_real_store(store, client, new_box):
     assert list(table["a"]) == [1, 2]
     assert len(json.loads(run.data.tags["mlflow.loggedArtifacts"])) == 1
     assert (Path(store.removeprefix("sqlite:///")).parent / "mlartifacts").is_dir()
+
+
+def test_datasets_show_on_the_runs_page(store, client, new_box):
+    from mlflow.data import get_source
+
+    box = new_box(store)
+    journal = Journal(box.journal)
+    digest, facts = "0123456789abcdef" * 4, {"num_images": 12, "dvc_md5": "x.dir"}
+    places = ("s3://bucket/sets/imagenet", "https://host/x", "/data/prepared")
+    for place in places:
+        journal.dataset(UsedDataset(f"imagenet of {place[:5]}", digest, place, "training", facts))
+    journal.dataset(UsedDataset("n" * 600, digest, "/data", "validation", {}))
+    journal.status("RUNNING")
+    delivery = Delivery(box)
+    delivery.sync()
+    for _ in range(2):  # a courier that could not write down how far it was sends again
+        box.write_sent(delivery.sent.model_copy(update={"num_datasets": 0}))
+        Delivery(Box(box.folder)).sync()
+    journal.status("FINISHED")
+    Delivery(Box(box.folder)).sync()
+    inputs = client.get_run(delivery.sent.run_id).inputs.dataset_inputs
+    by_name = {used.dataset.name: used for used in inputs}
+    assert len(inputs) == 4  # and not the prepared folder as a whole, because sets are named
+    first = by_name["imagenet of s3://"]
+    assert first.dataset.digest == digest[:36]
+    assert json.loads(first.dataset.profile) == {**facts, "digest": digest}
+    assert [(tag.key, tag.value) for tag in first.tags] == [("mlflow.data.context", "training")]
+    assert by_name["n" * 500].tags[0].value == "validation"
+    found = [get_source(by_name[f"imagenet of {place[:5]}"].dataset) for place in places]
+    assert [getattr(source, "uri", None) or source.url for source in found] == list(places)
 
 
 def test_stages_of_one_pipeline_share_their_parent(store, client, new_box):

@@ -251,6 +251,27 @@ def test_kubeflows_run_is_continued_and_its_variable_taken(
     assert len(client.search_runs([experiment])) == 2
 
 
+def test_a_dataset_goes_the_way_of_the_box(store, client, recipe, tmp_path):
+    import numpy as np
+
+    with stage_run(
+        stage="finetune",
+        recipe=recipe,
+        folder=tmp_path,
+        state=tmp_path / ".s.state",
+        tags={"data_digest": "9" * 64},
+    ) as run:
+        for _ in range(2):
+            run.dataset(
+                "imagenet train", "5" * 64, "/prepared/imagenet", "training", {"num_images": np.int64(7)}
+            )
+    (found,) = _runs(client, stage="finetune")
+    (used,) = found.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.source_type) == ("imagenet train", "local")
+    assert json.loads(used.dataset.profile) == {"num_images": 7, "digest": "5" * 64}
+    assert [r.info.run_id for r in _runs(client) if r.inputs.dataset_inputs] == [found.info.run_id]
+
+
 def test_switched_off_nothing_is_started_and_the_history_is_written(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("VITPIPE_TRACKING", "off")
     with stage_run(stage="probe", recipe=recipe, folder=tmp_path, state=tmp_path / ".s.state") as run:
@@ -290,6 +311,12 @@ def test_other_loggers_take_a_summary_in_silence():
     silent.metrics({"a": 1.0}, 1)
     silent.table("t", [{"a": 1}])
     silent.progress(1, 2, {})
+    silent.dataset("d", "1", "/data", "training", {})
+    memory = MemoryLogger()
+    memory.dataset("d", "1", "/data", "training", {"a": 1})
+    assert memory.datasets == [
+        {"name": "d", "digest": "1", "source": "/data", "context": "training", "facts": {"a": 1}}
+    ]
 
 
 def test_parameters_are_flat_and_without_empty_values():

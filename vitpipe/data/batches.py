@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,12 +25,13 @@ class Batch(NamedTuple):
     """One micro-batch.
 
     Attributes:
-        images_BCHW: float32, normalised.
+        images_BCHW: float32, normalised; the first view where there are several.
         labels_B: int64 class numbers.
         indices_B: int64 positions in the shard set.
         step, micro: optimiser step and accumulation index on this rank.
         chunk: index of the micro-batch within the step over all ranks; seeds that should not depend on
             the number of ranks are made from it.
+        views: all views of multi-crop, each (B, C, S, S); empty where a transform makes one tensor.
     """
 
     images_BCHW: Tensor  # noqa: N815
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     step: int
     micro: int
     chunk: int
+    views: tuple[Tensor, ...] = ()
 
 
 def train_batches(
@@ -113,15 +115,24 @@ class _Reader(Dataset[Batch]):
             return error
 
     def _batch(self, chunk: Chunk) -> Batch:
-        images, labels = [], []
-        for offset, position in enumerate(chunk.indices):
-            image, label = self.shards.decode(position)
+        made: list[Any] = []
+        labels = []
+        for offset, (image, label) in enumerate(self.shards.decode_many(chunk.indices)):
             if self.seed is not None:
                 seed_everything("sample", self.seed, chunk.epoch, chunk.first_position + offset)
-            images.append(self.transform(image))
+            made.append(self.transform(image))
             labels.append(label)
-        stacked, numbers = torch.stack(images), torch.tensor(labels)
-        return Batch(stacked, numbers, torch.tensor(chunk.indices), chunk.step, chunk.micro, chunk.number)
+        several = not isinstance(made[0], Tensor)
+        views = tuple(torch.stack(view) for view in (zip(*made, strict=True) if several else [made]))
+        return Batch(
+            views[0],
+            torch.tensor(labels),
+            torch.tensor(chunk.indices),
+            chunk.step,
+            chunk.micro,
+            chunk.number,
+            views if several else (),
+        )
 
 
 class _Chunks(Iterable[Chunk]):

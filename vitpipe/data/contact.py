@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vitpipe.config.data import DENSE_SETS, SHARD_SETS
 from vitpipe.data.dense import DenseFolder, open_dense
-from vitpipe.data.manifest import DENSE_SETS, SHARD_SETS, DataManifest, read_manifest
+from vitpipe.data.manifest import DataManifest, read_manifest
 from vitpipe.data.seeds import generator_of
 from vitpipe.data.shards import open_shards
 

@@ -1,26 +1,25 @@
 """COCO, ADE20K and DAVIS keep their own layouts: packed as one tar per set, or left in the user's folder.
 
-The embedded sets travel as one archive (a version control of data must not track folders of images)
-and are unpacked once beside the training; a user's folder is used where it lies.
+Embedded sets and original archives travel as one tar (a version control of data must not track folders of
+images) and are unpacked once beside the training; a user's folder may be used where it lies.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tarfile
-import tempfile
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitpipe.config.digest import digest_of, file_digest
+from vitpipe.data.archives import unpack_tar
+from vitpipe.data.layouts import VERIFY_DENSE, DenseLayout
 from vitpipe.data.manifest import DenseManifest, content_digest, read_manifest, write_manifest
-from vitpipe.data.pack import tar_header
-from vitpipe.data.verify import VERIFY_DENSE, DenseLayout
+from vitpipe.data.shard_writer import tar_header
 from vitpipe.errors import DatasetError, disk_errors
 
 _BLOCK = 512
-_COMPLETE = ".complete"
 _AGAIN = "run the prepare stage again, or copy the prepared folder anew"
 
 
@@ -42,31 +41,32 @@ class DenseFolder:
 def pack_dense(layout: DenseLayout, out: Path) -> DenseManifest:
     """Write a set as one tar with its layout inside, and its manifest; equal files give equal bytes.
 
+    Files are copied piece by piece, out of archives too. The tar has another name until it is whole.
+
     Raises:
+        DatasetError: when a file cannot be read, or changes meanwhile.
         StorageError: when the disk refuses a write.
     """
     name = f"{layout.dataset}.tar"
+    partial = out / f".{name}.partial"
     sha256, size = hashlib.sha256(), 0
     with disk_errors(out):
-        out.mkdir(parents=True)
-        with (out / name).open("wb") as archive:
-            for member in layout.files:
-                content = (layout.root / member).read_bytes()
-                header = tar_header(member, len(content))
-                for block in (header, content, bytes(-len(content) % _BLOCK)):
-                    archive.write(block)
-                    sha256.update(block)
-                    size += len(block)
-            end = bytes(2 * _BLOCK)
-            archive.write(end)
-            sha256.update(end)
+        out.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as archive:
+            for block in _tar_blocks(layout):
+                archive.write(block)
+                sha256.update(block)
+                size += len(block)
+            archive.flush()
+            os.fsync(archive.fileno())
+        partial.replace(out / name)
         manifest = DenseManifest(
             dataset=layout.dataset,
             classes=layout.classes,
             counts=layout.counts,
             archive=name,
             archive_sha256=sha256.hexdigest(),
-            size_bytes=size + len(end),
+            size_bytes=size,
             digest="",
         )
         return _finish(manifest, out)
@@ -76,12 +76,22 @@ def point_dense(layout: DenseLayout, out: Path) -> DenseManifest:
     """Write a manifest that points at the user's folder.
 
     The digest covers names and sizes of all files, and the content of JSON and text files.
+
+    Raises:
+        DatasetError: when the set, or a part of it, lies in its original archives.
+        StorageError: when the disk refuses a write.
     """
+    if not layout.is_folder:
+        raise DatasetError(
+            f"'{layout.dataset}' lies in {layout.form}, which cannot be used in their place",
+            where=layout.root,
+            mend="set data.keep_dense to pack or auto, or unpack the archives there",
+        )
     sizes = {name: (layout.root / name).stat().st_size for name in layout.files}
     texts = [name for name in layout.files if name.endswith((".json", ".txt"))]
     listing = {"sizes": sizes, "texts": {name: file_digest(layout.root / name) for name in texts}}
     with disk_errors(out):
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
         manifest = DenseManifest(
             dataset=layout.dataset,
             classes=layout.classes,
@@ -110,11 +120,33 @@ def open_dense(prepare_folder: Path, dataset: str, scratch: Path) -> DenseFolder
     manifest = read_manifest(folder, DenseManifest)
     if manifest.archive is not None:
         root = scratch / f"{dataset}-{manifest.digest[:16]}"
-        if not (root / _COMPLETE).is_file():
+        if not root.is_dir():
             _unpack(folder / manifest.archive, manifest, root)
     else:
         root = _checked_root(manifest, folder)
     return DenseFolder(root, manifest.classes, manifest.digest, manifest.counts)
+
+
+def check_dense(prepare_folder: Path, dataset: str, *, checksums: bool) -> DenseManifest:
+    """Compare a prepared dense set with its manifest, without unpacking.
+
+    Args:
+        checksums: also read the archive; else its size must do.
+
+    Raises:
+        DatasetError: as `open_dense`.
+    """
+    folder = prepare_folder / dataset
+    manifest = read_manifest(folder, DenseManifest)
+    if manifest.archive is None:
+        _checked_root(manifest, folder)
+        return manifest
+    archive = folder / manifest.archive
+    if checksums:
+        _check_archive(archive, manifest)
+    elif not archive.is_file() or archive.stat().st_size != manifest.size_bytes:
+        raise DatasetError("The archive is missing or has another size", where=archive, mend=_AGAIN)
+    return manifest
 
 
 def _finish(manifest: DenseManifest, out: Path) -> DenseManifest:
@@ -123,29 +155,36 @@ def _finish(manifest: DenseManifest, out: Path) -> DenseManifest:
     return manifest
 
 
+def _tar_blocks(layout: DenseLayout) -> Iterator[bytes]:
+    """The bytes of a tar with all files of a set."""
+    for name in layout.files:
+        size = layout.tree.size_bytes(name)
+        yield tar_header(name, size)
+        num_bytes = 0
+        for chunk in layout.tree.chunks(name):
+            num_bytes += len(chunk)
+            yield chunk
+        if num_bytes != size:
+            raise DatasetError(
+                f"A file has {num_bytes} bytes instead of {size}: it changed while it was being packed",
+                where=layout.tree.where(name),
+                mend="let nobody write to the set meanwhile, and run the prepare stage again",
+            )
+        yield bytes(-size % _BLOCK)
+    yield bytes(2 * _BLOCK)  # a tar file ends with two empty blocks
+
+
 def _unpack(archive: Path, manifest: DenseManifest, root: Path) -> None:
-    """Unpack beside `root` and rename; the data filter refuses paths that lead outside, links and devices."""
+    """Unpack into a new folder; ranks and runs that do it at the same time do not disturb each other."""
+    _check_archive(archive, manifest)
+    unpack_tar(archive, root, limit_bytes=manifest.size_bytes)
+
+
+def _check_archive(archive: Path, manifest: DenseManifest) -> None:
     if not archive.is_file():
         raise DatasetError("The archive is missing", where=archive, mend=_AGAIN)
     if file_digest(archive) != manifest.archive_sha256:
         raise DatasetError("The archive's checksum is not that of the manifest", where=archive, mend=_AGAIN)
-    with disk_errors(root):
-        root.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-        try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(partial, filter="data")
-            (partial / _COMPLETE).touch()
-            partial.chmod(0o755)  # mkdtemp makes it private, but others may share the scratch folder
-            partial.rename(root)
-        except tarfile.TarError as error:
-            raise DatasetError(f"The archive is refused ({error})", where=archive, mend=_AGAIN) from error
-        except OSError:
-            # Another rank or run may have been faster; its result is the same.
-            if not (root / _COMPLETE).is_file():
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _checked_root(manifest: DenseManifest, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
     PREPARED/manifest.json              source, digest of each dataset, digest of the whole
     PREPARED/imagenet/manifest.json     classes in order, splits, shards with checksums
+    PREPARED/imagenet/findings.csv      odd images, kept, converted or left out
     PREPARED/coco/manifest.json         classes, counts; the archive, or the root of the user's folder
 
 A digest covers what is in a set (checksums, class order, counts), never where it lies.
@@ -18,9 +19,10 @@ from vitpipe.config.digest import digest_of
 from vitpipe.errors import DatasetError
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
-SHARD_SETS = ("imagenet", "imagenet22k")
-DENSE_SETS = ("coco", "ade20k", "davis")
+FINDINGS = "findings.csv"
+SCHEMA_VERSION = 2
+# What says where the data came from or lies now, not what it is.
+_NOT_CONTENT = {"digest", "root", "notes", "schema_version", "form", "store", "listing", "findings"}
 
 
 class _Frozen(BaseModel):
@@ -37,13 +39,24 @@ class Shard(_Frozen):
 
 
 class SplitManifest(_Frozen):
-    """One split of a shard set. `index` is the file with one record per image (`shards.INDEX_DTYPE`)."""
+    """One split of a shard set.
+
+    Attributes:
+        index: the file with one record per image (`shards.INDEX_DTYPE`).
+        hashes: the file with one perceptual hash per image (uint64), where they were asked for.
+    """
 
     num_images: int
     images_per_class: tuple[int, ...]
     index: str
     index_sha256: str
+    hashes: str | None = None
     shards: tuple[Shard, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the shards and the index: what a reader needs, and what is kept in object storage."""
+        return (*(shard.name for shard in self.shards), self.index)
 
     @property
     def size_bytes(self) -> int:
@@ -51,23 +64,35 @@ class SplitManifest(_Frozen):
         return sum(shard.size_bytes for shard in self.shards)
 
 
-class LeftOut(_Frozen):
-    """An image that could not be decoded and is in no shard."""
+class Encoding(_Frozen):
+    """How images were made smaller while packing; without it every file is byte for byte the source's."""
 
-    split: str
-    file: str
-    reason: str
+    short_side: int
+    resampling: Literal["bicubic"] = "bicubic"
+    format: Literal["jpeg"] = "jpeg"
+    quality: int
 
 
 class ShardManifest(_Frozen):
-    """A classification set in shards. `class_names` are for people and may be empty."""
+    """A classification set in shards. `class_names` are for people and may be empty.
+
+    Attributes:
+        form: what it was packed from, for people.
+        findings: number of odd images by kind; `findings.csv` beside the manifest lists them.
+        store: where shards and index lie, if not beside the manifest: s3://bucket/prefix.
+        listing: digest over names, labels and stamps of the source; equal means nothing to pack anew.
+    """
 
     schema_version: int = SCHEMA_VERSION
     dataset: str
     classes: tuple[str, ...]
     class_names: tuple[str, ...] = ()
     splits: dict[str, SplitManifest]
-    left_out: tuple[LeftOut, ...] = ()
+    encoding: Encoding | None = None
+    form: str = ""
+    findings: dict[str, int] = {}  # pydantic copies defaults
+    store: str | None = None
+    listing: str = ""
     notes: tuple[str, ...] = ()
     digest: str
 
@@ -82,6 +107,7 @@ class DenseManifest(_Frozen):
     dataset: str
     classes: tuple[str, ...]
     counts: dict[str, int]
+    form: str = ""
     archive: str | None = None
     archive_sha256: str | None = None
     size_bytes: int
@@ -93,7 +119,7 @@ class DataManifest(_Frozen):
     """The whole prepared folder: dataset name -> digest, and one digest over all."""
 
     schema_version: int = SCHEMA_VERSION
-    source: Literal["embedded", "folders"]
+    source: Literal["embedded", "folders", "pinned"]
     sets: dict[str, str]
     data_digest: str
 
@@ -103,7 +129,7 @@ AnyManifest = TypeVar("AnyManifest", ShardManifest, DenseManifest, DataManifest)
 
 def content_digest(manifest: ShardManifest | DenseManifest) -> str:
     """Hex SHA-256 over what the set holds; the place of the data and the notes do not count."""
-    return digest_of(manifest.model_dump(mode="json", exclude={"digest", "root", "notes", "schema_version"}))
+    return digest_of(manifest.model_dump(mode="json", exclude=_NOT_CONTENT))
 
 
 def write_manifest(folder: Path, manifest: BaseModel) -> None:

@@ -1,240 +1,304 @@
-"""Class folders into tar shards that are read by position.
+"""A source of images into tar shards that are read by position: in parallel, resumable, in constant memory.
 
-Each image is two members, `<key>.<extension>` and `<key>.cls` (the class number as text), which is what
-WebDataset reads; our own reader uses the index beside the shards. Images are stored byte for byte.
-Nothing is held in memory but one class folder's list of names and one image. Bytes depend on the
-images and names only: no times, no owners.
+    source.entries > [processes: read, decode, examine] > in order again > shards, index, findings, journal
+
+Workers look at images; one process writes, in the order of the source. So the bytes do not depend on the
+number of workers, nor on where a run was killed and begun again.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
-import re
-import struct
-import tarfile
-import warnings
-import zlib
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from itertools import islice
+from pathlib import Path, PurePath
 
-from PIL import Image
-
-from vitpipe.config.digest import file_digest
+from vitpipe.config.digest import digest_of
+from vitpipe.data.inspection import PackOptions, examined
 from vitpipe.data.manifest import (
-    LeftOut,
-    Shard,
+    FINDINGS,
+    MANIFEST,
     ShardManifest,
     SplitManifest,
     content_digest,
+    read_manifest,
     write_manifest,
 )
-from vitpipe.data.verify import ClassFolders
+from vitpipe.data.shard_writer import ClosedShard, Journal, is_whole, open_cut, open_writer
+from vitpipe.data.sources.source import ImageEntry, Source
 from vitpipe.errors import DatasetError, disk_errors
 
-# Offset and size in bytes, CRC-32 of the image, number of the shard, class number; see shards.INDEX_DTYPE.
-INDEX_RECORD = struct.Struct("<QIIII")
-_BLOCK = 512
 _NAMED_IN_MESSAGE = 20
+_SECONDS_BETWEEN_REPORTS = 5.0
+_COLUMNS = ("split", "file", "finding", "treatment")
 
 
 @dataclass
 class Quarantine:
-    """Images that cannot be decoded, over all sets and splits of one prepare run."""
+    """Counts images that cannot be used, over all sets and splits of one prepare run."""
 
     limit: int
-    entries: list[tuple[str, LeftOut]] = field(default_factory=list)
+    num_left_out: int = 0
+    named: list[str] = field(default_factory=list)
 
-    def add(self, dataset: str, split: str, file: str, reason: str) -> None:
-        """Remember one image."""
-        self.entries.append((dataset, LeftOut(split=split, file=file, reason=reason)))
+    def add(self, file: str, reason: str) -> None:
+        """Count one image; the first ones are remembered for the message."""
+        self.num_left_out += 1
+        if len(self.named) < _NAMED_IN_MESSAGE:
+            self.named.append(f"{file} ({reason})")
 
-    def of(self, dataset: str) -> tuple[LeftOut, ...]:
-        """The images of one dataset."""
-        return tuple(entry for name, entry in self.entries if name == dataset)
-
-    def check(self, where: Path) -> None:
+    def check(self, findings: Path) -> None:
         """Refuse more of them than allowed.
 
+        Args:
+            findings: the file that lists them all.
+
         Raises:
-            DatasetError: naming the files.
+            DatasetError: naming the first files and the list.
         """
-        if len(self.entries) <= self.limit:
+        if self.num_left_out <= self.limit:
             return
-        named = [f"{entry.file} ({entry.reason})" for _, entry in self.entries[:_NAMED_IN_MESSAGE]]
-        more = len(self.entries) - len(named)
+        more = self.num_left_out - len(self.named)
         raise DatasetError(
-            f"{len(self.entries)} files cannot be decoded, {self.limit} are allowed: {', '.join(named)}"
+            f"{self.num_left_out} files cannot be used, {self.limit} are allowed: {', '.join(self.named)}"
             + (f" and {more} more" if more else ""),
-            where=where,
+            where=findings,
             mend="replace these files by good copies, or set data.max_corrupt_images to at least "
-            f"{len(self.entries)} to train without them",
+            f"{self.num_left_out} to train without them; what is packed already is kept",
         )
 
 
-def pack(layout: ClassFolders, out: Path, *, shard_bytes: int, quarantine: Quarantine) -> ShardManifest:
+@dataclass(frozen=True)
+class PackProgress:
+    """How far packing is; `seconds` since this process began with the split."""
+
+    split: str
+    num_entries: int
+    num_bytes: int
+    seconds: float
+
+
+Report = Callable[[PackProgress], None]
+
+
+def pack(
+    source: Source,
+    out: Path,
+    *,
+    options: PackOptions,
+    quarantine: Quarantine,
+    scratch: Path,
+    previous: Path | None = None,
+    report: Report = lambda progress: None,
+) -> ShardManifest:
     """Pack all splits of a classification set and write its manifest.
 
     Args:
-        layout: the verified folders.
         out: the set's folder inside the prepared folder; made here.
-        shard_bytes: a shard is closed when it has reached this size.
+        scratch: where unfinished work is kept; the same folder continues it. Must outlive a kill.
+        previous: the set's folder of an earlier run; if the source is unchanged, its shards are taken.
+        report: called now and then.
 
     Raises:
-        DatasetError: when more images than allowed cannot be decoded.
+        DatasetError: when more images than allowed cannot be used.
+        RunError: when a worker process is killed.
         StorageError: when the disk refuses a write.
     """
-    splits = {}
-    with disk_errors(out):
-        out.mkdir(parents=True)
-        for split in layout.splits:
-            with ShardWriter(out, split, shard_bytes, len(layout.classes)) as writer:
-                for label, file in layout.files(split):
-                    image = file.read_bytes() if file.is_file() else b""
-                    problem = image_problem(image) if file.is_file() else "a folder, not an image"
-                    if problem:
-                        name = str(file.relative_to(layout.root))
-                        quarantine.add(layout.dataset, split, name, problem)
-                    else:
-                        writer.add(file.name, label, image)
-            splits[split] = writer.manifest()
-        quarantine.check(layout.root)
+    with disk_errors(scratch):
+        taken = _packed_before(source, options, previous)
+        if taken is not None and previous is not None:
+            _link(previous, out, [*_files_of(taken), FINDINGS])
+            write_manifest(out, taken)
+            return taken
+        work = _claim(scratch, options)
+        packed = [_Split(source, split, work, options, report) for split in source.splits]
+        splits = {split.name: split.run() for split in packed}
         manifest = ShardManifest(
-            dataset=layout.dataset,
-            classes=layout.classes,
-            class_names=layout.class_names,
+            dataset=source.dataset,
+            classes=source.classes,
+            class_names=source.class_names,
             splits=splits,
-            left_out=quarantine.of(layout.dataset),
-            notes=layout.notes,
+            encoding=options.encoding,
+            form=source.form,
+            findings=_gather_findings(work, source, quarantine),
+            listing=_listing_of(options, [split.listing.hexdigest() for split in packed]),
+            notes=source.notes,
             digest="",
         )
         manifest = manifest.model_copy(update={"digest": content_digest(manifest)})
+        _link(work, out, [*_files_of(manifest), FINDINGS])
         write_manifest(out, manifest)
     return manifest
 
 
-def image_problem(image: bytes) -> str:
-    """Why an image file cannot be used; empty when it can.
+class _Split:
+    """Packing of one split: continues where its journal ends, if the source is still the same there."""
 
-    The whole file is decoded, so truncation is found; JPEGs at an eighth of their size, which
-    reads the same bytes in half the time.
-    """
-    if not image:
-        return "empty file"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(image)) as picture:
-                picture.draft(None, (max(1, picture.width // 8), max(1, picture.height // 8)))
-                picture.load()
-    except Exception as error:
-        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others on bad bytes.
-        return " ".join(str(error).split())[:120] or type(error).__name__
-    return ""
+    def __init__(self, source: Source, name: str, work: Path, options: PackOptions, report: Report) -> None:
+        self.source, self.name, self.work = source, name, work
+        self.options, self.report = options, report
+        self.journal = Journal(work / f"{name}.journal")
+        self.listing = hashlib.blake2b(digest_size=16)
+        self.num_entries = 0
+        self._started = self._reported = time.monotonic()
 
+    def run(self) -> SplitManifest:
+        """Pack what is not packed yet."""
+        hashed, findings = self.options.hashed, self.work / f"{self.name}.findings"
+        entries = self._continue()
+        with (
+            open_writer(self.work, self.name, self.journal, hashed=hashed) as writer,
+            open_cut(findings, self.journal.last.findings_bytes) as found,
+        ):
 
-class ShardWriter:
-    """Writes one split: shards `<split>-000000.tar`, ..., and `<split>.index`. Use as a context manager."""
+            def close() -> None:
+                found.flush()
+                os.fsync(found.fileno())
+                shard = writer.close_shard()
+                self.journal.write(
+                    ClosedShard(
+                        shard=shard,
+                        num_entries=self.num_entries,
+                        listing=self.listing.hexdigest(),
+                        findings_bytes=found.tell(),
+                    )
+                )
 
-    def __init__(self, folder: Path, split: str, shard_bytes: int, num_classes: int) -> None:
-        self._folder, self._split, self._shard_bytes = folder, split, shard_bytes
-        self._shards: list[Shard] = []
-        self._images_per_class = [0] * num_classes
-        self._file: BinaryIO | None = None
-        self._index_path = folder / f"{split}.index"
+            for entry, image in examined(entries, self.options):
+                self._count(entry)
+                if image.finding:
+                    row = (self.name, entry.shown, image.finding, image.treatment)
+                    found.write(_csv_line(row))
+                if image.content:
+                    name = PurePath(entry.name).stem + image.suffix if image.suffix else entry.name
+                    writer.add(name, entry.label, image.content, image.hash)
+                if writer.open_bytes >= self.options.shard_bytes:
+                    close()
+                self._tell(writer.num_bytes + writer.open_bytes)
+            if self.num_entries > self.journal.last.num_entries:
+                close()
+            return writer.manifest(len(self.source.classes))
 
-    def __enter__(self) -> ShardWriter:
-        self._index = self._index_path.open("wb")
-        return self
+    def _continue(self) -> Iterator[ImageEntry]:
+        """The entries that are still to do."""
+        last = self.journal.last
+        if is_whole(self.work, self.name, self.journal, hashed=self.options.hashed):
+            entries = self.source.entries(self.name)
+            for entry in islice(entries, last.num_entries):
+                self._count(entry)
+            if last.num_entries == 0 or self.listing.hexdigest() == last.listing:
+                return entries
+        # The source has changed, or somebody has been at the files: what is packed is of no use.
+        self.journal.clear()
+        self.listing, self.num_entries = hashlib.blake2b(digest_size=16), 0
+        return self.source.entries(self.name)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._close_shard()
-            self._index.close()
-            return
-        # The disk may refuse even the flush of closing; the first error is the one to tell.
-        for handle in (self._index, self._file):
-            try:
-                if handle is not None:
-                    handle.close()
-            except OSError:
-                pass
-
-    @property
-    def num_images(self) -> int:
-        """Images written so far."""
-        return sum(self._images_per_class)
-
-    def add(self, file_name: str, label: int, image: bytes) -> None:
-        """Append one image with its class number."""
-        if self._file is None:
-            self._open_shard()
-        stem, _, extension = file_name.rpartition(".")
-        key = f"{self.num_images:09d}-{_safe(stem)[:60]}"
-        offset = self._write_member(f"{key}.{_safe(extension).lower()[:8]}", image)
-        self._write_member(f"{key}.cls", str(label).encode())
-        record = (offset, len(image), zlib.crc32(image), len(self._shards), label)
-        self._index.write(INDEX_RECORD.pack(*record))
-        self._images_per_class[label] += 1
-        if self._size >= self._shard_bytes:
-            self._close_shard()
-
-    def manifest(self) -> SplitManifest:
-        """The finished split; call it after the `with` block."""
-        return SplitManifest(
-            num_images=self.num_images,
-            images_per_class=tuple(self._images_per_class),
-            index=self._index_path.name,
-            index_sha256=file_digest(self._index_path),
-            shards=tuple(self._shards),
-        )
-
-    def _open_shard(self) -> None:
-        name = f"{self._split}-{len(self._shards):06d}.tar"
-        self._file = (self._folder / name).open("wb")
-        self._size, self._first_image, self._sha256 = 0, self.num_images, hashlib.sha256()
-
-    def _close_shard(self) -> None:
-        if self._file is None:
-            return
-        self._write(bytes(2 * _BLOCK))  # a tar file ends with two empty blocks
-        self._file.close()
-        name = Path(self._file.name).name
-        self._file = None
-        self._shards.append(
-            Shard(
-                name=name,
-                num_images=self.num_images - self._first_image,
-                size_bytes=self._size,
-                sha256=self._sha256.hexdigest(),
+    def _count(self, entry: ImageEntry) -> None:
+        if not 0 <= entry.label < len(self.source.classes):
+            raise DatasetError(
+                f"An image has class number {entry.label}, there are {len(self.source.classes)} classes",
+                where=f"{self.source.root}: {entry.shown}",
+                mend="compare the file with its published checksum and get it again",
             )
-        )
+        self.listing.update(_line_of(entry))
+        self.num_entries += 1
 
-    def _write_member(self, name: str, content: bytes) -> int:
-        """Append a tar member; returns the offset of its content."""
-        self._write(tar_header(name, len(content)))
-        offset = self._size
-        self._write(content + bytes(-len(content) % _BLOCK))
-        return offset
-
-    def _write(self, block: bytes) -> None:
-        assert self._file is not None
-        self._file.write(block)
-        self._sha256.update(block)
-        self._size += len(block)
+    def _tell(self, num_bytes: int) -> None:
+        now = time.monotonic()
+        if now - self._reported > _SECONDS_BETWEEN_REPORTS:
+            self._reported = now
+            self.report(PackProgress(self.name, self.num_entries, num_bytes, now - self._started))
 
 
-def tar_header(name: str, size: int) -> bytes:
-    """The ustar header of a plain file, 512 bytes, without time and owner: equal content, equal bytes."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
-    return info.tobuf(tarfile.USTAR_FORMAT)
+def _packed_before(source: Source, options: PackOptions, previous: Path | None) -> ShardManifest | None:
+    """The manifest of an earlier run, if the source and all that decides the bytes are as they were."""
+    if previous is None or not (previous / MANIFEST).is_file():
+        return None
+    try:
+        manifest = read_manifest(previous, ShardManifest)
+    except DatasetError:
+        return None
+    listings = []
+    for split in source.splits:
+        listing = hashlib.blake2b(digest_size=16)
+        for entry in source.entries(split):
+            listing.update(_line_of(entry))
+        listings.append(listing.hexdigest())
+    same = manifest.listing == _listing_of(options, listings) and manifest.classes == source.classes
+    if not same or any(not (previous / name).is_file() for name in [*_files_of(manifest), FINDINGS]):
+        return None
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    whole = all((previous / shard.name).stat().st_size == shard.size_bytes for shard in shards)
+    return manifest if whole else None
 
 
-def _safe(name: str) -> str:
-    """Names for tar members: WebDataset takes everything after the first dot for the extension."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", name)
+def _claim(scratch: Path, options: PackOptions) -> Path:
+    """Keep unfinished work that was made the same way, throw away other."""
+    mark = scratch / "options"
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != options.digest():
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        mark.write_text(options.digest(), encoding="utf-8")
+    return scratch
+
+
+def _gather_findings(work: Path, source: Source, quarantine: Quarantine) -> dict[str, int]:
+    """One list over all splits; counts by kind. Images that were left out go to the quarantine's account.
+
+    Raises:
+        DatasetError: when they are too many.
+    """
+    counts: Counter[str] = Counter()
+    path = work / FINDINGS
+    with path.open("w", newline="", encoding="utf-8") as together:
+        together.write(",".join(_COLUMNS) + "\n")
+        for split in source.splits:
+            with (work / f"{split}.findings").open(newline="", encoding="utf-8") as found:
+                for row in csv.reader(found):
+                    together.write(_csv_line(row).decode())
+                    _, file, finding, treatment = row
+                    counts[finding if treatment != "left out" else "left out"] += 1
+                    if treatment == "left out":
+                        quarantine.add(file, finding)
+    quarantine.check(path)
+    return dict(sorted(counts.items()))
+
+
+def _files_of(manifest: ShardManifest) -> list[str]:
+    names = []
+    for split in manifest.splits.values():
+        names += [*split.files]
+        names += [split.hashes] if split.hashes else []
+    return names
+
+
+def _link(folder: Path, out: Path, names: Sequence[str]) -> None:
+    """The same files in another folder: linked where the file system can, copied where not."""
+    out.mkdir(parents=True)
+    for name in names:
+        try:
+            (out / name).hardlink_to(folder / name)
+        except OSError:
+            shutil.copyfile(folder / name, out / name)
+
+
+def _line_of(entry: ImageEntry) -> bytes:
+    return f"{entry.name}\0{entry.label}\0{entry.place.stamp()}\n".encode(errors="surrogateescape")
+
+
+def _listing_of(options: PackOptions, listings: Sequence[str]) -> str:
+    return digest_of([options.digest(), *listings])
+
+
+def _csv_line(row: Sequence[str]) -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(row)
+    # File names need not be valid text.
+    return buffer.getvalue().encode(errors="backslashreplace")

@@ -13,6 +13,13 @@ from vitpipe import __version__
 from vitpipe.report import figures
 from vitpipe.report.compare import Verdict, verdicts_of
 from vitpipe.report.graph import NodeText, draw_graph
+from vitpipe.report.lineage import (
+    duplicate_pictures,
+    lineage_facts,
+    lineage_notes,
+    lineage_table,
+    terms_table,
+)
 from vitpipe.report.results import RunResults, curves, labels
 from vitpipe.report.tables import (
     HEADLINE,
@@ -64,6 +71,10 @@ class RunView:
     stages: list[StageView]
     data: StageView | None
     splits: ShownTable | None
+    lineage: ShownTable | None
+    lineage_facts: list[tuple[str, str]]
+    lineage_notes: list[str]
+    terms: ShownTable | None
     libraries: list[tuple[str, str]]
     hardware: list[tuple[str, str]]
     mixed: list[str] = field(default_factory=list)
@@ -192,6 +203,10 @@ def _run_view(anchor: str, label: str, run: RunResults, with_figures: bool) -> R
         stages=[stage for stage in stages if stage.name not in ("prepare", "report")],
         data=data,
         splits=shown_table("splits", splits) if splits else None,
+        lineage=lineage_table(run),
+        lineage_facts=lineage_facts(run),
+        lineage_notes=lineage_notes(run),
+        terms=terms_table(run),
         libraries=libraries,
         hardware=hardware,
         mixed=mixed + mixed_hardware,
@@ -205,6 +220,7 @@ def _stage_view(run: RunResults, name: str, anchor: str) -> StageView:
     if anchor:
         files = sorted(artifact.path.glob("*.png"))
         pictures = [(file.stem.replace("_", " "), data_uri(file)) for file in files]
+        pictures += [(title, data_uri(file)) for title, file in duplicate_pictures(artifact)]
         drawn = figures.draw_confusion(artifact.tables().get("confusion", []), figures.THEMED, class_names)
         if drawn is not None:
             confusion = figures.inline_svg(drawn, f"{name} confusion matrix", f"{anchor} {name} confusion")

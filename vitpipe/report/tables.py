@@ -45,7 +45,7 @@ COCO_COLUMNS = (
 _PERCENT = {"top1", "top5", "mIoU", "aAcc", "mAcc", "IoU", "Acc", "J", "F"}
 _PERCENT_MARKS = ("_top1", "_top5", "AP", "AR", "ratio", "_mIoU")
 # Tables that are shown in their own way, or that the stage keeps for itself.
-SHOWN_ELSEWHERE = ("history", "confusion", "box_ap", "mask_ap", "splits", "verdict")
+SHOWN_ELSEWHERE = ("history", "confusion", "box_ap", "mask_ap", "splits", "sources", "verdict")
 _LABELS = {"params": "parameters", "gmacs": "multiply-adds", "knn_top1": "k-NN top-1"}
 _TITLES = {
     "per_class": "Per class",
@@ -55,6 +55,8 @@ _TITLES = {
     "agreement": "Agreement with the training stage",
     "classes": "Classes",
     "quarantine": "Images left out",
+    "findings": "Odd images",
+    "splits": "Splits",
 }
 
 

@@ -20,6 +20,7 @@ class StageContext:
         state: survives a kill; resumable training states live here; removed after success.
         logger: the only way to report; on ranks other than 0 it swallows everything.
         device: `cpu` or `cuda:LOCAL_RANK`.
+        previous: the stage's output folder of an earlier run, if there is one; read only.
     """
 
     stage: str
@@ -32,6 +33,7 @@ class StageContext:
     num_ranks: int
     local_rank: int
     device: str
+    previous: Path | None = None
 
     @property
     def is_main(self) -> bool:

@@ -1,87 +1,160 @@
 """Stage `prepare`: raw datasets in, shards and manifests out.
 
+    find and check every set > pack > (send to object storage) > near duplicates > contact sheet > tables
+
 Embedded data is first written in the layouts of the real sets and then goes the same way as a user's
-folders: verify, pack. Only then are dense sets packed into one archive each; a user's stay where they are.
+folders. A pinned prepared folder is pulled instead of packed.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
-from typing import Any
 
-from vitpipe.config.data import DataConfig
+from vitpipe.config.data import SHARD_SETS, DataConfig
 from vitpipe.config.digest import digest_of
+from vitpipe.data.account import (
+    Manifest,
+    class_rows,
+    finding_rows,
+    read_prepared,
+    source_rows,
+    split_rows,
+    totals,
+)
 from vitpipe.data.contact import contact_sheet
 from vitpipe.data.dense import pack_dense, point_dense
+from vitpipe.data.duplicate_report import report_duplicates
 from vitpipe.data.embedded.write import write_embedded
-from vitpipe.data.manifest import (
-    SHARD_SETS,
-    DataManifest,
-    DenseManifest,
-    ShardManifest,
-    write_manifest,
-)
-from vitpipe.data.pack import Quarantine, pack
-from vitpipe.data.verify import VERIFY_DENSE, verify_class_folders
+from vitpipe.data.inspection import PackOptions
+from vitpipe.data.layouts import VERIFY_DENSE, DenseLayout
+from vitpipe.data.manifest import DataManifest, Encoding, ShardManifest, write_manifest
+from vitpipe.data.pack import PackProgress, Quarantine, pack
+from vitpipe.data.pinned import dvc_revision, pull
+from vitpipe.data.shards import send_shards
+from vitpipe.data.sources.find import find_source
+from vitpipe.data.sources.source import Source
 from vitpipe.errors import DatasetError, disk_errors
 from vitpipe.stages.context import StageContext
+from vitpipe.train.logger import RunLogger
 
-Manifest = ShardManifest | DenseManifest
+_FINDINGS_SAID = 20
 
 
 def run(ctx: StageContext) -> dict[str, float]:
     """Prepare the recipe's datasets; writes manifests, shards, archives and `contact_sheet.png`.
 
     Returns:
-        Per set `<set>_num_train` and `<set>_num_val` images, and `num_bytes`, `num_corrupt`.
+        Per set `<set>_num_train` and `<set>_num_val` images, and `num_bytes`, `num_corrupt`, `num_odd`.
 
     Raises:
         DatasetError: when a folder is not the dataset it should be, or too many images are corrupt.
-        StorageError: when the disk refuses a write.
+        StorageError: when the disk or a remote storage refuses a write.
     """
-    data = ctx.recipe.data
-    raw = ctx.state / "raw"
+    data, raw = ctx.recipe.data, ctx.state / "raw"
     with disk_errors(ctx.folder):
         try:
-            shutil.rmtree(raw, ignore_errors=True)  # what a killed run may have left
-            root = _embedded_root(raw, data, ctx) if data.source == "embedded" else _user_root(data)
-            quarantine = Quarantine(data.max_corrupt_images)
-            manifests = prepare_sets(root, ctx.folder, data, quarantine)
-            digests = {name: manifest.digest for name, manifest in manifests.items()}
-            write_manifest(
-                ctx.folder,
-                DataManifest(source=data.source, sets=digests, data_digest=digest_of(digests)),
-            )
-            sheet = ctx.folder / "contact_sheet.png"
-            num_images = ctx.recipe.report.sample_images
-            contact_sheet(ctx.folder, sheet, scratch=raw, num_images=num_images, seed=ctx.recipe.seed)
-            ctx.logger.figure("contact_sheet", sheet)
+            if data.source == "pinned":
+                revision = _pull(ctx)
+            else:
+                shutil.rmtree(raw, ignore_errors=True)  # what a killed run may have left
+                root = _embedded_root(raw, data, ctx) if data.source == "embedded" else _user_root(data)
+                prepare_sets(ctx, root)
+                revision = dvc_revision(root) if data.source == "folders" else {}
+            manifests = read_prepared(ctx.folder)
+            if data.near_duplicates:
+                for name in (name for name in manifests if name in SHARD_SETS):
+                    report_duplicates(ctx.folder, name, ctx.logger)
+            _draw_contact_sheet(ctx, raw)
         finally:
             shutil.rmtree(raw, ignore_errors=True)
-    _report(ctx, manifests, quarantine)
-    return _metrics(manifests, quarantine)
+    _report(ctx, manifests, revision)
+    return totals(manifests)
 
 
-def prepare_sets(root: Path, out: Path, data: DataConfig, quarantine: Quarantine) -> dict[str, Manifest]:
-    """Verify all named sets below `root` first, then pack them into `out`; set name -> manifest.
+def prepare_sets(ctx: StageContext, root: Path) -> None:
+    """Check all named sets below `root` first, then pack them into the stage's folder.
 
     Raises:
         DatasetError: before anything is written, when a layout is wrong; after packing, when too many
             images are corrupt.
     """
-    class_folders = {
-        name: verify_class_folders(root / name, name) for name in data.sets if name in SHARD_SETS
-    }
-    dense = {name: VERIFY_DENSE[name](root / name) for name in data.sets if name not in SHARD_SETS}
-    manifests: dict[str, Manifest] = {}
-    for name, folders in class_folders.items():
-        shard_bytes = data.shard_megabytes * 1_000_000
-        manifests[name] = pack(folders, out / name, shard_bytes=shard_bytes, quarantine=quarantine)
-    keep = pack_dense if data.source == "embedded" else point_dense
-    for name, layout in dense.items():
-        manifests[name] = keep(layout, out / name)
-    return manifests
+    data = ctx.recipe.data
+    sources = {name: find_source(root, name) for name in data.sets if name in SHARD_SETS}
+    layouts = {name: VERIFY_DENSE[name](root / name) for name in data.sets if name not in SHARD_SETS}
+    quarantine = Quarantine(data.max_corrupt_images)
+    digests: dict[str, str] = {}
+    for name, source in sources.items():
+        digests[name] = _pack(ctx, source, quarantine).digest
+    for name, layout in layouts.items():
+        digests[name] = _keep(data, layout, ctx.folder / name).digest
+    kind = "embedded" if data.source == "embedded" else "folders"
+    write_manifest(ctx.folder, DataManifest(source=kind, sets=digests, data_digest=digest_of(digests)))
+
+
+def _pack(ctx: StageContext, source: Source, quarantine: Quarantine) -> ShardManifest:
+    """One classification set, or the shards of an earlier run if nothing has changed."""
+    data, name, started = ctx.recipe.data, source.dataset, time.monotonic()
+    encoding = Encoding(short_side=data.short_side, quality=data.jpeg_quality) if data.short_side else None
+    options = PackOptions(data.shard_megabytes * 1_000_000, encoding, data.near_duplicates, num_packers(data))
+    ctx.logger.say(f"{name}: {len(source.classes):,} classes from {source.form}")
+    for note in source.notes:
+        ctx.logger.say(f"{name}: {note}")
+
+    def tell(progress: PackProgress) -> None:
+        speed = f"{progress.num_entries / progress.seconds:,.0f} images/s"
+        ctx.logger.say(f"{name} {progress.split}: {progress.num_entries:,} images packed, {speed}")
+
+    folder = ctx.folder / name
+    manifest = pack(
+        source,
+        folder,
+        options=options,
+        quarantine=quarantine,
+        scratch=ctx.state / "pack" / name,
+        previous=ctx.previous / name if ctx.previous else None,
+        report=tell,
+    )
+    if data.store is not None:
+        # The digest in the address: another version of the data never overwrites this one.
+        manifest = manifest.model_copy(
+            update={"store": f"{data.store.rstrip('/')}/{name}/{manifest.digest[:16]}"}
+        )
+        num_sent = send_shards(folder, manifest)
+        ctx.logger.say(f"{name}: {num_sent} files sent to {manifest.store}")
+        for path in (folder / file for split in manifest.splits.values() for file in split.files):
+            path.unlink()
+        write_manifest(folder, manifest)
+    ctx.logger.say(f"{name}: done after {time.monotonic() - started:,.0f} s")
+    return manifest
+
+
+def _keep(data: DataConfig, layout: DenseLayout, out: Path) -> Manifest:
+    """A dense set as one archive, or a pointer to the user's folder."""
+    packs = data.keep_dense == "pack" or (
+        data.keep_dense == "auto" and (data.source == "embedded" or not layout.is_folder)
+    )
+    return pack_dense(layout, out) if packs else point_dense(layout, out)
+
+
+def num_packers(data: DataConfig) -> int:
+    """Processes that examine images: all cores unless the recipe says how many; none for embedded data.
+
+    The embedded sets are packed before a process would have started.
+    """
+    if data.source == "embedded":
+        return 0
+    cores = len(os.sched_getaffinity(0))
+    return cores if data.workers == "auto" else data.workers
+
+
+def _pull(ctx: StageContext) -> dict[str, str]:
+    pinned = ctx.recipe.data.pinned
+    assert pinned is not None, "the data section is validated"
+    ctx.logger.say(f"Pulling {pinned.path} at {pinned.revision} from {pinned.repo}")
+    return pull(pinned, ctx.folder).as_dict()
 
 
 def _embedded_root(raw: Path, data: DataConfig, ctx: StageContext) -> Path:
@@ -101,69 +174,24 @@ def _user_root(data: DataConfig) -> Path:
     return data.root
 
 
-def _report(ctx: StageContext, manifests: dict[str, Manifest], quarantine: Quarantine) -> None:
-    splits: list[dict[str, Any]] = []
-    classes: list[dict[str, Any]] = []
-    for name, manifest in manifests.items():
-        splits += _split_rows(name, manifest)
-        classes += _class_rows(name, manifest)
-    left_out = [{"dataset": name, **entry.model_dump()} for name, entry in quarantine.entries]
-    ctx.logger.table("splits", splits)
-    ctx.logger.table("classes", classes)
-    ctx.logger.table("quarantine", left_out)
+def _draw_contact_sheet(ctx: StageContext, scratch: Path) -> None:
+    sheet = ctx.folder / "contact_sheet.png"
+    num_images = ctx.recipe.report.sample_images
+    contact_sheet(ctx.folder, sheet, scratch=scratch, num_images=num_images, seed=ctx.recipe.seed)
+    ctx.logger.figure("contact_sheet", sheet)
+
+
+def _report(ctx: StageContext, manifests: dict[str, Manifest], revision: dict[str, str]) -> None:
+    logger: RunLogger = ctx.logger
+    splits, findings = split_rows(manifests), finding_rows(ctx.folder, manifests)
+    logger.table("splits", splits)
+    logger.table("classes", class_rows(manifests))
+    logger.table("sources", [{**row, **revision} for row in source_rows(manifests)])
+    logger.table("findings", findings)
     for row in splits:
-        ctx.logger.say(f"{row['dataset']} {row['split']}: {row['num_images']:,} images")
-    for entry in left_out:
-        ctx.logger.say(f"Left out: {entry['dataset']}/{entry['file']} ({entry['reason']})")
-
-
-def _split_rows(name: str, manifest: Manifest) -> list[dict[str, Any]]:
-    rows = []
-    for split in ("train", "val"):
-        if isinstance(manifest, ShardManifest):
-            own = manifest.splits[split]
-            num_images, num_objects = own.num_images, own.num_images
-            num_bytes, num_files = own.size_bytes, len(own.shards)
-        else:
-            num_images = manifest.counts[f"{split}_images"]
-            num_objects = manifest.counts.get(f"{split}_annotations", num_images)
-            num_bytes, num_files = manifest.size_bytes, 1
-        rows.append(
-            {
-                "dataset": name,
-                "split": split,
-                "num_images": num_images,
-                "num_annotations": num_objects,
-                "num_classes": len(manifest.classes),
-                "num_files": num_files,
-                "size_bytes": num_bytes,
-                "digest": manifest.digest,
-            }
-        )
-    return rows
-
-
-def _class_rows(name: str, manifest: Manifest) -> list[dict[str, Any]]:
-    if isinstance(manifest, DenseManifest):
-        counts: tuple[tuple[Any, Any], ...] = (("", ""),) * len(manifest.classes)
-        names: tuple[str, ...] = manifest.classes
-    else:
-        both = (manifest.splits[split].images_per_class for split in ("train", "val"))
-        counts = tuple(zip(*both, strict=True))
-        names = manifest.class_names or manifest.classes
-    return [
-        {"dataset": name, "number": number, "class": key, "name": title, "num_train": train, "num_val": val}
-        for number, (key, title, (train, val)) in enumerate(zip(manifest.classes, names, counts, strict=True))
-    ]
-
-
-def _metrics(manifests: dict[str, Manifest], quarantine: Quarantine) -> dict[str, float]:
-    metrics: dict[str, float] = {"num_corrupt": len(quarantine.entries), "num_bytes": 0.0}
-    for name, manifest in manifests.items():
-        rows = _split_rows(name, manifest)
-        for row in rows:
-            metrics[f"{name}_num_{row['split']}"] = row["num_images"]
-        sizes = {row["size_bytes"] for row in rows} if isinstance(manifest, DenseManifest) else ()
-        shard_sizes = (row["size_bytes"] for row in rows) if isinstance(manifest, ShardManifest) else ()
-        metrics["num_bytes"] += sum(sizes) + sum(shard_sizes)
-    return metrics
+        logger.say(f"{row['dataset']} {row['split']}: {row['num_images']:,} images")
+    for row in findings[:_FINDINGS_SAID]:
+        treatment = row["treatment"].capitalize()
+        logger.say(f"{treatment}: {row['dataset']}/{row['file']} ({row['finding']})")
+    if len(findings) > _FINDINGS_SAID:
+        logger.say(f"and {len(findings) - _FINDINGS_SAID:,} more odd images, in tables/findings.csv")

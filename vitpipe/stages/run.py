@@ -93,6 +93,7 @@ def run_stage(
         context = StageContext(
             name, recipe, artifacts, folder, state, logger,
             rank.rank, rank.num_ranks, rank.local_rank, _device(node.stage, rank),
+            out if out.is_dir() else None,
         )  # fmt: skip
         metrics: dict[str, float] = module.run(context)
         if rank.rank == 0:

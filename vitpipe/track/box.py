@@ -65,6 +65,7 @@ class Sent(BaseModel):
     run_id: str = ""
     parent_id: str = ""
     num_points: int = 0
+    num_datasets: int = 0
     num_files: int = 0
     num_summaries: int = 0
     num_statuses: int = 0
@@ -73,6 +74,7 @@ class Sent(BaseModel):
         """True when nothing final is left to send."""
         return bool(self.run_id) and (
             self.num_points >= len(ledger.final)
+            and self.num_datasets >= len(ledger.datasets)
             and self.num_files >= len(ledger.files)
             and self.num_summaries >= len(ledger.summaries)
             and self.num_statuses >= len(ledger.statuses)
@@ -178,11 +180,11 @@ def _replace(path: Path, text: str) -> None:
 def table_as_json(rows: list[dict[str, object]]) -> str:
     """A table in the format of `mlflow.log_table`, so that MLflow's table view and `load_table` read it."""
     columns = list(rows[0]) if rows else []
-    data = [[_plain(row.get(column)) for column in columns] for row in rows]
+    data = [[plain_value(row.get(column)) for column in columns] for row in rows]
     return json.dumps({"columns": columns, "data": data})
 
 
-def _plain(value: object) -> object:
+def plain_value(value: object) -> object:
     """Numbers of numpy and torch as Python's own; anything else that JSON lacks as text."""
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -9,6 +9,7 @@ One JSON object per line, written by one process and read by another (the courie
     {"time": ms, "step": n, "values": {name: number}}     points
     {"commit": n}  {"commit": null}                       final up to step n, or all of them
     {"rewind": n}                                         forget pending points after step n
+    {"dataset": {"name": ..., "digest": ..., ...}}        a dataset that the stage reads
     {"file": "tables/x.json", "to": "run" | "pipeline"}   a file to hand over, below files/
     {"summary": {"metrics": ..., "tags": ...}, "time": ms} goes to the pipeline's run
     {"status": "RUNNING" | "FINISHED" | ..., "time": ms}
@@ -20,7 +21,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,17 @@ class Point:
     step: int
     value: float
     time_ms: int
+
+
+@dataclass(frozen=True)
+class UsedDataset:
+    """A dataset that the stage reads; the arguments of `RunLogger.dataset`."""
+
+    name: str
+    digest: str
+    source: str
+    context: str
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,10 +76,12 @@ class Ledger:
     Attributes:
         final: points that will not change any more, in the order of their commits; one per name and step.
         pending: points that a resume may still take back.
+        datasets: each once; a resumed stage names them again.
     """
 
     final: list[Point] = field(default_factory=list)
     pending: dict[tuple[str, int], Point] = field(default_factory=dict)
+    datasets: list[UsedDataset] = field(default_factory=list)
     files: list[HandedFile] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
     statuses: list[tuple[Status, int]] = field(default_factory=list)
@@ -94,6 +108,10 @@ class Ledger:
             self.final += ready
         elif "rewind" in record:
             self.pending = {key: p for key, p in self.pending.items() if p.step <= record["rewind"]}
+        elif "dataset" in record:
+            used = UsedDataset(**record["dataset"])
+            if used not in self.datasets:
+                self.datasets.append(used)
         elif "file" in record:
             self.files.append(HandedFile(record["file"], record["to"]))
         elif "summary" in record:
@@ -156,6 +174,10 @@ class Journal:
     def rewind(self, step: int) -> None:
         """Forget pending points after `step`."""
         self._append({"rewind": int(step)})
+
+    def dataset(self, used: UsedDataset) -> None:
+        """Name a dataset that the stage reads."""
+        self._append({"dataset": asdict(used)})
 
     def file(self, path: str, target: Target = "run") -> None:
         """Hand over a file that lies below `files/`."""

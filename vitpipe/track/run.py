@@ -23,10 +23,10 @@ from vitpipe.artifact import METRICS, write_table
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
 from vitpipe.errors import StoppedError, StorageError, disk_errors
-from vitpipe.track.box import Box, Origin, table_as_json
+from vitpipe.track.box import Box, Origin, plain_value, table_as_json
 from vitpipe.track.console import Console
 from vitpipe.track.courier import Courier
-from vitpipe.track.journal import Journal, Status, Target
+from vitpipe.track.journal import Journal, Status, Target, UsedDataset
 from vitpipe.track.send import UNSENT_SUFFIX, keep_unsent
 from vitpipe.track.store import EXPERIMENT, OFF, store_address
 
@@ -51,6 +51,9 @@ class SilentLogger:
         """Nothing."""
 
     def figure(self, name: str, path: Path) -> None:
+        """Nothing."""
+
+    def dataset(self, name: str, digest: str, source: str, context: str, facts: Mapping[str, Any]) -> None:
         """Nothing."""
 
     def say(self, line: str) -> None:
@@ -102,6 +105,12 @@ class StageRun:
     def figure(self, name: str, path: Path) -> None:
         """Hand a picture file to MLflow as `figures/NAME` with the file's suffix."""
         self.hand_over(f"figures/{name.removesuffix(path.suffix)}{path.suffix}", path)
+
+    def dataset(self, name: str, digest: str, source: str, context: str, facts: Mapping[str, Any]) -> None:
+        """Name a dataset that the stage reads; MLflow shows it on the run's page."""
+        plain = {key: plain_value(value) for key, value in facts.items()}
+        self.journal.dataset(UsedDataset(name, digest, source, context, plain))
+        self._wake()
 
     def hand_over(self, name: str, content: str | Path, target: Target = "run") -> None:
         """Give MLflow a file under `name`: a text, or a copy of a file as it is now."""

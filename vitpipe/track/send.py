@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.track.box import BOX, Box, Origin
-from vitpipe.track.journal import JournalReader, Point, Status
+from vitpipe.track.journal import JournalReader, Point, Status, UsedDataset
 from vitpipe.track.store import OFF, connect, experiment_id, store_errors
 
 PREFIX = "vitpipe."
 UNSENT_SUFFIX = ".unsent"
 _BATCH_POINTS, _BATCH_PARAMS, _BATCH_TAGS = 1000, 100, 100  # limits of MLflow's log_batch
 _LONGEST_PARAM, _LONGEST_TAG = 6000, 8000
+_LONGEST_DATASET_NAME, _LONGEST_DIGEST = 500, 36
 
 
 class Delivery:
@@ -69,6 +70,9 @@ class Delivery:
             start = self.sent.num_points
             self._send_points(ledger.final[start : start + _BATCH_POINTS])
         self._unsure = False
+        while self.sent.num_datasets < len(ledger.datasets):
+            self._send_dataset(ledger.datasets[self.sent.num_datasets])
+            self._note(num_datasets=self.sent.num_datasets + 1)
         while self.sent.num_files < len(ledger.files):
             file = ledger.files[self.sent.num_files]
             run_id = self.sent.run_id if file.target == "run" else self.sent.parent_id
@@ -79,6 +83,8 @@ class Delivery:
             self._send_summary(summary.metrics, summary.tags, summary.time_ms)
             self._note(num_summaries=self.sent.num_summaries + 1)
         if self.sent.num_statuses < len(ledger.statuses):
+            if ledger.statuses[-1][0] != "RUNNING" and not ledger.datasets:
+                self._send_prepared()
             self._set_status(*ledger.statuses[-1])
             self._note(num_statuses=len(ledger.statuses))
 
@@ -104,7 +110,6 @@ class Delivery:
         if self.sent.parent_id:
             shared = {PREFIX + key: origin.tags[key] for key in ("recipe", "profile") if key in origin.tags}
             self._complete(self.sent.parent_id, origin.pipeline_params, shared)
-        self._log_dataset()
 
     def _pipeline_run(self, experiment: str) -> str:
         tags = {f"{PREFIX}role": "pipeline", f"{PREFIX}pipeline": self.origin.pipeline}
@@ -158,21 +163,6 @@ class Delivery:
             stop = start + _BATCH_PARAMS
             self._client.log_batch(run_id, params=new_params[start:stop], tags=new_tags[start:stop])
 
-    def _log_dataset(self) -> None:
-        digest = self.origin.tags.get("data_digest", "")
-        if not digest:
-            return
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        name = self.origin.tags.get("data_name", "prepared")
-        dataset = Dataset(
-            name=name, digest=digest[:36], source_type="dvc", source=json.dumps({"sha256": digest})
-        )
-        context = InputTag(
-            key="mlflow.data.context", value="evaluation" if _evaluates(self.origin) else "training"
-        )
-        self._client.log_inputs(self.sent.run_id, datasets=[DatasetInput(dataset=dataset, tags=[context])])
-
     # --- what is sent -------------------------------------------------------------------------------
 
     def _send_points(self, points: list[Point]) -> None:
@@ -195,6 +185,28 @@ class Delivery:
             for name in names
             for metric in self._client.get_metric_history(self.sent.run_id, name)
         }
+
+    def _send_dataset(self, used: UsedDataset) -> None:
+        """MLflow knows a dataset by name and digest; one that the run has already is not added again."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source_type, source = _source(used.source)
+        dataset = Dataset(
+            name=used.name[:_LONGEST_DATASET_NAME],
+            digest=used.digest[:_LONGEST_DIGEST],
+            source_type=source_type,
+            source=json.dumps(source),
+            profile=json.dumps({**used.facts, "digest": used.digest}),
+        )
+        context = InputTag(key="mlflow.data.context", value=used.context)
+        self._client.log_inputs(self.sent.run_id, datasets=[DatasetInput(dataset=dataset, tags=[context])])
+
+    def _send_prepared(self) -> None:
+        """A stage that named no dataset has still read results that came from one: the prepared data."""
+        digest = self.origin.tags.get("data_digest", "")
+        if digest:
+            context = "evaluation" if _evaluates(self.origin) else "training"
+            self._send_dataset(UsedDataset("prepared", digest, f"sha256:{digest}", context, {}))
 
     def _send_file(self, run_id: str, path: str) -> None:
         local = self.box.files / path
@@ -293,6 +305,14 @@ def keep_unsent(box: Box, place: Path) -> Path | None:
 
 def _is_left_behind(box: Box) -> bool:
     return box.folder.parent.name.endswith(UNSENT_SUFFIX)
+
+
+def _source(place: str) -> tuple[str, dict[str, str]]:
+    """MLflow's kind of a place, and the place as that kind is written; its page links to what it can open."""
+    scheme = place.partition("://")[0] if "://" in place else ""
+    if scheme in ("http", "https"):
+        return "http", {"url": place}
+    return (scheme or "local"), {"uri": place}
 
 
 def _evaluates(origin: Origin) -> bool:

@@ -29,6 +29,17 @@ class RunLogger(Protocol):
     def figure(self, name: str, path: Path) -> None:
         """Record a picture file."""
 
+    def dataset(self, name: str, digest: str, source: str, context: str, facts: Mapping[str, Any]) -> None:
+        """Record a dataset that this run reads.
+
+        Args:
+            name: one per dataset and split; the same again is recorded once.
+            digest: of its content.
+            source: where it lies: a path, s3://..., https://...
+            context: what it is used for: `training`, `validation`, `testing`.
+            facts: flat values, for example `num_images`, `num_classes`, `dvc_md5`.
+        """
+
     def say(self, line: str) -> None:
         """One line for the person at the terminal or in the pod's log."""
 
@@ -43,6 +54,7 @@ class MemoryLogger:
         self.points: list[tuple[int, str, float]] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.figures: dict[str, Path] = {}
+        self.datasets: list[dict[str, Any]] = []
         self.lines: list[str] = []
         self.committed_step = -1
 
@@ -65,6 +77,12 @@ class MemoryLogger:
     def figure(self, name: str, path: Path) -> None:
         """Keep the path."""
         self.figures[name] = path
+
+    def dataset(self, name: str, digest: str, source: str, context: str, facts: Mapping[str, Any]) -> None:
+        """Keep the arguments."""
+        self.datasets.append(
+            {"name": name, "digest": digest, "source": source, "context": context, "facts": dict(facts)}
+        )
 
     def say(self, line: str) -> None:
         """Keep the line."""

@@ -59,7 +59,10 @@ class FileSpan:
         """Size and time of change of a file; offset and size inside an archive."""
         if self.size_bytes is not None:
             return f"{self.offset}+{self.size_bytes}"
-        status = os.stat(self.path)  # noqa: PTH116
+        try:
+            status = os.stat(self.path)  # noqa: PTH116
+        except OSError as error:
+            return f"error {error.errno}"
         return f"{status.st_size}@{status.st_mtime_ns}"
 
 

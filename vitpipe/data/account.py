@@ -1,0 +1,153 @@
+"""What prepared sets hold, as rows of tables and as flat numbers."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vitpipe.config.data import SHARD_SETS
+from vitpipe.data.manifest import (
+    FINDINGS,
+    DataManifest,
+    DenseManifest,
+    ShardManifest,
+    read_manifest,
+)
+
+Manifest = ShardManifest | DenseManifest
+# A table is for reading; the file beside the shards has all of them.
+_MAX_FINDINGS_SHOWN = 10_000
+
+
+def read_prepared(folder: Path) -> dict[str, Manifest]:
+    """The manifests of all sets of a prepared folder, by name.
+
+    Raises:
+        DatasetError: when one is missing or damaged.
+    """
+    found: dict[str, Manifest] = {}
+    for name in read_manifest(folder, DataManifest).sets:
+        if name in SHARD_SETS:
+            found[name] = read_manifest(folder / name, ShardManifest)
+        else:
+            found[name] = read_manifest(folder / name, DenseManifest)
+    return found
+
+
+def split_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    """One row per set and split: counts, bytes, number of files, digest."""
+    return [row for name, manifest in manifests.items() for row in _split_rows(name, manifest)]
+
+
+def class_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    """One row per set and class: number, key, name, images per split."""
+    return [row for name, manifest in manifests.items() for row in _class_rows(name, manifest)]
+
+
+def finding_rows(folder: Path, manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    """Odd images of all sets: split, file, what is odd, and what was done about it."""
+    found = (row for name in manifests for row in _findings_of(folder / name, name))
+    return list(islice(found, _MAX_FINDINGS_SHOWN))
+
+
+def source_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    """One row per set: what it was packed from, how, and its digest."""
+    return [
+        {
+            "dataset": name,
+            "form": manifest.form,
+            "encoding": _described(manifest),
+            "kept_in": _place(manifest),
+            "notes": "; ".join(manifest.notes) if isinstance(manifest, ShardManifest) else "",
+            "digest": manifest.digest,
+        }
+        for name, manifest in manifests.items()
+    ]
+
+
+def totals(manifests: Mapping[str, Manifest]) -> dict[str, float]:
+    """`<set>_num_train`, `<set>_num_val`, `num_bytes`, `num_odd` and `num_corrupt` (images left out)."""
+    shard_sets = [manifest for manifest in manifests.values() if isinstance(manifest, ShardManifest)]
+    numbers: dict[str, float] = {
+        "num_corrupt": sum(manifest.findings.get("left out", 0) for manifest in shard_sets),
+        "num_odd": sum(sum(manifest.findings.values()) for manifest in shard_sets),
+        "num_bytes": sum(size_bytes(manifest) for manifest in manifests.values()),
+    }
+    for row in split_rows(manifests):
+        numbers[f"{row['dataset']}_num_{row['split']}"] = row["num_images"]
+    return numbers
+
+
+def size_bytes(manifest: Manifest) -> int:
+    """Bytes of a set's shards or archive, or of the user's files that are left where they are."""
+    if isinstance(manifest, DenseManifest):
+        return manifest.size_bytes
+    return sum(split.size_bytes for split in manifest.splits.values())
+
+
+def _split_rows(name: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    for split in ("train", "val"):
+        if isinstance(manifest, ShardManifest):
+            own = manifest.splits[split]
+            num_images, num_objects = own.num_images, own.num_images
+            num_bytes, num_files = own.size_bytes, len(own.shards)
+        else:
+            num_images = manifest.counts[f"{split}_images"]
+            num_objects = manifest.counts.get(f"{split}_annotations", num_images)
+            num_bytes, num_files = manifest.size_bytes, 1
+        yield {
+            "dataset": name,
+            "split": split,
+            "num_images": num_images,
+            "num_annotations": num_objects,
+            "num_classes": len(manifest.classes),
+            "num_files": num_files,
+            "size_bytes": num_bytes,
+            "digest": manifest.digest,
+        }
+
+
+def _class_rows(name: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    if isinstance(manifest, DenseManifest):
+        counts: tuple[tuple[Any, Any], ...] = (("", ""),) * len(manifest.classes)
+        names: tuple[str, ...] = manifest.classes
+    else:
+        both = (manifest.splits[split].images_per_class for split in ("train", "val"))
+        counts = tuple(zip(*both, strict=True))
+        names = manifest.class_names or manifest.classes
+    for number, (key, title, (train, val)) in enumerate(zip(manifest.classes, names, counts, strict=True)):
+        yield {
+            "dataset": name,
+            "number": number,
+            "class": key,
+            "name": title,
+            "num_train": train,
+            "num_val": val,
+        }
+
+
+def _findings_of(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    path = folder / FINDINGS
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                yield {"dataset": name, **row}
+
+
+def _described(manifest: Manifest) -> str:
+    encoding = manifest.encoding if isinstance(manifest, ShardManifest) else None
+    if encoding is None:
+        return "as in the source"
+    return (
+        f"short side at most {encoding.short_side} ({encoding.resampling}), {encoding.format} "
+        f"{encoding.quality}"
+    )
+
+
+def _place(manifest: Manifest) -> str:
+    if isinstance(manifest, ShardManifest):
+        return manifest.store or "the prepared folder"
+    return str(manifest.root) if manifest.archive is None else "the prepared folder"

@@ -1,0 +1,71 @@
+"""What an examination finds: each finding says what, where and how to mend it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from vitpipe.errors import VitpipeError
+
+Level = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know.
+
+    Attributes:
+        level: `error` stops a run or spoils its result, `warning` makes results differ from published ones,
+            `note` is for information.
+    """
+
+    level: Level
+    what: str
+    where: str = ""
+    mend: str = ""
+
+    @classmethod
+    def of(cls, error: VitpipeError) -> Finding:
+        """An error that would have stopped a run."""
+        return cls("error", error.what, error.where, error.mend)
+
+    def __str__(self) -> str:
+        """As one paragraph."""
+        # The same wording as errors have: where, then the mend.
+        return f"{self.level}: {VitpipeError(self.what, where=self.where, mend=self.mend)}"
+
+
+@dataclass
+class DatasetReport:
+    """What was found out about one dataset.
+
+    Attributes:
+        form: in which form it lies there; empty when that is not known.
+        num_train, num_val: images; None when they could not be counted.
+        num_classes: None when not known; 0 for a set without classes.
+    """
+
+    dataset: str
+    form: str = ""
+    num_train: int | None = None
+    num_val: int | None = None
+    num_classes: int | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def num_errors(self) -> int:
+        """Findings that stop a run."""
+        return sum(finding.level == "error" for finding in self.findings)
+
+    def add(self, level: Level, what: str, where: object = "", mend: str = "") -> None:
+        """Add one finding."""
+        self.findings.append(Finding(level, what, str(where), mend))
+
+    def table(self) -> dict[str, Any]:
+        """One row for people, without the findings."""
+        counts = {"error": 0, "warning": 0, "note": 0}
+        for finding in self.findings:
+            counts[finding.level] += 1
+        row = asdict(self)
+        del row["findings"]
+        return {**row, **{f"num_{level}s": count for level, count in counts.items()}}

@@ -1,0 +1,78 @@
+"""The transforms of training and evaluation made of timm's and torchvision's own classes, on Pillow's images.
+
+What ours are compared with: the same draws and the same pixels, at the libraries' speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+from vitpipe.config.recipe import AugmentConfig, CropsConfig
+from vitpipe.data.crops import pillow_steps
+
+Transform = Callable[[Image.Image], Any]
+
+
+def library_training(augment: AugmentConfig, size: int) -> Transform:
+    """Crop, flip, RandAugment, normalise, erase: what `train_transform` makes, in the libraries' classes."""
+    from timm.data.auto_augment import rand_augment_transform
+    from timm.data.random_erasing import RandomErasing
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+    from torchvision import transforms
+
+    steps: list[Any] = [
+        RandomResizedCropAndInterpolation(size, augment.crop_scale, augment.crop_ratio, "bicubic"),
+        transforms.RandomHorizontalFlip(augment.flip_probability),
+    ]
+    if augment.rand_augment:
+        parameters = {
+            "translate_const": int(size * 0.45),
+            "img_mean": tuple(min(255, round(255 * value)) for value in augment.mean),
+            "interpolation": Image.Resampling.BICUBIC,
+        }
+        steps.append(rand_augment_transform(augment.rand_augment, parameters))
+    steps += [transforms.ToTensor(), transforms.Normalize(augment.mean, augment.std)]
+    if augment.erase_probability:
+        steps.append(RandomErasing(augment.erase_probability, mode="pixel", device="cpu"))
+    composed: Transform = transforms.Compose(steps)
+    return composed
+
+
+def library_crops(config: CropsConfig) -> Transform:
+    """The views of `MultiCrop`, in the libraries' classes."""
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+    from torchvision import transforms
+
+    def view(kind: int) -> Transform:
+        local = kind == 2
+        crop = RandomResizedCropAndInterpolation(
+            config.local_size if local else config.global_size,
+            scale=config.local_scale if local else config.global_scale,
+            interpolation="bicubic",
+        )
+        steps = [crop, transforms.RandomHorizontalFlip(), *pillow_steps(config, kind)]
+        composed: Transform = transforms.Compose(
+            [*steps, transforms.ToTensor(), transforms.Normalize(config.mean, config.std)]
+        )
+        return composed
+
+    views = [view(0), view(1), *[view(2)] * config.num_local]
+    return lambda image: [made(image) for made in views]
+
+
+def library_evaluation(size: int, crop_ratio: float, augment: AugmentConfig) -> Transform:
+    """Resize, centre crop, normalise, in the libraries' classes."""
+    from torchvision import transforms
+
+    composed: Transform = transforms.Compose(
+        [
+            transforms.Resize(int(size / crop_ratio), transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(augment.mean, augment.std),
+        ]
+    )
+    return composed

@@ -1,0 +1,142 @@
+"""How fast images are packed, and how much memory that takes whatever their number.
+
+Every measurement is a process of its own, so that its peak memory is its own. Many small images are hard
+links to a few thousand different ones: the packer reads, decodes and writes each of them all the same.
+"""
+
+from __future__ import annotations
+
+import datetime
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from vitpipe.data.cost import PackSpeed, write_pack_speed
+from vitpipe.data.inspection import PackOptions
+from vitpipe.data.pack import Quarantine, pack
+from vitpipe.data.sources.class_folders import read_class_folders
+from vitpipe.errors import RunError
+from vitpipe.evaluate.data_path import Setting, write_photographs
+from vitpipe.evaluate.process_memory import peak_resident_mb
+
+_SHARD_BYTES = 64_000_000
+_NUM_DIFFERENT = 2_000
+_SMALL_SIDE = 64
+_SMALL_QUALITY = 90
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PackCost:
+    """One measurement. Memory in MB (10^6 bytes): peak resident size of the packer and of its largest worker.
+
+    `megabytes_per_second` counts the source's bytes.
+    """
+
+    images: str
+    num_images: int
+    workers: int
+    seconds: float
+    images_per_second: float
+    megabytes_per_second: float
+    peak_packer_mb: float
+    peak_worker_mb: float
+
+
+def measure_packing(
+    root: Path, counts: tuple[int, ...], num_photographs: int, workers: int, say: Say
+) -> list[PackCost]:
+    """Pack photographs of 500 x 375, then so many small images, each in a fresh process.
+
+    Args:
+        root: an empty folder with room for the images and shards; what is in it afterwards may go.
+        workers: processes that read and decode.
+
+    Raises:
+        RunError: when a measuring process dies.
+    """
+    say(f"{num_photographs:,} photographs of 500 x 375")
+    photographs = Setting(num_images=num_photographs)
+    _write(root / "photographs", photographs, num_photographs)
+    costs = [_in_own_process("500 x 375", root / "photographs", root / "out", workers)]
+    for count in counts:
+        say(f"{count:,} small images")
+        small = Setting(
+            num_images=min(count, _NUM_DIFFERENT),
+            width=_SMALL_SIDE,
+            height=_SMALL_SIDE,
+            quality=_SMALL_QUALITY,
+        )
+        folder = root / f"small-{count}"
+        _write(folder, small, count)
+        costs.append(_in_own_process(f"{_SMALL_SIDE} x {_SMALL_SIDE}", folder, root / "out", workers))
+        shutil.rmtree(folder)
+    return costs
+
+
+def keep_speed(costs: list[PackCost]) -> Path:
+    """Keep what was measured for `vitpipe plan`: images/s of small images, MB/s of photographs, per core."""
+    photographs, *small = costs
+    cores = max(photographs.workers, 1)
+    speed = PackSpeed(
+        images_per_second_per_core=max(cost.images_per_second for cost in small or [photographs]) / cores,
+        megabytes_per_second_per_core=photographs.megabytes_per_second / cores,
+        measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        cores=cores,
+    )
+    return write_pack_speed(speed)
+
+
+def _write(folder: Path, setting: Setting, count: int) -> None:
+    """Class folders of `count` images; beyond those of the setting they are links to these."""
+    write_photographs(folder / "train", setting)
+    originals = sorted((folder / "train").rglob("*.jpg"))
+    for number in range(len(originals), count):
+        original = originals[number % len(originals)]
+        (original.parent / f"{number:07d}.jpg").hardlink_to(original)
+    # A split needs every class.
+    for path in {original.parent: original for original in originals}.values():
+        val = folder / "val" / path.parent.name / path.name
+        val.parent.mkdir(parents=True)
+        val.hardlink_to(path)
+
+
+def _in_own_process(images: str, folder: Path, out: Path, workers: int) -> PackCost:
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_pack_and_weigh, args=(images, folder, out, workers, sender))
+    process.start()
+    sender.close()
+    try:
+        cost: PackCost = receiver.recv()
+    except EOFError as error:
+        raise RunError(
+            "The process that was measured has died",
+            where=f"packing {images}",
+            mend="see its message above; fewer --workers take less memory",
+        ) from error
+    finally:
+        process.join()
+        for path in (out, out.with_name("scratch")):
+            shutil.rmtree(path, ignore_errors=True)
+    return cost
+
+
+def _pack_and_weigh(images: str, folder: Path, out: Path, workers: int, sender: Connection) -> None:
+    source = read_class_folders(folder, "imagenet")
+    options = PackOptions(_SHARD_BYTES, workers=workers)
+    started = time.perf_counter()
+    manifest = pack(source, out, options=options, quarantine=Quarantine(0), scratch=out.with_name("scratch"))
+    seconds = time.perf_counter() - started
+    num_images = sum(split.num_images for split in manifest.splits.values())
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*.jpg"))
+    # An upper bound: a worker's account begins with the packer's memory at its start.
+    worker_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    speed, volume = num_images / seconds, num_bytes / 1e6 / seconds
+    sender.send(PackCost(images, num_images, workers, seconds, speed, volume, peak_resident_mb(), worker_mb))

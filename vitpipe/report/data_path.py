@@ -1,0 +1,102 @@
+"""Tables and figure of `vitpipe benchmark data`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vitpipe.evaluate.data_path import PathSpeed, Setting, StepShare
+from vitpipe.report.figures import Palette
+
+SPEED_BUDGET = 1.5
+"""Decoding, random resized crop and flip: so many times the speed of torchvision's ImageFolder."""
+
+
+def describe(setting: Setting, mean_bytes: float) -> str:
+    """What was measured, one line."""
+    return (
+        f"{setting.num_images} JPEGs of {setting.width} x {setting.height}, {mean_bytes / 1000:.0f} kB on "
+        f"average, to {setting.image_size} pixels in batches of {setting.batch}; one core, median of "
+        f"{setting.num_rounds} rounds in turns"
+    )
+
+
+def path_rows(speeds: Sequence[PathSpeed]) -> list[dict[str, str]]:
+    """One row per path, rounded for reading."""
+    return [
+        {
+            "path": speed.path,
+            "ImageFolder, images/s": f"{speed.folder_images_per_second:,.0f}",
+            "shards, images/s": f"{speed.shards_images_per_second:,.0f}",
+            "times as fast": f"{speed.ratio:.2f}",
+            "pixels": f"identical, {speed.num_compared} images"
+            if speed.num_different == 0
+            else f"{speed.num_different} of {speed.num_compared} images differ",
+        }
+        for speed in speeds
+    ]
+
+
+def share_rows(shares: Sequence[StepShare]) -> list[dict[str, str]]:
+    """One row per step and a sum: milliseconds and share of the whole, on both sides."""
+    folder, shards = sum(share.folder_ms for share in shares), sum(share.shards_ms for share in shares)
+    rows = [(share.step, share.folder_ms, share.shards_ms) for share in shares]
+    return [
+        {
+            "step": step,
+            "ImageFolder, ms": f"{folder_ms:.3f}",
+            "of it": f"{folder_ms / folder:.0%}",
+            "shards, ms": f"{shards_ms:.3f}",
+            "of them": f"{shards_ms / shards:.0%}",
+        }
+        for step, folder_ms, shards_ms in [*rows, ("all", folder, shards)]
+    ]
+
+
+def draw(speeds: Sequence[PathSpeed], shares: Sequence[StepShare], palette: Palette) -> Any:
+    """Two panels: images per second of every path on both sides, and fine-tuning's milliseconds by step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_speeds(left, speeds, palette)
+    _draw_shares(right, shares, palette)
+    for axes in (left, right):
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.spines["left"].set_color(palette.grid)
+        axes.tick_params(which="both", colors=palette.muted, labelsize=9, length=0)
+        axes.grid(axis="x", color=palette.grid, linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def _draw_speeds(axes: Any, speeds: Sequence[PathSpeed], palette: Palette) -> None:
+    axes.set_title("images per second on one core", fontsize=9, color=palette.ink, loc="left")
+    rows = range(len(speeds))
+    folder = [speed.folder_images_per_second for speed in speeds]
+    shards = [speed.shards_images_per_second for speed in speeds]
+    axes.barh([row - 0.19 for row in rows], shards, 0.36, color=palette.series[0], label="vitpipe shards")
+    axes.barh([row + 0.19 for row in rows], folder, 0.36, color=palette.muted, label="ImageFolder")
+    for row, speed in zip(rows, speeds, strict=True):
+        axes.annotate(
+            f"{speed.ratio:.2f} x", (speed.shards_images_per_second, row - 0.19), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=8, color=palette.ink,
+        )  # fmt: skip
+    axes.set_yticks(list(rows), [speed.path for speed in speeds])
+    axes.invert_yaxis()
+    axes.set_xlim(right=1.12 * max(shards))
+    axes.legend(fontsize=8, frameon=False, labelcolor=palette.muted, loc="lower right")
+
+
+def _draw_shares(axes: Any, shares: Sequence[StepShare], palette: Palette) -> None:
+    axes.set_title("fine-tuning, ms per image", fontsize=9, color=palette.ink, loc="left")
+    sides = ("ImageFolder", "vitpipe shards")
+    start = [0.0, 0.0]
+    for share, colour in zip(shares, palette.series, strict=False):
+        widths = [share.folder_ms, share.shards_ms]
+        axes.barh(sides, widths, 0.5, left=start, color=colour, label=share.step)
+        start = [begin + width for begin, width in zip(start, widths, strict=True)]
+    axes.legend(
+        fontsize=8, frameon=False, labelcolor=palette.muted, ncols=2, loc="upper center",
+        bbox_to_anchor=(0.45, -0.12),
+    )  # fmt: skip

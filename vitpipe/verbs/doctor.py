@@ -1,0 +1,96 @@
+"""The verb `doctor`: examine datasets, or this machine, and say how to mend what is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vitpipe.data.findings import Finding
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command(name="doctor")(doctor)
+
+
+def doctor(
+    data: Annotated[
+        Path | None, typer.Option("--data", help="folder with imagenet/, coco/, ..., or a prepared folder")
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="dataset, may be repeated; all that are there")
+    ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="decode every image, not only a sample")] = False,
+    checksums: Annotated[
+        bool, typer.Option("--checksums", help="read archives or shards and compare checksums")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+) -> None:
+    """Examine datasets (--data) or this machine; nothing is changed. Exit code 2 when there are errors."""
+    findings: list[Finding]
+    if data is None:
+        if sets or deep or checksums:
+            raise typer.BadParameter("--set, --deep and --checksums need --data DIR")
+        from vitpipe.verbs.machine import examine_machine
+
+        rows, findings = examine_machine(Path.cwd())
+        if as_json:
+            _print_json({"machine": rows, "findings": [asdict(finding) for finding in findings]})
+        else:
+            _print_table(rows, "This machine")
+            _print_findings(findings)
+    else:
+        from vitpipe.data.doctor import examine
+
+        reports = examine(data, sets, deep=deep, checksums=checksums, say=_tell)
+        findings = [finding for report in reports for finding in report.findings]
+        if as_json:
+            _print_json([asdict(report) for report in reports])
+        else:
+            for report in reports:
+                _print_table([report.table()], "")
+                _print_findings(report.findings)
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(2)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2))
+
+
+def _print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        # Text: names of files may hold brackets, which rich takes for markup.
+        table.add_row(*(Text(_shown(value)) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    for level in ("error", "warning", "note"):
+        for finding in findings:
+            if finding.level == level:
+                print(f"{finding}\n")
+    if not any(finding.level in ("error", "warning") for finding in findings):
+        print("Nothing to mend.\n")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,82 @@
+"""Is this machine fit for a run? Disk, shared memory, cores, memory, and libraries as the lock has them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from vitpipe.data.findings import Finding
+
+_GIB = 2**30
+_LIBRARIES = ("torch", "torchvision", "timm")
+# Loader processes hand batches over in shared memory; Docker's default of 64 MiB holds no batch.
+_MIN_SHARED_GIB, _MIN_DISK_GIB, _MIN_MEMORY_GIB = 1, 10, 4
+
+
+def examine_machine(folder: Path) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """One row (`what`, `value`) per fact, and what is to be mended.
+
+    Args:
+        folder: where runs will write.
+    """
+    disk = shutil.disk_usage(folder).free / _GIB
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    shared_memory = Path("/dev/shm")
+    shared = shutil.disk_usage(shared_memory).total / _GIB if shared_memory.is_dir() else 0.0
+    rows: list[dict[str, Any]] = [
+        {"what": "free disk", "value": f"{disk:.1f} GiB"},
+        {"what": "shared memory", "value": f"{shared:.2f} GiB"},
+        {"what": "memory", "value": f"{memory:.1f} GiB"},
+        {"what": "cores", "value": len(os.sched_getaffinity(0))},
+    ]
+    findings = []
+    if disk < _MIN_DISK_GIB:
+        what = f"{disk:.1f} GiB of disk are free"
+        findings.append(Finding("warning", what, str(folder), "free some, or choose another --out folder"))
+    if shared < _MIN_SHARED_GIB:
+        what = f"There are {shared:.2f} GiB of shared memory"
+        mend = "start the container with --shm-size=2g, or set data.workers to 0"
+        findings.append(Finding("warning", what, str(shared_memory), mend))
+    if memory < _MIN_MEMORY_GIB:
+        mend = "use a smaller batch and data.workers 0"
+        findings.append(Finding("warning", f"There are {memory:.1f} GiB of memory", mend=mend))
+    _compare_libraries(rows, findings)
+    operators = has_dense_operators()
+    rows.append({"what": "operators of mmcv", "value": "compiled" if operators else "absent"})
+    return rows, findings
+
+
+def locked_versions() -> dict[str, str]:
+    """Package -> version of the lock file of this checkout; empty for an installation without one."""
+    lock = Path(__file__).parents[2] / "requirements.lock"
+    if not lock.is_file():
+        return {}
+    lines = re.finditer(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    return {line[1].lower(): line[2] for line in lines}
+
+
+def has_dense_operators() -> bool:
+    """Whether mmcv is there with its compiled operators; nothing is imported."""
+    spec = find_spec("mmcv")
+    folders = spec.submodule_search_locations if spec and spec.submodule_search_locations else ()
+    return any(next(Path(folder).glob("_ext*.so"), None) for folder in folders)
+
+
+def _compare_libraries(rows: list[dict[str, Any]], findings: list[Finding]) -> None:
+    locked = locked_versions()
+    for name in _LIBRARIES:
+        try:
+            installed = version(name)
+        except PackageNotFoundError:
+            installed = ""
+        rows.append({"what": name, "value": installed or "absent"})
+        # 2.13.0+cpu is a build of 2.13.0.
+        if name in locked and installed.partition("+")[0] != locked[name].partition("+")[0]:
+            what = f"{name} is {installed or 'absent'}, the lock has {locked[name]}"
+            mend = "install from requirements.lock: results and golden values hold for its versions"
+            findings.append(Finding("warning" if installed else "error", what, mend=mend))
