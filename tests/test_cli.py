@@ -78,7 +78,10 @@ def test_a_mistake_is_one_paragraph_and_exit_code_2(arguments: list[str], part: 
 
 def test_plan_says_what_would_run_and_why(tmp_path: Path):
     done = _run("plan", "--json", "--artifacts", str(tmp_path))
-    rows = json.loads(done.stdout)
+    planned = json.loads(done.stdout)
+    assert planned["data"][0]["dataset"] == "imagenet"
+    assert planned["data"][0]["num_shards"] == 2
+    rows = planned["stages"]
     assert rows[0]["stage"] == "prepare"
     assert {row["runs"] for row in rows} == {"runs"}
     assert next(row for row in rows if row["stage"] == "pretrain")["steps"] > 0

@@ -27,7 +27,11 @@ CARD, METRICS, TABLES, WEIGHTS = "card.json", "metrics.json", "tables", "weights
 
 
 class Card(BaseModel):
-    """Provenance of one output folder. Digests are hex SHA-256, `parents` maps input name to card digest."""
+    """Provenance of one output folder.
+
+    Digests are hex SHA-256, `parents` maps input name to card digest, `data_revisions` maps what
+    DVC tracks (`prepared`, or a raw set) to what it knows of it: `dvc_md5`, `dvc_commit`, ...
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,6 +41,7 @@ class Card(BaseModel):
     profile: str
     recipe_digest: str
     data_digest: str
+    data_revisions: dict[str, dict[str, str]] = {}  # pydantic copies defaults
     code_digest: str
     image: str
     identity: str

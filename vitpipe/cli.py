@@ -115,7 +115,8 @@ def plan(
     ranks: Annotated[int, typer.Option(min=1, help="GPUs that share a training stage")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which stages would run and why, and how long the training stages are. Starts nothing."""
+    """Say which stages would run and why, how long training is, and what the data costs. Starts nothing."""
+    from vitpipe.data.cost import pack_speed, plan_rows, shown_rows
     from vitpipe.stages.identity import forecast
     from vitpipe.stages.resolved import training_steps
 
@@ -130,7 +131,11 @@ def plan(
         }
         for item in forecast(loaded, artifacts / loaded.name / loaded.profile)
     ]
-    print_rows(rows, as_json, f"{loaded.name}, profile {loaded.profile}")
+    if as_json:
+        print(json.dumps({"stages": rows, "data": plan_rows(loaded.data)}, indent=2, default=str))
+        return
+    print_rows(rows, False, f"{loaded.name}, profile {loaded.profile}")
+    print_rows(shown_rows(loaded.data), False, f"Data, packed at {pack_speed()}")
 
 
 @app.command()

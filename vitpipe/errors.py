@@ -70,7 +70,7 @@ class DivergenceError(RunError):
 
 
 class StorageError(RunError):
-    """The disk refused a write."""
+    """The disk refused a write, or a remote storage did not answer or refused."""
 
 
 class EngineError(RunError):

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import boto3
 import pytest
+
+from vitpipe.data import s3 as s3_module
 
 # In a process of its own: loader workers are forked from the process of the tests.
 _SERVER = """
@@ -136,25 +137,39 @@ def s3_port() -> Iterator[int]:
     process.stdout.close()
 
 
-@pytest.fixture
-def s3(s3_port, tmp_path, monkeypatch) -> Iterator[Gate]:
-    """A gate to a server with an empty bucket `shards`; the AWS variables point there, the cache is this test's."""
+@pytest.fixture(scope="session")
+def s3_gate(s3_port, tmp_path_factory) -> Iterator[tuple[Gate, dict[str, str]]]:
+    """A gate, and the variables that lead to it; the same for all tests, which share a client then."""
+    no_settings = tmp_path_factory.mktemp("aws") / "empty"
+    no_settings.touch()
     with gate_to(s3_port) as gate:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", gate.address)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        (tmp_path / "no-settings").touch()
-        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-settings"))
-        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-settings"))
-        monkeypatch.setenv("VITPIPE_CACHE", str(tmp_path / "cache"))
-        monkeypatch.delenv("VITPIPE_CACHE_GB", raising=False)
-        monkeypatch.setattr("vitpipe.data.s3._FIRST_PAUSE_SECONDS", 0.001)
-        reset = http.client.HTTPConnection("127.0.0.1", s3_port, timeout=30)
-        reset.request("POST", "/moto-api/reset")
-        reset.getresponse().read()
-        reset.close()
-        boto3.session.Session().client("s3").create_bucket(Bucket="shards")
-        gate.counts.clear()
-        yield gate
+        variables = {
+            "AWS_ENDPOINT_URL": gate.address,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": str(no_settings),
+            "AWS_SHARED_CREDENTIALS_FILE": str(no_settings),
+        }
+        yield gate, variables
+
+
+@pytest.fixture
+def s3(s3_gate, s3_port, tmp_path, monkeypatch) -> Gate:
+    """A gate to a server with one empty bucket, `shards`; the cache is this test's own."""
+    gate, variables = s3_gate
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VITPIPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VITPIPE_CACHE_GB", raising=False)
+    monkeypatch.setattr(s3_module, "_FIRST_PAUSE_SECONDS", 0.001)
+    gate.faults.clear()
+    gate.fault_at, gate.together = ("RANGE",), None
+    reset = http.client.HTTPConnection("127.0.0.1", s3_port, timeout=30)
+    reset.request("POST", "/moto-api/reset")
+    reset.getresponse().read()
+    reset.close()
+    s3_module._client().create_bucket(Bucket="shards")
+    gate.counts.clear()
+    return gate

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from s3_server import s3, s3_port  # noqa: F401
+from s3_server import s3, s3_gate, s3_port  # noqa: F401
 from tiny_shards import write_set
 
 from vitpipe.config.data import PinnedConfig
@@ -175,19 +175,19 @@ def test_what_is_wrong_is_said(place, tmp_path, values, words):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["imagenet/val-000000.tar", "coco/coco.tar", "imagenet/manifest.json", "manifest.json"]
-)
-def test_a_folder_that_is_not_what_its_manifests_say(place, tmp_path, name):
-    shutil.copytree(place / "v1", tmp_path / "bad")
-    file = tmp_path / "bad" / name
-    changed = file.read_bytes().replace(b'"n1"', b'"n9"').replace(b'"data_digest": "', b'"data_digest": "0')
-    file.write_bytes(changed if name.endswith(".json") else b"x" + file.read_bytes()[1:])
+def test_a_folder_that_is_not_what_its_manifests_say(place, tmp_path):
     repo = new_repo(tmp_path / "repo", str(tmp_path / "storage"))
-    new_version(repo, tmp_path / "bad", push=False)
-    with pytest.raises(DatasetError, match=r"[Cc]hecksum|not what its manifests say"):
-        pull(pinned(place, repo=str(repo), revision="main"), tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    for number, name in enumerate(
+        ("imagenet/val-000000.tar", "coco/coco.tar", "imagenet/manifest.json", "manifest.json")
+    ):
+        bad = Path(shutil.copytree(place / "v1", tmp_path / f"bad{number}"))
+        intact = (bad / name).read_bytes()
+        edited = intact.replace(b'"n1"', b'"n9"').replace(b'"data_digest": "', b'"data_digest": "0')
+        (bad / name).write_bytes(edited if name.endswith(".json") else b"x" + intact[1:])
+        new_version(repo, bad, push=False)
+        with pytest.raises(DatasetError, match=r"[Cc]hecksum|not what its manifests say"):
+            pull(pinned(place, repo=str(repo), revision="main"), tmp_path / "out")
+        assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_remote_in_object_storage(s3, tmp_path, monkeypatch):  # noqa: F811
@@ -211,7 +211,8 @@ def test_a_remote_in_object_storage(s3, tmp_path, monkeypatch):  # noqa: F811
     config = PinnedConfig(repo=str(tmp_path / "clone"), revision=commit, path=PREPARED)
     assert pull(config, tmp_path / "out").commit == commit
     assert content(tmp_path / "out") == content(tmp_path / "v1")
-    pull(config.model_copy(update={"revision": "main"}), tmp_path / "out2")
+    by_address = config.model_copy(update={"repo": f"file://{tmp_path / 'clone'}", "revision": "main"})
+    assert pull(by_address, tmp_path / "out2").repo == by_address.repo
     assert content(tmp_path / "out2") == content(tmp_path / "v2")
     theirs = open_shards(tmp_path / "v1", "imagenet", "train").read_many(range(6))
     assert open_shards(tmp_path / "out2", "imagenet", "train").read_many(range(6)) == theirs
@@ -236,6 +237,23 @@ def test_a_remote_in_object_storage(s3, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(StorageError, match=r"cannot be read.*[Cc]redentials"):
         pull(config, tmp_path / "out3")
+
+
+def test_a_repository_without_dvc_and_one_that_dvc_cannot_read(place, tmp_path):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    run(plain, "git", "init", "--quiet", "--initial-branch=main")
+    (plain / "a").mkdir()
+    (plain / "a" / "b").touch()
+    run(plain, "git", "add", "--all")
+    run(plain, "git", "commit", "--quiet", "--message", "one")
+    with pytest.raises(DatasetError, match="DVC tracks no folder 'a'"):
+        pull(pinned(place, repo=str(plain), revision="main", path="a"), tmp_path / "out")
+    broken = Path(shutil.copytree(place / "clone", tmp_path / "broken", symlinks=True))
+    (broken / "dvc.yaml").write_text("stages: [", encoding="utf-8")
+    run(broken, "git", "commit", "--quiet", "--all", "--message", "broken")
+    with pytest.raises(DatasetError, match=r"DVC cannot read revision main.*dvc list"):
+        pull(pinned(place, repo=str(broken), revision="main"), tmp_path / "out")
 
 
 def test_what_dvc_knows_about_a_folder(place, tmp_path):

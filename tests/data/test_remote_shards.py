@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from s3_server import s3, s3_port  # noqa: F401
+from s3_server import s3, s3_gate, s3_port  # noqa: F401
 from tiny_shards import picture, write_set
 
 from vitpipe.data.batches import train_batches

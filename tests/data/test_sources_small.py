@@ -335,7 +335,7 @@ def test_domainnet(tmp_path, packed, place):
         ]
         assert listed(source, split) == sorted(renumbered, key=lambda image: (image[1], image[0]))
     shown = next(source.entries("train")).shown
-    assert shown == ("clipart.zip/" if packed else "") + "clipart/aircraft_carrier/clipart_000_000000.jpg"
+    assert shown == ("clipart.zip/" if packed else "") + "clipart/The_Eiffel_Tower/clipart_001_000000.jpg"
 
 
 @pytest.mark.parametrize("packed", [False, True])

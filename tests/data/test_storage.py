@@ -12,7 +12,7 @@ import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s3_server import s3, s3_port  # noqa: F401
+from s3_server import s3, s3_gate, s3_port  # noqa: F401
 
 from vitpipe.data import s3 as s3_module
 from vitpipe.data.s3 import S3Storage

@@ -251,7 +251,7 @@ def test_kubeflows_run_is_continued_and_its_variable_taken(
     assert len(client.search_runs([experiment])) == 2
 
 
-def test_a_dataset_goes_the_way_of_the_box(store, client, recipe, tmp_path):
+def test_a_dataset_goes_the_way_of_the_box(courier_in_here, store, client, recipe, tmp_path):
     import numpy as np
 
     with stage_run(

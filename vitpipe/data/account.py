@@ -53,8 +53,11 @@ def finding_rows(folder: Path, manifests: Mapping[str, Manifest]) -> list[dict[s
     return list(islice(found, _MAX_FINDINGS_SHOWN))
 
 
-def source_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
-    """One row per set: what it was packed from, how, and its digest."""
+def source_rows(
+    manifests: Mapping[str, Manifest], revisions: Mapping[str, Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """One row per set: what it was packed from, how, its digest, and what DVC knows of its source."""
+    keys = dict.fromkeys(key for revision in revisions.values() for key in revision)
     return [
         {
             "dataset": name,
@@ -63,6 +66,7 @@ def source_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
             "kept_in": _place(manifest),
             "notes": "; ".join(manifest.notes) if isinstance(manifest, ShardManifest) else "",
             "digest": manifest.digest,
+            **{key: revisions.get(name, {}).get(key, "") for key in keys},
         }
         for name, manifest in manifests.items()
     ]

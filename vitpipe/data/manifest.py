@@ -116,12 +116,16 @@ class DenseManifest(_Frozen):
 
 
 class DataManifest(_Frozen):
-    """The whole prepared folder: dataset name -> digest, and one digest over all."""
+    """The whole prepared folder: dataset name -> digest, and one digest over all.
+
+    `revisions` says per set at which DVC revision it was pulled, or which one the raw data had.
+    """
 
     schema_version: int = SCHEMA_VERSION
     source: Literal["embedded", "folders", "pinned"]
     sets: dict[str, str]
     data_digest: str
+    revisions: dict[str, dict[str, str]] = {}  # pydantic copies defaults
 
 
 AnyManifest = TypeVar("AnyManifest", ShardManifest, DenseManifest, DataManifest)

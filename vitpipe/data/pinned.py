@@ -6,6 +6,7 @@ over, so a stage that names (repository, commit, path) always works on the same 
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -139,7 +140,7 @@ def _fetch(config: PinnedConfig, out: Path) -> Revision:
                 url=config.repo,
                 rev=config.revision,
                 subrepos=True,
-                uninitialized=False,
+                uninitialized=True,  # DVC may live in a folder of the repository
                 remote=config.remote,
                 config=_remote_of_folder(config),
             )
@@ -147,7 +148,7 @@ def _fetch(config: PinnedConfig, out: Path) -> Revision:
             with _dvc_errors(config):
                 commit, remote = repo.get_rev(), repo.config["core"].get("remote") or ""
                 md5 = _md5_of(repo, config)
-            with _dvc_errors(config, remote=_remote_address(repo, remote)):
+            with _dvc_errors(config, remote=_remote_address(repo, remote) or shown):
                 repo.dvcfs.get(config.path.rstrip("/"), str(out))
     finally:
         clean_repos()
@@ -193,7 +194,7 @@ def _md5_of(repo: Any, config: PinnedConfig) -> str:
 def _dvc_errors(config: PinnedConfig, remote: str = "") -> Iterator[None]:
     """Turn what DVC, git and the libraries of its remotes raise into errors for the user."""
     from dvc.config import RemoteConfigError
-    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.exceptions import DvcException, FileMissingError, NotDvcRepoError
     from dvc.scm import CloneError, RevError, SCMError
     from dvc_data.index.index import DataIndexError
 
@@ -220,8 +221,14 @@ def _dvc_errors(config: PinnedConfig, remote: str = "") -> Iterator[None]:
             where=repo,
             mend="correct data.pinned.repo and see that `git clone` and `dvc list` of it work from here",
         ) from error
-    except (FileNotFoundError, DataIndexError, DvcException) as error:
-        raise _not_there(config, remote, error) from error
+    except (FileNotFoundError, FileMissingError, DataIndexError) as error:
+        raise _not_there(config, remote or repo, error) from error
+    except DvcException as error:
+        raise DatasetError(
+            f"DVC cannot read revision {config.revision} ({_reason(error)})",
+            where=repo,
+            mend="see what `dvc list` of the repository says at that revision",
+        ) from error
     except Exception as error:
         if not remote:
             raise
@@ -237,14 +244,14 @@ def _not_there(config: PinnedConfig, remote: str, error: Exception) -> VitpipeEr
         cause = cause.__cause__ or cause.__context__
     return DatasetError(
         f"The DVC remote has not got all files of '{config.path}' at revision {config.revision}",
-        where=remote or _without_password(config.repo),
+        where=remote,
         mend="check out that revision where the data is and run `dvc push`, or name the right remote "
         "in data.pinned.remote",
     )
 
 
 def _remote_trouble(remote: str, error: BaseException) -> VitpipeError:
-    if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise error  # the disk on this side
     return StorageError(
         f"The DVC remote cannot be read ({_reason(error)})",

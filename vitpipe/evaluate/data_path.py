@@ -12,26 +12,24 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vitpipe.config.recipe import AugmentConfig, CropsConfig
 from vitpipe.data.augment import Chain, eval_transform, train_transform
 from vitpipe.data.batches import Batch, eval_batches, train_batches
-from vitpipe.data.bundled import bundled_file
 from vitpipe.data.crops import MultiCrop
 from vitpipe.data.inspection import PackOptions
 from vitpipe.data.manifest import ShardManifest, read_manifest
 from vitpipe.data.masks import mask_noise
 from vitpipe.data.order import epoch_order
 from vitpipe.data.pack import Quarantine, pack
-from vitpipe.data.seeds import generator_of, seed_everything
+from vitpipe.data.seeds import seed_everything
 from vitpipe.data.shards import ShardSet
 from vitpipe.data.sources.class_folders import read_class_folders
 from vitpipe.evaluate.library_transforms import (
@@ -40,12 +38,8 @@ from vitpipe.evaluate.library_transforms import (
     library_evaluation,
     library_training,
 )
+from vitpipe.evaluate.photographs import Photographs
 
-_PHOTOGRAPHS = (
-    "astronaut.png", "motorcycle_left.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "ihc.png",
-    "retina.jpg",
-)  # fmt: skip
-_NUM_CLASSES = 10
 _SHARD_BYTES = 256_000_000
 _SEED = 0
 _CROP_RATIO = 224 / 256
@@ -73,18 +67,13 @@ class Setting:
     """What is measured.
 
     Attributes:
-        num_images: rounded down to whole batches when it is timed.
-        width, height: of the JPEGs, in pixels.
-        quality: of the JPEGs.
+        photographs: number, size and quality of the JPEGs; the number is rounded down to whole batches.
         image_size: side of the tensors in pixels.
         batch: images per batch.
         num_rounds: how often each side runs; the median counts.
     """
 
-    num_images: int = 256
-    width: int = 500
-    height: int = 375
-    quality: int = 96
+    photographs: Photographs = field(default_factory=Photographs)
     image_size: int = 224
     batch: int = 32
     num_rounds: int = 5
@@ -133,37 +122,11 @@ class Way:
     num_masked: int = 0
 
 
-def write_photographs(folder: Path, setting: Setting) -> int:
-    """Write class folders of JPEGs, cut from bundled photographs without resizing; returns their bytes.
-
-    Photographs smaller than a cut are enlarged until it fits.
-    """
-    sources = []
-    for name in _PHOTOGRAPHS:
-        with Image.open(bundled_file("skimage", f"data/{name}")) as opened:
-            photograph = opened.convert("RGB")
-        ratio = max(setting.width / photograph.width, setting.height / photograph.height, 1.0)
-        size = (int(np.ceil(photograph.width * ratio)), int(np.ceil(photograph.height * ratio)))
-        sources.append(photograph if ratio == 1.0 else photograph.resize(size, Image.Resampling.LANCZOS))
-    num_bytes = 0
-    for number in range(setting.num_images):
-        draw = generator_of("photographs", number)
-        source = sources[number % len(sources)]
-        left = int(draw.integers(0, source.width - setting.width + 1))
-        top = int(draw.integers(0, source.height - setting.height + 1))
-        cut = source.crop((left, top, left + setting.width, top + setting.height))
-        path = folder / f"class_{number % _NUM_CLASSES}" / f"{number:06d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cut.save(path, quality=setting.quality)
-        num_bytes += path.stat().st_size
-    return num_bytes
-
-
 def measure_paths(root: Path, setting: Setting, say: Say) -> list[PathSpeed]:
     """Compare and time every path.
 
     Args:
-        root: a folder with train/ and val/ of `write_photographs`, and room for shards.
+        root: a folder with train/ and val/ of `photographs.write`, and room for shards.
     """
     folder, shards = _both_sides(root)
     return [_measure(way, folder, shards, setting, say) for way in ways(setting)]
@@ -299,7 +262,7 @@ def _positions(way: Way, num_images: int, setting: Setting) -> list[int]:
 
 
 def _num_steps(setting: Setting) -> int:
-    return setting.num_images // setting.batch
+    return setting.photographs.number // setting.batch
 
 
 def _same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:

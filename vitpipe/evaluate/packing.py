@@ -21,7 +21,7 @@ from vitpipe.data.inspection import PackOptions
 from vitpipe.data.pack import Quarantine, pack
 from vitpipe.data.sources.class_folders import read_class_folders
 from vitpipe.errors import RunError
-from vitpipe.evaluate.data_path import Setting, write_photographs
+from vitpipe.evaluate import photographs
 from vitpipe.evaluate.process_memory import peak_resident_mb
 
 _SHARD_BYTES = 64_000_000
@@ -62,17 +62,11 @@ def measure_packing(
         RunError: when a measuring process dies.
     """
     say(f"{num_photographs:,} photographs of 500 x 375")
-    photographs = Setting(num_images=num_photographs)
-    _write(root / "photographs", photographs, num_photographs)
+    _write(root / "photographs", photographs.Photographs(num_photographs), num_photographs)
     costs = [_in_own_process("500 x 375", root / "photographs", root / "out", workers)]
     for count in counts:
         say(f"{count:,} small images")
-        small = Setting(
-            num_images=min(count, _NUM_DIFFERENT),
-            width=_SMALL_SIDE,
-            height=_SMALL_SIDE,
-            quality=_SMALL_QUALITY,
-        )
+        small = photographs.Photographs(min(count, _NUM_DIFFERENT), _SMALL_SIDE, _SMALL_SIDE, _SMALL_QUALITY)
         folder = root / f"small-{count}"
         _write(folder, small, count)
         costs.append(_in_own_process(f"{_SMALL_SIDE} x {_SMALL_SIDE}", folder, root / "out", workers))
@@ -82,20 +76,20 @@ def measure_packing(
 
 def keep_speed(costs: list[PackCost]) -> Path:
     """Keep what was measured for `vitpipe plan`: images/s of small images, MB/s of photographs, per core."""
-    photographs, *small = costs
-    cores = max(photographs.workers, 1)
+    large, *small = costs
+    cores = max(large.workers, 1)
     speed = PackSpeed(
-        images_per_second_per_core=max(cost.images_per_second for cost in small or [photographs]) / cores,
-        megabytes_per_second_per_core=photographs.megabytes_per_second / cores,
+        images_per_second_per_core=max(cost.images_per_second for cost in small or [large]) / cores,
+        megabytes_per_second_per_core=large.megabytes_per_second / cores,
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         cores=cores,
     )
     return write_pack_speed(speed)
 
 
-def _write(folder: Path, setting: Setting, count: int) -> None:
-    """Class folders of `count` images; beyond those of the setting they are links to these."""
-    write_photographs(folder / "train", setting)
+def _write(folder: Path, wanted: photographs.Photographs, count: int) -> None:
+    """Class folders of `count` images; beyond those that are wanted they are links to these."""
+    photographs.write(folder / "train", wanted)
     originals = sorted((folder / "train").rglob("*.jpg"))
     for number in range(len(originals), count):
         original = originals[number % len(originals)]

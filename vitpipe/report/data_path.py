@@ -14,9 +14,10 @@ SPEED_BUDGET = 1.5
 
 def describe(setting: Setting, mean_bytes: float) -> str:
     """What was measured, one line."""
+    images = setting.photographs
     return (
-        f"{setting.num_images} JPEGs of {setting.width} x {setting.height}, {mean_bytes / 1000:.0f} kB on "
-        f"average, to {setting.image_size} pixels in batches of {setting.batch}; one core, median of "
+        f"{images.number} JPEGs of {images.width} x {images.height}, {mean_bytes / 1000:.0f} kB on average, "
+        f"to {setting.image_size} pixels in batches of {setting.batch}; one core, median of "
         f"{setting.num_rounds} rounds in turns"
     )
 
@@ -85,7 +86,10 @@ def _draw_speeds(axes: Any, speeds: Sequence[PathSpeed], palette: Palette) -> No
     axes.set_yticks(list(rows), [speed.path for speed in speeds])
     axes.invert_yaxis()
     axes.set_xlim(right=1.12 * max(shards))
-    axes.legend(fontsize=8, frameon=False, labelcolor=palette.muted, loc="lower right")
+    axes.legend(
+        fontsize=8, frameon=False, labelcolor=palette.muted, ncols=2, loc="upper center",
+        bbox_to_anchor=(0.45, -0.12),
+    )  # fmt: skip
 
 
 def _draw_shares(axes: Any, shares: Sequence[StepShare], palette: Palette) -> None:

@@ -20,6 +20,7 @@ from vitpipe.dense.library import open_detection
 from vitpipe.dense.pictures import DrawnObject, Pixels, class_colours, draw_objects, write_sheet
 from vitpipe.dense.plan import detect_plan
 from vitpipe.stages.context import StageContext
+from vitpipe.stages.lineage import record_datasets
 from vitpipe.train.ranks import Ranks, joined
 
 _NUM_DRAWN = 4
@@ -49,6 +50,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     assert section is not None
     with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
         folder = open_dense(ctx.inputs["data"].path, "coco", ctx.state / "data")
+        record_datasets(ctx, "coco")
         pipelines = {"train": train_pipeline(section), "val": eval_pipeline(section)}
         train_set, val_set = (coco_dataset(folder, split, steps) for split, steps in pipelines.items())
         plan = detect_plan(

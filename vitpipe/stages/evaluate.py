@@ -39,7 +39,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     section = ctx.recipe.evaluate
     with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
         trained_in = ctx.inputs["weights"].card.stage
-        _, val_set = open_sets(ctx, TRAIN_SET.get(trained_in, "imagenet"))
+        _, val_set = open_sets(ctx, TRAIN_SET.get(trained_in, "imagenet"), used=("val",))
         build, state = _described_classifier(ctx)
         model = build()
         load_same(model, state, ctx.inputs["weights"].weights)

@@ -30,7 +30,7 @@ from vitpipe.data.duplicate_report import report_duplicates
 from vitpipe.data.embedded.write import write_embedded
 from vitpipe.data.inspection import PackOptions
 from vitpipe.data.layouts import VERIFY_DENSE, DenseLayout
-from vitpipe.data.manifest import DataManifest, Encoding, ShardManifest, write_manifest
+from vitpipe.data.manifest import DataManifest, Encoding, ShardManifest, read_manifest, write_manifest
 from vitpipe.data.pack import PackProgress, Quarantine, pack
 from vitpipe.data.pinned import dvc_revision, pull
 from vitpipe.data.shards import send_shards
@@ -38,6 +38,7 @@ from vitpipe.data.sources.find import find_source
 from vitpipe.data.sources.source import Source
 from vitpipe.errors import DatasetError, disk_errors
 from vitpipe.stages.context import StageContext
+from vitpipe.stages.lineage import record_prepared
 from vitpipe.train.logger import RunLogger
 
 _FINDINGS_SAID = 20
@@ -57,12 +58,12 @@ def run(ctx: StageContext) -> dict[str, float]:
     with disk_errors(ctx.folder):
         try:
             if data.source == "pinned":
-                revision = _pull(ctx)
+                _pull(ctx)
             else:
                 shutil.rmtree(raw, ignore_errors=True)  # what a killed run may have left
-                root = _embedded_root(raw, data, ctx) if data.source == "embedded" else _user_root(data)
-                prepare_sets(ctx, root)
-                revision = dvc_revision(root) if data.source == "folders" else {}
+                prepare_sets(
+                    ctx, _embedded_root(raw, data, ctx) if data.source == "embedded" else _user_root(data)
+                )
             manifests = read_prepared(ctx.folder)
             if data.near_duplicates:
                 for name in (name for name in manifests if name in SHARD_SETS):
@@ -70,7 +71,8 @@ def run(ctx: StageContext) -> dict[str, float]:
             _draw_contact_sheet(ctx, raw)
         finally:
             shutil.rmtree(raw, ignore_errors=True)
-    _report(ctx, manifests, revision)
+    _report(ctx, manifests)
+    record_prepared(ctx)
     return totals(manifests)
 
 
@@ -90,8 +92,15 @@ def prepare_sets(ctx: StageContext, root: Path) -> None:
         digests[name] = _pack(ctx, source, quarantine).digest
     for name, layout in layouts.items():
         digests[name] = _keep(data, layout, ctx.folder / name).digest
-    kind = "embedded" if data.source == "embedded" else "folders"
-    write_manifest(ctx.folder, DataManifest(source=kind, sets=digests, data_digest=digest_of(digests)))
+    write_manifest(
+        ctx.folder,
+        DataManifest(
+            source=data.source,
+            sets=digests,
+            data_digest=digest_of(digests),
+            revisions=_revisions(root, data),
+        ),
+    )
 
 
 def _pack(ctx: StageContext, source: Source, quarantine: Quarantine) -> ShardManifest:
@@ -150,11 +159,23 @@ def num_packers(data: DataConfig) -> int:
     return cores if data.workers == "auto" else data.workers
 
 
-def _pull(ctx: StageContext) -> dict[str, str]:
+def _pull(ctx: StageContext) -> None:
+    """Somebody else's prepared folder; its manifest then says where it is from."""
     pinned = ctx.recipe.data.pinned
     assert pinned is not None, "the data section is validated"
     ctx.logger.say(f"Pulling {pinned.path} at {pinned.revision} from {pinned.repo}")
-    return pull(pinned, ctx.folder).as_dict()
+    revision = pull(pinned, ctx.folder).as_dict()
+    pulled = read_manifest(ctx.folder, DataManifest)
+    revisions = dict.fromkeys(pulled.sets, revision)
+    write_manifest(ctx.folder, pulled.model_copy(update={"source": "pinned", "revisions": revisions}))
+
+
+def _revisions(root: Path, data: DataConfig) -> dict[str, dict[str, str]]:
+    """What DVC knows of each raw set, for those that it tracks."""
+    if data.source != "folders":
+        return {}
+    known = {name: dvc_revision(root / name) for name in data.sets}
+    return {name: revision for name, revision in known.items() if revision}
 
 
 def _embedded_root(raw: Path, data: DataConfig, ctx: StageContext) -> Path:
@@ -181,12 +202,13 @@ def _draw_contact_sheet(ctx: StageContext, scratch: Path) -> None:
     ctx.logger.figure("contact_sheet", sheet)
 
 
-def _report(ctx: StageContext, manifests: dict[str, Manifest], revision: dict[str, str]) -> None:
+def _report(ctx: StageContext, manifests: dict[str, Manifest]) -> None:
     logger: RunLogger = ctx.logger
+    revisions = read_manifest(ctx.folder, DataManifest).revisions
     splits, findings = split_rows(manifests), finding_rows(ctx.folder, manifests)
     logger.table("splits", splits)
     logger.table("classes", class_rows(manifests))
-    logger.table("sources", [{**row, **revision} for row in source_rows(manifests)])
+    logger.table("sources", source_rows(manifests, revisions))
     logger.table("findings", findings)
     for row in splits:
         logger.say(f"{row['dataset']} {row['split']}: {row['num_images']:,} images")

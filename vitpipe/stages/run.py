@@ -207,6 +207,12 @@ def _process_started() -> float:
         return time.time()
 
 
+def _revisions_of(prepare_folder: Path) -> dict[str, dict[str, str]]:
+    from vitpipe.stages.lineage import revisions_of
+
+    return revisions_of(prepare_folder)
+
+
 def _device(stage: Stage, rank: Rank) -> str:
     if stage.resources.gpus == 0:
         return "cpu"
@@ -225,12 +231,13 @@ def _card(
     started: float,
 ) -> Card:
     if stage.name == "prepare":
-        from vitpipe.data.manifest import read_digest
+        from vitpipe.data.manifest import DataManifest, read_digest, read_manifest
 
-        data_digest = read_digest(folder)
+        data_digest, revisions = read_digest(folder), read_manifest(folder, DataManifest).revisions
     else:
         data = artifacts.get("data") or artifacts.get("prepare")
         data_digest = data.card.data_digest if data else ""
+        revisions = _revisions_of(data.path) if data else {}
     return Card(
         stage=stage.name,
         recipe=recipe.name,
@@ -238,6 +245,7 @@ def _card(
         recipe_digest=identity["recipe_digest"],
         code_digest=identity["code_digest"],
         data_digest=data_digest,
+        data_revisions=revisions,
         image=stage.image,
         identity=identity["identity"],
         parents=dict(parents),

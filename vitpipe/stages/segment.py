@@ -27,6 +27,7 @@ from vitpipe.dense.segment import (
     train_pipeline,
 )
 from vitpipe.stages.context import StageContext
+from vitpipe.stages.lineage import record_datasets
 from vitpipe.train.ranks import Ranks, joined
 
 _NUM_DRAWN = 4
@@ -55,6 +56,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
     with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
         folder = open_dense(ctx.inputs["data"].path, "ade20k", ctx.state / "data")
+        record_datasets(ctx, "ade20k")
         pipelines = {"train": train_pipeline(section), "val": eval_pipeline(section)}
         if section.multi_scale_ratios:
             pipelines["val_multi_scale"] = multi_scale_pipeline(section)

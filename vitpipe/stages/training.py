@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from vitpipe.models.weights import save_weights
 from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_optimiser
 from vitpipe.stages.context import StageContext
+from vitpipe.stages.lineage import record_datasets
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.loop import train
 from vitpipe.train.ranks import Ranks, joined
@@ -96,10 +97,14 @@ def measure_and_save(
     return {prefix + name: value for name, value in accuracy.metrics().items()}
 
 
-def open_sets(ctx: StageContext, dataset: str) -> tuple[ShardSet, ShardSet]:
-    """Training and validation set from the `data` input."""
+def open_sets(
+    ctx: StageContext, dataset: str, used: Sequence[str] = ("train", "val")
+) -> tuple[ShardSet, ShardSet]:
+    """Training and validation set from the `data` input; the tracker is told which of them are used."""
     folder = ctx.inputs["data"].path
-    return open_shards(folder, dataset, "train"), open_shards(folder, dataset, "val")
+    train_set, val_set = (open_shards(folder, dataset, split) for split in ("train", "val"))
+    record_datasets(ctx, dataset, used)
+    return train_set, val_set
 
 
 def seed_model(ctx: StageContext) -> None:

@@ -94,19 +94,21 @@ def data(
     check_figure(figure)
     import torch
 
-    from vitpipe.evaluate.data_path import Setting, measure_paths, measure_shares, write_photographs
+    from vitpipe.evaluate import photographs
+    from vitpipe.evaluate.data_path import Setting, measure_paths, measure_shares
     from vitpipe.report.data_path import describe, draw, path_rows, share_rows
     from vitpipe.report.figures import PAPER, save_png
 
     torch.set_num_threads(1)
-    setting = Setting(images, quality=quality, image_size=image_size, batch=batch, num_rounds=rounds)
-    if setting.num_images < setting.batch:
+    wanted = photographs.Photographs(images, quality=quality)
+    setting = Setting(wanted, image_size=image_size, batch=batch, num_rounds=rounds)
+    if images < batch:
         raise InputError(
             f"{images} images do not fill a batch of {batch}", where="--images", mend="give more images"
         )
     with _scratch(scratch) as root:
-        num_bytes = write_photographs(root / "train", setting)
-        write_photographs(root / "val", dataclasses.replace(setting, num_images=10))
+        num_bytes = photographs.write(root / "train", wanted)
+        photographs.write(root / "val", dataclasses.replace(wanted, number=10))
         speeds = measure_paths(root, setting, _tell)
         shares = measure_shares(root, setting)
     with disk_errors(figure or ""):
@@ -124,7 +126,7 @@ def pack(
         list[int] | None,
         typer.Option("--count", help="how many small images; may be repeated  [default: 1000 10000 100000]"),
     ] = None,
-    photographs: Annotated[int, typer.Option(min=10, help="photographs of 500 x 375")] = 2000,
+    num_photographs: Annotated[int, typer.Option("--photographs", min=10, help="of 500 x 375")] = 2000,
     workers: Annotated[int | None, typer.Option(min=0, help="processes  [default: one per core]")] = None,
     scratch: ScratchOption = None,
     as_json: JsonOption = False,
@@ -137,7 +139,7 @@ def pack(
     chosen = tuple(counts or (1_000, 10_000, 100_000))
     num_workers = len(os.sched_getaffinity(0)) if workers is None else workers
     with _scratch(scratch) as root:
-        costs = measure_packing(root, chosen, photographs, num_workers, _tell)
+        costs = measure_packing(root, chosen, num_photographs, num_workers, _tell)
     kept = keep_speed(costs)
     if as_json:
         _print_json({"costs": costs, "kept": str(kept)})

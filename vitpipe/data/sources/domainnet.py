@@ -32,6 +32,11 @@ class _Line(NamedTuple):
     path: str
     label: int
 
+    @property
+    def class_name(self) -> str:
+        """The folder that the image lies in."""
+        return PurePosixPath(self.path).parts[1]
+
 
 def domain_of(dataset: str) -> str:
     """`clipart` of `domainnet_clipart`."""
@@ -129,8 +134,8 @@ def _classes(
     name_of: dict[int, str] = {}
     number_of: dict[str, int] = {}
     for split, rows in lines.items():
-        for path, label in rows:
-            name = PurePosixPath(path).parts[1]
+        for row in rows:
+            (path, label), name = row, row.class_name
             if name_of.setdefault(label, name) != name or number_of.setdefault(name, label) != label:
                 raise DatasetError(
                     f"'{path}' has the class number {label}, which '{name_of[label]}' has as well, or "

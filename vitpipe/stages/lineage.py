@@ -1,0 +1,60 @@
+"""Which data a stage reads, told to the tracker: name, digest, place, size, and DVC's revision of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitpipe.data.account import read_prepared, size_bytes
+from vitpipe.data.manifest import DataManifest, ShardManifest, read_manifest
+from vitpipe.data.pinned import dvc_revision
+from vitpipe.stages.context import StageContext
+
+PREPARED = "prepared"
+CONTEXTS = {"train": "training", "val": "validation"}
+
+
+def record_datasets(ctx: StageContext, dataset: str, splits: Sequence[str] = ("train", "val")) -> None:
+    """Name the splits of a prepared set that this stage reads; MLflow shows them on the run's page."""
+    folder = ctx.inputs["data"].path
+    known = revisions_of(folder)
+    for split in splits:
+        _record(ctx, folder, dataset, split, CONTEXTS[split], known.get(PREPARED, known.get(dataset, {})))
+
+
+def record_prepared(ctx: StageContext) -> None:
+    """Name everything that the prepare stage has made."""
+    known = read_manifest(ctx.folder, DataManifest).revisions
+    for name in read_prepared(ctx.folder):
+        for split in CONTEXTS:
+            _record(ctx, ctx.folder, name, split, "preparation", known.get(name, {}))
+
+
+def revisions_of(prepare_folder: Path) -> dict[str, dict[str, str]]:
+    """What DVC knows of a prepared folder, as `prepared`; else of the sets that it was made from, by name."""
+    known = dvc_revision(prepare_folder)
+    return {PREPARED: known} if known else read_manifest(prepare_folder, DataManifest).revisions
+
+
+def _record(
+    ctx: StageContext, folder: Path, name: str, split: str, context: str, revision: dict[str, str]
+) -> None:
+    manifest = read_prepared(folder)[name]
+    place: str | Path | None
+    if isinstance(manifest, ShardManifest):
+        num_images, place = manifest.splits[split].num_images, manifest.store
+    else:
+        num_images, place = manifest.counts[f"{split}_images"], manifest.root
+    ctx.logger.dataset(
+        f"{name}/{split}",
+        manifest.digest,
+        str(place or folder.resolve() / name),
+        context,
+        {
+            "num_images": num_images,
+            "num_classes": len(manifest.classes),
+            "size_bytes": size_bytes(manifest),
+            "form": manifest.form,
+            **revision,
+        },
+    )
