@@ -70,7 +70,9 @@ def davis_zip(raw_copy):
 def test_an_original_archive_packs_to_the_same_bytes(davis_zip, prepared, tmp_path):
     before = (davis_zip / "DAVIS-2017-trainval-480p.zip").read_bytes()
     manifest = pack_dense(verify_davis(davis_zip), tmp_path / "davis")
-    assert manifest == read_manifest(prepared / "davis", DenseManifest)
+    assert manifest.form == "archives (DAVIS-2017-trainval-480p.zip)"
+    same = read_manifest(prepared / "davis", DenseManifest)
+    assert manifest.model_copy(update={"form": same.form}) == same
     assert (tmp_path / "davis" / "davis.tar").read_bytes() == (prepared / "davis" / "davis.tar").read_bytes()
     assert sorted(p.name for p in (tmp_path / "davis").iterdir()) == ["davis.tar", "manifest.json"]
     assert [p.read_bytes() for p in davis_zip.iterdir()] == [before]

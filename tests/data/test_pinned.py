@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 from s3_server import s3, s3_gate, s3_port  # noqa: F401
-from tiny_shards import write_set
+from tiny_shards import send, write_set
 
 from vitpipe.config.data import PinnedConfig
 from vitpipe.config.digest import digest_of, file_digest
 from vitpipe.data.manifest import DataManifest, DenseManifest, content_digest, read_digest, write_manifest
 from vitpipe.data.pinned import dvc_revision, pull
-from vitpipe.data.shards import open_shards, send_shards
+from vitpipe.data.shards import open_shards
 from vitpipe.errors import DatasetError, StorageError, VitpipeError
 
 BIN = Path(sys.executable).parent
@@ -201,9 +201,7 @@ def test_a_remote_in_object_storage(s3, tmp_path, monkeypatch):  # noqa: F811
     shutil.rmtree(tmp_path / "clone" / ".dvc" / "cache")
 
     write_set(tmp_path / "v2", num_images=6, store="s3://shards/sets/imagenet")
-    send_shards(
-        tmp_path / "v2" / "imagenet", manifest.model_copy(update={"store": "s3://shards/sets/imagenet"})
-    )
+    send(tmp_path / "v2" / "imagenet", manifest.model_copy(update={"store": "s3://shards/sets/imagenet"}))
     for file in (tmp_path / "v2" / "imagenet").glob("*-*.tar"):
         file.unlink()
     new_version(repo, tmp_path / "v2")

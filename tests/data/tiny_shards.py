@@ -21,6 +21,8 @@ from vitpipe.data.manifest import (
     content_digest,
     write_manifest,
 )
+from vitpipe.data.shards import files_of
+from vitpipe.data.storage import storage_of
 
 NUM_CLASSES = 3
 
@@ -31,6 +33,12 @@ def picture(number: int, size: int = 24) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+def send(folder: Path, manifest: ShardManifest) -> int:
+    """Put a set's shards and indexes where its manifest says; returns how many were sent."""
+    storage = storage_of(folder, manifest.store)
+    return sum(storage.put(folder / name, name, sha256) for name, sha256, _ in files_of(manifest))
 
 
 def write_set(

@@ -6,10 +6,12 @@ import pytest
 
 from vitpipe.artifact import Artifact, Card
 from vitpipe.config.data import EmbeddedConfig
+from vitpipe.config.digest import digest_of
 from vitpipe.config.read import load_recipe
 from vitpipe.data.dense import pack_dense
 from vitpipe.data.embedded.write import write_embedded
 from vitpipe.data.layouts import VERIFY_DENSE
+from vitpipe.data.manifest import DataManifest, write_manifest
 from vitpipe.stages.context import StageContext
 from vitpipe.train.logger import MemoryLogger
 
@@ -81,8 +83,11 @@ def raw_sets(tmp_path_factory):
 def prepared(raw_sets, tmp_path_factory):
     """What the prepare stage makes of them."""
     out = tmp_path_factory.mktemp("prepared")
-    for name in ("coco", "ade20k"):
-        pack_dense(VERIFY_DENSE[name](raw_sets / name), out / name)
+    sets = {
+        name: pack_dense(VERIFY_DENSE[name](raw_sets / name), out / name).digest
+        for name in ("coco", "ade20k")
+    }
+    write_manifest(out, DataManifest(source="embedded", sets=sets, data_digest=digest_of(sets)))
     return out
 
 

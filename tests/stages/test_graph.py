@@ -12,7 +12,7 @@ from vitpipe.stages.graph import STAGES, Stage, graph_of
 
 PACKAGE = Path(vitpipe.__file__).parent
 # They carry a stage and decide nothing about its numbers.
-CARRIERS = {"stages/context.py", "stages/graph.py", "train/logger.py"}
+CARRIERS = {"stages/context.py", "stages/graph.py", "stages/lineage.py", "train/logger.py"}
 
 
 def imported_files(file: Path) -> set[Path]:

@@ -75,7 +75,8 @@ class DataConfig(Section):
         near_duplicates: compare train and val by perceptual hash and report pairs.
         keep_dense: `pack` writes COCO, ADE20K and DAVIS as one archive each, `point` leaves a folder where
             it is; `auto` packs archives and embedded data, and points at folders.
-        store: where the shards are kept, for example s3://bucket/prefix; in the prepared folder if None.
+        store: where shards and archives are kept: s3://bucket/prefix, or a folder that every machine sees at
+            the same path, such as a mounted volume. In the prepared folder if None.
         workers: loader processes; also those that check images while packing.
     """
 
@@ -100,6 +101,6 @@ class DataConfig(Section):
         absent = [name for name in self.sets if name not in EMBEDDED_SETS]
         if self.source == "embedded" and absent:
             raise ValueError(f"there is no embedded '{absent[0]}'; there are {', '.join(EMBEDDED_SETS)}")
-        if self.store is not None and not self.store.startswith("s3://"):
-            raise ValueError(f"store is '{self.store}', but must begin with s3://")
+        if self.store is not None and not self.store.startswith(("s3://", "/")):
+            raise ValueError(f"store is '{self.store}', but must be s3://bucket/prefix or an absolute path")
         return self

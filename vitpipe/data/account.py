@@ -28,13 +28,18 @@ def read_prepared(folder: Path) -> dict[str, Manifest]:
     Raises:
         DatasetError: when one is missing or damaged.
     """
-    found: dict[str, Manifest] = {}
-    for name in read_manifest(folder, DataManifest).sets:
-        if name in SHARD_SETS:
-            found[name] = read_manifest(folder / name, ShardManifest)
-        else:
-            found[name] = read_manifest(folder / name, DenseManifest)
-    return found
+    return {name: read_set(folder, name) for name in read_manifest(folder, DataManifest).sets}
+
+
+def read_set(folder: Path, name: str) -> Manifest:
+    """The manifest of one set of a prepared folder.
+
+    Raises:
+        DatasetError: when it is missing or damaged.
+    """
+    if name in SHARD_SETS:
+        return read_manifest(folder / name, ShardManifest)
+    return read_manifest(folder / name, DenseManifest)
 
 
 def split_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
@@ -152,6 +157,5 @@ def _described(manifest: Manifest) -> str:
 
 
 def _place(manifest: Manifest) -> str:
-    if isinstance(manifest, ShardManifest):
-        return manifest.store or "the prepared folder"
-    return str(manifest.root) if manifest.archive is None else "the prepared folder"
+    pointed_at = manifest.root if isinstance(manifest, DenseManifest) else None
+    return str(pointed_at or manifest.store or "the prepared folder")

@@ -21,7 +21,7 @@ def bundled_file(package: str, relative: str) -> Path:
     path = folder / relative
     if not path.is_file():
         raise DatasetError(
-            f"The installed '{package}' comes without a file that the embedded dataset is made from",
+            f"The installed '{package}' comes without a file that is needed here",
             where=path,
             mend="install the version of requirements.lock, from a wheel",
         )

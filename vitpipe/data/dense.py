@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from vitpipe.data.archives import unpack_tar
 from vitpipe.data.layouts import VERIFY_DENSE, DenseLayout
 from vitpipe.data.manifest import DenseManifest, content_digest, read_manifest, write_manifest
 from vitpipe.data.shard_writer import tar_header
+from vitpipe.data.storage import blocks_of, storage_of
 from vitpipe.errors import DatasetError, disk_errors
 
 _BLOCK = 512
@@ -65,6 +67,7 @@ def pack_dense(layout: DenseLayout, out: Path) -> DenseManifest:
             classes=layout.classes,
             counts=layout.counts,
             archive=name,
+            form=layout.form,
             archive_sha256=sha256.hexdigest(),
             size_bytes=size,
             digest="",
@@ -96,6 +99,7 @@ def point_dense(layout: DenseLayout, out: Path) -> DenseManifest:
             dataset=layout.dataset,
             classes=layout.classes,
             counts=layout.counts,
+            form=layout.form,
             archive_sha256=digest_of(listing),
             size_bytes=sum(sizes.values()),
             root=layout.root.resolve(),
@@ -121,7 +125,7 @@ def open_dense(prepare_folder: Path, dataset: str, scratch: Path) -> DenseFolder
     if manifest.archive is not None:
         root = scratch / f"{dataset}-{manifest.digest[:16]}"
         if not root.is_dir():
-            _unpack(folder / manifest.archive, manifest, root)
+            _unpack(folder, manifest, root)
     else:
         root = _checked_root(manifest, folder)
     return DenseFolder(root, manifest.classes, manifest.digest, manifest.counts)
@@ -141,11 +145,15 @@ def check_dense(prepare_folder: Path, dataset: str, *, checksums: bool) -> Dense
     if manifest.archive is None:
         _checked_root(manifest, folder)
         return manifest
-    archive = folder / manifest.archive
+    storage = storage_of(folder, manifest.store)
+    if storage.size_bytes(manifest.archive) != manifest.size_bytes:
+        where = storage.place(manifest.archive)
+        raise DatasetError("The archive is missing or has another size", where=where, mend=_AGAIN)
     if checksums:
-        _check_archive(archive, manifest)
-    elif not archive.is_file() or archive.stat().st_size != manifest.size_bytes:
-        raise DatasetError("The archive is missing or has another size", where=archive, mend=_AGAIN)
+        total = hashlib.sha256()
+        for block in blocks_of(storage, manifest.archive, manifest.size_bytes):
+            total.update(block)
+        _compare(total.hexdigest(), manifest, storage.place(manifest.archive))
     return manifest
 
 
@@ -174,17 +182,29 @@ def _tar_blocks(layout: DenseLayout) -> Iterator[bytes]:
     yield bytes(2 * _BLOCK)  # a tar file ends with two empty blocks
 
 
-def _unpack(archive: Path, manifest: DenseManifest, root: Path) -> None:
+def _unpack(folder: Path, manifest: DenseManifest, root: Path) -> None:
     """Unpack into a new folder; ranks and runs that do it at the same time do not disturb each other."""
-    _check_archive(archive, manifest)
-    unpack_tar(archive, root, limit_bytes=manifest.size_bytes)
+    storage = storage_of(folder, manifest.store)
+    assert manifest.archive is not None
+    if not storage.is_remote:
+        archive = Path(storage.place(manifest.archive))
+        if not archive.is_file():
+            raise DatasetError("The archive is missing", where=archive, mend=_AGAIN)
+        _compare(file_digest(archive), manifest, archive)
+        unpack_tar(archive, root, limit_bytes=manifest.size_bytes)
+        return
+    with disk_errors(root):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as aside:
+            fetched = Path(aside) / manifest.archive
+            storage.fetch(manifest.archive, fetched)
+            _compare(file_digest(fetched), manifest, storage.place(manifest.archive))
+            unpack_tar(fetched, root, limit_bytes=manifest.size_bytes)
 
 
-def _check_archive(archive: Path, manifest: DenseManifest) -> None:
-    if not archive.is_file():
-        raise DatasetError("The archive is missing", where=archive, mend=_AGAIN)
-    if file_digest(archive) != manifest.archive_sha256:
-        raise DatasetError("The archive's checksum is not that of the manifest", where=archive, mend=_AGAIN)
+def _compare(sha256: str, manifest: DenseManifest, where: str | Path) -> None:
+    if sha256 != manifest.archive_sha256:
+        raise DatasetError("The archive's checksum is not that of the manifest", where=where, mend=_AGAIN)
 
 
 def _checked_root(manifest: DenseManifest, folder: Path) -> Path:

@@ -54,11 +54,6 @@ class SplitManifest(_Frozen):
     shards: tuple[Shard, ...]
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """Names of the shards and the index: what a reader needs, and what is kept in object storage."""
-        return (*(shard.name for shard in self.shards), self.index)
-
-    @property
     def size_bytes(self) -> int:
         """Bytes of all shards together."""
         return sum(shard.size_bytes for shard in self.shards)
@@ -79,7 +74,7 @@ class ShardManifest(_Frozen):
     Attributes:
         form: what it was packed from, for people.
         findings: number of odd images by kind; `findings.csv` beside the manifest lists them.
-        store: where shards and index lie, if not beside the manifest: s3://bucket/prefix.
+        store: where shards and index lie, if not beside the manifest: s3://bucket/prefix, or a folder.
         listing: digest over names, labels and stamps of the source; equal means nothing to pack anew.
     """
 
@@ -100,6 +95,8 @@ class ShardManifest(_Frozen):
 class DenseManifest(_Frozen):
     """A dense set in its own layout: packed in `archive`, or left where it is, at `root`.
 
+    The archive lies beside the manifest, or in `store` (s3://bucket/prefix, or a folder).
+
     `counts` are numbers of pictures, annotations or sequences by name, for example `train_images`.
     """
 
@@ -110,6 +107,7 @@ class DenseManifest(_Frozen):
     form: str = ""
     archive: str | None = None
     archive_sha256: str | None = None
+    store: str | None = None
     size_bytes: int
     root: Path | None = None
     digest: str

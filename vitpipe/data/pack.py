@@ -32,8 +32,10 @@ from vitpipe.data.manifest import (
     write_manifest,
 )
 from vitpipe.data.shard_writer import ClosedShard, Journal, is_whole, open_cut, open_writer
+from vitpipe.data.shards import files_of
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.errors import DatasetError, disk_errors
+from vitpipe.data.storage import storage_of
+from vitpipe.errors import DatasetError, VitpipeError, disk_errors
 
 _NAMED_IN_MESSAGE = 20
 _SECONDS_BETWEEN_REPORTS = 5.0
@@ -234,8 +236,11 @@ def _packed_before(source: Source, options: PackOptions, previous: Path | None) 
     same = manifest.listing == _listing_of(options, listings) and manifest.classes == source.classes
     if not same or any(not (previous / name).is_file() for name in [*_files_of(manifest), FINDINGS]):
         return None
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    whole = all((previous / shard.name).stat().st_size == shard.size_bytes for shard in shards)
+    try:
+        sizes = storage_of(previous, manifest.store).sizes()
+    except VitpipeError:  # the store is gone or does not answer: pack, and say so when it is needed
+        return None
+    whole = all(sizes.get(name) == size_bytes for name, _, size_bytes in files_of(manifest))
     return manifest if whole else None
 
 
@@ -272,11 +277,9 @@ def _gather_findings(work: Path, source: Source, quarantine: Quarantine) -> dict
 
 
 def _files_of(manifest: ShardManifest) -> list[str]:
-    names = []
-    for split in manifest.splits.values():
-        names += [*split.files]
-        names += [split.hashes] if split.hashes else []
-    return names
+    """Files that lie beside the manifest, but for the list of findings."""
+    names = [] if manifest.store else [name for name, _, _ in files_of(manifest)]
+    return names + [split.hashes for split in manifest.splits.values() if split.hashes]
 
 
 def _link(folder: Path, out: Path, names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import struct
 import tarfile
 import zlib
@@ -227,7 +228,14 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def open_cut(path: Path, size_bytes: int) -> BinaryIO:
-    """Open a file for appending, cut back to a size first; made when it is not there."""
+    """Open a file for appending, cut back to a size first; made when it is not there.
+
+    A finished set may hold the very file, as a link: then a copy is opened.
+    """
+    if path.exists() and path.stat().st_nlink > 1:
+        copy = path.with_name(f"{path.name}{_PARTIAL}")
+        shutil.copyfile(path, copy)
+        copy.replace(path)
     file = path.open("r+b" if path.exists() else "w+b")
     file.truncate(size_bytes)
     file.seek(size_bytes)

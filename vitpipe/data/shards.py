@@ -182,7 +182,7 @@ class ShardSet:
             if path is None:
                 return self._index_in_memory()
         else:
-            path = self.folder / self.manifest.index
+            path = Path(self.storage.place(self.manifest.index))
             if not path.is_file() or path.stat().st_size != size_bytes:
                 raise DatasetError("The index is missing or incomplete", where=path, mend=_MEND)
         # A plain view: indexing numpy's memmap class is several times slower.
@@ -227,28 +227,6 @@ def open_shards(prepare_folder: Path, dataset: str, split: str) -> ShardSet:
     return ShardSet(folder, manifest, split)
 
 
-def send_shards(folder: Path, manifest: ShardManifest) -> int:
-    """Put all shards and indexes of a packed set from its folder into `manifest.store`.
-
-    What is there already is not sent again, so after a kill the same call goes on.
-
-    Returns:
-        Number of files that were sent.
-
-    Raises:
-        DatasetError: when a file is missing or has changed since it was packed, or there is no such bucket.
-        StorageError: when the storage does not answer or refuses.
-    """
-    storage = storage_of(folder, manifest.store)
-    num_sent = 0
-    for name, sha256, _ in _files(manifest):
-        path = folder / name
-        if not path.is_file():
-            raise DatasetError("A packed file is missing", where=path, mend=_MEND)
-        num_sent += storage.put(path, name, sha256)
-    return num_sent
-
-
 def verify_checksums(prepare_folder: Path, dataset: str) -> int:
     """Read every shard and index of a set and compare checksums; returns the number of bytes read.
 
@@ -261,7 +239,7 @@ def verify_checksums(prepare_folder: Path, dataset: str) -> int:
     storage = storage_of(folder, manifest.store)
     sizes = storage.sizes()
     num_bytes, bad = 0, []
-    for name, sha256, size_bytes in _files(manifest):
+    for name, sha256, size_bytes in files_of(manifest):
         total = hashlib.sha256()
         if sizes.get(name) == size_bytes:
             for block in blocks_of(storage, name, size_bytes):
@@ -275,7 +253,7 @@ def verify_checksums(prepare_folder: Path, dataset: str) -> int:
     return num_bytes
 
 
-def _files(manifest: ShardManifest) -> Iterator[tuple[str, str, int]]:
+def files_of(manifest: ShardManifest) -> Iterator[tuple[str, str, int]]:
     """Name, checksum and size in bytes of every shard and index."""
     for split in manifest.splits.values():
         for shard in split.shards:

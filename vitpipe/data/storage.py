@@ -66,13 +66,13 @@ class Storage(Protocol):
 
 
 def storage_of(folder: Path, store: str | None) -> Storage:
-    """The storage of a set: `store` (s3://bucket/prefix), or the set's own folder without one.
+    """The storage of a set: `store` (s3://bucket/prefix, or a folder), or the set's own folder without one.
 
     Raises:
         DatasetError: when `store` is no such address.
     """
-    if store is None:
-        return LocalStorage(folder)
+    if store is None or store.startswith("/"):
+        return LocalStorage(Path(store) if store else folder)
     from vitpipe.data.s3 import S3Storage
 
     return S3Storage(store)
@@ -132,7 +132,10 @@ class LocalStorage:
         with disk_errors(target):
             self.folder.mkdir(parents=True, exist_ok=True)
         with beside(target) as aside:
-            shutil.copyfile(path, aside)
+            try:
+                aside.hardlink_to(path)
+            except OSError:  # another disk, or a file system without links
+                shutil.copyfile(path, aside)
             if file_digest(aside) != sha256:
                 raise changed_file(path)
         return True

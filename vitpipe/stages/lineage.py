@@ -44,7 +44,7 @@ def _record(
     if isinstance(manifest, ShardManifest):
         num_images, place = manifest.splits[split].num_images, manifest.store
     else:
-        num_images, place = manifest.counts[f"{split}_images"], manifest.root
+        num_images, place = manifest.counts[f"{split}_images"], manifest.root or manifest.store
     ctx.logger.dataset(
         f"{name}/{split}",
         manifest.digest,

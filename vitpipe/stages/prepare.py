@@ -20,6 +20,7 @@ from vitpipe.data.account import (
     class_rows,
     finding_rows,
     read_prepared,
+    read_set,
     source_rows,
     split_rows,
     totals,
@@ -30,12 +31,19 @@ from vitpipe.data.duplicate_report import report_duplicates
 from vitpipe.data.embedded.write import write_embedded
 from vitpipe.data.inspection import PackOptions
 from vitpipe.data.layouts import VERIFY_DENSE, DenseLayout
-from vitpipe.data.manifest import DataManifest, Encoding, ShardManifest, read_manifest, write_manifest
+from vitpipe.data.manifest import (
+    MANIFEST,
+    DataManifest,
+    Encoding,
+    ShardManifest,
+    read_manifest,
+    write_manifest,
+)
 from vitpipe.data.pack import PackProgress, Quarantine, pack
 from vitpipe.data.pinned import dvc_revision, pull
-from vitpipe.data.shards import send_shards
 from vitpipe.data.sources.find import find_source
 from vitpipe.data.sources.source import Source
+from vitpipe.data.store import address_of, keep_in_store
 from vitpipe.errors import DatasetError, disk_errors
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.lineage import record_prepared
@@ -92,6 +100,7 @@ def prepare_sets(ctx: StageContext, root: Path) -> None:
         digests[name] = _pack(ctx, source, quarantine).digest
     for name, layout in layouts.items():
         digests[name] = _keep(data, layout, ctx.folder / name).digest
+    _move_to_store(ctx, ctx.folder)
     write_manifest(
         ctx.folder,
         DataManifest(
@@ -123,19 +132,9 @@ def _pack(ctx: StageContext, source: Source, quarantine: Quarantine) -> ShardMan
         options=options,
         quarantine=quarantine,
         scratch=ctx.state / "pack" / name,
-        previous=ctx.previous / name if ctx.previous else None,
+        previous=_previous(ctx, name),
         report=tell,
     )
-    if data.store is not None:
-        # The digest in the address: another version of the data never overwrites this one.
-        manifest = manifest.model_copy(
-            update={"store": f"{data.store.rstrip('/')}/{name}/{manifest.digest[:16]}"}
-        )
-        num_sent = send_shards(folder, manifest)
-        ctx.logger.say(f"{name}: {num_sent} files sent to {manifest.store}")
-        for path in (folder / file for split in manifest.splits.values() for file in split.files):
-            path.unlink()
-        write_manifest(folder, manifest)
     ctx.logger.say(f"{name}: done after {time.monotonic() - started:,.0f} s")
     return manifest
 
@@ -146,6 +145,28 @@ def _keep(data: DataConfig, layout: DenseLayout, out: Path) -> Manifest:
         data.keep_dense == "auto" and (data.source == "embedded" or not layout.is_folder)
     )
     return pack_dense(layout, out) if packs else point_dense(layout, out)
+
+
+def _previous(ctx: StageContext, name: str) -> Path | None:
+    """The set's folder of an earlier run, if it was kept in the same place."""
+    folder = ctx.previous / name if ctx.previous else None
+    if folder is None or not (folder / MANIFEST).is_file():
+        return None
+    manifest, store = read_manifest(folder, ShardManifest), ctx.recipe.data.store
+    return folder if manifest.store == (address_of(manifest, store) if store else None) else None
+
+
+def _move_to_store(ctx: StageContext, folder: Path) -> None:
+    """Keep shards and archives of all sets in `data.store`, if there is one; manifests stay in the folder."""
+    store = ctx.recipe.data.store
+    if store is None:
+        return
+    for name in (path.parent.name for path in sorted(folder.glob(f"*/{MANIFEST}"))):
+        manifest = read_set(folder, name)
+        if manifest.store is None:
+            kept, num_sent = keep_in_store(folder / name, manifest, store)
+            if kept.store is not None:
+                ctx.logger.say(f"{name}: {num_sent} files sent to {kept.store}")
 
 
 def num_packers(data: DataConfig) -> int:
@@ -160,12 +181,22 @@ def num_packers(data: DataConfig) -> int:
 
 
 def _pull(ctx: StageContext) -> None:
-    """Somebody else's prepared folder; its manifest then says where it is from."""
-    pinned = ctx.recipe.data.pinned
+    """Somebody else's prepared folder; its manifest then says where it is from.
+
+    With a volume as store the bytes go straight there: a pod's own disk may be smaller than the data.
+    """
+    data, pinned = ctx.recipe.data, ctx.recipe.data.pinned
     assert pinned is not None, "the data section is validated"
     ctx.logger.say(f"Pulling {pinned.path} at {pinned.revision} from {pinned.repo}")
-    revision = pull(pinned, ctx.folder).as_dict()
-    pulled = read_manifest(ctx.folder, DataManifest)
+    on_volume = data.store is not None and data.store.startswith("/")
+    place = Path(str(data.store)) / f".pull-{digest_of(pinned)[:16]}" if on_volume else ctx.folder
+    revision = pull(pinned, place).as_dict()
+    _move_to_store(ctx, place)
+    pulled = read_manifest(place, DataManifest)
+    if on_volume:
+        for name in pulled.sets:
+            shutil.copytree(place / name, ctx.folder / name)
+        shutil.rmtree(place)
     revisions = dict.fromkeys(pulled.sets, revision)
     write_manifest(ctx.folder, pulled.model_copy(update={"source": "pinned", "revisions": revisions}))
 

@@ -56,14 +56,10 @@ class FileSpan:
         return content
 
     def stamp(self) -> str:
-        """Size and time of change of a file; offset and size inside an archive."""
+        """Size and time of change of the file; of a part, its place and those of the archive."""
         if self.size_bytes is not None:
-            return f"{self.offset}+{self.size_bytes}"
-        try:
-            status = os.stat(self.path)  # noqa: PTH116
-        except OSError as error:
-            return f"error {error.errno}"
-        return f"{status.st_size}@{status.st_mtime_ns}"
+            return f"{self.offset}+{self.size_bytes} of {_archive_stamp(self.path)}"
+        return _stamp(self.path)
 
 
 @dataclass(frozen=True)
@@ -123,6 +119,18 @@ class Pixels:
     def stamp(self) -> str:
         """Checksum of the numbers."""
         return f"{zlib.crc32(self.content):08x}"
+
+
+def _stamp(path: str) -> str:
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        return f"error {error.errno}"
+    return f"{status.st_size}@{status.st_mtime_ns}"
+
+
+# Millions of members share a few archives; while one is read nobody may change it anyway.
+_archive_stamp = lru_cache(maxsize=256)(_stamp)
 
 
 class _OpenFile:
