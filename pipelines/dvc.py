@@ -76,6 +76,7 @@ def _stage(node: Node) -> str:
         f"      - {FOLDER}/identity/{node.name}.json",
         *(f"      - {FOLDER}/{feeder}" for feeder in node.inputs.values()),
         "    outs:",
-        f"      - {FOLDER}/{node.name}",
+        # Kept until the new one is complete: sets that have not changed are taken from it, not packed again.
+        f"      - {FOLDER}/{node.name}" + (": {persist: true}" if node.name == "prepare" else ""),
     ]
     return "\n".join(lines) + "\n"

@@ -1,5 +1,7 @@
 """The prepare stage with its bytes kept elsewhere: object storage, a shared volume; and pulled at a revision."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from vitpipe.data.shards import open_shards, verify_checksums
 from vitpipe.errors import DatasetError
 from vitpipe.stages import prepare
 
+ROOT = Path(__file__).parents[2]
 SETS = ("imagenet", "coco")
 OPTIONS = {"source": "folders", "sets": SETS, "keep_dense": "pack"}
 
@@ -139,3 +142,22 @@ def test_another_digest_than_the_pinned_one_is_refused(repo, make_context):
     pinned = PinnedConfig(repo=str(repo), revision="main", path="prepared", digest="0" * 64)
     with pytest.raises(DatasetError, match="digest"):
         prepare.run(make_context(source="pinned", pinned=pinned))
+
+
+def test_the_command_of_the_component_pulls_onto_the_volume(repo, prepared, tmp_path):
+    """What a Kubeflow task runs, with its overrides; the manifests are all that it hands on."""
+    command = [
+        sys.executable, "-m", "vitpipe", "run", "prepare", "--recipe", "itpn/pixel_base", "--profile", "full",
+        "--set", "data.source=pinned", "--set", f"data.pinned.repo={repo}", "--set", "data.pinned.revision=main",
+        "--set", "data.pinned.path=prepared", "--set", f"data.store={tmp_path / 'volume'}",
+        "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["data_revisions"]["imagenet"]["dvc_commit"] == run(repo, "git", "rev-parse", "main").strip()
+    assert card["data_digest"] == read_manifest(prepared, DataManifest).data_digest
+    assert not list((tmp_path / "out").rglob("*.tar"))
+    same_as_prepared(tmp_path / "out", prepared, tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from vitpipe.config.section import Auto, Count, Pixels, Section
 
@@ -49,11 +49,14 @@ class PinnedConfig(Section):
 
     Attributes:
         repo: address or folder of the git repository that tracks it.
-        revision: commit, tag or branch; recorded as the commit that it named.
+        revision: commit, tag or branch; recorded as the commit that it named. One that is all digits has to
+            be quoted, as YAML reads it as a number.
         path: the prepared folder inside the repository.
         remote: which of the repository's DVC remotes; its default one if not given.
         digest: data digest that it must have; not checked if not given.
     """
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     repo: str
     revision: str
