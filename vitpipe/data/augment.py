@@ -17,6 +17,7 @@ from torch import Tensor
 from vitpipe.config.recipe import AugmentConfig
 from vitpipe.data.resize import (
     PackedPixels,
+    kernels,
     normalised,
     normalising_table,
     packed,
@@ -99,6 +100,7 @@ class Normalise:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.table = normalising_table(tuple(mean), tuple(std))
+        kernels()
 
     def __call__(self, pixels: PackedPixels) -> Tensor:
         """(H, W) packed pixels in, (3, H, W) out."""
