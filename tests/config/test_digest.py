@@ -31,6 +31,7 @@ def _identities(*overrides: str) -> dict[str, str]:
         ),
         ("data.workers=2", set()),
         ("pretrain.checkpoint_minutes=3", set()),
+        ("data.max_corrupt_images=9", set()),
     ],
 )
 def test_a_value_reaches_only_the_stages_that_read_it(override: str, changed: set[str]):

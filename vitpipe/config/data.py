@@ -24,6 +24,7 @@ ShardSetName = Literal[
     "domainnet_sketch",
 ]
 DenseSetName = Literal["coco", "ade20k", "davis"]
+SetName = Literal[ShardSetName, DenseSetName]
 SHARD_SETS: tuple[str, ...] = get_args(ShardSetName)
 DENSE_SETS: tuple[str, ...] = get_args(DenseSetName)
 EMBEDDED_SETS = ("imagenet", "imagenet22k", "coco", "ade20k", "davis")
@@ -85,7 +86,7 @@ class DataConfig(Section):
 
     source: Literal["embedded", "folders", "pinned"] = "folders"
     root: Path | None = None
-    sets: tuple[ShardSetName | DenseSetName, ...] = ("imagenet", "imagenet22k", "coco", "ade20k")
+    sets: tuple[SetName, ...] = ("imagenet", "imagenet22k", "coco", "ade20k")
     embedded: EmbeddedConfig = EmbeddedConfig()
     pinned: PinnedConfig | None = None
     shard_megabytes: Count = 256

@@ -22,8 +22,8 @@ from pydantic import BaseModel
 from vitpipe.config.recipe import Recipe
 
 PACKAGE = Path(__file__).parent.parent
-# Keys that change how fast a run goes, not what comes out.
-_SPEED_ONLY = {"workers", "checkpoint_minutes"}
+# Keys that change how fast a run goes, or whether its result is accepted, not what comes out.
+_SPEED_ONLY = {"workers", "checkpoint_minutes", "max_corrupt_images"}
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "mlflow", "dvc")
 _DENSE_LIBRARIES = (
     "onedl-mmcv",

@@ -70,6 +70,7 @@ def lineage_facts(run: RunResults) -> list[tuple[str, str]]:
     if data.source == "pinned" and data.pinned is not None:
         found["pinned"] = f"{data.pinned.path} at {data.pinned.revision} of {data.pinned.repo}"
     found |= _revisions(prepared.tables().get("sources", []))
+    found |= _tracked(run, prepared.card.data_digest)
     commit, _, changes = prepared.card.git_commit.partition("+")
     found["code"] = f"git {commit[:_DIGEST_DIGITS]}{' with changes' if changes else ''}" if commit else ""
     found["prepared"] = prepared.card.started_at.replace("T", " ").replace("+00:00", " UTC")
@@ -156,6 +157,15 @@ def _revisions(sources: Sequence[Row]) -> dict[str, str]:
         if column not in _OF_ONE_SET and len(values) == 1:
             found[column.replace("_", " ")] = values.pop()
     return found
+
+
+def _tracked(run: RunResults, data_digest: str) -> dict[str, str]:
+    """DVC's digest of the prepared folder, which it knows after the stage: the stages that read it tell."""
+    for artifact in run.artifacts.values():
+        revision = artifact.card.data_revisions.get("prepared", {})
+        if revision and artifact.card.data_digest == data_digest:
+            return {"DVC": revision["dvc_md5"][:_DIGEST_DIGITS]}
+    return {}
 
 
 def _whole(text: str | None) -> int:

@@ -135,7 +135,9 @@ def _pack(ctx: StageContext, source: Source, quarantine: Quarantine) -> ShardMan
         previous=_previous(ctx, name),
         report=tell,
     )
-    ctx.logger.say(f"{name}: done after {time.monotonic() - started:,.0f} s")
+    seconds, packed = time.monotonic() - started, (ctx.state / "pack" / name).exists()
+    done = f"packed in {seconds:,.0f} s" if packed else "unchanged, taken from the earlier run"
+    ctx.logger.say(f"{name}: {done}")
     return manifest
 
 

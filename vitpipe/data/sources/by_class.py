@@ -193,7 +193,8 @@ def shown_below(path: Path, root: Path) -> str:
 
 def some(names: Sequence[object]) -> str:
     """The first few names of many, for messages."""
-    return ", ".join(str(name) for name in names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    more = len(names) - _NAMED
+    return ", ".join(str(name) for name in names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def first_existing(*paths: Path) -> Path | None:
