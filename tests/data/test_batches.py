@@ -9,6 +9,7 @@ import torch
 from vitpipe.config.recipe import AugmentConfig
 from vitpipe.data.augment import eval_transform, train_transform
 from vitpipe.data.batches import eval_batches, train_batches
+from vitpipe.data.seeds import seed_everything
 from vitpipe.data.shards import open_shards
 from vitpipe.errors import DatasetError
 
@@ -131,6 +132,7 @@ from pathlib import Path
 from vitpipe.config.recipe import AugmentConfig
 from vitpipe.data.augment import train_transform
 from vitpipe.data.batches import train_batches
+from vitpipe.data.seeds import seed_everything
 from vitpipe.data.shards import open_shards
 
 answered = []
@@ -152,3 +154,38 @@ def test_a_signal_to_the_process_group_leaves_the_loader_alone(prepared):
         command, capture_output=True, text=True, timeout=120, check=False, start_new_session=True
     )
     assert (ended.returncode, ended.stdout.split()) == (0, ["11", "True"]), ended.stderr
+
+
+def test_multi_crop_gives_all_views_of_every_image(prepared):
+    from vitpipe.config.recipe import CropsConfig
+    from vitpipe.data.crops import MultiCrop
+
+    shards = open_shards(prepared, "imagenet", "train")
+    crops = MultiCrop(CropsConfig(global_size=32, local_size=16, num_local=3))
+    options = {
+        "seed": 0,
+        "global_batch": 6,
+        "micro_batch": 6,
+        "rank": 0,
+        "num_ranks": 1,
+        "start_step": 0,
+        "num_steps": 2,
+    }
+    for workers in (0, 1):
+        batches = list(train_batches(shards, crops, **options, workers=workers))
+        shapes = [tuple(view.shape) for view in batches[0].views]
+        assert shapes == [(6, 3, 32, 32)] * 2 + [(6, 3, 16, 16)] * 3
+        assert torch.equal(batches[0].images_BCHW, batches[0].views[0])
+        image, _ = shards.decode(int(batches[1].indices_B[4]))
+        seed_everything("sample", 0, 0, 6 + 4)
+        assert all(
+            torch.equal(view[4], one) for view, one in zip(batches[1].views, crops(image), strict=True)
+        )
+
+
+def test_a_transform_that_returns_parts_of_something_larger_is_stacked(prepared):
+    shards = open_shards(prepared, "imagenet", "val")
+    whole = torch.arange(12.0).reshape(2, 6)
+    batch = next(eval_batches(shards, lambda image: whole[1], batch=3, rank=0, num_ranks=1, workers=0))
+    assert torch.equal(batch.images_BCHW, whole[1].expand(3, 6))
+    assert batch.views == ()

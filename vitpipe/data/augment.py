@@ -9,6 +9,7 @@ as on Pillow's images; steps that need Pillow are wrapped by `OnPillow`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -40,13 +41,13 @@ class Chain:
     def __init__(self, steps: Sequence[Callable[..., object]]) -> None:
         self.steps = tuple(steps)
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """RGB image in, (3, H, W) float32 out."""
-        value: object = image
+    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
+        """RGB image in, (3, H, W) float32 out; written into `out`, a part of a batch, where one is given."""
+        value: Any = image
         for step in self.steps:
-            value = step(value)
+            value = step(value, out) if isinstance(step, Normalise) else step(value)
         assert isinstance(value, Tensor)
-        return value
+        return value if out is None or value is out else out.copy_(value)
 
 
 class RandomResizedCrop:
@@ -102,9 +103,12 @@ class Normalise:
         self.table = normalising_table(tuple(mean), tuple(std))
         kernels()
 
-    def __call__(self, pixels: PackedPixels) -> Tensor:
-        """(H, W) packed pixels in, (3, H, W) out."""
-        return torch.from_numpy(normalised(pixels, self.table))
+    def __call__(self, pixels: PackedPixels, out: Tensor | None = None) -> Tensor:
+        """(H, W) packed pixels in, (3, H, W) out; `out` itself where one is given."""
+        if out is None:
+            return torch.from_numpy(normalised(pixels, self.table))
+        normalised(pixels, self.table, out.numpy())
+        return out
 
 
 class CentreCrop:

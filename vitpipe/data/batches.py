@@ -11,10 +11,11 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitpipe.data.augment import Transform
+from vitpipe.data.augment import Chain, Transform
 from vitpipe.data.order import Chunk, eval_chunks, train_chunks
 from vitpipe.data.seeds import kept_random_state, seed_everything
 from vitpipe.data.shards import ShardSet
@@ -115,15 +116,14 @@ class _Reader(Dataset[Batch]):
             return error
 
     def _batch(self, chunk: Chunk) -> Batch:
-        made: list[Any] = []
+        images = _Images(self.transform, len(chunk.indices))
         labels = []
         for offset, (image, label) in enumerate(self.shards.decode_many(chunk.indices)):
             if self.seed is not None:
                 seed_everything("sample", self.seed, chunk.epoch, chunk.first_position + offset)
-            made.append(self.transform(image))
+            images.add(image)
             labels.append(label)
-        several = not isinstance(made[0], Tensor)
-        views = tuple(torch.stack(view) for view in (zip(*made, strict=True) if several else [made]))
+        views = images.views()
         return Batch(
             views[0],
             torch.tensor(labels),
@@ -131,8 +131,40 @@ class _Reader(Dataset[Batch]):
             chunk.step,
             chunk.micro,
             chunk.number,
-            views if several else (),
+            views if images.are_several else (),
         )
+
+
+class _Images:
+    """The transformed images of one batch; where the transform can, written straight into their places."""
+
+    def __init__(self, transform: Transform, num_images: int) -> None:
+        self.transform, self.num_images = transform, num_images
+        self.made: list[Any] = []
+        self.batch: Tensor | None = None
+
+    def add(self, image: Image.Image) -> None:
+        """Transform the next image."""
+        if not isinstance(self.transform, Chain):
+            self.made.append(self.transform(image))
+        elif self.batch is None:
+            first = self.transform(image)
+            self.batch = torch.empty(self.num_images, *first.shape)
+            self.made.append(self.batch[0].copy_(first))
+        else:
+            self.made.append(self.transform(image, self.batch[len(self.made)]))
+
+    @property
+    def are_several(self) -> bool:
+        """Does the transform make several views?"""
+        return isinstance(self.made[0], list)
+
+    def views(self) -> tuple[Tensor, ...]:
+        """Every view of all images, (B, C, H, W) each."""
+        if self.batch is not None:
+            return (self.batch,)
+        by_view = zip(*self.made, strict=True) if self.are_several else [self.made]
+        return tuple(torch.stack(tuple(view)) for view in by_view)
 
 
 class _Chunks(Iterable[Chunk]):

@@ -61,9 +61,16 @@ def resized(pixels: PackedPixels, size: tuple[int, int], resampling: Image.Resam
     return pixels
 
 
-def normalised(pixels: PackedPixels, table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Packed pixels (H, W) to floats (3, H, W) by one table of 256 values per colour, (3, 256)."""
-    values: NDArray[np.float32] = kernels().look_up(pixels, table)
+def normalised(
+    pixels: PackedPixels, table: NDArray[np.float32], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Packed pixels (H, W) to floats (3, H, W) by one table of 256 values per colour, (3, 256).
+
+    Args:
+        out: where to write them; a new array if not given.
+    """
+    values = np.empty((3, *pixels.shape), np.float32) if out is None else out
+    kernels().look_up(pixels, table, values)
     return values
 
 

@@ -114,17 +114,15 @@ def down(pixels: Any, first: Any, count: Any, weights: Any) -> Any:
 
 
 @_compiled
-def look_up(pixels: Any, table: Any) -> Any:
-    """Packed pixels (H, W) and a table (3, 256) to floats (3, H, W)."""
+def look_up(pixels: Any, table: Any, out: Any) -> None:
+    """Packed pixels (H, W) and a table (3, 256) to floats in `out`, (3, H, W)."""
     height, width = pixels.shape
-    out = np.empty((3, height, width), np.float32)
     for y in range(height):
         for x in range(width):
             pixel = pixels[y, x]
             out[0, y, x] = table[0, pixel & 255]
             out[1, y, x] = table[1, (pixel >> 8) & 255]
             out[2, y, x] = table[2, (pixel >> 16) & 255]
-    return out
 
 
 def warm_up() -> None:
@@ -135,5 +133,5 @@ def warm_up() -> None:
     weights = weights_of(3, 2, 1.0)
     for given in (pixels, across(pixels, *weights)):
         for turned in (given, down(given, *weights)):
-            look_up(turned, table)
-            look_up(turned[:, ::-1], table)
+            look_up(turned, table, np.empty((3, *turned.shape), np.float32))
+            look_up(turned[:, ::-1], table, np.empty((3, *turned.shape), np.float32))

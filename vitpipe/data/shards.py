@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vitpipe.data.cache import RangeCache, shard_cache
 from vitpipe.data.manifest import ShardManifest, SplitManifest, read_manifest
@@ -122,6 +122,7 @@ class ShardSet:
         for position, sample in zip(positions, self.read_many(positions), strict=True):
             try:
                 with Image.open(io.BytesIO(sample.image_bytes)) as image:
+                    read_at_once(image, sample.image_bytes)
                     image.load()
                     rgb = image if image.mode == "RGB" else image.convert("RGB")
             except (OSError, SyntaxError, ValueError) as error:
@@ -259,6 +260,12 @@ def files_of(manifest: ShardManifest) -> Iterator[tuple[str, str, int]]:
         for shard in split.shards:
             yield shard.name, shard.sha256, shard.size_bytes
         yield split.index, split.index_sha256, split.num_images * INDEX_DTYPE.itemsize
+
+
+def read_at_once(image: Image.Image, content: bytes) -> None:
+    """Let Pillow hand the whole file to the decoder: by its 64 kB blocks a JPEG takes a sixth longer."""
+    if isinstance(image, ImageFile.ImageFile):
+        image.decodermaxblock = max(image.decodermaxblock, len(content))
 
 
 def _is_whole(block: bytes, entry: _Entry) -> bool:

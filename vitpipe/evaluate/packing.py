@@ -127,10 +127,10 @@ def _pack_and_weigh(images: str, folder: Path, out: Path, workers: int, sender: 
     options = PackOptions(_SHARD_BYTES, workers=workers)
     started = time.perf_counter()
     manifest = pack(source, out, options=options, quarantine=Quarantine(0), scratch=out.with_name("scratch"))
-    seconds = time.perf_counter() - started
+    seconds, own_mb = time.perf_counter() - started, peak_resident_mb()
     num_images = sum(split.num_images for split in manifest.splits.values())
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*.jpg"))
     # An upper bound: a worker's account begins with the packer's memory at its start.
     worker_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
     speed, volume = num_images / seconds, num_bytes / 1e6 / seconds
-    sender.send(PackCost(images, num_images, workers, seconds, speed, volume, peak_resident_mb(), worker_mb))
+    sender.send(PackCost(images, num_images, workers, seconds, speed, volume, own_mb, worker_mb))
