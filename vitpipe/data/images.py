@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vitpipe.data.manifest import Encoding
 
@@ -67,8 +67,15 @@ def examine(content: bytes, name: str, *, encoding: Encoding | None = None, hash
         return _left_out(" ".join(str(error).split())[:120] or type(error).__name__)
 
 
+def read_at_once(image: Image.Image, content: bytes) -> None:
+    """Let Pillow hand the whole file to the decoder: by its 64 kB blocks a JPEG takes a sixth longer."""
+    if isinstance(image, ImageFile.ImageFile):
+        image.decodermaxblock = max(image.decodermaxblock, len(content))
+
+
 def _examine(content: bytes, name: str, encoding: Encoding | None, hashed: bool) -> Examined:
     with Image.open(io.BytesIO(content)) as picture:
+        read_at_once(picture, content)
         finding = _oddity(picture, name)
         shrinks = encoding is not None and min(picture.size) > encoding.short_side
         if not shrinks:

@@ -126,7 +126,7 @@ def pack(
         list[int] | None,
         typer.Option("--count", help="how many small images; may be repeated  [default: 1000 10000 100000]"),
     ] = None,
-    num_photographs: Annotated[int, typer.Option("--photographs", min=10, help="of 500 x 375")] = 2000,
+    num_photographs: Annotated[int, typer.Option("--photographs", min=10, help="of 500 x 375")] = 4000,
     workers: Annotated[int | None, typer.Option(min=0, help="processes  [default: one per core]")] = None,
     scratch: ScratchOption = None,
     as_json: JsonOption = False,
