@@ -76,7 +76,8 @@ for _ in range(int(sys.argv[3])):
     key, place = chance.randrange(40), chance.randrange(30)
     expected = bytes([key + 1, place + 1]) * 10_000
     found = cache.read(f"{key:064x}", place * 20_000, 20_000)
-    if found is not None and found.strip(b"\\0") and found != expected:
+    # Another process may be in the middle of writing: some of it is there, the rest is still a hole.
+    if found not in (None, expected) and any(a not in (0, b) for a, b in zip(found, expected)):
         sys.exit("foreign bytes")
     if found != expected:
         cache.write(f"{key:064x}", place * 20_000, expected)
@@ -84,7 +85,7 @@ for _ in range(int(sys.argv[3])):
 
 
 def test_processes_write_read_and_delete_at_once(tmp_path):
-    """What is found is a hole or the right bytes, and all together keep the bound."""
+    """What is found is holes or the right bytes, and all together keep the bound."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path), str(n), "1500"], stdout=subprocess.PIPE
