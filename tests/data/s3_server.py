@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from vitpipe.data import s3 as s3_module
+from vitpipe.data.storage import s3 as s3_module
 
 # In a process of its own: loader workers are forked from the process of the tests.
 _SERVER = """

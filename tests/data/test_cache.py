@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitpipe.data import cache as cache_module
-from vitpipe.data.cache import RangeCache, shard_cache
+from vitpipe.data.storage import cache as cache_module
+from vitpipe.data.storage.cache import RangeCache, shard_cache
 from vitpipe.errors import InputError
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -69,7 +69,7 @@ def test_the_bound_is_kept_and_the_least_recently_used_goes_first(tmp_path, monk
 WRITER = """
 import random, sys
 from pathlib import Path
-from vitpipe.data.cache import RangeCache
+from vitpipe.data.storage.cache import RangeCache
 cache, chance = RangeCache(Path(sys.argv[1]), 3_000_000), random.Random(sys.argv[2])
 print("up", flush=True)
 for _ in range(int(sys.argv[3])):

@@ -15,8 +15,8 @@ from tiny_shards import picture, send, write_set
 
 from vitpipe.data.batches import train_batches
 from vitpipe.data.manifest import write_manifest
-from vitpipe.data.s3 import S3Storage
 from vitpipe.data.shards import open_shards, verify_checksums
+from vitpipe.data.storage.s3 import S3Storage
 from vitpipe.errors import DatasetError, StorageError
 
 STORE = "s3://shards/sets/imagenet"

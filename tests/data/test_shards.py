@@ -64,7 +64,7 @@ def test_an_index_of_14_million_entries_is_mapped_and_not_copied(tmp_path):
 
 
 def test_many_shards_with_few_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("vitpipe.data.storage._MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("vitpipe.data.storage.storage._MAX_OPEN_FILES", 2)
     write_set(tmp_path, per_shard=1)
     shards = open_shards(tmp_path, "imagenet", "train")
     assert len(shards.manifest.shards) == len(shards) == 30

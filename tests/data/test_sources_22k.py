@@ -15,10 +15,10 @@ from miniatures import (
     write_synset_mapping,
     write_train_folders,
 )
+from reading import listed, refuse
 
 from vitpipe.data.sources.by_class import HELD_OUT_ONE_IN, is_held_out
 from vitpipe.data.sources.find import find_source
-from vitpipe.errors import DatasetError
 
 WNIDS = ("n00004475", "n00005787", "n02056570", "n99999999")
 MINI = mini_imagenet(WNIDS, num_train=150)
@@ -30,23 +30,6 @@ FORMS = {
     "one tar per wnid in imagenet22k/": lambda folder: write_class_tars(MINI, folder),
     "fall11_whole.tar, a tar of tars": lambda folder: write(folder / "fall11_whole.tar", train_tar(MINI)),
 }
-
-
-def listed(source, split):
-    return [(entry.name, entry.label, entry.place.read()) for entry in source.entries(split)]
-
-
-def read_everything(root):
-    source = find_source(root, "imagenet22k")
-    listed(source, "train")
-
-
-def refuse(root) -> DatasetError:
-    with pytest.raises(DatasetError) as caught:
-        read_everything(root)
-    assert caught.value.mend
-    assert caught.value.where
-    return caught.value
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -94,7 +77,7 @@ def test_train_and_val_folders(tmp_path):
 
 def test_the_compressed_archive_must_be_unpacked(tmp_path):
     write(tmp_path / "imagenet22k" / "winter21_whole.tar.gz", gzip.compress(train_tar(MINI)))
-    error = refuse(tmp_path)
+    error = refuse(tmp_path, "imagenet22k")
     assert "winter21_whole.tar.gz must be unpacked first" in error.what
     assert "tar -xzf winter21_whole.tar.gz" in error.mend
 
@@ -104,7 +87,7 @@ def test_unfinished_downloads(tmp_path, rest):
     folder = tmp_path / "imagenet22k" / "winter21_whole"
     write_class_tars(MINI, folder)
     write(folder / rest, b"x")
-    assert f"1 downloads look unfinished: {rest}" in refuse(tmp_path).what
+    assert f"1 downloads look unfinished: {rest}" in refuse(tmp_path, "imagenet22k").what
 
 
 def test_an_empty_or_truncated_class_tar(tmp_path):
@@ -116,7 +99,7 @@ def test_an_empty_or_truncated_class_tar(tmp_path):
         (class_tar(MINI, WNIDS[1])[:99_000], ""),
     ):
         write(folder / "n00005787.tar", content)
-        error = refuse(tmp_path)
+        error = refuse(tmp_path, "imagenet22k")
         assert word in error.what
         assert "n00005787" in error.what + error.where
 
@@ -124,10 +107,10 @@ def test_an_empty_or_truncated_class_tar(tmp_path):
 def test_a_class_twice(tmp_path):
     twice = [("a/n00004475.tar", class_tar(MINI, WNIDS[0])), ("b/n00004475.tar", class_tar(MINI, WNIDS[0]))]
     write(tmp_path / "imagenet22k" / "fall11_whole.tar", tar_bytes(twice))
-    assert "two 'n00004475.tar'" in refuse(tmp_path).what
+    assert "two 'n00004475.tar'" in refuse(tmp_path, "imagenet22k").what
 
 
 def test_an_empty_class_folder(tmp_path):
     write_train_folders(MINI, tmp_path / "imagenet22k" / "fall11")
     (tmp_path / "imagenet22k" / "fall11" / "n00000001").mkdir()
-    assert "1 class folders are empty: n00000001" in refuse(tmp_path).what
+    assert "1 class folders are empty: n00000001" in refuse(tmp_path, "imagenet22k").what

@@ -26,6 +26,7 @@ from miniatures import (
     write_parquet,
     write_train_folders,
 )
+from reading import listed, refuse
 
 from vitpipe.data import archives
 from vitpipe.data.catalogue import class_order
@@ -39,25 +40,6 @@ WRITERS = {
     "the original tars and devkit": write_original,
     "Kaggle's layout": write_kaggle,
 }
-
-
-def listed(source, split):
-    return [(entry.name, entry.label, entry.place.read()) for entry in source.entries(split)]
-
-
-def read_everything(root, dataset):
-    source = find_source(root, dataset)
-    for split in source.splits:
-        listed(source, split)
-
-
-def refuse(root, dataset="imagenet") -> DatasetError:
-    """Somewhere between finding and the last image it must be refused, with where and mend."""
-    with pytest.raises(DatasetError) as caught:
-        read_everything(root, dataset)
-    assert caught.value.where
-    assert caught.value.mend
-    return caught.value
 
 
 @pytest.fixture(params=WRITERS)

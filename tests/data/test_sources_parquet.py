@@ -11,31 +11,13 @@ from miniatures import (
     write_parquet,
     write_parquet_file,
 )
+from reading import listed, refuse
 
 from vitpipe.data.catalogue import class_order
 from vitpipe.data.sources.find import find_source
-from vitpipe.errors import DatasetError
 
 MINI = mini_imagenet()
 VAL = "data/validation-00000-of-00001.parquet"
-
-
-def listed(source, split):
-    return [(entry.name, entry.label, entry.place.read()) for entry in source.entries(split)]
-
-
-def read_everything(root, dataset):
-    source = find_source(root, dataset)
-    for split in source.splits:
-        listed(source, split)
-
-
-def refuse(root, dataset="imagenet") -> DatasetError:
-    with pytest.raises(DatasetError) as caught:
-        read_everything(root, dataset)
-    assert caught.value.mend
-    assert caught.value.where
-    return caught.value
 
 
 @pytest.fixture

@@ -25,29 +25,12 @@ from miniatures import (
     write_svhn,
 )
 from PIL import Image
+from reading import listed, refuse
 
 from vitpipe.data.sources import matlab
 from vitpipe.data.sources.find import find_source
 from vitpipe.data.sources.pickles import load_pickle
 from vitpipe.errors import DatasetError
-
-
-def listed(source, split):
-    return [(entry.name, entry.label, entry.place.read()) for entry in source.entries(split)]
-
-
-def read_everything(root, dataset):
-    source = find_source(root, dataset)
-    for split in source.splits:
-        listed(source, split)
-
-
-def refuse(root, dataset) -> DatasetError:
-    with pytest.raises(DatasetError) as caught:
-        read_everything(root, dataset)
-    assert caught.value.mend
-    assert caught.value.where
-    return caught.value
 
 
 def pixels(entry) -> np.ndarray:

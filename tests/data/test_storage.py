@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3_server import s3, s3_gate, s3_port  # noqa: F401
 
-from vitpipe.data import s3 as s3_module
-from vitpipe.data.s3 import S3Storage
-from vitpipe.data.storage import LocalStorage, storage_of
+from vitpipe.data.storage import s3 as s3_module
+from vitpipe.data.storage.find import storage_of
+from vitpipe.data.storage.s3 import S3Storage
+from vitpipe.data.storage.storage import LocalStorage
 from vitpipe.errors import DatasetError, StorageError
 
 CONTENT = bytes(range(256)) * 40
@@ -60,7 +61,7 @@ def test_ranges_of_an_object(remote, s3):  # noqa: F811
 
 
 def test_both_kinds_tell_sizes_and_copy(remote, tmp_path, monkeypatch):
-    monkeypatch.setattr("vitpipe.data.storage._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("vitpipe.data.storage.storage._BLOCK_BYTES", 1000)
     for number, storage in enumerate((LocalStorage(tmp_path), remote)):
         assert storage.sizes() == {"a.tar": len(CONTENT)}
         assert (storage.size_bytes("a.tar"), storage.size_bytes("b.tar")) == (len(CONTENT), None)

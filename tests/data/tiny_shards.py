@@ -22,7 +22,7 @@ from vitpipe.data.manifest import (
     write_manifest,
 )
 from vitpipe.data.shards import files_of
-from vitpipe.data.storage import storage_of
+from vitpipe.data.storage.find import storage_of
 
 NUM_CLASSES = 3
 

@@ -34,7 +34,7 @@ from vitpipe.data.manifest import (
 from vitpipe.data.shard_writer import ClosedShard, Journal, is_whole, open_cut, open_writer
 from vitpipe.data.shards import files_of
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.data.storage import storage_of
+from vitpipe.data.storage.find import storage_of
 from vitpipe.errors import DatasetError, VitpipeError, disk_errors
 
 _NAMED_IN_MESSAGE = 20

@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitpipe.data.cache import RangeCache, shard_cache
 from vitpipe.data.images import read_at_once
 from vitpipe.data.manifest import ShardManifest, SplitManifest, read_manifest
-from vitpipe.data.storage import Storage, blocks_of, storage_of
+from vitpipe.data.storage.cache import RangeCache, shard_cache
+from vitpipe.data.storage.find import storage_of
+from vitpipe.data.storage.storage import Storage, blocks_of
 from vitpipe.errors import DatasetError
 
 INDEX_DTYPE = np.dtype(

@@ -8,7 +8,7 @@ from pathlib import Path
 from vitpipe.data.account import Manifest
 from vitpipe.data.manifest import ShardManifest, write_manifest
 from vitpipe.data.shards import files_of
-from vitpipe.data.storage import storage_of
+from vitpipe.data.storage.find import storage_of
 from vitpipe.errors import DatasetError, disk_errors
 
 

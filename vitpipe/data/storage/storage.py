@@ -1,4 +1,4 @@
-"""Where shards lie: a folder, or object storage. One protocol for both; `s3.py` has the remote one."""
+"""What a storage of shards can do, and the one that is a folder; `s3.py` has the remote one."""
 
 from __future__ import annotations
 
@@ -63,19 +63,6 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Close what is open; everything opens again when needed."""
-
-
-def storage_of(folder: Path, store: str | None) -> Storage:
-    """The storage of a set: `store` (s3://bucket/prefix, or a folder), or the set's own folder without one.
-
-    Raises:
-        DatasetError: when `store` is no such address.
-    """
-    if store is None or store.startswith("/"):
-        return LocalStorage(Path(store) if store else folder)
-    from vitpipe.data.s3 import S3Storage
-
-    return S3Storage(store)
 
 
 def blocks_of(storage: Storage, name: str, size_bytes: int) -> Iterator[bytes]:

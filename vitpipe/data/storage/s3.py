@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from vitpipe.data.storage import beside, blocks_of, changed_file
+from vitpipe.data.storage.storage import beside, blocks_of, changed_file
 from vitpipe.errors import DatasetError, StorageError, VitpipeError
 
 _PART_BYTES = 64 * 2**20
