@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from vitpipe.errors import VitpipeError
 
@@ -62,10 +63,13 @@ class DatasetReport:
         self.findings.append(Finding(level, what, str(where), mend))
 
     def table(self) -> dict[str, Any]:
-        """One row for people, without the findings."""
-        counts = {"error": 0, "warning": 0, "note": 0}
-        for finding in self.findings:
-            counts[finding.level] += 1
-        row = asdict(self)
-        del row["findings"]
-        return {**row, **{f"num_{level}s": count for level, count in counts.items()}}
+        """One row for people, without the findings themselves."""
+        counts = Counter(finding.level for finding in self.findings)
+        return {
+            "set": self.dataset,
+            "form": self.form or "not usable",
+            "train": self.num_train,
+            "val": self.num_val,
+            "classes": self.num_classes,
+            **{f"{level}s": counts[level] for level in get_args(Level)},
+        }

@@ -54,8 +54,9 @@ def doctor(
         if as_json:
             _print_json([asdict(report) for report in reports])
         else:
+            _print_table([report.table() for report in reports], "")
             for report in reports:
-                _print_table([report.table()], "")
+                print(f"{report.dataset}: {report.form or 'not usable'}")
                 _print_findings(report.findings)
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(2)
