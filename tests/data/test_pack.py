@@ -164,6 +164,17 @@ def test_an_unchanged_source_is_not_packed_again(raw_copy, tmp_path):
     assert changed.splits["val"].num_images == first.splits["val"].num_images - 1
 
 
+def test_images_that_an_earlier_run_left_out_are_counted_again(raw_copy, tmp_path):
+    damage(raw_copy)
+    pack_imagenet(raw_copy, tmp_path / "first", limit=3)
+    quarantine = Quarantine(3)
+    pack_imagenet(raw_copy, tmp_path / "again", previous=tmp_path / "first", quarantine=quarantine)
+    assert quarantine.num_left_out == 3
+    with pytest.raises(DatasetError, match="3 files cannot be used, 2 are allowed"):
+        pack_imagenet(raw_copy, tmp_path / "strict", previous=tmp_path / "first", limit=2)
+    assert not (tmp_path / "strict").exists()
+
+
 @pytest.mark.parametrize("loss", ["shard", "findings", "other options", "half a shard"])
 def test_an_earlier_run_is_not_taken_when_it_is_not_whole_or_was_made_otherwise(raw, tmp_path, loss):
     first = pack_imagenet(raw, tmp_path / "first")

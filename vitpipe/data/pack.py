@@ -116,6 +116,7 @@ def pack(
     with disk_errors(scratch):
         taken = _packed_before(source, options, previous)
         if taken is not None and previous is not None:
+            _account(previous / FINDINGS, quarantine)
             _link(previous, out, [*_files_of(taken), FINDINGS])
             write_manifest(out, taken)
             return taken
@@ -129,7 +130,7 @@ def pack(
             splits=splits,
             encoding=options.encoding,
             form=source.form,
-            findings=_gather_findings(work, source, quarantine),
+            findings=_account(_gather_findings(work, source), quarantine),
             listing=_listing_of(options, [split.listing.hexdigest() for split in packed]),
             notes=source.notes,
             digest="",
@@ -254,25 +255,30 @@ def _claim(scratch: Path, options: PackOptions) -> Path:
     return scratch
 
 
-def _gather_findings(work: Path, source: Source, quarantine: Quarantine) -> dict[str, int]:
-    """One list over all splits; counts by kind. Images that were left out go to the quarantine's account.
+def _gather_findings(work: Path, source: Source) -> Path:
+    """One list over all splits, with a line of column names."""
+    path = work / FINDINGS
+    with path.open("wb") as together:
+        together.write(_csv_line(_COLUMNS))
+        for split in source.splits:
+            together.write((work / f"{split}.findings").read_bytes())
+    return path
+
+
+def _account(findings: Path, quarantine: Quarantine) -> dict[str, int]:
+    """Counts by kind; images that were left out, now or by an earlier run, go to the quarantine's account.
 
     Raises:
         DatasetError: when they are too many.
     """
     counts: Counter[str] = Counter()
-    path = work / FINDINGS
-    with path.open("w", newline="", encoding="utf-8") as together:
-        together.write(",".join(_COLUMNS) + "\n")
-        for split in source.splits:
-            with (work / f"{split}.findings").open(newline="", encoding="utf-8") as found:
-                for row in csv.reader(found):
-                    together.write(_csv_line(row).decode())
-                    _, file, finding, treatment = row
-                    counts[finding if treatment != "left out" else "left out"] += 1
-                    if treatment == "left out":
-                        quarantine.add(file, finding)
-    quarantine.check(path)
+    with findings.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            left_out = row["treatment"] == "left out"
+            counts["left out" if left_out else row["finding"]] += 1
+            if left_out:
+                quarantine.add(row["file"], row["finding"])
+    quarantine.check(findings)
     return dict(sorted(counts.items()))
 
 
