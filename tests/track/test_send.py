@@ -168,6 +168,7 @@ def test_a_whole_stage_in_a_real_store(store, client, new_box):
     (box.files / "tables" / "x.json").write_text(json.dumps({"columns": ["a"], "data": [[1], [2]]}))
     journal.file("tables/x.json")
     journal.file("tables/x.json")
+    journal.dataset(UsedDataset("imagenet/train", "d" * 64, "/data", "training", {}))
     journal.status("FINISHED")
     delivery = Delivery(box)
     delivery.sync()

@@ -83,8 +83,6 @@ class Delivery:
             self._send_summary(summary.metrics, summary.tags, summary.time_ms)
             self._note(num_summaries=self.sent.num_summaries + 1)
         if self.sent.num_statuses < len(ledger.statuses):
-            if ledger.statuses[-1][0] != "RUNNING" and not ledger.datasets:
-                self._send_prepared()
             self._set_status(*ledger.statuses[-1])
             self._note(num_statuses=len(ledger.statuses))
 
@@ -201,13 +199,6 @@ class Delivery:
         context = InputTag(key="mlflow.data.context", value=used.context)
         self._client.log_inputs(self.sent.run_id, datasets=[DatasetInput(dataset=dataset, tags=[context])])
 
-    def _send_prepared(self) -> None:
-        """A stage that named no dataset has still read results that came from one: the prepared data."""
-        digest = self.origin.tags.get("data_digest", "")
-        if digest:
-            context = "evaluation" if _evaluates(self.origin) else "training"
-            self._send_dataset(UsedDataset("prepared", digest, f"sha256:{digest}", context, {}))
-
     def _send_file(self, run_id: str, path: str) -> None:
         local = self.box.files / path
         folder = str(Path(path).parent)
@@ -313,10 +304,6 @@ def _source(place: str) -> tuple[str, dict[str, str]]:
     if scheme in ("http", "https"):
         return "http", {"url": place}
     return (scheme or "local"), {"uri": place}
-
-
-def _evaluates(origin: Origin) -> bool:
-    return origin.stage in ("probe", "evaluate", "report")
 
 
 def _stage_tags(origin: Origin) -> dict[str, str]:
