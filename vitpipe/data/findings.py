@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 from vitpipe.errors import VitpipeError
 
 Level = Literal["error", "warning", "note"]
+COUNTS = ("train", "val", "classes", "errors", "warnings", "notes")
+"""Columns of `DatasetReport.table` that are numbers."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,12 @@ class DatasetReport:
         return {
             "set": self.dataset,
             "form": self.form or "not usable",
-            "train": self.num_train,
-            "val": self.num_val,
-            "classes": self.num_classes,
+            "train": _counted(self.num_train),
+            "val": _counted(self.num_val),
+            "classes": _counted(self.num_classes),
             **{f"{level}s": counts[level] for level in get_args(Level)},
         }
+
+
+def _counted(number: int | None) -> str | None:
+    return None if number is None else f"{number:,}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -12,8 +11,8 @@ import typer
 
 from vitpipe.data.catalogue import FACTS, Archive, DatasetFacts, class_names, class_order, facts
 from vitpipe.data.cost import shown_bytes
+from vitpipe.verbs.show import print_rows
 
-_WIDTH = 160
 _SHOWN_CLASSES = 6
 
 
@@ -33,15 +32,14 @@ def datasets_verb(
         found: Any = _whole(facts(name)) if name else [asdict(known) for known in FACTS.values()]
         print(json.dumps(found, indent=2))
         return
-    console = _console()
     if name is None:
-        console.print(_table(list_rows()))
+        print_rows(list_rows(), False, right=("classes", "train", "val", "size"), unbroken=("dataset",))
         return
     known = facts(name)
-    console.print(f"{known.title} ({known.name})", style="bold")
-    console.print(_table(fact_rows(known), show_header=False))
-    for title, archives in archive_groups(known):
-        console.print(_table(archive_rows(archives), title=title))
+    title = f"{known.title} ({known.name})"
+    print_rows(fact_rows(known), False, title, unbroken=("subject",), shows_header=False)
+    for group, archives in archive_groups(known):
+        print_rows(archive_rows(archives), False, group, right=("bytes",), unbroken=("checksum",))
 
 
 def list_rows() -> list[dict[str, str]]:
@@ -124,24 +122,3 @@ def _classes(known: DatasetFacts) -> str:
     shown = [key if key == name else f"{key} {name}" for key, name in zip(keys, names, strict=True)]
     first = f": {', '.join(shown[:_SHOWN_CLASSES])}, ..." if shown else ""
     return f"{known.num_classes:,}{first}\n{known.class_order}"
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
-
-
-def _table(rows: list[dict[str, str]], *, title: str | None = None, show_header: bool = True) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", header_style="bold", show_header=show_header)
-    for column in rows[0]:
-        right = column in ("classes", "train", "val", "size", "bytes")
-        table.add_column(
-            column, justify="right" if right else "left", no_wrap=column in ("dataset", "checksum", "subject")
-        )
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row.values()))
-    return table

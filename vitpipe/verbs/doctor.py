@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitpipe.verbs.show import print_rows
+
 if TYPE_CHECKING:
     from vitpipe.data.findings import Finding
 
@@ -44,17 +46,18 @@ def doctor(
         if as_json:
             _print_json({"machine": rows, "findings": [asdict(finding) for finding in findings]})
         else:
-            _print_table(rows, "This machine")
+            print_rows(rows, False, "This machine")
             _print_findings(findings)
     else:
         from vitpipe.data.doctor import examine
+        from vitpipe.data.findings import COUNTS
 
         reports = examine(data, sets, deep=deep, checksums=checksums, say=_tell)
         findings = [finding for report in reports for finding in report.findings]
         if as_json:
             _print_json([asdict(report) for report in reports])
         else:
-            _print_table([report.table() for report in reports], "")
+            print_rows([report.table() for report in reports], False, right=COUNTS)
             for report in reports:
                 print(f"{report.dataset}: {report.form or 'not usable'}")
                 _print_findings(report.findings)
@@ -66,20 +69,6 @@ def _print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 
 
-def _print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title or None, title_justify="left", header_style="bold")
-    for name in rows[0]:
-        table.add_column(name)
-    for row in rows:
-        # Text: names of files may hold brackets, which rich takes for markup.
-        table.add_row(*(Text(_shown(value)) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
 def _print_findings(findings: Sequence[Finding]) -> None:
     for level in ("error", "warning", "note"):
         for finding in findings:
@@ -87,10 +76,6 @@ def _print_findings(findings: Sequence[Finding]) -> None:
                 print(f"{finding}\n")
     if not any(finding.level in ("error", "warning") for finding in findings):
         print("Nothing to mend.\n")
-
-
-def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
 
 
 def _tell(text: str) -> None:
