@@ -7,9 +7,11 @@ input was wrong. Anything that is not a `VitpipeError` is a defect of ours and k
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+_NAMED = 5
 
 
 class VitpipeError(Exception):
@@ -31,6 +33,12 @@ class VitpipeError(Exception):
         if mend:
             parts.append(f"To mend it: {mend.rstrip('.')}.")
         super().__init__(" ".join(parts))
+
+
+def some(names: Sequence[object]) -> str:
+    """The first few names of many, for a message."""
+    more = len(names) - _NAMED
+    return ", ".join(str(name) for name in names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 class InputError(VitpipeError):

@@ -338,6 +338,12 @@ def test_zips_by_a_strange_method(tmp_path):
     refuse_zip(tmp_path, zip_of({"a": b"x" * 100}, zipfile.ZIP_LZMA), "method 14")
 
 
+def test_a_zip_that_asks_for_a_later_version_of_the_format(tmp_path):
+    content = bytearray(zip_of({"a": b"x"}))
+    content[content.index(b"PK\x01\x02") + 6] = 99  # of the directory's entry: version needed, tenths
+    refuse_zip(tmp_path, bytes(content), "version 9.9")
+
+
 def test_zip_bombs(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "RATIO_FROM_BYTES", 2**20)
     refuse_zip(tmp_path, zip_of({"zeros": bytes(4 * 2**20)}), "200 times its size")

@@ -140,6 +140,16 @@ def num_workers(data: DataConfig) -> int:
     return 0 if cores <= 2 else min(8, cores - 1)
 
 
+def num_packers(data: DataConfig) -> int:
+    """Processes that examine images while packing: all cores unless the recipe says how many.
+
+    None for embedded data, which is packed before a process would have started.
+    """
+    if data.source == "embedded":
+        return 0
+    return len(os.sched_getaffinity(0)) if data.workers == "auto" else data.workers
+
+
 def num_threads(num_params: int) -> int | None:
     """Threads of torch on a CPU: one for a network under 5 million parameters, else torch's own choice.
 

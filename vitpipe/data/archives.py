@@ -304,7 +304,10 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Turn what decompressors and file systems say about an archive into one kind of error."""
+    """Turn what decompressors and file systems say about an archive into one kind of error.
+
+    NotImplementedError is zipfile's word for a member that wants a later version of the format.
+    """
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile, NotImplementedError) as error:

@@ -7,7 +7,6 @@ built; hours come from the speed that `vitpipe benchmark pack` measured on this 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, Validati
 
 from vitpipe.config.cache_folder import cache_folder
 from vitpipe.config.data import DENSE_SETS, DataConfig
+from vitpipe.config.resolve import num_packers
 from vitpipe.data.catalogue import DatasetFacts, facts
 from vitpipe.errors import InputError
 
@@ -123,15 +123,6 @@ def write_pack_speed(speed: PackSpeed) -> Path:
     return path
 
 
-def num_cores_of(data: DataConfig) -> int:
-    """How many cores will pack: `workers`, or all that this process may use; one for embedded data."""
-    if data.source == "embedded":
-        return 1
-    if data.workers != "auto":
-        return max(1, data.workers)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def packing_cost(data: DataConfig, speed: PackSpeed | None = None) -> list[SetCost]:
     """What each set of the recipe costs, in the order of `data.sets`.
 
@@ -209,7 +200,7 @@ def _shard_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
         shards = math.ceil(tar_bytes / shard_bytes)
         num_shards += shards
         packed_bytes += tar_bytes + shards * _END_BYTES + _INDEX_BYTES * num_images
-    num_cores, disk_bytes = num_cores_of(data), packed_bytes
+    num_cores, disk_bytes = max(1, num_packers(data)), packed_bytes
     hours = speed.hours(known.num_images, known.size_bytes, num_cores)
     if data.source == "embedded":
         disk_bytes += known.size_bytes  # composed as folders first

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vitpipe.data.catalogue import Archive, DatasetFacts, class_order, facts
 from vitpipe.data.findings import DatasetReport
-from vitpipe.data.layouts.tree import some
+from vitpipe.errors import some
 
 Say = Callable[[str], None]
 # Training images per class of ILSVRC 2012 (Russakovsky et al., IJCV 2015, section 3).

@@ -8,13 +8,13 @@ folders. A pinned prepared folder is pulled instead of packed.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
 
 from vitpipe.config.data import SHARD_SETS, DataConfig
 from vitpipe.config.digest import digest_of
+from vitpipe.config.resolve import num_packers
 from vitpipe.data.account import (
     Manifest,
     class_rows,
@@ -169,17 +169,6 @@ def _move_to_store(ctx: StageContext, folder: Path) -> None:
             kept, num_sent = keep_in_store(folder / name, manifest, store)
             if kept.store is not None:
                 ctx.logger.say(f"{name}: {num_sent} files sent to {kept.store}")
-
-
-def num_packers(data: DataConfig) -> int:
-    """Processes that examine images: all cores unless the recipe says how many; none for embedded data.
-
-    The embedded sets are packed before a process would have started.
-    """
-    if data.source == "embedded":
-        return 0
-    cores = len(os.sched_getaffinity(0))
-    return cores if data.workers == "auto" else data.workers
 
 
 def _pull(ctx: StageContext) -> None:

@@ -13,10 +13,9 @@ from vitpipe.data.layouts.tree import (
     need_folder,
     none_missing,
     open_tree,
-    some,
     spread,
 )
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 _FOLDERS = {"train": "training", "val": "validation"}
 _PUT = "put ADEChallengeData2016.zip into the set's folder, or images/ and annotations/ from inside it"

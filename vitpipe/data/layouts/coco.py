@@ -15,10 +15,9 @@ from vitpipe.data.layouts.tree import (
     need_folder,
     none_missing,
     open_tree,
-    some,
     spread,
 )
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 _ANNOTATIONS = "annotations_trainval2017.zip"
 _INSTANCES = tuple(f"annotations/instances_{split}2017.json" for split in ("train", "val"))

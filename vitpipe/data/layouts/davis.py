@@ -13,10 +13,9 @@ from vitpipe.data.layouts.tree import (
     need_folder,
     none_missing,
     open_tree,
-    some,
     spread,
 )
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 _ZIP = "DAVIS-2017-trainval-480p.zip"
 _AGAIN = f"unpack {_ZIP} again"

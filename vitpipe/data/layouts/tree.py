@@ -13,10 +13,9 @@ from typing import IO
 
 from vitpipe.data.archives import ZipEntry, safe_zip_members
 from vitpipe.data.sources.places import FileSpan, Place, ZipMember
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 _CHUNK = 2**20
-_NAMED = 5
 
 
 class Tree(ABC):
@@ -327,12 +326,6 @@ def none_missing(wanted: Iterable[str], present: Iterable[str], where: str, mend
     missing = [name for name in wanted if name not in present]
     if missing:
         raise DatasetError(f"{len(missing)} files are missing: {some(missing)}", where=where, mend=mend)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def spread(names: Sequence[str], number: int | None) -> list[str]:

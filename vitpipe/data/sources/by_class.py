@@ -10,20 +10,19 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from vitpipe.data.sources.places import FileSpan, Place
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 # ImageNet-22K has no validation set; one image in this many is kept out of training to measure on.
 HELD_OUT_ONE_IN = 200
 HELD_OUT_NOTE = f"val is one in {HELD_OUT_ONE_IN} images of train, chosen by name and kept out of training"
-_NAMED = 5
 
 
 class FoundImage(NamedTuple):
@@ -189,12 +188,6 @@ def visible_names(folder: Path) -> list[str]:
 def shown_below(path: Path, root: Path) -> str:
     """The path below the set's folder as a prefix for what is inside: `train/`, or nothing for the root."""
     return "" if path == root else f"{path.relative_to(root).as_posix()}/"
-
-
-def some(names: Sequence[object]) -> str:
-    """The first few names of many, for messages."""
-    more = len(names) - _NAMED
-    return ", ".join(str(name) for name in names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def first_existing(*paths: Path) -> Path | None:

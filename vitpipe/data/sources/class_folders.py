@@ -8,10 +8,9 @@ from vitpipe.data.sources.by_class import (
     HELD_OUT_NOTE,
     ClassSource,
     FolderClasses,
-    some,
 )
 from vitpipe.data.sources.synsets import names_of, read_synset_mapping
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 LAYOUT = "train/<class>/<image>, val/<class>/<image>"
 

@@ -17,11 +17,10 @@ from vitpipe.data.sources.by_class import (
     ImagesByClass,
     ListedImages,
     first_existing,
-    some,
     visible_names,
 )
 from vitpipe.data.sources.places import FileSpan, Place, ZipMember
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 _LISTS = {"train": "train", "val": "test"}
 

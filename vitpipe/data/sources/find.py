@@ -19,9 +19,9 @@ from vitpipe.data.sources import (
     svhn,
     wnid_tars,
 )
-from vitpipe.data.sources.by_class import some, visible_names
+from vitpipe.data.sources.by_class import visible_names
 from vitpipe.data.sources.source import Source
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 
 @dataclass(frozen=True)

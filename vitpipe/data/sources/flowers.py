@@ -19,13 +19,12 @@ from vitpipe.data.sources.by_class import (
     FoundImage,
     ImagesByClass,
     ListedImages,
-    some,
     visible_names,
 )
 from vitpipe.data.sources.matlab import read_mat
 from vitpipe.data.sources.places import FileSpan, Inline
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 LAYOUT = "102flowers.tgz (or its folder jpg/) with imagelabels.mat and setid.mat"
 ARCHIVE = "102flowers.tgz"

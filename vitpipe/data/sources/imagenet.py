@@ -25,7 +25,6 @@ from vitpipe.data.sources.by_class import (
     first_existing,
     has_subfolders,
     shown_below,
-    some,
     visible_names,
 )
 from vitpipe.data.sources.class_folders import need_same_classes, order_notes, refuse_empty
@@ -40,7 +39,7 @@ from vitpipe.data.sources.val_labels import (
     label_images,
 )
 from vitpipe.data.sources.wnid_tars import TarClasses, has_class_tars, tars_in_folder, tars_in_tar
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 LAYOUT = (
     "train/<class>/<image>, val/<class>/<image>",

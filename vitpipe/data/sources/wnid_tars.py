@@ -21,13 +21,12 @@ from vitpipe.data.sources.by_class import (
     ImagesByClass,
     has_subfolders,
     shown_below,
-    some,
     visible_names,
 )
 from vitpipe.data.sources.class_folders import source_of_folders
 from vitpipe.data.sources.places import FileSpan
 from vitpipe.data.sources.synsets import WNID, names_of, read_synset_mapping
-from vitpipe.errors import DatasetError
+from vitpipe.errors import DatasetError, some
 
 LAYOUT_22K = (
     "train/<wnid>/<image> with or without val/<wnid>/<image>",
