@@ -7,8 +7,6 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`$VITPIPE_CACHE`, else `vitpipe` in the user's cache folder. Not made here."""
+    """`$VITPIPE_CACHE`, else `~/.cache/vitpipe`, where compiled wheels are kept, too. Not made here."""
     given = os.environ.get("VITPIPE_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "vitpipe"
+    return Path(given) if given else Path.home() / ".cache" / "vitpipe"

@@ -23,7 +23,7 @@ from vitpipe.config.recipe import Recipe
 
 PACKAGE = Path(__file__).parent.parent
 # Keys that change how fast a run goes, or whether its result is accepted, not what comes out.
-_SPEED_ONLY = {"workers", "checkpoint_minutes", "max_corrupt_images"}
+_NOT_IN_RESULT = {"workers", "checkpoint_minutes", "max_corrupt_images"}
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "mlflow", "dvc")
 _DENSE_LIBRARIES = (
     "onedl-mmcv",
@@ -63,9 +63,9 @@ def code_digest(places: Iterable[str]) -> str:
 
 
 def recipe_sections(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:
-    """The named top-level parts of a recipe as plain values, without the speed-only keys."""
+    """The named top-level parts of a recipe as plain values, without keys that do not decide its result."""
     plain = recipe.model_dump(mode="json")
-    return {name: _without_speed(plain[name]) for name in sections}
+    return {name: _of_the_result(plain[name]) for name in sections}
 
 
 def stage_identity(
@@ -135,7 +135,7 @@ def _is_source(path: Path) -> bool:
     return path.is_file() and path.suffix in (".py", ".yaml", ".html", ".css", ".j2", ".txt")
 
 
-def _without_speed(value: Any) -> Any:
+def _of_the_result(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_speed(inner) for key, inner in value.items() if key not in _SPEED_ONLY}
+        return {key: _of_the_result(inner) for key, inner in value.items() if key not in _NOT_IN_RESULT}
     return value
