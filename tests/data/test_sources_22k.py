@@ -114,3 +114,26 @@ def test_an_empty_class_folder(tmp_path):
     write_train_folders(MINI, tmp_path / "imagenet22k" / "fall11")
     (tmp_path / "imagenet22k" / "fall11" / "n00000001").mkdir()
     assert "1 class folders are empty: n00000001" in refuse(tmp_path, "imagenet22k").what
+
+
+def write_pair_of_tars(folder):
+    write_class_tars(MINI, folder / "imagenet21k_train")
+    for wnid in WNIDS:
+        images = [(f"{wnid}/{name}", content) for name, own, content in MINI.val if own == wnid]
+        write(folder / "imagenet21k_val" / f"{wnid}.tar", tar_bytes(images[::-1]))
+
+
+def test_the_processed_release_as_tars_keeps_its_own_val(tmp_path):
+    write_pair_of_tars(tmp_path / "imagenet22k")
+    source = find_source(tmp_path, "imagenet22k")
+    assert source.form == "one tar per wnid in imagenet21k_train/ and imagenet21k_val/"
+    assert source.classes == WNIDS
+    assert source.notes == ()
+    assert listed(source, "train") == MINI.expected("train")
+    assert listed(source, "val") == MINI.expected("val")
+
+
+def test_the_processed_release_with_a_class_missing_in_val(tmp_path):
+    write_pair_of_tars(tmp_path / "imagenet22k")
+    (tmp_path / "imagenet22k" / "imagenet21k_val" / f"{WNIDS[1]}.tar").unlink()
+    assert f"different classes, for example {WNIDS[1]}" in refuse(tmp_path, "imagenet22k").what

@@ -8,6 +8,7 @@ from vitpipe.data.sources.by_class import (
     HELD_OUT_NOTE,
     ClassSource,
     FolderClasses,
+    ImagesByClass,
 )
 from vitpipe.data.sources.synsets import names_of, read_synset_mapping
 from vitpipe.errors import DatasetError, some
@@ -61,8 +62,8 @@ def source_of_folders(root: Path, dataset: str, train: Path, val: Path) -> Class
     )
 
 
-def need_same_classes(train: FolderClasses, val: FolderClasses) -> None:
-    """Refuse folders that would number their classes differently.
+def need_same_classes(train: ImagesByClass, val: ImagesByClass) -> None:
+    """Refuse splits that would number their classes differently.
 
     Raises:
         DatasetError: naming the odd ones.

@@ -23,14 +23,15 @@ from vitpipe.data.sources.by_class import (
     shown_below,
     visible_names,
 )
-from vitpipe.data.sources.class_folders import source_of_folders
+from vitpipe.data.sources.class_folders import need_same_classes, source_of_folders
 from vitpipe.data.sources.places import FileSpan
 from vitpipe.data.sources.synsets import WNID, names_of, read_synset_mapping
 from vitpipe.errors import DatasetError, some
 
 LAYOUT_22K = (
     "train/<wnid>/<image> with or without val/<wnid>/<image>",
-    "imagenet21k_train/<wnid>/<image> and imagenet21k_val/<wnid>/<image> (ImageNet-21K-P)",
+    "imagenet21k_train/<wnid>/<image> and imagenet21k_val/<wnid>/<image> (ImageNet-21K-P), or one "
+    "<wnid>.tar per class in each",
     "winter21_whole/<wnid>.tar",
     "fall11_whole.tar, or its tars in fall11_whole/ or fall11/",
 )
@@ -157,6 +158,8 @@ def read_22k(root: Path, dataset: str) -> ClassSource:
     for train, val in _FOLDER_PAIRS:
         if has_subfolders(root / train):
             return source_of_folders(root, dataset, root / train, root / val)
+        if has_class_tars(root / train) and has_class_tars(root / val):
+            return _pair_of_tars(root, dataset, root / train, root / val)
     for folder in (root / name for name in _TAR_FOLDERS):
         if _are_classes(folder):
             return _held_out(root, dataset, FolderClasses(folder, root), f"class folders in {folder.name}/")
@@ -176,6 +179,18 @@ def read_22k(root: Path, dataset: str) -> ClassSource:
         )
     # A folder is there and holds no classes: its own message says what should be in it.
     return source_of_folders(root, dataset, root / "train", root / "val")
+
+
+def _pair_of_tars(root: Path, dataset: str, train: Path, val: Path) -> ClassSource:
+    """A division into train and val, each one tar per class."""
+    train_images, val_images = (tars_in_folder(folder, root) for folder in (train, val))
+    need_same_classes(train_images, val_images)
+    for part in (train_images, val_images):
+        part.refuse_empty()
+    names = names_of(train_images.classes, read_synset_mapping(root))
+    form = f"one tar per wnid in {train.name}/ and {val.name}/"
+    parts: dict[str, ImagesByClass] = {"train": train_images, "val": val_images}
+    return ClassSource(dataset, root, form, train_images.classes, parts, names)
 
 
 def _held_out(root: Path, dataset: str, train: FolderClasses | TarClasses, form: str) -> ClassSource:
