@@ -40,22 +40,10 @@ def test_only_what_is_needed_and_nothing_said():
     assert done.stdout == ""
 
 
-@pytest.mark.dense
-def test_operators_for_another_device_are_a_paragraph(monkeypatch):
-    open_detection("cpu")
-    from mmcv import _ext
-
-    monkeypatch.setattr(_ext, "get_compiling_cuda_version", lambda: "not available")
-    with pytest.raises(RunError, match="FORCE_CUDA=1"):
-        open_detection("cuda:0")
-    monkeypatch.setattr(_ext, "get_compiling_cuda_version", lambda: "13.0")
-    open_detection("cuda:0")
-
-
 def test_missing_library_is_a_paragraph(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "mmdet"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mmdet", None)
-    with pytest.raises(RunError, match=r"build_ops\.py") as caught:
+    with pytest.raises(RunError, match="make setup") as caught:
         open_detection()
     assert "\n" not in str(caught.value)

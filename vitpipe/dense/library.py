@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vitpipe.dense import operators
 from vitpipe.errors import RunError
 
 _DETECTION = (
@@ -80,20 +81,13 @@ def open_detection(device: str = "cpu") -> None:
     """Import and register what Mask R-CNN and its cascade need, and make mmdet the scope of short names.
 
     Args:
-        device: where it will run; RoIAlign and NMS must have been compiled for it.
+        device: where it will run; torchvision must have RoIAlign and NMS for it.
 
     Raises:
-        RunError: when the dense libraries are not installed, or mmcv's operators do not fit torch or device.
+        RunError: when the dense libraries are not installed, or torchvision does not fit torch or device.
     """
     _open("mmdet", ("mmcv.transforms", *_DETECTION))
-    from mmcv import _ext
-
-    if device.startswith("cuda") and not _ext.get_compiling_cuda_version()[0].isdigit():
-        raise RunError(
-            "mmcv's operators were compiled for CPUs only, but the stage runs on a GPU",
-            where="detect",
-            mend="compile them again where the CUDA toolkit is: `FORCE_CUDA=1 python docker/build_ops.py`",
-        )
+    operators.check_device(device)
 
 
 def open_segmentation(head: str = "upernet") -> None:
@@ -110,6 +104,7 @@ def open_segmentation(head: str = "upernet") -> None:
 
 
 def _open(scope: str, modules: Sequence[str]) -> None:
+    operators.register()  # mmcv looks its operators up when it is imported
     try:
         with _thin_packages(scope), _left_out(_NOT_NEEDED):
             for name in modules:
@@ -120,8 +115,7 @@ def _open(scope: str, modules: Sequence[str]) -> None:
         raise RunError(
             f"The dense stages need mmcv, mmdet and mmseg, which cannot be imported ({error})",
             where="detect, segment",
-            mend="install the extra 'dense' (`make setup`) and compile mmcv's operators against this torch "
-            "with `python docker/build_ops.py`",
+            mend="install the extra 'dense' (`make setup` does)",
         ) from error
     # Until a runner brings its own logger, this one would tell every start value on the terminal.
     MMLogger.get_instance("mmengine").setLevel("WARNING")

@@ -6,14 +6,17 @@ import os
 import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from vitpipe.data.findings import Finding
 
 _GIB = 2**30
 _LIBRARIES = ("torch", "torchvision", "timm")
+# OpenMMLab's libraries; only the dense stages need them, and the image of the others leaves them out.
+_OPTIONAL_LIBRARIES = ("onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation")
 # Loader processes hand batches over in shared memory; Docker's default of 64 MiB holds no batch.
 _MIN_SHARED_GIB, _MIN_DISK_GIB, _MIN_MEMORY_GIB = 1, 10, 4
 
@@ -46,35 +49,33 @@ def examine_machine(folder: Path) -> tuple[list[dict[str, Any]], list[Finding]]:
         mend = "use a smaller batch and data.workers 0"
         findings.append(Finding("warning", f"There are {memory:.1f} GiB of memory", mend=mend))
     _compare_libraries(rows, findings)
-    operators = has_dense_operators()
-    rows.append({"what": "operators of mmcv", "value": "compiled" if operators else "absent"})
     return rows, findings
 
 
 def locked_versions() -> dict[str, str]:
-    """Package -> version of the lock file of this checkout; empty for an installation without one."""
+    """Package -> version that the checkout's lock has for this Python; empty where there is no lock."""
     lock = Path(__file__).parents[2] / "requirements.lock"
     if not lock.is_file():
         return {}
-    lines = re.finditer(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.MULTILINE)
-    return {line[1].lower(): line[2] for line in lines}
-
-
-def has_dense_operators() -> bool:
-    """Whether mmcv is there with its compiled operators; nothing is imported."""
-    spec = find_spec("mmcv")
-    folders = spec.submodule_search_locations if spec and spec.submodule_search_locations else ()
-    return any(next(Path(folder).glob("_ext*.so"), None) for folder in folders)
+    lines = re.finditer(r"^[A-Za-z0-9].*?(?= \\)", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    pins = (Requirement(line[0]) for line in lines)
+    return {
+        pin.name.lower(): next(iter(pin.specifier)).version
+        for pin in pins
+        if pin.marker is None or pin.marker.evaluate()
+    }
 
 
 def _compare_libraries(rows: list[dict[str, Any]], findings: list[Finding]) -> None:
     locked = locked_versions()
-    for name in _LIBRARIES:
+    for name in (*_LIBRARIES, *_OPTIONAL_LIBRARIES):
         try:
             installed = version(name)
         except PackageNotFoundError:
             installed = ""
         rows.append({"what": name, "value": installed or "absent"})
+        if not installed and name in _OPTIONAL_LIBRARIES:
+            continue
         # 2.13.0+cpu is a build of 2.13.0.
         if name in locked and installed.partition("+")[0] != locked[name].partition("+")[0]:
             what = f"{name} is {installed or 'absent'}, the lock has {locked[name]}"

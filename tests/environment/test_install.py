@@ -1,0 +1,323 @@
+"""`environment/install.py` as a process, with the real uv, on a small checkout whose packages lie in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UV = Path(sys.executable).with_name("uv")
+# Builds an editable installation without fetching anything; sleeps or fails when the environment says so.
+BACKEND = """\
+import os, sys, time, zipfile
+from pathlib import Path
+
+def build_editable(folder, settings=None, metadata=None):
+    if os.environ.get("FAIL_BUILD"):
+        sys.exit("the build was told to fail")
+    Path("building").write_text("")
+    time.sleep(float(os.environ.get("BUILD_SECONDS", "0")))
+    name = "vitpipe-0-py3-none-any.whl"
+    with zipfile.ZipFile(Path(folder) / name, "w") as wheel:
+        wheel.writestr("vitpipe.pth", str(Path.cwd()))
+        wheel.writestr("vitpipe-0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: vitpipe\\nVersion: 0\\n")
+        wheel.writestr("vitpipe-0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("vitpipe-0.dist-info/entry_points.txt", "[console_scripts]\\nvitpipe = vitpipe.cli:main\\n")
+        wheel.writestr("vitpipe-0.dist-info/RECORD", "")
+    return name
+"""
+TRIAL = "import torch; print(torch.__version__)"
+PROJECT = """\
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+[project]
+name = "vitpipe"
+version = "0"
+"""
+
+
+def wheel(index: Path, name: str, version: str = "1.0", **files: str) -> str:
+    """Write a wheel into a package index of folders; its line in a lock."""
+    folder = index / name.replace("_", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    about = f"{name}-{version}.dist-info"
+    content = {
+        f"{name}.py": f"__version__ = '{version}'\n",
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        **files,
+    }
+    record = "".join(f"{file},,\n" for file in [*content, f"{about}/RECORD"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in {**content, f"{about}/RECORD": record}.items():
+            archive.writestr(file, text)
+    links = "".join(f'<a href="{file.name}">{file.name}</a>' for file in folder.glob("*.whl"))
+    (folder / "index.html").write_text(links)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"{name.replace('_', '-')}=={version} \\\n    --hash=sha256:{digest}\n"
+
+
+class Checkout:
+    """A folder with our scripts, a lock of small packages, and a package of the name vitpipe."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.venv, self.index = root, root / ".venv", root / "index"
+        shutil.copytree(
+            ROOT / "environment", root / "environment", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        script = root / "environment" / "install.py"
+        # What a chain imports is not there.
+        trials = f"TRIALS = ({TRIAL!r}, 'import torchvision')\n"
+        text = re.sub(r"^TRIALS = \($.*?^\)$", trials, script.read_text(), flags=re.MULTILINE | re.DOTALL)
+        assert trials in text
+        script.write_text(text)
+        (root / "backend.py").write_text(BACKEND)
+        (root / "pyproject.toml").write_text(PROJECT)
+        (root / "vitpipe").mkdir()
+        (root / "vitpipe" / "cli.py").write_text("def main(): print('the verb')\n")
+        names = ("torch", "torchvision", "triton", "nvidia_cudnn", "dummy")
+        self.lines = {name: wheel(self.index, name) for name in names}
+        self.lines["uv"] = "uv==0.0.1 \\\n    --hash=sha256:" + "0" * 64 + "\n"
+        self.write_lock(*names)
+
+    def write_lock(self, *names: str) -> None:
+        self.names = names
+        # uv itself is never installed here: the one on the path is newer than the lock's.
+        marker = self.lines["uv"].replace(" \\", " ; sys_platform == 'nowhere' \\", 1)
+        (self.root / "requirements.lock").write_text(marker + "".join(self.lines[name] for name in names))
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+        own = {"UV_CACHE_DIR": str(self.root / "cache"), "UV_DEFAULT_INDEX": self.index.as_uri()}
+        return {**kept, "PATH": f"{UV.parent}:/usr/bin:/bin", **own, **variables}
+
+    def install(self, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(self.root / "environment" / "install.py"), *options]
+        return subprocess.run(
+            command, cwd=self.root, env=self.environment(**variables), capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+
+    def packages(self) -> set[str]:
+        return {p.name.partition("-")[0] for p in self.venv.glob("lib/python3.*/site-packages/*.dist-info")}
+
+    def runs(self) -> str:
+        return subprocess.run(
+            [self.venv / "bin" / "vitpipe"], capture_output=True, text=True, check=True
+        ).stdout
+
+    def leftovers(self) -> list[str]:
+        return sorted(p.name for p in self.root.glob(".venv*"))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return Checkout(tmp_path / "a checkout")
+
+
+def test_made_once_then_left_alone(checkout):
+    first = checkout.install()
+    assert first.returncode == 0, first.stderr
+    assert "ready after" in first.stdout
+    assert "torch 1.0 works" in first.stdout
+    assert checkout.packages() == {*checkout.names, "vitpipe"}
+    assert checkout.runs() == "the verb\n"  # its scripts work where it was renamed to
+    assert checkout.leftovers() == [".venv"]
+    before = (checkout.venv / ".ready").stat().st_mtime_ns
+    second = checkout.install()
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+    assert (checkout.venv / ".ready").stat().st_mtime_ns == before
+    assert checkout.install("--check").returncode == 0
+
+
+def test_a_changed_lock_replaces_it_and_names_what_goes(checkout):
+    checkout.install()
+    wheel(checkout.index, "by_hand")
+    command = [UV, "pip", "install", "--python", checkout.venv / "bin" / "python", "by_hand"]
+    subprocess.run(command, env=checkout.environment(), check=True, capture_output=True)
+    checkout.write_lock("torch", "torchvision", "dummy")
+    assert checkout.install("--check").returncode == 1
+    done = checkout.install()
+    assert checkout.packages() == {"torch", "torchvision", "dummy", "vitpipe"}
+    assert (
+        "no longer installed, because the lock does not name them: by_hand, nvidia_cudnn, triton"
+        in done.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "UV_HTTP_RETRIES": "0"}, "packages cannot be fetched"),
+        ({"UV_CACHE_DIR": "/proc/1/nowhere"}, "uv's cache cannot be written"),
+        ({"FAIL_BUILD": "1"}, "told to fail"),
+    ],
+    ids=["no network", "no cache", "no build"],
+)  # fmt: skip
+def test_what_fails_changes_nothing_and_is_a_paragraph(checkout, variables, expected):
+    checkout.install()
+    checkout.write_lock("torch", "torchvision")
+    shutil.rmtree(checkout.root / "cache")
+    failed = checkout.install(**variables)
+    assert failed.returncode == 1
+    assert expected in failed.stderr
+    assert "Fix:" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert "dummy" in checkout.packages()  # the earlier environment is whole and works
+    assert checkout.runs() == "the verb\n"
+    assert checkout.leftovers() == [".venv"]
+
+
+def test_a_file_that_is_not_the_locked_one_is_refused(checkout):
+    wheel(checkout.index, "dummy", **{"more.py": "something else"})
+    failed = checkout.install()
+    assert failed.returncode == 1
+    assert "not the one that the lock names" in failed.stderr
+    assert checkout.leftovers() == []
+
+
+def test_packages_that_do_not_work_are_not_put_in_place(checkout):
+    checkout.lines["torch"] = wheel(
+        checkout.index, "torch", **{"torch.py": "raise ImportError('libtorch.so')"}
+    )
+    checkout.write_lock("torch", "torchvision")
+    failed = checkout.install()
+    assert failed.returncode == 1
+    assert "do not work (ImportError: libtorch.so)" in failed.stderr
+    assert "uv cache clean" in failed.stderr
+    assert checkout.leftovers() == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "environment"])
+def test_what_it_did_not_make_is_left_alone(checkout, kind):
+    if kind == "folder":
+        checkout.venv.mkdir()
+        (checkout.venv / "thesis.tex").write_text("mine")
+    else:
+        subprocess.run([UV, "venv", "--quiet", checkout.venv], check=True)
+    refused = checkout.install()
+    assert refused.returncode == 1
+    assert "was not made by `make setup`, so it is left alone" in refused.stderr
+    assert checkout.leftovers() == [".venv"]
+    assert (checkout.venv / ("thesis.tex" if kind == "folder" else "pyvenv.cfg")).exists()
+
+
+def test_a_link_is_followed_and_stays(checkout, tmp_path):
+    elsewhere = tmp_path / "large disk"
+    elsewhere.mkdir()
+    checkout.venv.symlink_to(elsewhere / "environment")
+    for names in (("torch", "torchvision"), ("torch", "torchvision", "dummy")):
+        checkout.write_lock(*names)
+        assert checkout.install().returncode == 0
+        assert checkout.venv.is_symlink()
+        assert checkout.packages() == {*names, "vitpipe"}
+    assert [p.name for p in elsewhere.iterdir()] == ["environment"]
+
+
+def start(checkout, **variables):
+    """An installation that stays in its last step."""
+    marker = checkout.root / "building"
+    marker.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, checkout.root / "environment" / "install.py"], cwd=checkout.root, text=True,
+        env=checkout.environment(BUILD_SECONDS="60", **variables),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not marker.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def test_killed_at_once_it_leaves_the_earlier_one_and_the_next_cleans_up(checkout):
+    checkout.install()
+    checkout.write_lock("torch", "torchvision")
+    process = start(checkout)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert checkout.runs() == "the verb\n"
+    assert "dummy" in checkout.packages()
+    assert len(checkout.leftovers()) > 1
+    assert checkout.install().returncode == 0
+    assert "dummy" not in checkout.packages()
+    assert checkout.leftovers() == [".venv"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_cleans_up_itself(checkout, number):
+    process = start(checkout)
+    os.killpg(process.pid, number)
+    said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "stopped; nothing has been changed" in said[1]
+    assert checkout.leftovers() == []
+
+
+def test_two_at_once_take_turns(checkout):
+    first = start(checkout)
+    second = subprocess.Popen(
+        [sys.executable, checkout.root / "environment" / "install.py"], cwd=checkout.root, text=True,
+        env=checkout.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert "waiting for it" in second.stdout.readline()
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert second.wait(timeout=60) == 0, second.communicate()
+    assert checkout.packages() == {*checkout.names, "vitpipe"}
+
+
+def test_torch_of_another_index_and_no_cuda_packages(checkout, tmp_path):
+    other = tmp_path / "cpu"
+    for name in ("torch", "torchvision"):
+        wheel(other, name, "1.0+cpu")
+    done = checkout.install(TORCH_INDEX=other.as_uri())
+    assert done.returncode == 0, done.stderr
+    assert "torch 1.0+cpu works" in done.stdout, done.stdout
+    assert checkout.packages() == {"torch", "torchvision", "dummy", "vitpipe"}
+    # Without the variable, another environment is asked for.
+    assert checkout.install("--check").returncode == 1
+    failed = checkout.install(TORCH_INDEX="http://me:secret@127.0.0.1:9/simple", UV_HTTP_RETRIES="0")
+    assert failed.returncode == 1
+    assert "secret" not in failed.stdout + failed.stderr
+
+
+def test_another_python_is_made_only_when_it_is_named(checkout):
+    checkout.install()
+    stamp = checkout.venv / ".ready"
+    other = {**json.loads(stamp.read_text()), "python": "3.0"}
+    stamp.write_text(json.dumps(other))
+    assert checkout.install("--check").returncode == 0
+    assert checkout.install("--check", PYTHON=sys.executable).returncode == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_stamp_is_no_environment(checkout, content):
+    checkout.install()
+    (checkout.venv / ".ready").write_text(content)
+    assert checkout.install("--check").returncode == 1
+    assert checkout.install().returncode == 0
+    assert checkout.install("--check").returncode == 0
+
+
+def test_the_lock_has_no_address_and_every_package_a_checksum():
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    blocks = [block for block in text.split("\n") if block and not block.startswith(("#", " "))]
+    assert len(blocks) > 200
+    assert all(block.endswith(" \\") for block in blocks)
