@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from vitpipe.errors import VitpipeError
+from vitpipe.shell import with_typed_commands
 from vitpipe.verbs import benchmark, datasets, doctor
 from vitpipe.verbs.show import print_rows
 
@@ -290,5 +291,5 @@ def main() -> None:
     try:
         app()
     except VitpipeError as error:
-        print(f"vitpipe: {error}", file=sys.stderr)
+        print(f"vitpipe: {with_typed_commands(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vitpipe.errors import RunError
+from vitpipe.shell import typed
 
 OFF = "off"
 EXPERIMENT = "vitpipe"
@@ -49,7 +51,7 @@ def ui_command(address: str) -> str:
     file = _sqlite_file(address)
     if file is not None and file.is_relative_to(Path.cwd()):
         address = f"sqlite:///{file.relative_to(Path.cwd())}"
-    return f"mlflow ui --backend-store-uri {address}"
+    return f"{typed('mlflow')} ui --backend-store-uri {shlex.quote(address)}"
 
 
 def connect(address: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from vitpipe.errors import InputError, disk_errors
+from vitpipe.shell import with_typed_commands
 from vitpipe.verbs.show import print_rows
 
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -157,7 +158,7 @@ def pack(
         for cost in costs
     ]
     print_rows(rows, False, f"Packing with {num_workers} processes")
-    print(f"`vitpipe plan` now counts with this machine's speed: {kept}")
+    print(with_typed_commands(f"`vitpipe plan` now counts with this machine's speed: {kept}"))
 
 
 def index(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitpipe.shell import with_typed_commands
 from vitpipe.verbs.show import print_rows
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
     for level in ("error", "warning", "note"):
         for finding in findings:
             if finding.level == level:
-                print(f"{finding}\n")
+                print(f"{with_typed_commands(str(finding))}\n")
     if not any(finding.level in ("error", "warning") for finding in findings):
         print("Nothing to mend.\n")
 
