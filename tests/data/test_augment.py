@@ -3,11 +3,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision import transforms
 
 from vitpipe.config.recipe import AugmentConfig
-from vitpipe.data.augment import CentreCrop, Normalise, eval_transform, train_transform
+from vitpipe.data.augment import CentreCrop, Normalise, eval_transform, random_box, train_transform
 from vitpipe.data.resize import packed, unpacked
 from vitpipe.data.seeds import seed_everything
 from vitpipe.errors import RecipeError
@@ -66,6 +68,25 @@ def test_crop_and_flip_are_torchvisions_pixels_at_full_size(interpolation):
         expected = theirs(image)
         seed_everything(number)
         assert torch.equal(ours(image), expected)
+
+
+@given(
+    st.integers(1, 700), st.integers(1, 700),
+    st.tuples(st.floats(0.01, 1.5), st.floats(0.01, 1.5)), st.tuples(st.floats(0.1, 8.0), st.floats(0.1, 8.0)),
+    st.integers(0, 2**31),
+)  # fmt: skip
+def test_boxes_are_timms_draw_for_draw(width, height, scale, ratio, seed):
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+
+    scale, ratio = tuple(sorted(scale)), tuple(sorted(ratio))
+    random.seed(seed)
+    top, left, down, across = RandomResizedCropAndInterpolation.get_params(
+        Image.new("1", (width, height)), scale, ratio
+    )
+    after = random.random()
+    random.seed(seed)
+    assert random_box(width, height, scale, ratio) == (left, top, left + across, top + down)
+    assert random.random() == after
 
 
 def test_crop_scale_flip_and_jitter_reach_the_transform():

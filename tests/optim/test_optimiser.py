@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import torch
 from torch import nn
 
@@ -73,3 +76,27 @@ def test_lars_is_that_of_the_linear_probe():
         optimiser.step()
     for weight, wanted in zip(weights, expected, strict=True):
         torch.testing.assert_close(weight.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_only_what_needs_timm_imports_it():
+    code = """
+import sys
+import subprocess
+import sys
+
+import torch
+from vitpipe.config.recipe import AugmentConfig, OptimConfig
+from vitpipe.data.augment import eval_transform, train_transform
+from vitpipe.optim.optimiser import build_optimiser
+from PIL import Image
+groups = [{"params": [torch.zeros(2, 2, requires_grad=True)], "weight_decay": 0.0, "lr_scale": 1.0}]
+build_optimiser(groups, OptimConfig(base_lr=1.0))
+plain = AugmentConfig()
+for transform in (train_transform(plain, 16), eval_transform(16, 1.0, plain)):
+    transform(Image.new("RGB", (20, 30)))
+print("timm" in sys.modules, "torchvision" in sys.modules)
+train_transform(plain.model_copy(update={"erase_probability": 0.5}), 16)
+print("timm" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.optim.lars import Lars
 
 from vitpipe.config.recipe import OptimConfig
+
+if TYPE_CHECKING:
+    from timm.optim.lars import Lars
 
 
 def build_optimiser(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
@@ -33,6 +35,9 @@ def build_lars(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> Lars:
     The learning rate of a matrix is scaled by trust coefficient * |weights| / |gradient|; vectors (norms,
     biases) learn by plain momentum.
     """
+    # timm imports all its networks and torch's compiler: 2 s that no other optimiser needs.
+    from timm.optim.lars import Lars
+
     adapted = [
         {**group, "always_adapt": any(parameter.ndim > 1 for parameter in group["params"])}
         for group in groups
