@@ -93,6 +93,12 @@ def test_nms_is_the_greedy_one(corners, threshold):
     assert found.tolist() == kept
 
 
+def test_of_equal_scores_the_first_stays(ops):
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [50, 0, 60, 10]]).repeat(100, 1)
+    assert ops.nms(boxes, torch.full((300,), 0.5), 0.5)[1].tolist() == [0, 2]
+    assert ops.nms(boxes.flip(0), torch.full((300,), 0.5), 0.5)[1].tolist() == [0, 1]
+
+
 def test_no_regions_give_no_output_and_no_gradient(ops):
     features = torch.ones(1, 2, 4, 4, requires_grad=True)
     output = ops.RoIAlign(7, 0.25)(features, torch.zeros(0, 5))

@@ -73,7 +73,9 @@ def _load_torchvision() -> None:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes that stay, best first, (K,) int64.
+    """Indices of the boxes that stay, best first, (K,) int64; of equal scores the earlier one is the better.
+
+    mmcv's own sorts without that rule: which of two equal boxes stays depends on the processor's vector width.
 
     Args:
         boxes: (N, 4) as x1, y1, x2, y2 in pixels.
@@ -86,8 +88,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     """
     if offset != 0:
         raise _unavailable(f"nms with offset {offset}")
-    order = scores.sort(0, descending=True)[1]
-    return order[torch.ops.torchvision.nms(boxes[order], scores[order], iou_threshold)]
+    return torch.ops.torchvision.nms(boxes, scores, iou_threshold)
 
 
 def roi_align_forward(
