@@ -11,7 +11,7 @@ help:  ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## the locked environment; PYTHON=... chooses among the three Pythons
-	@$(BIN)/python environment/install.py --venv $(VENV) --check 2>/dev/null || \
+	@test -z "$(PYTHON)" && $(BIN)/python environment/install.py --venv $(VENV) --check 2>/dev/null || \
 	  { python=$$(environment/find_python.sh $(VENV)) && "$$python" environment/install.py --venv $(VENV); }
 
 demo: setup  ## the whole chain of params.yaml on real small images, then the verdict

@@ -20,16 +20,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from uv_runner import SetupError, find_uv, locked, requirement_files, run, say
+from uv_runner import SetupError, cache_folder, find_uv, locked, requirement_files, run, say
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK_FILE = ROOT / "requirements.lock"
 STAMP = ".ready"  # in a finished environment: what it was made from
+MARK = ".made-by-vitpipe-setup"  # in a folder of ours that may be removed
 # A first installation: 3 GB of downloads, unpacked to 6.5 GB in uv's cache and linked from there.
 FIRST_TIME_BYTES = 7 * 2**30
 # Imported when everything is installed, side by side: what does not work is found now, and what every chain
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("make: stopped; nothing has been changed", file=sys.stderr)
+        print("make: stopped; no half-made environment is left", file=sys.stderr)
         return 130
     return 0
 
@@ -75,19 +78,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # What is there
 
 
-def wanted(version: str) -> dict[str, str]:
-    """What decides the packages, by name, for a Python such as `3.13`."""
+def wanted(version: str, torch_index: str) -> dict[str, str]:
+    """What decides the packages, by name, for a Python such as `3.13`.
+
+    Args:
+        torch_index: `as_stamped` of another index for torch.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    installed = {name: project.get(name) for name in ("project", "build-system")}
     return {
         "python": version,
-        "lock": _digest(LOCK_FILE),
-        "project": _digest(ROOT / "pyproject.toml"),
-        "torch_index": os.environ.get("TORCH_INDEX", ""),
+        "lock": hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest(),
+        "project": hashlib.sha256(json.dumps(installed, sort_keys=True).encode()).hexdigest(),
+        "torch_index": torch_index,
         "checkout": str(ROOT),
     }
 
 
+def as_stamped(torch_index: str) -> str:
+    """An index's address as it is remembered: its digest, because it may hold a password."""
+    return hashlib.sha256(torch_index.encode()).hexdigest() if torch_index else ""
+
+
 def made_from(venv: Path) -> dict[str, str] | None:
-    """The same of a finished environment; None where there is none."""
+    """`wanted` of a finished environment; None where there is none."""
     try:
         found = json.loads((venv / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -98,25 +112,25 @@ def made_from(venv: Path) -> dict[str, str] | None:
 def is_current(venv: Path) -> bool:
     """Whether the environment is what the checkout asks for.
 
-    Any of the three Pythons will do, unless PYTHON names one.
+    Any of the three Pythons and any index of torch will do, unless PYTHON or TORCH_INDEX is set.
     """
     found = made_from(venv)
     if found is None:
         return False
     version = this_version() if os.environ.get("PYTHON") else found.get("python", "")
-    return found == wanted(version)
+    index = found.get("torch_index", "") if asked_index() is None else as_stamped(asked_index() or "")
+    return found == wanted(version, index)
+
+
+def asked_index() -> str | None:
+    """What TORCH_INDEX says: an address, empty for `none`, None when it is not set."""
+    said = os.environ.get("TORCH_INDEX")
+    return "" if said == "none" else said or None
 
 
 def this_version() -> str:
     """Of the Python that runs this, such as `3.13`."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def _digest(*files: Path) -> str:
-    total = hashlib.sha256()
-    for file in files:
-        total.update(file.read_bytes())
-    return total.hexdigest()
 
 
 @contextlib.contextmanager
@@ -146,20 +160,51 @@ def make(venv: Path) -> None:
     """
     started = time.monotonic()
     refuse_foreign(venv)
-    new, old = venv.with_name(f"{venv.name}.new"), venv.with_name(f"{venv.name}.old")
-    for leftover in (new, old):  # of a setup that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    index = index_to_use(venv)
+    venv.parent.mkdir(parents=True, exist_ok=True)
     say_what_comes(venv)
-    with _end_on_sigterm():
-        try:
-            install(new)
-            (new / STAMP).write_text(json.dumps(wanted(this_version()), indent=2) + "\n", encoding="utf-8")
-            replace(venv, new, old)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+    with _end_on_sigterm(), workshop(venv) as folder:
+        install(folder / "new", folder, index)
+        stamp = wanted(this_version(), as_stamped(index))
+        (folder / "new" / STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+        gone = extra_packages(venv, folder / "new")
+        replace(venv, folder / "new", folder / "old")
+    if gone:
+        say(f"no longer installed, because the lock does not name them: {', '.join(gone)}")
     shown = os.path.relpath(venv)
     say(f"{shown} is ready after {time.monotonic() - started:.0f} s (Python {this_version()})")
     say(f"`. {shown}/bin/activate` puts vitpipe, dvc and mlflow on your path")
+
+
+@contextlib.contextmanager
+def workshop(venv: Path) -> Iterator[Path]:
+    """A folder on the same disk for the time of the installation; what killed ones left there is removed."""
+    prefix = f"{venv.name}.setup-"
+    for leftover in venv.parent.glob(f"{prefix}*"):
+        if (leftover / MARK).exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=venv.parent))
+    try:
+        (folder / MARK).touch()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def index_to_use(venv: Path) -> str:
+    """The index of torch, empty for that of all packages.
+
+    Raises:
+        SetupError: when the environment has torch from another one and nobody says which to take now.
+    """
+    asked, found = asked_index(), made_from(venv)
+    if asked is None and found is not None and found.get("torch_index"):
+        raise SetupError(
+            f"{venv} must be made again, and its torch came from an index that TORCH_INDEX named, which is "
+            "not set now. Fix: set it again, or TORCH_INDEX=none to take torch from where the other packages "
+            "come from."
+        )
+    return asked or ""
 
 
 def refuse_foreign(venv: Path) -> None:
@@ -187,29 +232,31 @@ def say_what_comes(venv: Path) -> None:
         say(f"note: {free / 2**30:.1f} GB are free; 7 are needed unless uv's cache already has the packages")
 
 
-def install(folder: Path) -> None:
+def install(venv: Path, scratch: Path, torch_index: str) -> None:
     """Everything into a new environment.
+
+    Args:
+        scratch: for files that are needed on the way; /tmp is often small.
 
     Raises:
         SetupError: when a step fails.
     """
-    with scratch_folder(folder) as scratch:
-        uv = find_uv(LOCK_FILE, scratch)
-        base = getattr(sys, "_base_executable", sys.executable)
-        # Relocatable, because it is renamed when it is finished.
-        run(uv, "venv", "--quiet", "--relocatable", "--prompt", "vitpipe", "--python", base, str(folder))
-        into = ("--python", str(folder / "bin" / "python"))
-        # A source distribution (mmcv) is built apart from torch, so that it leaves its operators out, with
-        # the build tools that the lock names.
-        common = ("pip", "install", *into, "--no-deps", "--build-constraints", str(LOCK_FILE))
-        for requirements, options in requirement_files(LOCK_FILE, scratch):
-            # No --compile-bytecode: it compiles 27,000 files in 50 s, of which a chain imports a fifth.
-            run(uv, *common, "--requirements", str(requirements), *options)
-        run(uv, *common, "--quiet", "--editable", str(ROOT))
-    say(f"torch {try_out(folder)} works")
+    uv = find_uv(LOCK_FILE, scratch)
+    base = getattr(sys, "_base_executable", sys.executable)
+    # Relocatable, because it is renamed when it is finished.
+    run(uv, "venv", "--quiet", "--relocatable", "--prompt", "vitpipe", "--python", base, str(venv))
+    into = ("--python", str(venv / "bin" / "python"))
+    # A source distribution (mmcv) is built apart from torch, so that it leaves its operators out, with the
+    # build tools that the lock names.
+    common = ("pip", "install", *into, "--no-deps", "--build-constraints", str(LOCK_FILE))
+    for requirements, options in requirement_files(LOCK_FILE, scratch, torch_index):
+        # No --compile-bytecode: it compiles 27,000 files in 50 s, of which a chain imports a fifth.
+        run(uv, *common, "--requirements", str(requirements), *options)
+    run(uv, *common, "--quiet", "--editable", str(ROOT))
+    say(f"torch {try_out(venv)} works")
 
 
-def try_out(folder: Path) -> str:
+def try_out(venv: Path) -> str:
     """Import what a chain imports; the version of torch.
 
     Raises:
@@ -219,8 +266,8 @@ def try_out(folder: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     started = [
         subprocess.Popen(
-            [folder / "bin" / "python", "-c", trial],
-            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [venv / "bin" / "python", "-I", "-c", trial],
+            cwd=venv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for trial in TRIALS
     ]  # fmt: skip
@@ -231,23 +278,27 @@ def try_out(folder: Path) -> str:
             process.kill()
     for process, (_, errors) in zip(started, said, strict=True):
         if process.returncode:
-            reason = (errors.strip().splitlines() or ["no message"])[-1][:300]
+            died = f"signal {-process.returncode}" if process.returncode < 0 else "no message"
+            reason = (errors.strip().splitlines() or [died])[-1][:300]
             raise SetupError(
-                f"The packages were installed but do not work ({reason}). Fix: most likely a package in uv's "
-                "cache is damaged; empty it (`uv cache clean`, or remove ~/.cache/uv) and run this again."
+                f"The packages were installed but do not work ({reason}); nothing has been changed. Fix: "
+                f"most likely one is damaged in uv's cache; remove the cache ({cache_folder()}), which is "
+                "filled again, and run this again."
             )
     return said[0][0].strip()
 
 
 def replace(venv: Path, new: Path, old: Path) -> None:
-    """Put `new` in the place of `venv`, and say what was in it that the lock does not name."""
-    gone = extra_packages(venv, new)
-    if venv.exists():
-        venv.rename(old)
-    new.rename(venv)
-    shutil.rmtree(old, ignore_errors=True)
-    if gone:
-        say(f"no longer installed, because the lock does not name them: {', '.join(gone)}")
+    """Put `new` in the place of `venv`, which becomes `old`; should that fail, nothing has happened."""
+    if not venv.exists():
+        new.rename(venv)
+        return
+    venv.rename(old)
+    try:
+        new.rename(venv)
+    except BaseException:
+        old.rename(venv)
+        raise
 
 
 def extra_packages(venv: Path, new: Path) -> list[str]:
@@ -258,18 +309,6 @@ def extra_packages(venv: Path, new: Path) -> list[str]:
 
 def _metadata(venv: Path) -> list[Path]:
     return list(venv.glob("lib/python3.*/site-packages/*.dist-info"))
-
-
-@contextlib.contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder for the time of the installation, on the same disk; /tmp is often small."""
-    scratch = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -26,10 +26,9 @@ KNOWN_FAILURES = (
         "free 7 GB where the checkout and uv's cache are; UV_CACHE_DIR names another folder for the cache",
     ),
     (
-        r"failed to initialize cache|cache.*(permission denied|read-only)|"
-        r"(permission denied|read-only).*cache",
-        "uv's cache cannot be written",
-        "set UV_CACHE_DIR to a folder that you may write to",
+        r"permission denied|read-only file system|failed to initialize cache",
+        "uv's cache, or the folder of the environment, cannot be written",
+        "set UV_CACHE_DIR to a folder that you may write to, and see that the checkout is one",
     ),
     (
         r"hash mismatch|hashes are not",
@@ -46,8 +45,7 @@ KNOWN_FAILURES = (
     (
         r"zip|corrupt|deserialize|failed to read|failed to extract|unexpected end|missing.*dist-info|RECORD",
         "a package in uv's cache is damaged",
-        "empty the cache (`uv cache clean`, or remove the folder that UV_CACHE_DIR names, by default "
-        "~/.cache/uv) and run this again",
+        "remove the cache ({cache}), which is filled again, and run this again",
     ),
 )
 
@@ -74,14 +72,16 @@ def locked(lock_file: Path) -> dict[str, str]:
     return found
 
 
-def requirement_files(lock_file: Path, scratch: Path) -> list[tuple[Path, list[str]]]:
+def requirement_files(lock_file: Path, scratch: Path, torch_index: str) -> list[tuple[Path, list[str]]]:
     """The files to install one after the other, each with its options.
 
-    With TORCH_INDEX, torch and torchvision come from that index by the locked version and without the
-    packages that only CUDA needs. Their hashes are another index's, so they cannot be compared.
+    Args:
+        scratch: where files may be written.
+        torch_index: where torch and torchvision come from, by the locked version and without the packages
+            that only CUDA needs; their hashes are another index's, so they cannot be compared. Empty for the
+            index of all packages.
     """
-    index = os.environ.get("TORCH_INDEX")
-    if not index:
+    if not torch_index:
         return [(lock_file, ["--require-hashes"])]
     blocks = locked(lock_file)
     own, rest = scratch / "torch.txt", scratch / "rest.lock"
@@ -91,8 +91,8 @@ def requirement_files(lock_file: Path, scratch: Path) -> list[tuple[Path, list[s
         "".join(b for n, b in blocks.items() if n not in special and not n.startswith(CUDA_PACKAGES)),
         encoding="utf-8",
     )
-    say(f"torch and torchvision come from {_without_password(index)}; their checksums are not compared")
-    return [(rest, ["--require-hashes"]), (own, ["--default-index", index])]
+    say(f"torch and torchvision come from {_without_password(torch_index)}; their checksums are not compared")
+    return [(rest, ["--require-hashes"]), (own, ["--default-index", torch_index])]
 
 
 def _without_password(address: str) -> str:
@@ -194,4 +194,13 @@ def explain(text: str) -> str:
         (cause, fix) for pattern, cause, fix in KNOWN_FAILURES if re.search(pattern, text, re.IGNORECASE)
     )
     cause, fix = next(known, ("a step failed", "see the reason that follows"))
-    return f"The environment was not made: {cause}; nothing has been changed. Fix: {fix}. uv said: {tail}"
+    fix = fix.format(cache=cache_folder())
+    return (
+        f"The environment was not made: {cause}; nothing has been changed. Fix: {fix}. The last lines: {tail}"
+    )
+
+
+def cache_folder() -> str:
+    """Where uv keeps packages."""
+    default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "uv")  # noqa: PTH118 - ~ is shown
+    return os.environ.get("UV_CACHE_DIR") or default

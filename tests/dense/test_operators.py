@@ -65,6 +65,24 @@ def test_roi_align_and_its_gradient_are_the_compiled_ones(ops, inputs, golden, c
     )
 
 
+def test_the_layout_of_the_features_does_not_matter(ops, inputs):
+    # mmcv's compiled operator reads a map whose channels lie last as if they did not.
+    features, regions, weights = inputs.maps_and_regions()
+    strided = torch.zeros(5, 10)
+    strided[:, ::2] = regions
+    found = []
+    for maps, rois in (
+        (features, regions),
+        (features.to(memory_format=torch.channels_last), strided[:, ::2]),
+    ):
+        maps.requires_grad_()
+        output = ops.RoIAlign((2, 3), 0.25)(maps, rois)
+        (output * weights).sum().backward()
+        found.append((output, maps.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def overlap(a, b):
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])

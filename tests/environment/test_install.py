@@ -76,6 +76,8 @@ class Checkout:
 
     def __init__(self, root: Path) -> None:
         self.root, self.venv, self.index = root, root / ".venv", root / "index"
+        root.mkdir()
+        shutil.copy(ROOT / "Makefile", root)
         shutil.copytree(
             ROOT / "environment", root / "environment", ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -123,10 +125,28 @@ class Checkout:
     def leftovers(self) -> list[str]:
         return sorted(p.name for p in self.root.glob(".venv*"))
 
+    def make(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["make", *arguments], cwd=self.root, env=self.environment(**variables), capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+
 
 @pytest.fixture
 def checkout(tmp_path):
     return Checkout(tmp_path / "a checkout")
+
+
+def test_make_says_nothing_when_it_is_there_and_minds_a_named_python(checkout):
+    first = checkout.make("setup", f"PYTHON={sys.executable}")
+    assert first.returncode == 0, first.stderr
+    assert checkout.runs() == "the verb\n"
+    again = checkout.make("setup")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert checkout.make("setup", f"PYTHON={sys.executable}").stdout == ""
+    refused = checkout.make("test", "PYTHON=/nowhere/python3.13")
+    assert refused.returncode == 2
+    assert "PYTHON=/nowhere/python3.13 is not a CPython" in refused.stderr
 
 
 def test_made_once_then_left_alone(checkout):
@@ -163,7 +183,7 @@ def test_a_changed_lock_replaces_it_and_names_what_goes(checkout):
     ("variables", "expected"),
     [
         ({"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "UV_HTTP_RETRIES": "0"}, "packages cannot be fetched"),
-        ({"UV_CACHE_DIR": "/proc/1/nowhere"}, "uv's cache cannot be written"),
+        ({"UV_CACHE_DIR": "/proc/1/nowhere"}, "uv's cache, or the folder of the environment, cannot be written"),
         ({"FAIL_BUILD": "1"}, "told to fail"),
     ],
     ids=["no network", "no cache", "no build"],
@@ -190,6 +210,15 @@ def test_a_file_that_is_not_the_locked_one_is_refused(checkout):
     assert checkout.leftovers() == []
 
 
+def test_a_program_that_dies_is_named_by_its_signal(checkout):
+    content = "import os; os.kill(os.getpid(), 7)"
+    checkout.lines["torch"] = wheel(checkout.index, "torch", **{"torch.py": content})
+    checkout.write_lock("torch", "torchvision")
+    failed = checkout.install()
+    assert (failed.returncode, checkout.leftovers()) == (1, [])
+    assert "do not work (signal 7)" in failed.stderr
+
+
 def test_packages_that_do_not_work_are_not_put_in_place(checkout):
     checkout.lines["torch"] = wheel(
         checkout.index, "torch", **{"torch.py": "raise ImportError('libtorch.so')"}
@@ -198,8 +227,21 @@ def test_packages_that_do_not_work_are_not_put_in_place(checkout):
     failed = checkout.install()
     assert failed.returncode == 1
     assert "do not work (ImportError: libtorch.so)" in failed.stderr
-    assert "uv cache clean" in failed.stderr
+    assert str(checkout.root / "cache") in failed.stderr
     assert checkout.leftovers() == []
+
+
+def test_a_damaged_package_in_the_cache_is_named(checkout):
+    checkout.install()
+    shutil.rmtree(checkout.venv)
+    for place in (checkout.root / "cache").glob("archive-v0/*/dummy-1.0.dist-info"):
+        shutil.rmtree(place)
+    failed = checkout.install()
+    assert failed.returncode == 1
+    assert "a package in uv's cache is damaged" in failed.stderr
+    assert str(checkout.root / "cache") in failed.stderr
+    shutil.rmtree(checkout.root / "cache")
+    assert checkout.install().returncode == 0
 
 
 @pytest.mark.parametrize("kind", ["folder", "environment"])
@@ -226,6 +268,33 @@ def test_a_link_is_followed_and_stays(checkout, tmp_path):
         assert checkout.venv.is_symlink()
         assert checkout.packages() == {*names, "vitpipe"}
     assert [p.name for p in elsewhere.iterdir()] == ["environment"]
+
+
+def test_folders_with_names_like_ours_are_left_alone(checkout):
+    foreign = [checkout.root / name for name in (".venv.old", ".venv.new", ".venv.setup-mine")]
+    for folder in foreign:
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("mine")
+    for names in (("torch", "torchvision"), ("torch", "torchvision", "dummy")):
+        checkout.write_lock(*names)
+        assert checkout.install().returncode == 0
+    assert all((folder / "thesis.tex").exists() for folder in foreign)
+    assert len(checkout.leftovers()) == 4
+
+
+def test_only_what_is_installed_counts_in_the_project_file(checkout):
+    checkout.install()
+    project = checkout.root / "pyproject.toml"
+    project.write_text(PROJECT + "[tool.ruff]\nline-length = 100\n")
+    assert checkout.install("--check").returncode == 0
+    project.write_text(PROJECT.replace('version = "0"', 'version = "1"'))
+    assert checkout.install("--check").returncode == 1
+
+
+def test_a_folder_that_does_not_exist_yet(checkout):
+    done = checkout.install("--venv", "build/pythons/this")
+    assert done.returncode == 0, done.stderr
+    assert "`. build/pythons/this/bin/activate`" in done.stdout
 
 
 def start(checkout, **variables):
@@ -265,7 +334,7 @@ def test_asked_to_stop_it_cleans_up_itself(checkout, number):
     os.killpg(process.pid, number)
     said = process.communicate(timeout=30)
     assert process.returncode == 130, said
-    assert "stopped; nothing has been changed" in said[1]
+    assert "stopped; no half-made environment is left" in said[1]
     assert checkout.leftovers() == []
 
 
@@ -290,11 +359,17 @@ def test_torch_of_another_index_and_no_cuda_packages(checkout, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "torch 1.0+cpu works" in done.stdout, done.stdout
     assert checkout.packages() == {"torch", "torchvision", "dummy", "vitpipe"}
-    # Without the variable, another environment is asked for.
-    assert checkout.install("--check").returncode == 1
+    assert checkout.install("--check").returncode == 0
+    assert checkout.install("--check", TORCH_INDEX="none").returncode == 1
+    checkout.write_lock("torch", "torchvision")
+    undecided = checkout.install()
+    assert undecided.returncode == 1
+    assert "TORCH_INDEX=none" in undecided.stderr
     failed = checkout.install(TORCH_INDEX="http://me:secret@127.0.0.1:9/simple", UV_HTTP_RETRIES="0")
     assert failed.returncode == 1
     assert "secret" not in failed.stdout + failed.stderr
+    assert checkout.install(TORCH_INDEX="none").returncode == 0
+    assert checkout.packages() == {"torch", "torchvision", "vitpipe"}
 
 
 def test_another_python_is_made_only_when_it_is_named(checkout):

@@ -75,7 +75,7 @@ def _load_torchvision() -> None:
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices of the boxes that stay, best first, (K,) int64; of equal scores the earlier one is the better.
 
-    mmcv's own sorts without that rule: which of two equal boxes stays depends on the processor's vector width.
+    mmcv's own sorts without that rule: which of two equal boxes stays depends on the processor's vectors.
 
     Args:
         boxes: (N, 4) as x1, y1, x2, y2 in pixels.
