@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 SMALL = ["--columns", "2", "--columns", "4", "--width", "16", "--image-size", "64", "--batch", "1"]
 

@@ -17,6 +17,8 @@ from vitpipe.data.pack import Quarantine, pack
 from vitpipe.data.sources.find import find_source
 from vitpipe.data.sources.source import ImageEntry, Source
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"shard_bytes": 15_000, "hashed": True}
 
 

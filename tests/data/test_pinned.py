@@ -20,6 +20,8 @@ from vitpipe.data.pinned import dvc_revision, pull
 from vitpipe.data.shards import open_shards
 from vitpipe.errors import DatasetError, StorageError, VitpipeError
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 PREPARED = "artifacts/demo/prepare"
 DVC_YAML = f"""

@@ -13,6 +13,8 @@ from vitpipe.config.data import EmbeddedConfig
 from vitpipe.data.embedded.write import write_embedded
 from vitpipe.data.manifest import ShardManifest, read_manifest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

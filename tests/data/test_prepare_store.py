@@ -17,6 +17,8 @@ from vitpipe.data.shards import open_shards, verify_checksums
 from vitpipe.errors import DatasetError
 from vitpipe.stages import prepare
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SETS = ("imagenet", "coco")
 OPTIONS = {"source": "folders", "sets": SETS, "keep_dense": "pack"}

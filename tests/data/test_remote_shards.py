@@ -19,6 +19,8 @@ from vitpipe.data.shards import open_shards, verify_checksums
 from vitpipe.data.storage.s3 import S3Storage
 from vitpipe.errors import DatasetError, StorageError
 
+pytestmark = pytest.mark.slow
+
 STORE = "s3://shards/sets/imagenet"
 LAST = "train-000003.tar"
 

@@ -19,7 +19,7 @@ from vitpipe.models.build import build_pretrainer
 from vitpipe.models.weights import load_metadata, load_state, save_weights
 from vitpipe.train.logger import MemoryLogger
 
-pytestmark = pytest.mark.dense
+pytestmark = [pytest.mark.dense, pytest.mark.slow]
 STAGES = ("detect", "segment")
 # Of one machine and one moment, not of the run.
 _CLOCK = {"train/images_per_second", "train/memory_gib"}

@@ -10,7 +10,7 @@ import torch
 from vitpipe.models.weights import load_state
 from vitpipe.train.logger import MemoryLogger
 
-pytestmark = pytest.mark.dense
+pytestmark = [pytest.mark.dense, pytest.mark.slow]
 
 _REVCOLV2 = (
     "model.name=revcolv2_nano",

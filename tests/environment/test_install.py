@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
 # Builds an editable installation without fetching anything; sleeps or fails when the environment says so.

@@ -24,6 +24,8 @@ from vitpipe.models.memory_mode import SAFE_ERROR
 from vitpipe.report.figures import PAPER, save_png
 from vitpipe.report.reversible import draw_errors, draw_steps, notes, step_rows
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SMALL = Setting(columns=(4, 8), width=32, image_size=64, batch=2, num_rounds=1)
 # The tokens, not the weights and their gradients, make the memory, as in large networks.

@@ -100,6 +100,7 @@ def test_counts(entry):
     assert _gmacs(model.frozen_features, images) == pytest.approx(probe, rel=2e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(depth=st.integers(1, 2), bottom_up=st.integers(1, 3), top_down=st.integers(1, 3))
 def test_the_closed_form_counts_any_size(depth, bottom_up, top_down):
@@ -160,6 +161,7 @@ def test_pretraining_under_autocast():
     assert 0 < off < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["column", "reversible"])
 def test_micro_batches_and_two_processes_give_the_gradients_of_one(mode, tmp_path):
     whole = two_ranks.gradients_of("plain", micro_batch=4)

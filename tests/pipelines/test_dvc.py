@@ -83,6 +83,7 @@ def repro(folder: Path) -> list[str]:
     return ran.read_text(encoding="utf-8").split() if ran.exists() else []
 
 
+@pytest.mark.slow
 def test_a_changed_value_re_runs_the_stages_that_read_it_and_those_behind_them(tmp_path):
     (tmp_path / "dvc.yaml").write_text(render_dvc(graph_of(recipe_of_params().stages)), encoding="utf-8")
     (tmp_path / "bin").mkdir()

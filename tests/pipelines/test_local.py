@@ -14,6 +14,8 @@ from vitpipe.artifact import open_artifact
 from vitpipe.errors import EngineError, InputError
 from vitpipe.stages.graph import BY_NAME
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def engine(monkeypatch, stand_in):

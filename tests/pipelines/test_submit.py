@@ -14,6 +14,8 @@ from pipelines.compile import compile_pipeline
 from pipelines.submit import submit
 from vitpipe.errors import EngineError, InputError
 
+pytestmark = pytest.mark.slow
+
 
 def send(package, double, **options):
     return submit(package.path, double.endpoint, poll_seconds=0.01, **options)

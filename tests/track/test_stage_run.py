@@ -20,6 +20,8 @@ from vitpipe.track.send import Delivery, send_pending
 from vitpipe.track.summary import log_pipeline_summary
 from vitpipe.train.logger import MemoryLogger
 
+pytestmark = pytest.mark.slow
+
 # A training stage in small: a state file every 5 steps, a commit after it, a line per step.
 TRAINING = """
 import sys

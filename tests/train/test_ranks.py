@@ -17,6 +17,8 @@ from tiny_runs import (
 from vitpipe.config.resolve import Accelerator
 from vitpipe.train.ranks import Ranks, joined
 
+pytestmark = pytest.mark.slow
+
 
 def _run_ranks(folder, num_ranks=2, stop_rank=None):
     port = free_port()

@@ -21,6 +21,8 @@ from tiny_runs import (
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.logger import MemoryLogger
 
+pytestmark = pytest.mark.slow
+
 PLACES = ("progress", "batch", "saving")
 _DRAWN = random.Random(20).sample(range(1, PLAN.num_steps), 7)
 # A save is where a kill would hurt most, and they happen after every fourth step.
