@@ -287,7 +287,12 @@ def test_ground_truth_out_of_range(original, label):
     assert f"Line 4 of ILSVRC2012_validation_ground_truth.txt is '{label}'" in refuse(original.parent).what
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 300, meta_mat(MINI)[:-40], meta_mat(MINI)[:200], None])
+# Named: the file holds the time it was written at, and workers must agree on what the tests are called.
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x" * 300, meta_mat(MINI)[:-40], meta_mat(MINI)[:200], None],
+    ids=["empty", "no-matlab", "cut-late", "cut-early", "missing"],
+)
 def test_a_damaged_or_missing_meta_mat(original, content):
     files = {name: old if "meta" not in name else content for name, old in devkit_files(MINI)}
     files = [(name, old) for name, old in files.items() if old is not None]

@@ -117,6 +117,15 @@ def test_of_equal_scores_the_first_stays(ops):
     assert ops.nms(boxes.flip(0), torch.full((300,), 0.5), 0.5)[1].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_an_overlap_of_exactly_the_threshold_stays(ops, tenths):
+    """As in mmcv and on a GPU; an overlap of 3 / 10 is above 0.3 as a double and equal to it in float32."""
+    boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, tenths, 1]])
+    scores = torch.tensor([0.9, 0.8])
+    assert ops.nms(boxes, scores, tenths / 10)[1].tolist() == [0, 1]
+    assert ops.nms(boxes, scores, tenths / 10 - 1e-6)[1].tolist() == [0]
+
+
 def test_no_regions_give_no_output_and_no_gradient(ops):
     features = torch.ones(1, 2, 4, 4, requires_grad=True)
     output = ops.RoIAlign(7, 0.25)(features, torch.zeros(0, 5))

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,7 +89,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     """
     if offset != 0:
         raise _unavailable(f"nms with offset {offset}")
-    return torch.ops.torchvision.nms(boxes, scores, iou_threshold)
+    # In float32, as mmcv and the CUDA kernel hold it: torchvision's CPU kernel compares with the double, and a box
+    # whose overlap is exactly 0.3 in float32 would go here and stay there.
+    return torch.ops.torchvision.nms(boxes, scores, float(np.float32(iou_threshold)))
 
 
 def roi_align_forward(
