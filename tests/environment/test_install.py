@@ -307,6 +307,8 @@ def start(checkout, **variables):
         [sys.executable, checkout.root / "environment" / "install.py"], cwd=checkout.root, text=True,
         env=checkout.environment(BUILD_SECONDS="60", **variables),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not marker.exists():

@@ -89,8 +89,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     """
     if offset != 0:
         raise _unavailable(f"nms with offset {offset}")
-    # In float32, as mmcv and the CUDA kernel hold it: torchvision's CPU kernel compares with the double, and a box
-    # whose overlap is exactly 0.3 in float32 would go here and stay there.
+    # In float32, as mmcv and the CUDA kernel hold it: torchvision's CPU kernel compares with the double, and
+    # a box whose overlap is exactly 0.3 in float32 would go here and stay there.
     return torch.ops.torchvision.nms(boxes, scores, float(np.float32(iou_threshold)))
 
 
