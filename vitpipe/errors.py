@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from vitpipe.address import hidden
+
 _NAMED = 5
 
 
@@ -26,12 +28,13 @@ class VitpipeError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str | Path = "", mend: str = "") -> None:
-        self.what, self.where, self.mend = what, str(where), mend
-        parts = [what.rstrip(".") + "."]
+        # Reasons come from libraries, which quote addresses as they were given them.
+        self.what, self.where, self.mend = hidden(what), hidden(str(where)), hidden(mend)
+        parts = [self.what.rstrip(".") + "."]
         if self.where:
             parts.append(f"Where: {self.where.rstrip('.')}.")
-        if mend:
-            parts.append(f"To mend it: {mend.rstrip('.')}.")
+        if self.mend:
+            parts.append(f"To mend it: {self.mend.rstrip('.')}.")
         super().__init__(" ".join(parts))
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from vitpipe.address import hidden
 from vitpipe.shell import with_typed_commands
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -25,7 +26,7 @@ class Console:
 
     def say(self, line: str) -> None:
         """Print a line; above the bar when there is one."""
-        line = with_typed_commands(line)
+        line = hidden(with_typed_commands(line))
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
