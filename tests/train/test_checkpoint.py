@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
+
 import pytest
 import torch
 from tiny_runs import PLAN, SECTION, EveryFewSteps, train_digits
 
 from vitpipe.errors import CheckpointError, StorageError
-from vitpipe.train import loop
+from vitpipe.train import checkpoint, loop
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.logger import MemoryLogger
 
@@ -17,6 +20,12 @@ CONTENT = {"step": 3, "weights": torch.arange(1000.0), "nested": {"list": [1, 2.
 def _folder(path, identity="a" * 64):
     lines: list[str] = []
     return StateFolder(path, identity, lines.append), lines
+
+
+def _seal(path):
+    """Give a file the checksum that states end with."""
+    content = path.read_bytes()
+    path.write_bytes(content + b"vitpipe-sha256:" + hashlib.sha256(content).hexdigest().encode())
 
 
 def test_what_was_saved_is_read(tmp_path):
@@ -58,6 +67,50 @@ def test_a_damaged_newest_falls_back_with_a_line(tmp_path, damage):
     assert "older state" in lines[0]
 
 
+def test_a_damaged_state_is_not_one_of_the_two_kept(tmp_path):
+    states, _ = _folder(tmp_path)
+    for step in (1, 2):
+        states.save({**CONTENT, "step": step}, step)
+    states.path_of(2).write_bytes(b"x")
+    assert states.newest()["step"] == 1
+    states.save({**CONTENT, "step": 3}, 3)
+    assert states.steps() == [1, 2, 3]  # 1 is the only other sound one
+    states.save({**CONTENT, "step": 4}, 4)
+    assert states.steps() == [3, 4]
+
+
+def test_flipped_bits_are_never_loaded(tmp_path):
+    """Half of what torch.load alone takes as it is, changed; the other half in its own errors."""
+    states, lines = _folder(tmp_path)
+    states.save({**CONTENT, "step": 1}, 1)
+    states.save({**CONTENT, "step": 2}, 2)
+    path = states.path_of(2)
+    whole, draw = path.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(draw.choice((1, 40))):
+            damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+        path.write_bytes(bytes(damaged))
+        found = states.newest()
+        assert found["step"] == 1
+        assert torch.equal(found["weights"], CONTENT["weights"])
+    assert len(lines) == 300
+    assert all(path.name in line and "checksum" in line for line in lines)
+
+
+def test_a_state_that_may_not_be_read_is_no_damaged_one(tmp_path, monkeypatch):
+    states, _ = _folder(tmp_path)
+    states.save({**CONTENT, "step": 1}, 1)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "_check", refuse)
+    with pytest.raises(CheckpointError, match="may not be read") as caught:
+        states.newest()
+    assert "right to read" in str(caught.value)
+
+
 def test_a_missing_state_says_what_to_do(tmp_path):
     states, _ = _folder(tmp_path)
     with pytest.raises(CheckpointError, match="all of them see it"):
@@ -67,8 +120,18 @@ def test_a_missing_state_says_what_to_do(tmp_path):
 def test_code_inside_a_state_is_not_run(tmp_path):
     states, lines = _folder(tmp_path)
     torch.save({"identity": "a" * 64, "step": 1, "thing": print}, states.path_of(1))
+    _seal(states.path_of(1))
     assert states.newest() is None
     assert len(lines) == 1
+    assert "checksum" not in lines[0]
+
+
+def test_a_state_without_a_checksum_is_not_trusted(tmp_path):
+    states, lines = _folder(tmp_path)
+    torch.save({**CONTENT, "identity": "a" * 64}, states.path_of(1))
+    assert states.newest() is None
+    assert "checksum" in lines[0]
+    assert states.path_of(1).is_file()
 
 
 def test_states_of_other_work_are_reported_and_never_read(tmp_path):
@@ -82,6 +145,7 @@ def test_states_of_other_work_are_reported_and_never_read(tmp_path):
     assert other.steps() == [500]
     # Equal first digits do not help either.
     torch.save({**CONTENT, "identity": "a" * 12 + "c" * 52}, ours.path_of(9))
+    _seal(ours.path_of(9))
     assert ours.newest()["identity"] == "a" * 64
 
 

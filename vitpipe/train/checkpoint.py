@@ -1,18 +1,26 @@
-"""Training states on disk: complete or absent, the last two kept, never mixed up between runs."""
+"""Training states on disk: complete or absent, checked when read, the last two kept, never mixed up.
+
+A state ends with the SHA-256 of all before it, so that flipped bits, which torch.load takes as they are, are
+found out before anything is made of them. torch.load reads such a file as any other.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
 from vitpipe.errors import CheckpointError, disk_errors
+from vitpipe.files import sync_folder
 
 _KEPT = 2
+_TRAILER = b"vitpipe-sha256:"
+_DIGEST_BYTES = 64  # as hexadecimal digits
+_BLOCK = 1 << 20
 
 
 class StateFolder:
@@ -29,17 +37,18 @@ class StateFolder:
 
     def __init__(self, folder: Path, identity: str, say: Callable[[str], None]) -> None:
         self.folder, self.identity, self.say = folder, identity, say
+        self._damaged: set[int] = set()
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
     def path_of(self, step: int) -> Path:
         """Where the state after `step` steps is."""
-        return self.folder / f"state-{self.identity[:12]}-{step:09d}.pt"
+        return self.folder / f"{self._prefix}{step:09d}.pt"
 
     def steps(self) -> list[int]:
         """Steps of all our states, oldest first."""
-        files = self.folder.glob(f"state-{self.identity[:12]}-*.pt")
-        return sorted(int(file.stem.rpartition("-")[2]) for file in files)
+        files = self.folder.glob(f"{self._prefix}*.pt")
+        return sorted(int(file.stem.removeprefix(self._prefix)) for file in files)
 
     def save(self, content: dict[str, Any], step: int) -> None:
         """Write a state beside its place, force it to disk, rename it, then drop all but the last two.
@@ -51,23 +60,36 @@ class StateFolder:
         with disk_errors(self.folder):
             try:
                 with partial.open("wb") as handle:
-                    torch.save({**content, "identity": self.identity}, handle)
+                    hashed = _Hashed(handle)
+                    torch.save({**content, "identity": self.identity}, cast(IO[bytes], hashed))
+                    handle.write(_TRAILER + hashed.digest())
                     handle.flush()
                     os.fsync(handle.fileno())
                 partial.replace(self.path_of(step))
+                sync_folder(self.folder)
             finally:
                 partial.unlink(missing_ok=True)
-        for old in self.steps()[:-_KEPT]:
-            self.path_of(old).unlink(missing_ok=True)
+        self._damaged.discard(step)
+        sound = [known for known in self.steps() if known not in self._damaged]
+        for old in self.steps():
+            if old < sound[-_KEPT:][0]:
+                self.path_of(old).unlink(missing_ok=True)
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest state that can be read; damaged ones are reported and passed over."""
+        """The newest state that is sound; damaged ones are named and passed over.
+
+        Raises:
+            CheckpointError: when a state may not be read: to begin an older one would lose steps for nothing.
+        """
         self._report_strangers()
         for step in reversed(self.steps()):
             try:
                 return self.read(step)
+            except PermissionError as error:
+                raise _forbidden(error, self.path_of(step)) from error
             except CheckpointError as error:
                 self.say(f"{error} Falling back to an older state")
+                self._damaged.add(step)
         return None
 
     def read(self, step: int) -> dict[str, Any]:
@@ -75,29 +97,82 @@ class StateFolder:
 
         Raises:
             CheckpointError: when the file is missing, damaged or of another run.
+            PermissionError: when it may not be read.
         """
         path = self.path_of(step)
         try:
+            _check(path)
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            identity = content.get("identity")
+        except PermissionError:
+            raise
+        except Exception as error:  # whatever torch makes of bytes that are no state
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"The training state cannot be read ({reason[:120]})",
                 where=path,
-                mend="with several nodes, put the state folder where all of them see it; "
-                "otherwise delete the file",
+                mend="with several nodes, put the state folder where all of them see it; a damaged one is of "
+                "no use any more",
             ) from error
-        if content.get("identity") != self.identity:
+        if identity != self.identity:
             raise CheckpointError(
-                "The training state belongs to another run", where=path, mend="delete the file"
+                "The training state belongs to another run", where=path, mend="give this run another --state"
             )
         return content
 
+    @property
+    def _prefix(self) -> str:
+        return f"state-{self.identity[:12]}-"
+
     def _report_strangers(self) -> None:
-        ours = f"state-{self.identity[:12]}-"
-        strangers = [file.name for file in self.folder.glob("state-*.pt") if not file.name.startswith(ours)]
+        names = [file.name for file in self.folder.glob("state-*.pt")]
+        strangers = [name for name in names if not name.startswith(self._prefix)]
         if strangers:
             self.say(
                 f"{len(strangers)} training state(s) of another recipe, other data or other weights in "
                 f"{self.folder} are not resumed: {', '.join(sorted(strangers))}"
             )
+
+
+class _Hashed:
+    """A file for `torch.save` that keeps the checksum of what goes through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash = file, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        """Hand it on. torch writes its archive from front to back."""
+        self._hash.update(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        """Hand it on."""
+        self._file.flush()
+
+    def digest(self) -> bytes:
+        """The checksum as hexadecimal digits."""
+        return self._hash.hexdigest().encode()
+
+
+def _check(path: Path) -> None:
+    """Compare a file with the checksum at its end.
+
+    Raises:
+        ValueError: it has none, or another.
+    """
+    num_bytes = path.stat().st_size - len(_TRAILER) - _DIGEST_BYTES
+    with path.open("rb") as handle:
+        found = hashlib.sha256()
+        while num_bytes > 0 and (block := handle.read(min(num_bytes, _BLOCK))):
+            num_bytes -= len(block)
+            found.update(block)
+        if handle.read() != _TRAILER + found.hexdigest().encode():
+            raise ValueError("its checksum is not that of its content")
+
+
+def _forbidden(error: PermissionError, path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"The training state may not be read ({error.strerror})",
+        where=path,
+        mend="give this user the right to read it, or start with another --state",
+    )
