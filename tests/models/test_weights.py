@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -244,6 +246,37 @@ def test_foreign_and_missing_files_are_named(tmp_path, nano):
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.safetensors")
     with pytest.raises(CheckpointError, match="not from a vitpipe network"):
         transfer_weights(build_classifier(nano, num_classes=2), tmp_path / "resnet.safetensors")
+
+
+def test_the_same_tensors_are_the_same_bytes_in_a_file_that_others_may_read(tmp_path):
+    tensors = {
+        "b": torch.arange(5.0),
+        "a": torch.ones(2, 3, dtype=torch.int64),
+        "c": torch.ones(1).bfloat16(),
+    }
+    metadata = {f"key {letter} \u00e9\n": "x" * 7 for letter in "zyxwvutsrq"}
+    contents = set()
+    umask = os.umask(0o027)
+    try:
+        for number in range(8):
+            path = tmp_path / f"{number}.safetensors"
+            save_weights(dict(reversed(tensors.items())) if number % 2 else tensors, path, metadata)
+            contents.add(path.read_bytes())
+            assert path.stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(umask)
+    assert len(contents) == 1
+    assert load_metadata(path) == metadata
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_state(path).items())
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    save_weights({"a": torch.ones(1)}, path)
+    monkeypatch.setattr(os, "access", lambda *asked: False)  # root may read everything
+    with pytest.raises(CheckpointError, match="may not be read") as caught:
+        load_state(path)
+    assert "truncated" not in str(caught.value)
 
 
 def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from vitpipe.models.convert_itpn import rename_itpn
 from vitpipe.models.convert_revcol import rename_revcol
 from vitpipe.models.official import Kind, misfit
 from vitpipe.models.official import read_checkpoint as read_checkpoint
-from vitpipe.models.weights import LoadReport, save_weights
+from vitpipe.models.weights import LoadReport, is_safetensors, save_weights
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -48,9 +48,11 @@ def convert(
 
     Raises:
         CheckpointError: when the file cannot be read, is of another kind or size, or a key is missing, has
-            another shape or is not known.
+            another shape or is not known; when `out` is the checkpoint itself or another file that is no
+            safetensors file.
         StorageError: when the disk refuses.
     """
+    _check_target(path, out)
     converted = convert_state(read_checkpoint(path, entry), kind=kind, where=path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -62,6 +64,21 @@ def convert(
     }
     save_weights(converted.state, out, metadata)
     return converted.report
+
+
+def _check_target(path: Path, out: Path) -> None:
+    """Refuse to write over the source, under whatever name, or over something that is no safetensors file."""
+    if not out.exists():
+        return
+    is_source = path.exists() and out.samefile(path)
+    if is_source or not out.is_file() or not is_safetensors(out):
+        raise CheckpointError(
+            "The converted weights would replace their source"
+            if is_source
+            else "The file to write is there already and is no safetensors file",
+            where=out,
+            mend="give another --out, ending in .safetensors",
+        )
 
 
 def convert_state(

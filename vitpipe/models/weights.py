@@ -7,8 +7,11 @@ what no rule allows is a `CheckpointError` that names the keys.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -96,6 +99,8 @@ def save_weights(
 ) -> None:
     """Write weights as safetensors; the file appears complete or not at all.
 
+    The same tensors and metadata give the same bytes, and the file has the mode that the umask asks for.
+
     Raises:
         StorageError: when the disk refuses.
     """
@@ -105,9 +110,31 @@ def save_weights(
     with disk_errors(path):
         try:
             save_file(tensors, partial, metadata=dict(metadata or {}))
+            _sort_header(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _sort_header(path: Path) -> None:
+    """Put the metadata of a safetensors file into one order, and give it the mode of any other new file.
+
+    safetensors writes metadata in another order every time, and files that only their owner may read.
+    """
+    with path.open("r+b") as handle:
+        num_bytes = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(num_bytes))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= num_bytes:  # as long as it was, without its padding
+            handle.seek(8)
+            handle.write(text.ljust(num_bytes))
+        handle.flush()
+        os.fsync(handle.fileno())
+    umask = os.umask(0)  # can only be read by setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -118,6 +145,15 @@ def load_state(path: Path) -> dict[str, Tensor]:
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file can be opened as safetensors."""
+    try:
+        _opened(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def load_metadata(path: Path) -> dict[str, str]:
@@ -131,6 +167,13 @@ def load_metadata(path: Path) -> dict[str, str]:
 
 
 def _opened(path: Path) -> safe_open:
+    if path.is_file() and not os.access(path, os.R_OK):
+        # safetensors' own error does not tell this from a damaged file.
+        raise CheckpointError(
+            "The weights file may not be read (permission denied)",
+            where=path,
+            mend=f"give this user the right to read it (chmod a+r {shlex.quote(str(path))})",
+        )
     if not path.is_file():
         raise CheckpointError(
             "The weights file does not exist",
