@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from vitpipe.data.order import Chunk, eval_chunks, train_chunks
 from vitpipe.data.seeds import kept_random_state, seed_everything
 from vitpipe.data.shards import ShardSet
 from vitpipe.errors import VitpipeError
+from vitpipe.processes import die_with_parent
 
 
 class Batch(NamedTuple):
@@ -190,7 +192,7 @@ def _load(reader: _Reader, chunks: Callable[[], Iterator[Chunk]], workers: int) 
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # with batch_size None it gets single items
             # Its own generator: the loader would otherwise draw from that of the training process.
             generator=torch.Generator(),
-            worker_init_fn=own_group,
+            worker_init_fn=begin_worker,
             pin_memory=torch.cuda.is_available(),
         )
     for batch in loaded:
@@ -199,13 +201,17 @@ def _load(reader: _Reader, chunks: Callable[[], Iterator[Chunk]], workers: int) 
         yield batch
 
 
-def own_group(worker: int) -> None:
+def begin_worker(worker: int) -> None:
     """Take a loader process out of the trainer's process group (`worker_init_fn` of a DataLoader).
 
     A signal to the group, from a scheduler or the keyboard, is the trainer's to answer: it finishes its
-    step and saves. The workers end when it does.
+    step and saves. The workers end when it does; a `kill -9` of the group does not reach them, so the kernel
+    is asked to.
     """
     os.setpgid(0, 0)
+    trainer = parent_process()
+    if trainer is not None and trainer.pid is not None:
+        die_with_parent(trainer.pid)
 
 
 def _as_it_is(batch: Batch | VitpipeError) -> Batch | VitpipeError:

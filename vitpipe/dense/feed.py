@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader, Dataset
 
-from vitpipe.data.batches import own_group
+from vitpipe.data.batches import begin_worker
 from vitpipe.data.order import eval_chunks, train_chunks
 from vitpipe.data.seeds import kept_random_state, seed_everything
 from vitpipe.dense.plan import DensePlan
@@ -100,7 +100,7 @@ def train_loader(
         num_workers=workers,
         collate_fn=pseudo_collate,
         persistent_workers=workers > 0,
-        worker_init_fn=own_group,
+        worker_init_fn=begin_worker,
     )
 
 
@@ -112,5 +112,5 @@ def eval_loader(dataset: Any, *, batch: int, rank: int, num_ranks: int, workers:
         batch_sampler=[list(chunk.indices) for chunk in chunks],
         num_workers=workers,
         collate_fn=pseudo_collate,
-        worker_init_fn=own_group,
+        worker_init_fn=begin_worker,
     )

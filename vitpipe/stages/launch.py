@@ -12,6 +12,7 @@ from pathlib import Path
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import num_threads
 from vitpipe.models.registry import find_model
+from vitpipe.processes import die_with_parent
 from vitpipe.stages.graph import BY_NAME
 
 
@@ -46,6 +47,12 @@ def choose_threads(recipe: Recipe) -> None:
 def under_torchrun() -> bool:
     """True in a process that torchrun started."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def die_with_torchrun() -> None:
+    """A rank ends with the torchrun that started it; after a `kill -9` of that it would wait for ever."""
+    if under_torchrun():
+        die_with_parent(os.getppid())
 
 
 def restart_under_torchrun(num_ranks: int) -> None:
