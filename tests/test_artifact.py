@@ -27,7 +27,8 @@ def _make(out, number=1.0):
 def test_written_and_read_again(tmp_path):
     _make(tmp_path / "out")
     artifact = open_artifact(tmp_path / "out", "prepare")
-    assert artifact.card == CARD
+    assert artifact.card.model_copy(update={"files": {}}) == CARD
+    assert set(artifact.card.files) == {"metrics.json", "tables/rows.csv"}
     assert artifact.metrics == {"x": 1.0}
     assert artifact.tables() == {"rows": [{"a": "1", "b": "two"}]}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -2,7 +2,7 @@
 
 Layout of every folder (design: section 3, "Stage"):
 
-    card.json        who made it, from what, with what
+    card.json        who made it, from what, with what, and the checksums of its files
     metrics.json     flat name -> number
     tables/*.csv     one file per table
     weights.safetensors and others, by stage
@@ -11,8 +11,9 @@ Layout of every folder (design: section 3, "Stage"):
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-import shutil
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vitpipe.errors import ArtifactError, disk_errors
+from vitpipe.files import remove, sync_folder, write_whole
 
-SCHEMA_VERSION = 1
+# 2: checksums of the files and of the card itself. Cards of version 1 are read without them.
+SCHEMA_VERSION = 2
 CARD, METRICS, TABLES, WEIGHTS = "card.json", "metrics.json", "tables", "weights.safetensors"
+MANIFEST = "manifest.json"
+_CHECKSUM = "card_sha256"
+# In a folder that is being written, so that nobody else's folder is ever taken for one.
+_WRITING = ".being-written-by-vitpipe"
 
 
 class Card(BaseModel):
@@ -31,6 +38,8 @@ class Card(BaseModel):
 
     Digests are hex SHA-256, `parents` maps input name to card digest, `data_revisions` maps what
     DVC tracks (`prepared`, or a raw set) to what it knows of it: `dvc_md5`, `dvc_commit`, ...
+    `files` maps every file of the folder to its digest; a dataset's folder has its manifest only, which
+    holds the checksums of its shards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +63,7 @@ class Card(BaseModel):
     wall_seconds: float
     tracking_run: str = ""
     notes: tuple[str, ...] = ()
+    files: dict[str, str] = {}
 
 
 class Artifact:
@@ -70,7 +80,9 @@ class Artifact:
             ArtifactError: when this stage made no weights.
         """
         path = self.path / WEIGHTS
-        if not path.is_file():
+        if path.is_file():
+            self.verify(WEIGHTS)
+        else:
             raise ArtifactError(
                 f"The output of stage '{self.card.stage}' holds no weights",
                 where=path,
@@ -78,10 +90,26 @@ class Artifact:
             )
         return path
 
+    def verify(self, *names: str) -> None:
+        """Compare files with the checksums on the card: the named ones, or all of them.
+
+        Raises:
+            ArtifactError: naming the first file that is missing or has changed.
+        """
+        for name in names or tuple(self.card.files):
+            expected = self.card.files.get(name)  # None on a card of version 1
+            if expected is not None and _sha256(self.path / name) != expected:
+                raise ArtifactError(
+                    "The file is missing or damaged: its checksum is not the one on the card",
+                    where=self.path / name,
+                    mend=f"run stage '{self.card.stage}' again, or get its output from DVC (`dvc checkout`)",
+                )
+
     def tables(self) -> dict[str, list[dict[str, str]]]:
         """All tables as name -> rows; every cell is text as in the CSV file."""
         found: dict[str, list[dict[str, str]]] = {}
         for file in sorted((self.path / TABLES).glob("*.csv")):
+            self.verify(f"{TABLES}/{file.name}")
             with file.open(newline="", encoding="utf-8") as handle:
                 found[file.stem] = list(csv.DictReader(handle))
         return found
@@ -105,13 +133,19 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
             "or let `dvc repro` run the chain in order",
         )
     try:
-        card = Card.model_validate_json((path / CARD).read_bytes())
+        card = read_card(path)
         metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValidationError, json.JSONDecodeError) as error:
+    except PermissionError as error:
         raise ArtifactError(
-            f"The folder is not a finished stage output ({type(error).__name__})",
+            f"The folder may not be read ({error.strerror})",
+            where=error.filename or path,
+            mend="give this user the right to read it; a stage's output is readable by all by default",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"The folder is not a finished stage output ({_reason(error)})",
             where=path,
-            mend="delete it and run its stage again",
+            mend="run its stage again",
         ) from error
     if stage is not None and card.stage != stage:
         raise ArtifactError(
@@ -119,37 +153,162 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
             where=path,
             mend="check the order of the --in NAME=DIR arguments",
         )
-    return Artifact(path, card, metrics)
+    artifact = Artifact(path, card, metrics)
+    artifact.verify(METRICS)
+    return artifact
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a folder.
+
+    Raises:
+        OSError: when there is none.
+        ValueError: when it is damaged, or of a later version.
+    """
+    values = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError("card.json is no card")
+    if values.get("schema_version", 0) not in range(1, SCHEMA_VERSION + 1):
+        raise ValueError(
+            f"card.json has version {values.get('schema_version')}, this vitpipe reads 1 to {SCHEMA_VERSION}"
+        )
+    checksum = values.pop(_CHECKSUM, None)
+    if (checksum is not None or values["schema_version"] > 1) and checksum != _checksum(values):
+        raise ValueError("card.json is damaged, its checksum is not that of its content")
+    return Card.model_validate(values)
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether a folder is a stage's output, of this or any other version, finished or damaged."""
+    try:
+        values = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and {"schema_version", "stage", "recipe"} <= set(values)
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether a folder is one that `writing` has begun."""
+    return (folder / _WRITING).is_file()
 
 
 @contextmanager
 def writing(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out`; rename it to `out` on success, delete it on any failure.
 
-    An `out` that exists already is replaced at the moment of the rename, not before.
+    An `out` that exists already is replaced at the moment of the rename, not before; one that is not a
+    stage's output is not replaced at all. A symbolic link is followed: the result lies where it points to.
 
     Raises:
+        ArtifactError: `out`, or the folder beside it that is written first, is somebody else's.
         StorageError: when the disk is full or read-only.
     """
-    partial = out.parent / f".{out.name}.partial"
+    out = out.resolve()
+    partial, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
+    for folder in (out, partial, replaced):
+        refuse_foreign(folder)
     with disk_errors(out):
-        shutil.rmtree(partial, ignore_errors=True)
+        if is_marked(replaced) and not out.exists():
+            replaced.rename(out)  # killed between the two renames below
+        remove(partial)
         partial.mkdir(parents=True)
         try:
+            (partial / _WRITING).touch()
             yield partial
-            replaced = out.parent / f".{out.name}.replaced"
+            (partial / _WRITING).unlink(missing_ok=True)
+            refuse_foreign(out)  # somebody may have put something there meanwhile
+            remove(replaced)
             if out.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
-                out.replace(replaced)
-            partial.replace(out)
-            shutil.rmtree(replaced, ignore_errors=True)
+                out.rename(replaced)
+            partial.rename(out)
+            sync_folder(out.parent)
+            remove(replaced)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.exists():
+                remove(partial)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """See that a folder may be replaced: it is absent, empty, or a stage's output and nothing else.
+
+    Raises:
+        ArtifactError: naming what is in it.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise _foreign("is a file", folder)
+    names = sorted(path.name for path in folder.iterdir())
+    if not names or _WRITING in names:
+        return
+    if not is_marked(folder):
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+        raise _foreign(f"holds files that vitpipe has not written ({shown})", folder)
+    strange = _strangers(folder)
+    if strange:
+        raise _foreign(f"holds files beside the stage's own ({', '.join(strange[:3])})", folder)
+
+
+def _strangers(folder: Path) -> list[str]:
+    """Files that the card does not name. Cards of version 1, and damaged ones, name none: all is theirs."""
+    try:
+        known = set(read_card(folder).files)
+    except (OSError, ValueError):
+        return []
+    if not known:
+        return []
+    own = known | {CARD, ".DS_Store", "Thumbs.db", "desktop.ini"}  # what file browsers leave behind
+    return [name for name in _files_of(folder) if name not in own and Path(name).name not in own]
+
+
+def _foreign(what: str, folder: Path) -> ArtifactError:
+    return ArtifactError(
+        f"The output folder {what}; nothing was touched",
+        where=folder,
+        mend="choose another --out, or move these files away",
+    )
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write `card.json`."""
-    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    """Write `card.json`, last of all: it holds the checksums of the files that are there."""
+    card = card.model_copy(
+        update={"files": {name: _sha256(folder / name) for name in _files_of(folder) if name != CARD}}
+    )
+    values = card.model_dump(mode="json")
+    text = json.dumps({**values, _CHECKSUM: _checksum(values)}, indent=2)
+    write_whole(folder / CARD, text + "\n")
+
+
+def _files_of(folder: Path) -> list[str]:
+    """Names of all files below a folder; of a dataset's folder its manifest, which knows the rest."""
+    found: list[str] = []
+    for root, folders, names in os.walk(folder):
+        place = Path(root)
+        if place != folder and MANIFEST in names:
+            folders.clear()
+            names = [MANIFEST]
+        found += [(place / name).relative_to(folder).as_posix() for name in names if name != _WRITING]
+    return sorted(found)
+
+
+def _sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, empty when there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError | json.JSONDecodeError | UnicodeDecodeError):
+        return "a file in it is damaged"
+    if isinstance(error, FileNotFoundError):
+        return f"it has no {Path(error.filename).name}"
+    return str(error).splitlines()[0]
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:

@@ -22,6 +22,7 @@ _LARGEST_MICRO_BATCH = 64
 _SMALL_NETWORK = 5_000_000
 # The datasets that each training stage reads.
 TRAIN_SET = {"pretrain": "imagenet", "intermediate": "imagenet22k", "finetune": "imagenet"}
+TRAINED_ON = {**TRAIN_SET, "probe": "imagenet", "detect": "coco", "segment": "ade20k"}
 
 
 @dataclass(frozen=True)

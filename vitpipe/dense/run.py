@@ -8,6 +8,7 @@ state holds all the rest, so a resumed run ends in the same weights, bit for bit
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import random
@@ -26,6 +27,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vitpipe.config.recipe import DenseConfig, OptimConfig
 from vitpipe.data.seeds import seed_of
@@ -92,6 +94,7 @@ class DenseRun:
         network: on its device, as an undisturbed run begins.
         seed: of the recipe.
         states: where this run's states are saved.
+        start: what the weights are, said when there is no state to go on from.
     """
 
     def __init__(
@@ -104,9 +107,11 @@ class DenseRun:
         ranks: Ranks,
         states: StateFolder,
         logger: RunLogger,
+        start: str = "",
     ) -> None:
         self.network, self.dense, self.plan = network, dense, plan
         self.seed, self.ranks, self.states, self.logger = seed, ranks, states, logger
+        self.start = start
         if plan.norm == "SyncBN":
             # The heads' batch norms are made so; those between backbone and heads are not.
             nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -181,6 +186,8 @@ class DenseRun:
         step = self.ranks.from_main(saved["step"] if saved else -1)
         if step < 0:
             self.logger.rewind(0)
+            if self.start:
+                self.logger.say(self.start)
             return
         saved = saved or self.states.read(step)
         try:
@@ -190,7 +197,7 @@ class DenseRun:
             raise CheckpointError(
                 f"The training state does not fit this network ({str(error).splitlines()[0][:120]})",
                 where=self.states.path_of(step),
-                mend="delete the state folder to start again",
+                mend="start again with another --state",
             ) from error
         self.step, self.window = step, dict(saved["window"])
         self.logger.rewind(step)
@@ -306,7 +313,10 @@ class _SilentRunner(Runner):
         if self._ranks.num_ranks == 1:
             return model
         devices = None if self._ranks.device.type == "cpu" else [self._ranks.device]
-        return MMDistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
+        # Every rank keeps its own batch statistics. Older torch has the option's earlier name only.
+        known = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return MMDistributedDataParallel(model, device_ids=devices, **{option: False})
 
     def dump_config(self) -> None:
         """Nothing: the stage writes the configuration it was built from."""

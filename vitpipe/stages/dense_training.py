@@ -11,17 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from vitpipe.config.digest import digest_of, file_digest, recipe_sections
 from vitpipe.config.recipe import DenseConfig
 from vitpipe.config.resolve import num_workers
-from vitpipe.data.dense import DenseFolder
 from vitpipe.dense.feed import eval_loader
 from vitpipe.dense.plan import DensePlan
 from vitpipe.dense.run import DenseRun
 from vitpipe.errors import disk_errors
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.training import weights_path
-from vitpipe.train.checkpoint import StateFolder
+from vitpipe.stages.training import states_of
 from vitpipe.train.ranks import Ranks
 
 T = TypeVar("T")
@@ -33,35 +30,29 @@ def fit_dense(
     network: nn.Module,
     plan: DensePlan,
     train_set: Any,
-    folder: DenseFolder,
     ranks: Ranks,
     groups: list[int] | None = None,
+    *,
+    start: str = "",
 ) -> None:
     """Train; states are kept in `ctx.state`.
 
     Args:
         groups: of samples that are better not padded together; one group by default.
+        start: what the weights are, said when there is no state to go on from.
     """
     section: DenseConfig = getattr(ctx.recipe, ctx.stage)
     for note in plan.notes:
         ctx.logger.say(note)
-    path = weights_path(ctx)
-    identity = digest_of(
-        {
-            "stage": ctx.stage,
-            "recipe": recipe_sections(ctx.recipe, ("seed", "model", ctx.stage)),
-            "data": folder.digest,
-            "weights": file_digest(path) if path else "",
-        }
-    )
     run = DenseRun(
         network,
         section,
         plan,
         seed=ctx.recipe.seed,
         ranks=ranks,
-        states=StateFolder(ctx.state, identity, ctx.logger.say),
+        states=states_of(ctx),
         logger=ctx.logger,
+        start=start,
     )
     run.train(train_set, groups or [0] * len(train_set), num_workers(ctx.recipe.data))
 

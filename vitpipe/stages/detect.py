@@ -61,10 +61,10 @@ def run(ctx: StageContext) -> dict[str, float]:
         seed_model(ctx)
         detector = build_detector(config)
         detector.init_weights()
-        start_from_weights(ctx, detector.backbone.net)
+        start = start_from_weights(ctx, detector.backbone.net)
         detector.to(ranks.device)
         groups = padding_groups(section, train_set)
-        fit_dense(ctx, detector, plan, train_set, folder, ranks, groups)
+        fit_dense(ctx, detector, plan, train_set, ranks, groups, start=start)
         save_result(ctx, detector, classes=json.dumps(folder.classes))
         return _judge(ctx, detector, val_set, folder, ranks)
 

@@ -38,10 +38,10 @@ def run(ctx: StageContext) -> dict[str, float]:
         train_set, val_set = open_sets(ctx, TRAIN_SET[ctx.stage])
         seed_model(ctx)
         model = build_pretrainer(ctx.recipe.model, mask_ratio=section.mask_ratio)
-        start_from_weights(ctx, model)
+        start = start_from_weights(ctx, model)
         method = MaskedPixels(model)
         plan = make_plan(ctx, section, train_set, ranks)
-        fit(ctx, method, network_groups(model, section.optim), plan, train_set, ranks)
+        fit(ctx, method, network_groups(model, section.optim), plan, train_set, ranks, start=start)
         save_result(ctx, model)
 
         loss = masked_loss(

@@ -1,17 +1,15 @@
 """Run one stage, whatever engine asks: open inputs, hand over, write the output folder with its card.
 
-The order of things is what makes a run safe: inputs are checked before anything is made, outputs
-appear by one rename at the end, and the training state lives in a folder of its own that only a
-finished stage removes.
+The order of things is what makes a run safe: places and inputs are checked before anything is made, one
+process owns the folders, outputs appear by one rename at the end, and the training state stays until a later
+stage has read that output.
 """
 
 from __future__ import annotations
 
 import datetime
 import importlib
-import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -29,10 +27,14 @@ from vitpipe.config.digest import (
     stage_identity,
 )
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import ArtifactError, RecipeError, disk_errors
+from vitpipe.errors import ArtifactError, RecipeError
 from vitpipe.stages.context import StageContext
+from vitpipe.stages.decided import deciding
 from vitpipe.stages.graph import BY_NAME, Node, Stage, graph_of
 from vitpipe.stages.launch import choose_threads
+from vitpipe.stages.owner import sole_owner
+from vitpipe.stages.places import Places, settle
+from vitpipe.stages.resume import Claim, claim_state, mark_finished, release_states
 from vitpipe.train.logger import RunLogger
 
 
@@ -72,37 +74,63 @@ def run_stage(
 
     Raises:
         RecipeError: the recipe has no such stage.
-        ArtifactError: an input is missing or not what it should be.
+        ArtifactError: an input is missing or not what it should be, a folder may not be written, or another
+            process writes it.
     """
     started = _process_started()
     node = node_of(recipe, name)
     choose_threads(recipe)
     rank = Rank.from_environment()
+    places = settle(name, recipe, inputs, out, state)
     artifacts = _open_inputs(node, inputs)
     identity = identity_of(recipe, node.stage)
     parents = {key: digest_of(artifact.card) for key, artifact in artifacts.items()}
-    state = state or out.parent / f".{out.name}.state"
-    if rank.rank == 0:
-        _claim_state(state, digest_of({**identity, "parents": parents}))
-
-    with (
-        _output_folder(out, rank) as folder,
-        _logger(node.stage, recipe, folder, state, _tags(identity, parents, artifacts), rank) as logger,
-    ):
-        module = importlib.import_module(f"vitpipe.stages.{name}")
-        context = StageContext(
-            name, recipe, artifacts, folder, state, logger,
-            rank.rank, rank.num_ranks, rank.local_rank, _device(node.stage, rank),
-            out if out.is_dir() else None,
-        )  # fmt: skip
-        metrics: dict[str, float] = module.run(context)
+    with _claimed(node.stage, recipe, artifacts, identity, places, rank) as claim:
+        with (
+            _output_folder(places.out, rank) as folder,
+            _logger(
+                node.stage, recipe, folder, places.state, _tags(identity, parents, artifacts), rank
+            ) as logger,
+        ):
+            for line in claim.said:
+                logger.say(line)
+            module = importlib.import_module(f"vitpipe.stages.{name}")
+            context = StageContext(
+                name, recipe, artifacts, folder, places.state, logger,
+                rank.rank, rank.num_ranks, rank.local_rank, _device(node.stage, rank),
+                places.out if places.out.is_dir() else None,
+            )  # fmt: skip
+            metrics: dict[str, float] = module.run(context)
+            if rank.rank == 0:
+                write_metrics(folder, metrics)
+                card = _card(node.stage, recipe, identity, parents, artifacts, folder, started)
+                run_id = getattr(logger, "run_id", "")
+                write_card(folder, card.model_copy(update={"tracking_run": run_id, "notes": claim.notes}))
         if rank.rank == 0:
-            write_metrics(folder, metrics)
-            card = _card(node.stage, recipe, identity, parents, artifacts, folder, started)
-            write_card(folder, card.model_copy(update={"tracking_run": getattr(logger, "run_id", "")}))
-    if rank.rank == 0:
-        shutil.rmtree(state, ignore_errors=True)
+            mark_finished(places.state, open_artifact(places.out).card)
     return metrics
+
+
+@contextmanager
+def _claimed(
+    stage: Stage,
+    recipe: Recipe,
+    artifacts: Mapping[str, Artifact],
+    identity: Mapping[str, str],
+    places: Places,
+    rank: Rank,
+) -> Iterator[Claim]:
+    """Own the stage's folders (rank 0), and take up or put aside the state that is there."""
+    if rank.rank != 0:
+        yield Claim()
+        return
+    with sole_owner(places.out, places.state):
+        release_states(artifacts, places.state)
+        recorded = {
+            "code_digest": identity["code_digest"],
+            "libraries": library_versions(dense=stage.image == "dense"),
+        }
+        yield claim_state(places.state, deciding(stage, recipe, artifacts), recorded, places.out)
 
 
 def node_of(recipe: Recipe, name: str) -> Node:
@@ -142,18 +170,6 @@ def _open_inputs(node: Node, given: Mapping[str, Path]) -> dict[str, Artifact]:
             mend="give " + (" ".join(f"--in {n}=DIR" for n in node.inputs) or "no --in at all"),
         )
     return {name: open_artifact(given[name], node.inputs[name]) for name in node.inputs}
-
-
-def _claim_state(state: Path, identity: str) -> None:
-    """Keep a state folder of the very same work, throw away one of other work."""
-    mark = state / "identity.json"
-    with disk_errors(state):
-        if state.exists() and (
-            not mark.is_file() or json.loads(mark.read_text(encoding="utf-8")) != identity
-        ):
-            shutil.rmtree(state)
-        state.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(identity), encoding="utf-8")
 
 
 @contextmanager

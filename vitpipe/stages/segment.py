@@ -70,9 +70,9 @@ def run(ctx: StageContext) -> dict[str, float]:
         seed_model(ctx)
         segmentor = build_segmentor(config)
         segmentor.init_weights()
-        start_from_weights(ctx, segmentor.backbone.net)
+        start = start_from_weights(ctx, segmentor.backbone.net)
         segmentor.to(ranks.device)
-        fit_dense(ctx, segmentor, plan, sets["train"], folder, ranks)
+        fit_dense(ctx, segmentor, plan, sets["train"], ranks, start=start)
         save_result(ctx, segmentor, classes=json.dumps(folder.classes))
         metrics = _judge(ctx, segmentor, sets["val"], folder, ranks)
         if section.multi_scale_ratios:

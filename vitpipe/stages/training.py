@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from vitpipe.artifact import WEIGHTS
-from vitpipe.config.digest import digest_of, file_digest, recipe_sections
+from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import AugmentConfig, ClassifyConfig, OptimConfig, TrainConfig
 from vitpipe.config.resolve import TRAIN_SET, TrainPlan, num_workers, train_plan
 from vitpipe.data.augment import eval_transform, train_transform
@@ -30,6 +29,8 @@ from vitpipe.models.weights import save_weights
 from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_optimiser
 from vitpipe.stages.context import StageContext
+from vitpipe.stages.decided import deciding, starting_weights
+from vitpipe.stages.graph import BY_NAME
 from vitpipe.stages.lineage import record_datasets
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.loop import train
@@ -60,11 +61,11 @@ def train_classifier(ctx: StageContext) -> dict[str, float]:
             relative_position=section.relative_position,
             head_init_std=section.head_init_std,
         )
-        start_from_weights(ctx, model)
+        start = start_from_weights(ctx, model)
         method = Classify(model, Mix(section.augment, num_classes, section.label_smoothing))
         plan = make_plan(ctx, section, train_set, ranks)
         groups = network_groups(model, section.optim)
-        state = fit(ctx, method, groups, plan, train_set, ranks)
+        state = fit(ctx, method, groups, plan, train_set, ranks, start=start)
 
         metrics = measure_and_save(ctx, model, val_set, plan, ranks)
         if state.average:
@@ -118,27 +119,21 @@ def trained_augment(ctx: StageContext) -> AugmentConfig:
     return section.augment
 
 
-def weights_path(ctx: StageContext) -> Path | None:
-    """Where to start from: the user's own file, else the input stage's, else nothing (random weights)."""
-    own: Path | None = getattr(getattr(ctx.recipe, ctx.stage), "weights", None)
-    if own is not None:
-        return own
-    return ctx.inputs["weights"].weights if "weights" in ctx.inputs else None
-
-
-def start_from_weights(ctx: StageContext, model: Network) -> None:
+def start_from_weights(ctx: StageContext, model: Network) -> str:
     """Load the starting weights, if there are any, and record what became of every key.
+
+    Returns:
+        A line that says so, for a run that really starts and does not go on from a saved state.
 
     Raises:
         CheckpointError: when they cannot be read or do not fit.
     """
-    path = weights_path(ctx)
+    path = starting_weights(ctx.stage, ctx.recipe, ctx.inputs)
     if path is None:
-        ctx.logger.say("Starting from random weights")
-        return
+        return "Starting from random weights"
     report = transfer_weights(model, path)
     ctx.logger.table("weights_account", report.table())
-    ctx.logger.say(f"Weights from {path}: {report.summary()}")
+    return f"Weights from {path}: {report.summary()}"
 
 
 def make_plan(ctx: StageContext, section: TrainConfig, train_set: ShardSet, ranks: Ranks) -> TrainPlan:
@@ -173,11 +168,13 @@ def fit(
     train_set: ShardSet,
     ranks: Ranks,
     section: TrainConfig | None = None,
+    start: str = "",
 ) -> TrainState:
     """Hand method, data and optimiser to the loop; states are kept in `ctx.state`.
 
     Args:
         section: what the loop reads; the stage's own if not given.
+        start: what the weights are, said when there is no state to go on from.
     """
     section = section or getattr(ctx.recipe, ctx.stage)
     transform = train_transform(section.augment, ctx.recipe.model.image_size)
@@ -205,22 +202,16 @@ def fit(
         section=section,
         seed=ctx.recipe.seed,
         ranks=ranks,
-        states=StateFolder(ctx.state, run_identity(ctx, train_set), ctx.logger.say),
+        states=states_of(ctx),
         logger=ctx.logger,
+        start=start,
     )
 
 
-def run_identity(ctx: StageContext, train_set: ShardSet) -> str:
-    """Digest of what decides a training run; a saved state of another identity is not resumed."""
-    path = weights_path(ctx)
-    return digest_of(
-        {
-            "stage": ctx.stage,
-            "recipe": recipe_sections(ctx.recipe, ("seed", "model", ctx.stage)),
-            "data": train_set.digest,
-            "weights": file_digest(path) if path else "",
-        }
-    )
+def states_of(ctx: StageContext) -> StateFolder:
+    """The saved states of this stage's run: those that the same recipe values, data and weights have made."""
+    identity = digest_of(deciding(BY_NAME[ctx.stage], ctx.recipe, ctx.inputs))
+    return StateFolder(ctx.state, identity, ctx.logger.say)
 
 
 def centre_batches(

@@ -47,6 +47,7 @@ def train(
     ranks: Ranks,
     states: StateFolder,
     logger: RunLogger,
+    start: str = "",
 ) -> TrainState:
     """Train from the newest saved state, or from the start, to the end of the plan.
 
@@ -55,6 +56,7 @@ def train(
         batches: step -> this rank's micro-batches from that step on, `plan.accumulation` for each step.
         optimiser: over the method's parameters; groups carry `lr_scale`.
         section: clipping, EMA, how often to log and save.
+        start: what the weights are, said when there is no state to go on from.
 
     Returns:
         The state after the last step, which is also saved.
@@ -66,7 +68,7 @@ def train(
     """
     average = WeightAverage(method.model, section.ema_decay) if section.ema_decay else None
     state = TrainState(method, optimiser, grad_scaler(ranks.device, plan.precision), average)
-    _resume(state, states, ranks, logger)
+    _resume(state, states, ranks, logger, start)
     wrapped, stream, pace = ranks.wrap(method), batches(state.step), Pace(state.step)
     method.train()
 
@@ -184,7 +186,7 @@ def _log(state: TrainState, lr: float, images_per_second: float, ranks: Ranks, l
     logger.metrics({f"train/{name}": value for name, value in points.items()}, state.step)
 
 
-def _resume(state: TrainState, states: StateFolder, ranks: Ranks, logger: RunLogger) -> None:
+def _resume(state: TrainState, states: StateFolder, ranks: Ranks, logger: RunLogger, start: str) -> None:
     """Go to the newest state that rank 0 can read; without one, stay at the start."""
     saved = states.newest() if ranks.is_main else None
     step = ranks.from_main(saved["step"] if saved else 0)
@@ -195,7 +197,9 @@ def _resume(state: TrainState, states: StateFolder, ranks: Ranks, logger: RunLog
             raise CheckpointError(
                 f"The training state does not fit this network ({str(error).splitlines()[0][:120]})",
                 where=states.path_of(step),
-                mend="delete the state folder to start again",
+                mend="start again with another --state",
             ) from error
         logger.say(f"Going on after step {step}")
+    elif start:
+        logger.say(start)
     logger.rewind(step)
