@@ -81,8 +81,9 @@ def run_stage(
     node = node_of(recipe, name)
     choose_threads(recipe)
     rank = Rank.from_environment()
+    _check_input_names(node, inputs)
     places = settle(name, recipe, inputs, out, state)
-    artifacts = _open_inputs(node, inputs)
+    artifacts = {key: open_artifact(inputs[key], node.inputs[key]) for key in node.inputs}
     identity = identity_of(recipe, node.stage)
     parents = {key: digest_of(artifact.card) for key, artifact in artifacts.items()}
     with _claimed(node.stage, recipe, artifacts, identity, places, rank) as claim:
@@ -158,7 +159,7 @@ def identity_of(recipe: Recipe, stage: Stage) -> dict[str, str]:
     )
 
 
-def _open_inputs(node: Node, given: Mapping[str, Path]) -> dict[str, Artifact]:
+def _check_input_names(node: Node, given: Mapping[str, Path]) -> None:
     missing = [name for name in node.inputs if name not in given]
     extra = [name for name in given if name not in node.inputs]
     if missing or extra:
@@ -169,7 +170,6 @@ def _open_inputs(node: Node, given: Mapping[str, Path]) -> dict[str, Artifact]:
             where="--in NAME=DIR",
             mend="give " + (" ".join(f"--in {n}=DIR" for n in node.inputs) or "no --in at all"),
         )
-    return {name: open_artifact(given[name], node.inputs[name]) for name in node.inputs}
 
 
 @contextmanager
