@@ -33,6 +33,9 @@ class Holder(BaseModel):
         ("https://host/a?token=secret&b=1", "https://host/a?token=***&b=1"),
         ("https://host/a?b=1&X-Amz-Signature=secret", "https://host/a?b=1&X-Amz-Signature=***"),
         ("postgresql://db/a?user=me&password=secret", "postgresql://db/a?user=me&password=***"),
+        ("https://me:se'c\"ret@host/a", "https://me:***@host/a"),
+        ("https:/me:secret@host/a", "https:/me:***@host/a"),
+        ("file:/home/me@work/a", "file:/home/me@work/a"),
         ("s3://bucket/prefix", "s3://bucket/prefix"),
         ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
         ("/home/me/repository", "/home/me/repository"),
@@ -51,7 +54,14 @@ def test_an_address_inside_a_message():
 
 
 NAME = st.text("abcXYZ019._~-", min_size=1, max_size=12)
-PASSWORD = st.text("abcXYZ019._~-%!$*+,=@:/", min_size=1, max_size=20).map(lambda text: f"Q9{text}9Q")
+
+
+def test_odd_passwords_in_an_address_itself():
+    for password in ("a b", "a<b>", "a`b", "a\nb"):
+        assert password not in str(Address(f"https://me:{password}@host/a"))
+
+
+PASSWORD = st.text("abcXYZ019._~-%!$*+,=@:/'", min_size=1, max_size=20).map(lambda text: f"Q9{text}9Q")
 
 
 @given(st.sampled_from(["http", "https", "postgresql", "mysql+pymysql", "s3", "ssh"]), NAME, PASSWORD, NAME)

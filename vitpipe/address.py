@@ -17,7 +17,12 @@ if TYPE_CHECKING:  # every message goes through here: pydantic is not worth its 
     from pydantic_core import CoreSchema
 
 _HIDDEN = "***"
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*://)(?P<rest>[^\s'\"<>`]*)")
+# In a text: user information may hold quotes, the rest ends at one. A path that was made of an address has
+# one slash left; what stands after it is taken for an address when it has user and password.
+_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*(?:://|:/(?=[^\s/?#@:]+:[^\s/?#]*@)))"
+    r"(?P<rest>(?:[^\s/?#]*@)?[^\s'\"<>`]*)"
+)
 # Words in the names of query parameters whose values are credentials (`sslpassword`, `X-Amz-Signature`, ...).
 _SECRET_NAME = r"[^=&#?;]*(?:passw|pwd|token|secret|key|sig|credential|auth)[^=&#?;]*"
 _SECRET_PARAMETER = re.compile(rf"(?P<name>[?&;#]{_SECRET_NAME}=)[^&;#]+", re.IGNORECASE)
@@ -37,7 +42,7 @@ def _hidden_address(scheme: str, rest: str) -> str:
         name, colon, _ = user.partition(":")
         if colon:
             user = f"{name}:{_HIDDEN}"
-        elif scheme.removesuffix("://").lower() not in _PUBLIC_USERS:
+        elif scheme.partition(":")[0].lower() not in _PUBLIC_USERS:
             user = _HIDDEN
     return scheme + user + at + _SECRET_PARAMETER.sub(rf"\g<name>{_HIDDEN}", place)
 
@@ -68,7 +73,9 @@ class Address:
         self.secret = secret
 
     def __str__(self) -> str:
-        return hidden(self.secret)
+        # Nothing of it ends early, as an address in a text does: all of it is the address.
+        scheme, mark, rest = self.secret.partition("://")
+        return _hidden_address(scheme + mark, rest) if mark else hidden(self.secret)
 
     def __repr__(self) -> str:
         return f"Address('{self}')"
