@@ -3,6 +3,9 @@
 DVC depends on one small identity file per stage instead of on the recipe and the source tree. The first stage
 writes these files on every run; a file whose content did not change re-runs nothing. Recipe, profile and
 overrides stand in `params.yaml` only, which `vitpipe` reads itself.
+
+DVC puts values of `params.yaml` into paths, and hands commands to a shell. So no command names a folder: a
+value may hold anything that a shell would run, and no quoting holds for every value.
 """
 
 from __future__ import annotations
@@ -10,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vitpipe.config.read import run_folder
 from vitpipe.errors import disk_errors
 from vitpipe.stages.graph import Node
+from vitpipe.stages.identity import folders_of, identity_file
 
-FOLDER = "artifacts/${recipe}/${profile}"
+_RUN = run_folder("${recipe}", "${profile}")
 _HEAD = """\
 # The graph of the recipe that params.yaml names. `dvc repro` runs what has changed, `dvc dag` draws it.
 # Written by `vitpipe compile --dvc` from vitpipe/stages/graph.py; again only for a recipe with another graph.
@@ -55,28 +60,25 @@ def _identity(nodes: Iterable[Node]) -> str:
     lines = [
         "  identity:",
         f"    desc: {_ABOUT['identity']}",
-        f"    cmd: vitpipe identity --out {FOLDER}/identity",
+        "    cmd: vitpipe identity",
         "    always_changed: true",
         "    outs:",
+        *(f"      - {identity_file(node, _RUN)}: {{cache: false}}" for node in nodes),
     ]
-    for node in nodes:
-        lines.append(f"      - {FOLDER}/identity/{node.name}.json: {{cache: false}}")
     return "\n".join(lines) + "\n"
 
 
 def _stage(node: Node) -> str:
+    folders = folders_of(node, _RUN)
     lines = [
         f"  {node.name}:",
         f"    desc: {_ABOUT[node.name]}",
-        "    cmd: >-",
-        f"      vitpipe run {node.name}",
-        *(f"      --in {name}={FOLDER}/{feeder}" for name, feeder in node.inputs.items()),
-        f"      --out {FOLDER}/{node.name}",
+        f"    cmd: vitpipe run {node.name}",
         "    deps:",
-        f"      - {FOLDER}/identity/{node.name}.json",
-        *(f"      - {FOLDER}/{feeder}" for feeder in node.inputs.values()),
+        f"      - {identity_file(node, _RUN)}",
+        *(f"      - {folder}" for folder in folders.inputs.values()),
         "    outs:",
         # Kept until the new one is complete: sets that have not changed are taken from it, not packed again.
-        f"      - {FOLDER}/{node.name}" + (": {persist: true}" if node.name == "prepare" else ""),
+        f"      - {folders.out}" + (": {persist: true}" if node.name == "prepare" else ""),
     ]
     return "\n".join(lines) + "\n"

@@ -54,8 +54,15 @@ def test_light_verbs_import_nothing_heavy(arguments: list[str]):
         (["run", "pretrain", "--out", "x"], "needs the input 'data'"),
         (["run", "pretrain", "--in", "data=nowhere", "--out", "x"], "does not exist"),
         (["run", "pretrain", "--in", "data", "--out", "x"], "not of the form NAME=DIR"),
-        (["run", "prepare", "--in", "data=x", "--out", "x"], "has no input 'data'"),
-        (["run", "prepare"], "--out DIR"),
+        (["run", "prepare", "--in", "data=x", "--out", "y"], "has no input 'data'"),
+        (["run", "pretrain", "--in", "data=x"], "--out DIR"),
+        (["run", "pretrain"], "artifacts/itpn/pixel_base/demo/prepare"),
+        (["run", "pretain"], "There is no stage 'pretain'"),
+        (["run", "prepare", "--recipe", "../own.yaml"], "does not exist"),
+        (["run", "prepare", "--recipe", "a; touch x; echo "], "There is no recipe 'a; touch x; echo '"),
+        (["plan", "https://me:secret@host/x"], "https://me:***@host/x"),
+        (["https://me:secret@host/x"], "https://me:***@host/x"),
+        (["run", "prepare", "--in", "https://me:secret@host/x"], "https://me:***@host/x"),
         (["plan", "--params", "nowhere.yaml"], "does not exist"),
         (
             ["run", "intermediate", "--recipe", "itpn/pixel_base", "--profile", "full", "--out", "x"],
@@ -73,6 +80,7 @@ def test_a_mistake_is_one_paragraph_and_exit_code_2(arguments: list[str], part: 
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert part in done.stderr.replace("\n", " ").replace("│", " ")
     assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
     assert not [p.name for p in tmp_path.iterdir() if not p.name.startswith("mlflow")]
 
 
@@ -85,6 +93,36 @@ def test_plan_says_what_would_run_and_why(tmp_path: Path):
     assert rows[0]["stage"] == "prepare"
     assert {row["runs"] for row in rows} == {"runs"}
     assert next(row for row in rows if row["stage"] == "pretrain")["steps"] > 0
+
+
+def test_without_folders_the_verbs_use_those_of_dvc_yaml(tmp_path: Path):
+    own = tmp_path / "my recipes" / "own.yaml"
+    own.parent.mkdir()
+    own.write_text((ROOT / "vitpipe/recipes/itpn/pixel_base.yaml").read_text())
+    params = "recipe: my recipes/own.yaml\nprofile: demo\noverrides: ['stages=[prepare, report]']\n"
+    (tmp_path / "params.yaml").write_text(params)
+    assert _run("identity", cwd=tmp_path).returncode == 0
+    folder = tmp_path / "artifacts" / "my recipes" / "own.yaml" / "demo"
+    assert (folder / "identity" / "prepare.json").is_file()
+    assert "artifacts/my recipes/own.yaml/demo" in _run("verdict", cwd=tmp_path).stderr
+    (folder / "prepare").mkdir()
+    (folder / "prepare" / "card.json").write_text("{}")
+    planned = json.loads(_run("plan", "--json", cwd=tmp_path).stdout)["stages"]
+    assert [row["why"] for row in planned if row["stage"] == "prepare"] != ["it has not run yet"]
+
+
+def test_a_defect_keeps_its_traceback_without_credentials():
+    code = (
+        "import sys, vitpipe.config.read as read; from vitpipe.cli import main\n"
+        "def broken(*_): raise RuntimeError('no route to https://me:hunter2@host/x')\n"
+        "read.load_recipe = broken; sys.argv = ['vitpipe', 'recipe', 'itpn/pixel_base']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "https://me:***@host/x" in done.stderr
+    assert "hunter2" not in done.stderr
 
 
 def test_identities_are_stable_files(tmp_path: Path):

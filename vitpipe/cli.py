@@ -8,18 +8,47 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from vitpipe.address import hidden
 from vitpipe.errors import VitpipeError
 from vitpipe.shell import with_typed_commands
-from vitpipe.verbs import benchmark, datasets, doctor
+from vitpipe.verbs import benchmark, clean, datasets, doctor
 from vitpipe.verbs.show import print_rows
+
+
+class _Verbs(TyperGroup):
+    """The command line; what it says about wrong arguments holds no credentials of an address among them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _hidden_in_usage_errors():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _hidden_in_usage_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _hidden_in_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own copy of click does not export the class
+            error.message = hidden(error.message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
     name="vitpipe",
+    cls=_Verbs,
     help="From raw images to a table that stands beside the paper's table.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,14 +63,18 @@ ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, 
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
-def _recipe(recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path) -> Any:
-    """The recipe that the command line names, or else the one that params.yaml names."""
-    from vitpipe.config.read import load_params, load_recipe
+def _chosen(recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path) -> Any:
+    """Recipe, profile and overrides of the command line, else of params.yaml (`config.read.Params`)."""
+    from vitpipe.config.read import choose
 
-    if recipe is not None:
-        return load_recipe(recipe, profile or PROFILE, overrides or ())
-    chosen = load_params(params)
-    return load_recipe(chosen.recipe, profile or chosen.profile, (*chosen.overrides, *(overrides or ())))
+    return choose(recipe, profile, overrides or (), params, default_profile=PROFILE)
+
+
+def _load(chosen: Any) -> Any:
+    """The recipe that was chosen."""
+    from vitpipe.config.read import load_recipe
+
+    return load_recipe(chosen.recipe, chosen.profile, chosen.overrides)
 
 
 @app.command()
@@ -57,8 +90,12 @@ def run(
     executor_input: Annotated[str | None, typer.Option(help="Kubeflow's executor input, JSON")] = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="processes; one per GPU if not given")] = None,
 ) -> None:
-    """Run one stage, from and to folders; what dvc.yaml and the Kubeflow components call."""
+    """Run one stage; what dvc.yaml and the Kubeflow components call.
+
+    Without --in and --out the folders are those of dvc.yaml: artifacts/RECIPE/PROFILE/STAGE.
+    """
     from vitpipe.stages.launch import (
+        die_with_torchrun,
         num_ranks_wanted,
         restart_under_torchrun,
         share_the_cores,
@@ -67,43 +104,59 @@ def run(
     from vitpipe.stages.run import run_stage
 
     share_the_cores()
+    die_with_torchrun()
     if not under_torchrun() and (num_ranks := num_ranks_wanted(stage, ranks)) > 1:
         restart_under_torchrun(num_ranks)
     if executor_input is not None:
         from vitpipe.stages.executor import ExecutorIO
 
         io = ExecutorIO(executor_input)
-        loaded = _recipe(recipe, profile, [*io.overrides(), *(overrides or ())], params)
+        loaded = _load(_chosen(recipe, profile, [*io.overrides(), *(overrides or ())], params))
         io.check_code(stage)
         io.finish(run_stage(stage, loaded, io.inputs(), io.output_folder(), state=state))
         return
-    if out is None:
-        raise typer.BadParameter("give the output folder with --out DIR")
     folders = dict(_name_and_folder(item) for item in inputs or ())
-    run_stage(stage, _recipe(recipe, profile, overrides, params), folders, out, state=state)
+    chosen = _chosen(recipe, profile, overrides, params)
+    loaded = _load(chosen)
+    if out is None:
+        if folders:
+            raise typer.BadParameter(
+                "give the output folder with --out DIR, or leave --in out, too", param_hint="--in"
+            )
+        from vitpipe.config.read import run_folder
+        from vitpipe.stages.identity import folders_of
+        from vitpipe.stages.run import node_of
+
+        own = folders_of(node_of(loaded, stage), run_folder(chosen.recipe, chosen.profile))
+        folders, out = own.inputs, own.out
+    run_stage(stage, loaded, folders, out, state=state)
 
 
 def _name_and_folder(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not equals or not name or not folder:
-        raise typer.BadParameter(f"'{text}' is not of the form NAME=DIR", param_hint="--in")
+        raise typer.BadParameter(f"'{hidden(text)}' is not of the form NAME=DIR", param_hint="--in")
     return name, Path(folder)
 
 
 @app.command()
 def identity(
-    out: Annotated[Path, typer.Option("--out", help="folder for one JSON file per stage")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder for one JSON file per stage; else dvc.yaml's")
+    ] = None,
     recipe: RecipeOption = None,
     profile: ProfileOption = None,
     overrides: SetOption = None,
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Write what decides each stage (recipe, code, image); DVC depends on these files."""
-    from vitpipe.stages.identity import check_dvc_file, write_identities
+    from vitpipe.config.read import run_folder
+    from vitpipe.stages.identity import IDENTITY, check_dvc_file, write_identities
 
-    loaded = _recipe(recipe, profile, overrides, params)
+    chosen = _chosen(recipe, profile, overrides, params)
+    loaded = _load(chosen)
     check_dvc_file(loaded, Path("dvc.yaml"))
-    write_identities(loaded, out)
+    write_identities(loaded, out or run_folder(chosen.recipe, chosen.profile) / IDENTITY)
 
 
 @app.command()
@@ -117,11 +170,13 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say which stages would run and why, how long training is, and what the data costs. Starts nothing."""
+    from vitpipe.config.read import run_folder
     from vitpipe.data.cost import pack_speed, plan_rows, shown_rows
     from vitpipe.stages.identity import forecast
     from vitpipe.stages.resolved import training_steps
 
-    loaded = _recipe(recipe, profile, overrides, params)
+    chosen = _chosen(recipe, profile, overrides, params)
+    loaded = _load(chosen)
     steps = training_steps(loaded, ranks)
     rows = [
         {
@@ -130,7 +185,7 @@ def plan(
             "steps": steps.get(item.stage, ""),
             "why": item.why,
         }
-        for item in forecast(loaded, artifacts / loaded.name / loaded.profile)
+        for item in forecast(loaded, run_folder(chosen.recipe, chosen.profile, artifacts))
     ]
     if as_json:
         print(json.dumps({"stages": rows, "data": plan_rows(loaded.data)}, indent=2, default=str))
@@ -163,7 +218,7 @@ def show_recipe(
     """Show one recipe resolved: every value, and every derived value with its reason."""
     from vitpipe.stages.resolved import resolved_rows
 
-    loaded = _recipe(name, profile, overrides, Path("params.yaml"))
+    loaded = _load(_chosen(name, profile, overrides, Path("params.yaml")))
     rows = [dataclasses.asdict(reason) for reason in resolved_rows(loaded, ranks)]
     if as_json:
         print(json.dumps({"recipe": loaded.model_dump(mode="json"), "derived": rows}, indent=2))
@@ -249,17 +304,17 @@ def verdict(
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Show finished runs beside the published rows, and where report and MLflow are."""
-    from vitpipe.config.read import load_params
+    from vitpipe.config.read import load_params, run_folder
     from vitpipe.stages.report import verdicts_of_folders
     from vitpipe.track.store import store_address, ui_command
 
     if not runs:
         chosen = load_params(params)
-        runs = [Path("artifacts") / chosen.recipe / chosen.profile]
+        runs = [run_folder(chosen.recipe, chosen.profile)]
     print("\n".join(verdicts_of_folders(runs)))
     for folder in runs:
         print(f"Report: {folder / 'report' / 'report.html'}")
-    print(f"MLflow: {ui_command(store_address(Path.cwd()))}")
+    print(hidden(f"MLflow: {ui_command(store_address(Path.cwd()))}"))
 
 
 @app.command()
@@ -272,7 +327,7 @@ def send(
     print(f"{send_pending(folder)} runs sent")
 
 
-for verbs in (datasets, doctor, benchmark):
+for verbs in (datasets, doctor, benchmark, clean):
     verbs.register(app)
 
 
@@ -293,3 +348,7 @@ def main() -> None:
     except VitpipeError as error:
         print(f"vitpipe: {with_typed_commands(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception:
+        # A defect of ours keeps its traceback, without the credentials that a library may quote there.
+        print(hidden(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)

@@ -9,7 +9,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitpipe.config.read import load_params, load_recipe, merge, parse_override, profile_names, recipe_names
+from vitpipe.config.read import (
+    NAME,
+    load_params,
+    load_recipe,
+    merge,
+    parse_override,
+    profile_names,
+    recipe_names,
+    run_folder,
+)
 from vitpipe.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
@@ -72,11 +81,36 @@ def test_a_recipe_cannot_be_changed_once_read():
         ("itpn/pixel_bas", "demo", "did you mean 'itpn/pixel_base'?"),
         ("itpn/pixel_base", "dmo", "did you mean 'demo'?"),
         ("nowhere.yaml", "demo", "does not exist"),
+        ("a" * 300 + ".yaml", "demo", "does not exist"),
+        ("a; b", "demo", "a name has letters, digits and _ - . / only"),
+        ("../itpn/pixel_base", "demo", "There is no recipe"),
+        ("/itpn/pixel_base", "demo", "There is no recipe"),
+        ("", "demo", "There is no recipe ''"),
+        ("a\nb.yaml", "demo", "The recipe 'a\\\\nb.yaml' holds a line break"),
+        ("a\u202eb", "demo", "does not print"),
+        ("https://me:secret@host/a.yaml", "demo", "'https://me:\\*\\*\\*@host/a.yaml' is an address"),
+        ("itpn/pixel_base", "de\nmo", "The profile 'de\\\\nmo' holds a line break"),
+        ("itpn/pixel_base", "../demo", "There is no profile '../demo'"),
     ],
 )
 def test_unknown_names_are_refused(name: str, profile: str, part: str):
-    with pytest.raises(RecipeError, match=part.replace("?", r"\?")):
+    with pytest.raises(RecipeError, match=part.replace("?", r"\?")) as caught:
         load_recipe(name, profile)
+    assert str(caught.value).isprintable()
+    assert "secret" not in str(caught.value)
+
+
+def test_our_own_names_have_the_stated_letters():
+    assert all(NAME.fullmatch(name) for name in (*recipe_names(), *profile_names()))
+
+
+def test_the_folder_of_a_run():
+    assert run_folder("itpn/pixel_base", "demo") == Path("artifacts/itpn/pixel_base/demo")
+    assert run_folder("my recipes/a.yaml", "full", Path("x")) == Path("x/my recipes/a.yaml/full")
+    assert run_folder("/abs/a.yaml", "full") == Path("artifacts/abs/a.yaml/full")
+    for recipe in ("../a.yaml", "a/../../b.yaml", "a\\${b}.yaml"):
+        with pytest.raises(RecipeError, match=r"can have no folder below artifacts.*--out"):
+            run_folder(recipe, "demo")
 
 
 @pytest.mark.parametrize("text", ["a: 1\na: 2\n", "a: [1\n", "- 1\n"])
@@ -112,6 +146,10 @@ def test_params_file_of_the_repository_is_valid():
         ("recipe: a\nprofil: demo\n", "did you mean 'profile'?"),
         ("recipe: 3\nprofile: demo\n", "'recipe' is missing or not a text"),
         ("recipe: a\nprofile: demo\noverrides: {a: 1}\n", "'overrides' must be a list"),
+        ("recipe: a\nprofile: demo\n", "There is no recipe 'a'. Where: 'recipe' in "),
+        ("recipe: no such.yaml\nprofile: demo\n", "The recipe file 'no such.yaml' does not exist"),
+        ('recipe: itpn/pixel_base\nprofile: "$(touch x)"\n', "There is no profile '$(touch x)'"),
+        ('recipe: "a\\nb"\nprofile: demo\n', "The recipe 'a\\nb' holds a line break"),
     ],
 )
 def test_params_file_mistakes(text: str, part: str, tmp_path: Path):

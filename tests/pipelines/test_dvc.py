@@ -1,16 +1,17 @@
-"""dvc.yaml: in step with the graph, accepted by DVC, and re-run only where something changed."""
+"""dvc.yaml: in step with the graph, accepted by DVC, re-run only where something changed, and safe in a shell."""
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from engine_trials import ROOT
+from engine_trials import ROOT, TINY
 
 from pipelines.dvc import render_dvc, write_dvc
 from vitpipe.config.read import load_params, load_recipe, profile_names, recipe_names
@@ -37,18 +38,16 @@ def test_commands_dependencies_and_outputs_agree(name, profile):
     found = yaml.safe_load(render_dvc(nodes))["stages"]
     folder = "artifacts/${recipe}/${profile}"
     assert list(found) == ["identity", *(node.name for node in nodes)]
+    assert found["identity"]["cmd"] == "vitpipe identity"
     assert [next(iter(out)) for out in found["identity"]["outs"]] == [
         f"{folder}/identity/{node.name}.json" for node in nodes
     ]
     for node in nodes:
         stage = found[node.name]
-        words = stage["cmd"].split()
-        assert words[:3] == ["vitpipe", "run", node.name]
-        given = dict(word.split("=", 1) for option, word in itertools.pairwise(words) if option == "--in")
-        assert given == {key: f"{folder}/{feeder}" for key, feeder in node.inputs.items()}
-        assert stage["deps"] == [f"{folder}/identity/{node.name}.json", *given.values()]
+        assert stage["cmd"] == f"vitpipe run {node.name}"
+        feeders = [f"{folder}/{feeder}" for feeder in node.inputs.values()]
+        assert stage["deps"] == [f"{folder}/identity/{node.name}.json", *feeders]
         out = f"{folder}/{node.name}"
-        assert words[words.index("--out") + 1 :] == [out]
         # The prepare stage takes unchanged sets from its earlier output.
         assert stage["outs"] == [{out: {"persist": True}} if node.name == "prepare" else out]
 
@@ -60,46 +59,133 @@ def test_it_is_written_once(tmp_path):
     assert write_dvc(graph_of(("prepare", "finetune", "report")), path)
 
 
-# Real identities, fast stages: `run` only makes its folder and notes that it ran.
+# Real identities, fast stages: `run` only makes the folder that DVC expects and notes that it ran.
 QUICK = """\
-#!/bin/sh
-[ "$1" = identity ] && exec {bin}/vitpipe "$@"
-stage=$2
-for word; do out=$word; done
-mkdir -p "$out"
-date +%s%N > "$out/card.json"
-echo "$stage" >> ran.txt
+#!{python}
+import os, sys, time, yaml
+if sys.argv[1] == "identity":
+    os.execv("{vitpipe}", ["vitpipe", *sys.argv[1:]])
+run, stage = sys.argv[1:]
+chosen = yaml.safe_load(open("params.yaml"))
+out = "artifacts/" + chosen["recipe"] + "/" + chosen["profile"] + "/" + stage
+os.makedirs(out, exist_ok=True)
+open(out + "/card.json", "w").write(str(time.time_ns()))
+open("ran.txt", "a").write(stage + "\\n")
 """
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with dvc.yaml, DVC and the fast `vitpipe`."""
+    (tmp_path / "dvc.yaml").write_text(render_dvc(graph_of(recipe_of_params().stages)), encoding="utf-8")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "vitpipe"
+    command.write_text(QUICK.format(python=sys.executable, vitpipe=BIN / "vitpipe"), encoding="utf-8")
+    command.chmod(0o755)
+    subprocess.run([BIN / "dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def place_own_recipe(folder: Path, recipe: str) -> None:
+    """A recipe of the user's; its graph is short, and dvc.yaml has it."""
+    (folder / recipe).parent.mkdir()
+    shutil.copy(ROOT / "vitpipe/recipes/itpn/pixel_base.yaml", folder / recipe)
+    (folder / "dvc.yaml").write_text(render_dvc(graph_of(("prepare", "report"))), encoding="utf-8")
+
+
+def choose(folder: Path, *overrides: str, recipe: str = "itpn/pixel_base", profile: str = "demo") -> None:
+    values = {"recipe": recipe, "profile": profile, "overrides": list(overrides)}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+def call_dvc(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        [BIN / "dvc", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def repro(folder: Path) -> list[str]:
     (folder / "ran.txt").unlink(missing_ok=True)
-    environment = {**os.environ, "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        [BIN / "dvc", "repro"], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = call_dvc(folder, "repro")
     assert done.returncode == 0, done.stdout + done.stderr
     ran = folder / "ran.txt"
     return ran.read_text(encoding="utf-8").split() if ran.exists() else []
 
 
 @pytest.mark.slow
-def test_a_changed_value_re_runs_the_stages_that_read_it_and_those_behind_them(tmp_path):
-    (tmp_path / "dvc.yaml").write_text(render_dvc(graph_of(recipe_of_params().stages)), encoding="utf-8")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "vitpipe").write_text(QUICK.format(bin=BIN), encoding="utf-8")
-    (tmp_path / "bin" / "vitpipe").chmod(0o755)
-
-    def choose(*overrides: str) -> None:
-        values = {"recipe": "itpn/pixel_base", "profile": "demo", "overrides": list(overrides)}
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-
-    choose()
-    subprocess.run([BIN / "dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+def test_a_changed_value_re_runs_the_stages_that_read_it_and_those_behind_them(project):
+    choose(project)
     nodes = graph_of(load_recipe("itpn/pixel_base", "demo").stages)
-    assert sorted(repro(tmp_path)) == sorted(node.name for node in nodes)
-    assert repro(tmp_path) == []
-    choose("finetune.epochs=1")
-    assert repro(tmp_path) == ["finetune", "evaluate", "report"]
-    choose("finetune.epochs=1", "report.sample_images=4", "pretrain.checkpoint_minutes=1")
-    assert repro(tmp_path) == ["report"]
+    assert sorted(repro(project)) == sorted(node.name for node in nodes)
+    assert repro(project) == []
+    choose(project, "finetune.epochs=1")
+    assert repro(project) == ["finetune", "evaluate", "report"]
+    choose(project, "finetune.epochs=1", "report.sample_images=4", "pretrain.checkpoint_minutes=1")
+    assert repro(project) == ["report"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"recipe": "a; touch x; echo "}, "There is no recipe 'a; touch x; echo '"),
+        ({"profile": "$(touch x)"}, "There is no profile '$(touch x)'"),
+        ({"recipe": "a'; touch x; echo '.yaml"}, "The recipe file 'a'; touch x; echo '.yaml' does not exist"),
+        ({"recipe": "a\ntouch x\n.yaml"}, r"The recipe 'a\ntouch x\n.yaml' holds a line break"),
+    ],
+    ids=["semicolon", "substitution", "quote", "newline"],
+)
+def test_no_value_of_params_reaches_a_shell(project, values, named):
+    choose(project, **values)
+    done = call_dvc(project, "repro")
+    assert done.returncode != 0
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(project.rglob("x"))
+    assert not (project / "ran.txt").exists()
+
+
+@pytest.mark.slow
+def test_the_path_of_a_recipe_may_hold_spaces_and_what_a_shell_would_run(project):
+    for recipe in ("my recipes/own.yaml", "a'; $(touch x) #{b} \"${profile}/own.yaml"):
+        place_own_recipe(project, recipe)
+        choose(project, "stages=[prepare, report]", recipe=recipe)
+        assert repro(project) == ["prepare", "report"]
+        assert repro(project) == []
+        assert (project / "artifacts" / recipe / "demo" / "report").is_dir()
+    assert not list(project.rglob("x"))
+
+
+@pytest.mark.slow
+def test_the_real_stages_write_where_dvc_expects_it(project):
+    recipe = "my recipes/own.yaml"
+    place_own_recipe(project, recipe)
+    sizes = [text for text in TINY if text.startswith("data.")]
+    choose(project, "stages=[prepare, report]", "data.sets=[imagenet]", *sizes, recipe=recipe)
+    (project / "bin" / "vitpipe").unlink()
+    (project / "bin" / "vitpipe").symlink_to(BIN / "vitpipe")
+    done = call_dvc(project, "repro", "prepare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    card = json.loads((project / "artifacts" / recipe / "demo/prepare/card.json").read_text(encoding="utf-8"))
+    assert card["recipe"] == recipe
+    command = [BIN / "vitpipe", "plan", "--json"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    runs = {row["stage"]: row["runs"] for row in json.loads(done.stdout)["stages"]}
+    assert runs == {"prepare": "cached", "report": "runs"}
+
+
+def test_commands_of_an_earlier_version_are_refused(tmp_path):
+    from vitpipe.errors import RecipeError
+    from vitpipe.stages.identity import check_dvc_file
+
+    recipe = load_recipe("itpn/pixel_base", "demo")
+    text = render_dvc(graph_of(recipe.stages, recipe.start_from))
+    old = text.replace("cmd: vitpipe identity\n", "cmd: vitpipe identity --out artifacts/${recipe}\n")
+    for written, is_refused in ((text, False), (old, True)):
+        (tmp_path / "dvc.yaml").write_text(written, encoding="utf-8")
+        if is_refused:
+            with pytest.raises(RecipeError, match=r"which a shell would run \(identity\).*compile --dvc"):
+                check_dvc_file(recipe, tmp_path / "dvc.yaml")
+        else:
+            check_dvc_file(recipe, tmp_path / "dvc.yaml")

@@ -9,6 +9,9 @@ Mappings are merged key by key; anything else is replaced.
 from __future__ import annotations
 
 import difflib
+import os
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +20,16 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vitpipe.address import hidden
 from vitpipe.config.recipe import Recipe
 from vitpipe.errors import RecipeError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PROFILES = RECIPES / "profiles"
+ARTIFACTS = Path("artifacts")
+# The names of recipes and profiles; they become folders, MLflow parameters and arguments of commands.
+NAME = re.compile(r"[A-Za-z0-9_\-./]+")
+_SHOWN_CHARACTERS = 120
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ def load_params(path: Path) -> Params:
     """Read `params.yaml`.
 
     Raises:
-        RecipeError: when the file is missing, not YAML, or has other keys than recipe, profile, overrides.
+        RecipeError: when the file is missing, not YAML, or has other keys than recipe, profile, overrides; or
+            when there is no such recipe or profile.
     """
     values = _read_yaml(path)
     allowed = ("recipe", "profile", "overrides")
@@ -80,7 +89,49 @@ def load_params(path: Path) -> Params:
         wrong.append("'overrides' must be a list of texts in the form \"section.key=value\"")
     if wrong:
         raise RecipeError("; ".join(wrong), where=path, mend="give recipe, profile and, if needed, overrides")
+    _recipe_path(values["recipe"], f"'recipe' in {path}")
+    _check_profile(values["profile"], f"'profile' in {path}")
     return Params(values["recipe"], values["profile"], tuple(overrides))
+
+
+def choose(
+    recipe: str | None, profile: str | None, overrides: Sequence[str], params: Path, *, default_profile: str
+) -> Params:
+    """What the command line names, else what `params.yaml` names; overrides of both.
+
+    Args:
+        recipe: as given; with one, `params` is not read.
+        default_profile: of a recipe that is given without a profile.
+
+    Raises:
+        RecipeError: as `load_params`.
+    """
+    if recipe is not None:
+        return Params(recipe, profile or default_profile, tuple(overrides))
+    chosen = load_params(params)
+    return Params(chosen.recipe, profile or chosen.profile, (*chosen.overrides, *overrides))
+
+
+def run_folder(recipe: str, profile: str, root: Path = ARTIFACTS) -> Path:
+    """Where the stages of a recipe lie: `artifacts/RECIPE/PROFILE`, the texts as `params.yaml` has them.
+
+    `dvc.yaml` names the same folders, and no command of it holds one: DVC hands commands to a shell.
+
+    Raises:
+        RecipeError: when the recipe is a path with `..` in it, which leads out of the folder, or with `\\${`,
+            which DVC writes in another way.
+    """
+    wrong = "'..' leads out of it" if ".." in Path(recipe).parts else ""
+    if "\\${" in recipe:
+        wrong = "DVC writes \\${ in another way"
+    if wrong:
+        raise RecipeError(
+            f"The recipe '{_shown(recipe)}' can have no folder below {root}: {wrong}",
+            where="recipe",
+            mend="give the file another path without that, or name the folders of `vitpipe run` by --in and "
+            "--out",
+        )
+    return Path(f"{root}/{recipe}/{profile}")
 
 
 def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -94,13 +145,8 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
     Raises:
         RecipeError: unknown name or profile, bad YAML, or any number of wrong keys and values, all named.
     """
-    path = _recipe_path(name)
-    if profile not in profile_names():
-        raise RecipeError(
-            f"There is no profile '{profile}'{_did_you_mean(profile, profile_names())}",
-            where=f"profile of recipe {name}",
-            mend=f"choose one of: {', '.join(profile_names())}",
-        )
+    path = _recipe_path(name, "recipe")
+    _check_profile(profile, f"profile of recipe {name}")
     values = _read_yaml(path)
     values = merge(values, _read_yaml(PROFILES / f"{profile}.yaml"))
     for scaled in (f"{profile}.yaml", f"{path.stem}.{profile}.yaml"):
@@ -118,7 +164,7 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
             _all_errors(error),
             where=f"recipe {path.name if path.is_absolute() else path}, profile {profile}",
             mend="correct these keys in the recipe, params.yaml or --set; "
-            f"`vitpipe recipe {name} --profile {profile}` shows a recipe once it is valid",
+            f"`vitpipe recipe {shlex.quote(name)} --profile {profile}` shows a recipe once it is valid",
         ) from error
 
 
@@ -158,17 +204,58 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _recipe_path(name: str) -> Path:
-    as_file = Path(name)
-    if as_file.suffix in (".yaml", ".yml"):
-        return as_file
+def _recipe_path(name: str, where: str) -> Path:
+    """The file of a recipe: one of ours by its name, or an existing file of the user's by its path.
+
+    Raises:
+        RecipeError: when there is none, or the text holds characters that do not print.
+    """
+    _refuse_unprintable(name, "recipe", where)
+    if "://" in name:
+        raise RecipeError(
+            f"The recipe '{_shown(name)}' is an address",
+            where=where,
+            mend="fetch the file and give its path",
+        )
+    if Path(name).suffix in (".yaml", ".yml"):
+        if not os.path.isfile(name):  # noqa: PTH113  (Path.is_file raises for a name that is too long)
+            raise RecipeError(
+                f"The recipe file '{_shown(name)}' does not exist", where=where, mend="check the path"
+            )
+        return Path(name)
     if name in recipe_names():
         return RECIPES / f"{name}.yaml"
+    other = "" if NAME.fullmatch(name) else " (a name has letters, digits and _ - . / only)"
     raise RecipeError(
-        f"There is no recipe '{name}'{_did_you_mean(name, recipe_names())}",
-        where="recipe",
+        f"There is no recipe '{_shown(name)}'{other}{_did_you_mean(name, recipe_names())}",
+        where=where,
         mend="`vitpipe recipes` lists them all; a path that ends in .yaml reads your own",
     )
+
+
+def _check_profile(profile: str, where: str) -> None:
+    _refuse_unprintable(profile, "profile", where)
+    if profile not in profile_names():
+        raise RecipeError(
+            f"There is no profile '{_shown(profile)}'{_did_you_mean(profile, profile_names())}",
+            where=where,
+            mend=f"choose one of: {', '.join(profile_names())}",
+        )
+
+
+def _refuse_unprintable(text: str, kind: str, where: str) -> None:
+    if not text.isprintable():
+        raise RecipeError(
+            f"The {kind} '{_shown(text)}' holds a line break or another character that does not print",
+            where=where.replace(text, _shown(text)),
+            mend="write letters, digits and _ - . / only; the path of a file of yours may hold spaces, too",
+        )
+
+
+def _shown(text: str) -> str:
+    """A text as one short line: what does not print is written as in Python."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in hidden(text))
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -204,7 +291,10 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 def _all_errors(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "is_instance_of":
+            continue  # of a class of ours: a text that becomes one is the other choice, and has its own line
+        # Pydantic adds which kind it tried, `function-after[Address(), str]`; no key of ours has brackets.
+        path = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
         if item["type"] == "extra_forbidden":
             known = _known_keys(item["loc"][:-1])
             lines.append(f"'{path}' is not a known key{_did_you_mean(str(item['loc'][-1]), known)}")

@@ -16,8 +16,33 @@ from vitpipe.artifact import CARD, open_artifact
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
 from vitpipe.errors import ArtifactError, RecipeError
-from vitpipe.stages.graph import Node, graph_of
+from vitpipe.files import write_whole
+from vitpipe.stages.graph import BY_NAME, Node, graph_of
 from vitpipe.stages.run import identity_of
+
+IDENTITY = "identity"
+
+
+@dataclass(frozen=True)
+class StageFolders:
+    """Where one stage of a run reads and writes: input name -> folder, and the output folder."""
+
+    inputs: dict[str, Path]
+    out: Path
+
+
+def folders_of(node: Node, run: Path) -> StageFolders:
+    """A stage's folders below a run's folder, as `dvc.yaml` names them.
+
+    Args:
+        run: `artifacts/RECIPE/PROFILE`, see `vitpipe.config.read.run_folder`.
+    """
+    return StageFolders({name: run / feeder for name, feeder in node.inputs.items()}, run / node.name)
+
+
+def identity_file(node: Node, run: Path) -> Path:
+    """The file that says what decides a stage, below a run's folder."""
+    return run / IDENTITY / f"{node.name}.json"
 
 
 @dataclass(frozen=True)
@@ -30,26 +55,56 @@ class Forecast:
 
 
 def write_identities(recipe: Recipe, out: Path) -> None:
-    """Write `OUT/<stage>.json` for every stage of the recipe and remove those of other stages."""
+    """Write `OUT/<stage>.json` for every stage of the recipe and remove those of other stages.
+
+    A file of another program that has the name of a stage is neither replaced nor removed.
+
+    Raises:
+        ArtifactError: when there is one.
+    """
     out.mkdir(parents=True, exist_ok=True)
     wanted = {}
     for node in graph_of(recipe.stages, recipe.start_from):
         wanted[out / f"{node.name}.json"] = json.dumps(identity_of(recipe, node.stage), indent=2) + "\n"
-    for stale in set(out.glob("*.json")) - set(wanted):
+    ours = {out / f"{name}.json" for name in BY_NAME if (out / f"{name}.json").exists()}
+    for path in sorted(ours):
+        if not _is_identity(path):
+            raise ArtifactError(
+                "The file is not one of a stage's identity; nothing was touched",
+                where=path,
+                mend="give `vitpipe identity` a folder of its own by --out",
+            )
+    for stale in ours - set(wanted):
         stale.unlink()
     for path, text in wanted.items():
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
+
+
+def _is_identity(path: Path) -> bool:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return path.is_file() and path.stat().st_size == 0  # what a full disk left of one
+    return isinstance(values, dict) and {"stage", "identity"} <= set(values)
 
 
 def check_dvc_file(recipe: Recipe, path: Path) -> None:
     """See that `dvc.yaml` has the graph of this recipe; a missing file is fine.
 
     Raises:
-        RecipeError: when it was written for a recipe with another graph.
+        RecipeError: when it was written for a recipe with another graph, or hands values of params.yaml to
+            a shell, as earlier versions wrote it.
     """
     if not path.is_file():
         return
     written = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    unsafe = [name for name, stage in written.items() if "${" in str(stage.get("cmd", ""))]
+    if unsafe:
+        raise RecipeError(
+            f"Commands in dvc.yaml hold values of params.yaml, which a shell would run ({', '.join(unsafe)})",
+            where=path,
+            mend="run `vitpipe compile --dvc`, then `dvc repro` again",
+        )
     edges = {(name, Path(dep).name) for name, stage in written.items() for dep in stage.get("deps", ())}
     wanted = {
         (node.name, upstream)
@@ -65,23 +120,24 @@ def check_dvc_file(recipe: Recipe, path: Path) -> None:
         )
 
 
-def forecast(recipe: Recipe, artifacts: Path) -> list[Forecast]:
-    """Which stages of a recipe would run, given the finished folders below `artifacts`."""
+def forecast(recipe: Recipe, run: Path) -> list[Forecast]:
+    """Which stages of a recipe would run, given the finished ones in the run's folder."""
     forecasts: list[Forecast] = []
     reruns: set[str] = set()
     for node in graph_of(recipe.stages, recipe.start_from):
-        why = _why(artifacts, node, reruns, identity_of(recipe, node.stage))
+        why = _why(run, node, reruns, identity_of(recipe, node.stage))
         if why:
             reruns.add(node.name)
         forecasts.append(Forecast(node.name, bool(why), why or "nothing that it reads has changed"))
     return forecasts
 
 
-def _why(artifacts: Path, node: Node, reruns: set[str], identity: dict[str, str]) -> str:
-    if not (artifacts / node.name / CARD).is_file():
+def _why(run: Path, node: Node, reruns: set[str], identity: dict[str, str]) -> str:
+    folders = folders_of(node, run)
+    if not (folders.out / CARD).is_file():
         return "it has not run yet"
     try:
-        card = open_artifact(artifacts / node.name, node.name).card
+        card = open_artifact(folders.out, node.name).card
     except ArtifactError as error:
         return error.what
     upstream = [stage for stage in node.inputs.values() if stage in reruns]
@@ -96,6 +152,6 @@ def _why(artifacts: Path, node: Node, reruns: set[str], identity: dict[str, str]
     moved = [
         stage
         for key, stage in node.inputs.items()
-        if card.parents.get(key) != digest_of(open_artifact(artifacts / stage, stage).card)
+        if card.parents.get(key) != digest_of(open_artifact(folders.inputs[key], stage).card)
     ]
     return f"its input from {', '.join(moved)} is another one" if moved else ""
