@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,11 +13,14 @@ from typing import Any
 import yaml
 
 from pipelines.placement import Placement
+from vitpipe.address import hidden
 from vitpipe.config.read import load_recipe
 from vitpipe.errors import InputError, disk_errors
 from vitpipe.stages.graph import BY_NAME, Image
 
 _MEND = "compile it again: vitpipe compile --out FILE"
+# User and password of an address, whatever characters the password has.
+_CREDENTIALS = re.compile(r"://[^/?#]*:[^/?#]*@")
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,10 @@ def compile_pipeline(
 
     Raises:
         RecipeError: the recipe cannot be read.
-        InputError: `out` does not end in .yaml.
+        InputError: `out` does not end in .yaml, or a value cannot stand in a package (`check_texts`).
     """
     chosen = load_recipe(recipe, profile, overrides)
+    check_texts((recipe, profile, *overrides), "recipe, profile and overrides")
     if out.suffix not in (".yaml", ".yml"):
         raise InputError("A pipeline package ends in .yaml", where=out, mend="choose another --out name")
 
@@ -148,11 +153,12 @@ def validate_package(path: Path) -> Package:
 
 
 def check_arguments(package: Package, arguments: Mapping[str, Any]) -> None:
-    """Refuse parameters that the package does not have.
+    """Refuse parameters that the package does not have, and values that cannot be one (`check_texts`).
 
     Raises:
         InputError: names them all.
     """
+    check_texts(_texts_in(list(arguments.values())), "--argument")
     unknown = sorted(set(arguments) - set(package.parameters))
     if unknown:
         raise InputError(
@@ -160,6 +166,46 @@ def check_arguments(package: Package, arguments: Mapping[str, Any]) -> None:
             where=package.path,
             mend=f"its parameters are {', '.join(sorted(package.parameters))}",
         )
+
+
+def check_texts(texts: Iterable[str], where: str) -> None:
+    """Refuse what other programs would change, or other people read, in a package or a run's parameters.
+
+    Every parameter becomes an argument of a container. No shell reads it, but Kubernetes replaces `$(NAME)`
+    there by environment variables, and Kubeflow and Argo replace what stands between double braces.
+
+    Raises:
+        InputError: names the first such text.
+    """
+    for text in texts:
+        if hidden(text) != text or _CREDENTIALS.search(text):
+            name, equals, _ = text.partition("://")[0].partition("=")
+            subject = f"The address of {name}" if equals else "An address"
+            raise InputError(
+                f"{subject} holds credentials, which others could read in the package and in Kubeflow",
+                where=where,
+                mend="leave them out of the address; in a pod git finds them by a credential helper in its "
+                "configuration, which may be a mounted secret that GIT_CONFIG_GLOBAL names, and S3 by "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a role",
+            )
+        for found, program in (("$(", "Kubernetes"), ("{{", "Kubeflow"), ("}}", "Kubeflow")):
+            if found in text:
+                raise InputError(
+                    f"'{text}' holds {found}, which {program} would replace by something else",
+                    where=where,
+                    mend="write the value without it",
+                )
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts of a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts_in([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts_in(item)
 
 
 def _problems(task: Task, present: set[str]) -> Iterator[str]:

@@ -9,7 +9,9 @@ Its `--wait` exits with 0 for a failed run; `vitpipe submit --wait` exits with 1
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import io
 import json
 import time
@@ -17,17 +19,63 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pipelines.compile import Package, check_arguments, validate_package
+from vitpipe.address import hidden
 from vitpipe.config.digest import file_digest
-from vitpipe.errors import EngineError
+from vitpipe.errors import EngineError, InputError
 
 _SUCCEEDED = "SUCCEEDED"
 _ENDED = {_SUCCEEDED, "FAILED", "SKIPPED", "CANCELED", "ERROR"}
 _PROBE_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A Kubeflow Pipelines API.
+
+    Attributes:
+        address: without credentials, for messages, links and the client.
+        authorization: value of the HTTP header, `Basic ...` or `Bearer ...`; empty without credentials.
+    """
+
+    address: str
+    authorization: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, text: str, token: str | None = None) -> Endpoint:
+        """From an address, perhaps with user and password, or with a bearer token.
+
+        Raises:
+            InputError: when it is no such address, or has credentials beside a token.
+        """
+        try:
+            parts = urlsplit(text)
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+            is_address = is_address and parts.port != 0 and not (parts.query or parts.fragment)
+            is_address = is_address and text.isprintable() and " " not in text
+        except ValueError:  # of the port
+            is_address = False
+        if not is_address:
+            raise InputError(
+                f"'{text}' is no address of an API",
+                where="--endpoint",
+                mend="write http://host:port or https://host/path; in a password / is %2F, @ is %40",
+            )
+        user, at, place = parts.netloc.rpartition("@")
+        if at and token:
+            raise InputError(
+                "There are two credentials: a bearer token and those in the address",
+                where="--endpoint, --token",
+                mend="give one of them; the token may come from the variable KFP_TOKEN",
+            )
+        words = base64.b64encode(unquote(user).encode()).decode()
+        header = f"Basic {words}" if at else f"Bearer {token}" if token else ""
+        return cls(parts._replace(netloc=place).geturl().rstrip("/"), header)
 
 
 @dataclass(frozen=True)
@@ -60,7 +108,8 @@ def submit(
 
     Args:
         package_path: a compiled package.
-        endpoint: address of the Kubeflow Pipelines API, for example http://localhost:8080.
+        endpoint: address of the Kubeflow Pipelines API, for example http://localhost:8080; user and password
+            in it are sent as HTTP's basic credentials and shown nowhere.
         arguments: pipeline parameters of this run.
         experiment: name of the experiment; made when missing.
         namespace: for an endpoint with many users.
@@ -69,14 +118,15 @@ def submit(
         wait: come back when the run has ended.
 
     Raises:
-        InputError: the package is wrong or has no such parameter.
+        InputError: the package is wrong or has no such parameter, or `endpoint` is no such address.
         EngineError: the endpoint cannot be reached or refuses, or the run did not succeed.
     """
     package = validate_package(package_path)
     check_arguments(package, arguments or {})
-    _probe(endpoint, token)
-    with _client_errors(endpoint):
-        client = _client(endpoint, namespace, token)
+    api = Endpoint.of(endpoint, token)
+    _probe(api)
+    with _client_errors(api.address):
+        client = _client(api, namespace)
         pipeline_id, version_id = _upload(client, package, namespace)
         run = client.run_pipeline(
             experiment_id=client.create_experiment(experiment, namespace=namespace).experiment_id,
@@ -86,43 +136,57 @@ def submit(
             version_id=version_id,
             service_account=service_account,
         )
-        url = f"{endpoint.rstrip('/')}/#/runs/details/{run.run_id}"
+        url = f"{api.address}/#/runs/details/{run.run_id}"
         if wait:
             run = _wait(client, run.run_id, url, poll_seconds, timeout_hours)
     return Submission(run.run_id, url, run.state or "PENDING", pipeline_id, version_id)
 
 
-def _probe(endpoint: str, token: str | None) -> None:
+def _probe(endpoint: Endpoint) -> None:
     """Ask for the endpoint's health before kfp is imported: its client retries for long and talks a lot."""
-    address = f"{endpoint.rstrip('/')}/apis/v2beta1/healthz"
+    address = f"{endpoint.address}/apis/v2beta1/healthz"
     mend = (
         "check the address; from outside the cluster forward it first: "
         "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80, then --endpoint http://localhost:8080"
     )
     try:
-        request = urllib.request.Request(
-            address, headers={"Authorization": f"Bearer {token}"} if token else {}
-        )
+        request = urllib.request.Request(address)
+        if endpoint.authorization:  # not for another server that this one may redirect to
+            request.add_unredirected_header("Authorization", endpoint.authorization)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=_PROBE_SECONDS) as answer:
             json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            mend = "give a valid bearer token with --token or the variable KFP_TOKEN"
+            mend = "give a valid bearer token by the variable KFP_TOKEN, or user and password in --endpoint"
         raise EngineError(f"The endpoint answers {error.code}", where=address, mend=mend) from error
     except ValueError as error:
         raise EngineError("This is no Kubeflow Pipelines API", where=address, mend=mend) from error
-    except OSError as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, http.client.HTTPException) as error:
+        reason = hidden(str(getattr(error, "reason", error)))
         raise EngineError(f"The endpoint cannot be reached ({reason})", where=address, mend=mend) from error
 
 
-def _client(endpoint: str, namespace: str | None, token: str | None) -> Any:
+def _client(endpoint: Endpoint, namespace: str | None) -> Any:
     import kfp
+    from kfp.client.token_credentials_base import TokenCredentialsBase
+
+    kind, _, words = endpoint.authorization.partition(" ")
+
+    class Basic(TokenCredentialsBase):
+        """Sets the header before every request; without that the client knows bearer tokens only."""
+
+        def refresh_api_key_hook(self, config: Any) -> None:
+            config.api_key["authorization"], config.api_key_prefix["authorization"] = words, kind
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return kfp.Client(host=endpoint, namespace=namespace or "kubeflow", existing_token=token)
+        return kfp.Client(
+            host=endpoint.address,
+            namespace=namespace or "kubeflow",
+            existing_token=words if kind == "Bearer" else None,
+            credentials=Basic() if kind == "Basic" else None,
+        )
 
 
 def _upload(client: Any, package: Package, namespace: str | None) -> tuple[str, str]:

@@ -145,20 +145,28 @@ def submit_verb(
 
 def _chosen(
     recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path
-) -> tuple[str, str, list[str]]:
+) -> tuple[str, str, tuple[str, ...]]:
     """Recipe, profile and overrides: the command line's, else those of params.yaml."""
-    from vitpipe.config.read import load_params
+    from vitpipe.config.read import choose
 
-    if recipe is not None:
-        return recipe, profile or "demo", overrides or []
-    chosen = load_params(params)
-    return chosen.recipe, profile or chosen.profile, [*chosen.overrides, *(overrides or [])]
+    chosen = choose(recipe, profile, overrides or (), params, default_profile="demo")
+    return chosen.recipe, chosen.profile, chosen.overrides
 
 
 def _arguments(texts: list[str] | None) -> dict[str, Any]:
     import yaml
 
-    return {name: yaml.safe_load(value) for name, value in _pairs(texts, "--argument").items()}
+    arguments = {}
+    for name, value in _pairs(texts, "--argument").items():
+        try:
+            arguments[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(
+                f"The value of '{name}' is not YAML",
+                where="--argument",
+                mend="quote text that holds special characters, for example overrides=['data.root=/a?b']",
+            ) from error
+    return arguments
 
 
 def _pairs(texts: list[str] | None, option: str, known: tuple[str, ...] = ()) -> dict[Any, str]:

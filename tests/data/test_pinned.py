@@ -7,14 +7,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import yaml
+from git_server import GitServer
 from s3_server import s3, s3_gate, s3_port  # noqa: F401
 from tiny_shards import send, write_set
 
+from vitpipe.address import Address
 from vitpipe.config.data import PinnedConfig
 from vitpipe.config.digest import digest_of, file_digest
+from vitpipe.data.dvc_errors import dvc_errors
 from vitpipe.data.manifest import DataManifest, DenseManifest, content_digest, read_digest, write_manifest
 from vitpipe.data.pinned import dvc_revision, pull
 from vitpipe.data.shards import open_shards
@@ -163,9 +167,11 @@ def test_by_address_with_another_remote(place, tmp_path):
         ({"path": f"{PREPARED}/manifest.json"}, r"tracks no folder"),
         ({"revision": "main"}, rf"has not got all files of '{PREPARED}' at revision main.*storage.*dvc push"),
         ({"remote": "elsewhere"}, r"has not got all files.*elsewhere"),
+        ({"repo": "https://***@host/x.git"}, r"credentials of the repository are missing.*GIT_CONFIG_GLOBAL"),
+        ({"repo": "https://me:***@host/x.git"}, r"credentials of the repository are missing.*GIT_CONFIG_GLOBAL"),
         ({"remote": "absent"}, r"no such DVC remote.*absent.*data\.pinned\.remote"),
         ({"repo": "/nowhere/at/all"}, r"cannot be opened.*data\.pinned\.repo"),
-        ({"repo": "https://user:secret@127.0.0.1:9/x.git"}, r"cannot be opened.*Where: https://127\.0\.0\.1:9/x\.git"),
+        ({"repo": "https://user:secret@127.0.0.1:9/x.git"}, r"cannot be opened.*Where: https://user:\*\*\*@127\.0\.0\.1:9/x\.git"),
         ({"digest": "0" * 64}, r"but 0000.* is asked for.*data\.pinned\.digest"),
     ],
     ids=lambda value: next(iter(value.values()))[:20] if isinstance(value, dict) else "",
@@ -211,8 +217,10 @@ def test_a_remote_in_object_storage(s3, tmp_path, monkeypatch):  # noqa: F811
     config = PinnedConfig(repo=str(tmp_path / "clone"), revision=commit, path=PREPARED)
     assert pull(config, tmp_path / "out").commit == commit
     assert content(tmp_path / "out") == content(tmp_path / "v1")
-    by_address = config.model_copy(update={"repo": f"file://{tmp_path / 'clone'}", "revision": "main"})
-    assert pull(by_address, tmp_path / "out2").repo == by_address.repo
+    by_address = config.model_copy(
+        update={"repo": Address(f"file://me:secret@{tmp_path / 'clone'}"), "revision": "main"}
+    )
+    assert pull(by_address, tmp_path / "out2").repo == f"file://me:***@{tmp_path / 'clone'}"
     assert content(tmp_path / "out2") == content(tmp_path / "v2")
     theirs = open_shards(tmp_path / "v1", "imagenet", "train").read_many(range(6))
     assert open_shards(tmp_path / "out2", "imagenet", "train").read_many(range(6)) == theirs
@@ -237,6 +245,64 @@ def test_a_remote_in_object_storage(s3, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(StorageError, match=r"cannot be read.*[Cc]redentials"):
         pull(config, tmp_path / "out3")
+
+
+def test_a_repository_that_asks_who_one_is(place, tmp_path, monkeypatch):
+    """The password stands in the address, or git's configuration has it; no record holds it either way."""
+    password = "p:a/s'w%"
+    with GitServer(place, "me", password) as server:
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+        signed_in = f"http://me:{quote(password, safe='')}@{server.host}/repo"
+        common = {"remote": "elsewhere", "revision": (place / "commit2").read_text()}
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "dvc.fs.dvc.DVCFileSystem.get", lambda self, path, out: shutil.copytree(place / "v2", out)
+            )
+            found = pull(pinned(place, repo=signed_in, **common), tmp_path / "out")
+            assert found.repo == f"http://me:***@{server.host}/repo"
+            with pytest.raises(DatasetError, match=r"cannot be opened.*credential helper"):
+                pull(pinned(place, repo=f"http://{server.host}/repo", **common), tmp_path / "out")
+            wrong = f"http://hunter2token@{server.host}/repo"
+            with pytest.raises(DatasetError, match="cannot be opened") as caught:
+                pull(pinned(place, repo=wrong, **common), tmp_path / "out")
+            assert "hunter2token" not in str(caught.value)
+            (tmp_path / "credentials").write_text(signed_in.removesuffix("/repo") + "\n")
+            (tmp_path / "gitconfig").write_text(
+                f"[credential]\n\thelper = store --file {tmp_path}/credentials\n"
+            )
+            found = pull(pinned(place, repo=f"http://{server.host}/repo", **common), tmp_path / "out")
+    assert found.repo == f"http://{server.host}/repo"
+    assert content(tmp_path / "out") == content(place / "v2")
+
+
+def test_what_libraries_quote_of_an_address_is_hidden(tmp_path, monkeypatch):
+    """Parts without their scheme, percent-encoded or not, and the settings of the remote."""
+    address = "https://me:p%40ss-word@host/a.git?token=qwerty-token"
+    said = (
+        "Max retries: /a.git?token=qwerty-token, me:p@ss-word, p%40ss-word, sess-ion, remo-te, " + "x" * 400
+    )
+
+    def fail(*args, **kwargs):
+        raise OSError(said)
+
+    config = PinnedConfig(repo=address, revision="main", path="a")
+    monkeypatch.setattr("dvc.repo.Repo.open", fail)
+    with pytest.raises(DatasetError, match="cannot be opened") as caught:
+        pull(config, tmp_path / "out")
+    texts = [str(caught.value)]
+    settings = {"url": "ssh://u:remo-te@h/x", "session_token": "sess-ion"}
+    with (
+        pytest.raises(StorageError, match="cannot be read") as caught,
+        dvc_errors(config, "storage", settings),
+    ):
+        fail()
+    texts.append(str(caught.value))
+    assert "Where: ssh://u:***@h/x" in texts[1]
+    for text in texts:
+        for secret in ("qwerty-token", "p@ss-word", "p%40ss-word"):
+            assert secret not in text
+    assert "sess-ion" not in texts[1]
+    assert "remo-te" not in texts[1]
 
 
 def test_a_repository_without_dvc_and_one_that_dvc_cannot_read(place, tmp_path):

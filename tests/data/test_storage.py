@@ -42,9 +42,19 @@ def remote(s3, file):  # noqa: F811
 def test_the_address_decides(tmp_path):
     assert isinstance(storage_of(tmp_path, None), LocalStorage)
     assert storage_of(tmp_path, "s3://bucket/x/").place("a.tar") == "s3://bucket/x/a.tar"
-    for address in ("bucket/x", "s3://", "http://host/x"):
-        with pytest.raises(DatasetError, match=r"no address of an object storage.*s3://bucket/prefix"):
+    for address in (
+        "bucket/x",
+        "s3://",
+        "http://host/x",
+        "s3://key:secret@b/x",
+        "s3://key:se/cret@b",
+        "s3://b?t=secret",
+    ):
+        with pytest.raises(
+            DatasetError, match=r"no address of an object storage.*s3://bucket/prefix"
+        ) as caught:
             storage_of(tmp_path, address)
+        assert "cret@" not in str(caught.value)
 
 
 @given(offset=st.integers(0, len(CONTENT) - 1), size_bytes=st.integers(0, len(CONTENT) + 10))

@@ -35,6 +35,7 @@ class KfpDouble:
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
         self.error = ""
         self.token = ""
+        self.authorization = ""
         self.refuse_runs = False
         self.experiments: list[dict] = []
         self.pipelines: list[dict] = []
@@ -58,7 +59,8 @@ class KfpDouble:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def answer(self, method: str, path: str, query: dict, body: bytes, headers) -> dict:
-        if self.token and headers.get("Authorization") != f"Bearer {self.token}":
+        wanted = f"Bearer {self.token}" if self.token else self.authorization
+        if wanted and headers.get("Authorization") != wanted:
             raise PermissionError
         routes = [
             ("GET", r"/healthz", lambda: {"multi_user": False}),

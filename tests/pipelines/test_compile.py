@@ -98,6 +98,46 @@ def test_every_override_reaches_its_stage_and_those_behind_it(overrides):
     assert set(for_all) <= {"seed=1", "data.root=/d", "probe.epochs=1", "stages=[report]"}
 
 
+def test_commands_are_lists_of_arguments_that_no_shell_reads(package):
+    executors = documents(package.path)[0]["deploymentSpec"]["executors"]
+    assert len(executors) == len(package.tasks)
+    for executor in executors.values():
+        container = executor["container"]
+        assert container["command"][:2] == ["vitpipe", "run"]
+        words = [*container["command"], *container["args"]]
+        assert not {"sh", "bash", "/bin/sh", "-c"} & set(words)
+        assert container["args"][1::2] == [
+            "{{$.inputs.parameters['recipe']}}",
+            "{{$.inputs.parameters['profile']}}",
+            "{{$}}",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "data.pinned.repo=https://me:hunter2@host/a.git",
+            r"The address of data\.pinned\.repo holds credentials.*GIT_CONFIG_GLOBAL",
+        ),
+        ("data.pinned.repo=https://me:hun'hunter2@host/a.git", r"data\.pinned\.repo holds credentials"),
+        ("data.pinned.repo=https://host/a.git?token=hunter2", "holds credentials"),
+        ("data.root=/$(AWS_SECRET_ACCESS_KEY)", r"holds \$\(, which Kubernetes would replace"),
+        ("data.root=/{{workflow.name}}", r"holds \{\{, which Kubeflow would replace"),
+    ],
+)
+def test_what_others_would_read_or_replace_is_not_compiled_and_not_sent(package, tmp_path, override, words):
+    pinned = ["data.pinned.revision=main", "data.pinned.path=a"]
+    needed = pinned if "pinned" in override else []
+    with pytest.raises(InputError, match=words) as caught:
+        compile_pipeline(RECIPE, "full", [*needed, override], tmp_path / "pipeline.yaml")
+    assert "hunter2" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    for arguments in ({"overrides": [override]}, {"data_digest": override}):
+        with pytest.raises(InputError, match=words):
+            check_arguments(package, arguments)
+
+
 def test_compiling_twice_gives_the_same_bytes(package, tmp_path):
     again = compile_pipeline(RECIPE, PROFILE, ["finetune.epochs=3", "seed=2"], tmp_path / "again.yaml")
     assert again.path.read_bytes() == package.path.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from pipelines.compile import compile_pipeline
-from pipelines.submit import submit
+from pipelines.submit import Endpoint, submit
 from vitpipe.errors import EngineError, InputError
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,47 @@ def test_a_token_is_asked_for_and_used(package, kfp_api):
         send(package, kfp_api)
     assert "KFP_TOKEN" in caught.value.mend
     assert send(package, kfp_api, token="secret").run_id == "r0"
+
+
+def test_user_and_password_are_sent_and_shown_nowhere(package, kfp_api):
+    kfp_api.authorization = "Basic " + base64.b64encode(b"me:hunter2/x").decode()
+    with pytest.raises(EngineError, match="answers 401") as caught:
+        send(package, kfp_api)
+    address = kfp_api.endpoint.replace("http://", "http://me:hunter2%2Fx@")
+    done = submit(package.path, address, poll_seconds=0.01)
+    assert done.url == f"{kfp_api.endpoint}/#/runs/details/{done.run_id}"
+    kfp_api.states = ["FAILED"]
+    with pytest.raises(EngineError, match="ended as FAILED") as caught:
+        submit(package.path, address, poll_seconds=0.01, wait=True)
+    kfp_api.refuse_runs = True
+    with pytest.raises(EngineError, match="quota exceeded") as refused:
+        submit(package.path, address)
+    for text in (repr(done), str(caught.value), str(refused.value), repr(Endpoint.of(address))):
+        assert "hunter2" not in text
+        assert "bWU6" not in text  # the same in base64
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "localhost:8080",
+        "ftp://host",
+        "http://",
+        "http://me:hunter2/x@host",
+        "http://host/?token=hunter2",
+        "http://a b",
+    ],
+)
+def test_what_is_no_endpoint_is_refused(package, endpoint):
+    with pytest.raises(InputError, match="no address of an API") as caught:
+        submit(package.path, endpoint)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_token_and_a_password_are_too_much(package):
+    with pytest.raises(InputError, match="two credentials") as caught:
+        submit(package.path, "http://me:hunter2@127.0.0.1:9", token="hunter3")
+    assert "hunter" not in str(caught.value)
 
 
 def test_wrong_arguments_are_refused_before_anything_is_sent(package, kfp_api):

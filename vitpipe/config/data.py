@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from vitpipe.address import Address, hidden
 from vitpipe.config.section import Auto, Count, Pixels, Section
 
 ShardSetName = Literal[
@@ -28,6 +30,19 @@ SetName = Literal[ShardSetName, DenseSetName]
 SHARD_SETS: tuple[str, ...] = get_args(ShardSetName)
 DENSE_SETS: tuple[str, ...] = get_args(DenseSetName)
 EMBEDDED_SETS = ("imagenet", "imagenet22k", "coco", "ade20k", "davis")
+# An object storage's credentials come from the AWS variables and files, so none can stand in its address.
+S3_ADDRESS = re.compile(r"s3://(?P<bucket>[A-Za-z0-9._\-]+)(?:/(?P<prefix>[^?#]*))?")
+
+
+def _not_an_address(value: Any) -> Any:
+    """A path has no credentials to hide, and would show those of an address that was given for it."""
+    if "://" in str(value):
+        raise ValueError(f"'{hidden(str(value))}' is an address, which cannot stand here")
+    return value
+
+
+LocalPath = Annotated[Path, BeforeValidator(_not_an_address)]
+PlainName = Annotated[str, BeforeValidator(_not_an_address)]
 
 
 class EmbeddedConfig(Section):
@@ -49,7 +64,8 @@ class PinnedConfig(Section):
     """A prepared folder that somebody has made and pushed with DVC, at one revision.
 
     Attributes:
-        repo: address or folder of the git repository that tracks it.
+        repo: address or folder of the git repository that tracks it. Better without user and password, which
+            git finds by a credential helper: a dumped recipe and a compiled pipeline do not have them.
         revision: commit, tag or branch; recorded as the commit that it named. One that is all digits has to
             be quoted, as YAML reads it as a number.
         path: the prepared folder inside the repository.
@@ -59,10 +75,10 @@ class PinnedConfig(Section):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    repo: str
+    repo: Address
     revision: str
     path: str
-    remote: str | None = None
+    remote: PlainName | None = None
     digest: str | None = None
 
 
@@ -85,7 +101,7 @@ class DataConfig(Section):
     """
 
     source: Literal["embedded", "folders", "pinned"] = "folders"
-    root: Path | None = None
+    root: LocalPath | None = None
     sets: tuple[SetName, ...] = ("imagenet", "imagenet22k", "coco", "ade20k")
     embedded: EmbeddedConfig = EmbeddedConfig()
     pinned: PinnedConfig | None = None
@@ -95,7 +111,7 @@ class DataConfig(Section):
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
     near_duplicates: bool = False
     keep_dense: Literal["auto", "pack", "point"] = "auto"
-    store: str | None = None
+    store: Address | None = None
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
 
     @model_validator(mode="after")
@@ -105,6 +121,15 @@ class DataConfig(Section):
         absent = [name for name in self.sets if name not in EMBEDDED_SETS]
         if self.source == "embedded" and absent:
             raise ValueError(f"there is no embedded '{absent[0]}'; there are {', '.join(EMBEDDED_SETS)}")
-        if self.store is not None and not self.store.startswith(("s3://", "/")):
-            raise ValueError(f"store is '{self.store}', but must be s3://bucket/prefix or an absolute path")
+        if self.store is not None and self.volume is None and not S3_ADDRESS.fullmatch(self.store.secret):
+            raise ValueError(
+                f"store is '{self.store}', but must be s3://bucket/prefix or an absolute path; its "
+                "credentials are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         return self
+
+    @property
+    def volume(self) -> Path | None:
+        """The folder in which shards are kept; None without a store, or when it is an object storage."""
+        is_folder = self.store is not None and self.store.secret.startswith("/")
+        return Path(self.store.secret) if self.store is not None and is_folder else None

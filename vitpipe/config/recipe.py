@@ -7,12 +7,12 @@ Sizes in pixels, learning rates per `lr_reference_batch` images, ratios in [0, 1
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from vitpipe.config.data import DataConfig
+from vitpipe.address import hidden
+from vitpipe.config.data import DataConfig, LocalPath
 from vitpipe.config.section import Auto, Count, NotNegative, Pixels, Positive, Range, Ratio, Section
 
 StageName = Literal[
@@ -33,11 +33,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class SourceConfig(Section):
-    """Where the recipe's values come from."""
+    """Where the recipe's values come from; `url` is shown and never opened."""
 
     paper: str
     title: str
-    url: str = ""
+    url: Annotated[str, AfterValidator(hidden)] = ""
     tables: dict[str, str] = {}
 
 
@@ -173,7 +173,7 @@ class TrainConfig(Section):
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     checkpoint_minutes: Positive = 10.0
     log_every_steps: Count = 10
-    weights: Path | None = None
+    weights: LocalPath | None = None
 
 
 class PretrainConfig(TrainConfig):
@@ -231,7 +231,7 @@ class DenseConfig(Section):
     precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
     checkpoint_minutes: Positive = 10.0
     log_every_steps: Count = 50
-    weights: Path | None = None
+    weights: LocalPath | None = None
 
 
 class DetectConfig(DenseConfig):

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vitpipe.address import hidden
 from vitpipe.config.data import SHARD_SETS
 from vitpipe.data.manifest import (
     FINDINGS,
@@ -158,4 +159,4 @@ def _described(manifest: Manifest) -> str:
 
 def _place(manifest: Manifest) -> str:
     pointed_at = manifest.root if isinstance(manifest, DenseManifest) else None
-    return str(pointed_at or manifest.store or "the prepared folder")
+    return hidden(str(pointed_at or manifest.store or "the prepared folder"))

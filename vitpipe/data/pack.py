@@ -36,6 +36,7 @@ from vitpipe.data.shards import files_of
 from vitpipe.data.sources.source import ImageEntry, Source
 from vitpipe.data.storage.find import storage_of
 from vitpipe.errors import DatasetError, VitpipeError, disk_errors
+from vitpipe.files import move_aside, write_whole
 
 _NAMED_IN_MESSAGE = 20
 _SECONDS_BETWEEN_REPORTS = 5.0
@@ -246,12 +247,13 @@ def _packed_before(source: Source, options: PackOptions, previous: Path | None) 
 
 
 def _claim(scratch: Path, options: PackOptions) -> Path:
-    """Keep unfinished work that was made the same way, throw away other."""
+    """Keep unfinished work that was made the same way, move other aside: hours may be in it."""
     mark = scratch / "options"
     if not mark.is_file() or mark.read_text(encoding="utf-8") != options.digest():
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        mark.write_text(options.digest(), encoding="utf-8")
+        if scratch.is_dir() and any(scratch.iterdir()):
+            move_aside(scratch, "other-packing-options" if mark.is_file() else "not-of-vitpipe")
+        scratch.mkdir(parents=True, exist_ok=True)
+        write_whole(mark, options.digest())
     return scratch
 
 

@@ -6,21 +6,22 @@ over, so a stage that names (repository, commit, path) always works on the same 
 
 from __future__ import annotations
 
-import errno
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
+from vitpipe.address import hidden
 from vitpipe.config.data import SHARD_SETS, PinnedConfig
 from vitpipe.config.digest import digest_of, file_digest
+from vitpipe.data.dvc_errors import HOW_TO_SIGN_IN, dvc_errors
 from vitpipe.data.manifest import (
+    MANIFEST,
     DataManifest,
     DenseManifest,
     ShardManifest,
@@ -28,7 +29,7 @@ from vitpipe.data.manifest import (
     read_manifest,
 )
 from vitpipe.data.shards import open_shards, verify_checksums
-from vitpipe.errors import DatasetError, StorageError, VitpipeError, disk_errors
+from vitpipe.errors import DatasetError, disk_errors
 
 _ASIDE = ".pulled"
 _GIT_SECONDS = 20
@@ -39,7 +40,7 @@ class Revision:
     """Which version of which tracked folder.
 
     Attributes:
-        repo: address or folder of the git repository, without user name and password.
+        repo: address or folder of the git repository, without credentials.
         commit: the commit that the revision named when it was pulled.
         path: the folder inside the repository.
         dvc_md5: DVC's own digest of the folder, `<md5>.dir`; empty below a tracked folder.
@@ -87,6 +88,12 @@ def pull(config: PinnedConfig, out: Path) -> Revision:
             _check(aside, config)
             for entry in sorted(aside.iterdir()):
                 target = out / entry.name
+                if target.is_dir() and not (target / MANIFEST).is_file() and any(target.iterdir()):
+                    raise DatasetError(
+                        "The place of a pulled dataset holds files that are none",
+                        where=target,
+                        mend="move them away; nothing was touched",
+                    )
                 if target.is_dir():
                     shutil.rmtree(target)
                 entry.replace(target)
@@ -133,11 +140,19 @@ def _fetch(config: PinnedConfig, out: Path) -> Revision:
     from dvc.repo import Repo
     from dvc.repo.open_repo import clean_repos
 
-    shown = _without_password(config.repo)
+    if "***" in config.repo.secret:
+        raise DatasetError(
+            "The credentials of the repository are missing: its address is from a record, where *** stands "
+            "for them",
+            where=str(config.repo),
+            mend=HOW_TO_SIGN_IN,
+        )
+    # Nobody may be at the keyboard; and the question would show a token that stands in the user's place.
+    os.environ.setdefault("GIT_TERMINAL_PROMPT", "0")
     try:
-        with _dvc_errors(config):
+        with dvc_errors(config):
             repo = Repo.open(
-                url=config.repo,
+                url=config.repo.secret,
                 rev=config.revision,
                 subrepos=True,
                 uninitialized=True,  # DVC may live in a folder of the repository
@@ -145,14 +160,14 @@ def _fetch(config: PinnedConfig, out: Path) -> Revision:
                 config=_remote_of_folder(config),
             )
         with repo:
-            with _dvc_errors(config):
+            with dvc_errors(config):
                 commit, remote = repo.get_rev(), repo.config["core"].get("remote") or ""
                 md5 = _md5_of(repo, config)
-            with _dvc_errors(config, remote=_remote_address(repo, remote) or shown):
+            with dvc_errors(config, remote, repo.config["remote"].get(remote, {})):
                 repo.dvcfs.get(config.path.rstrip("/"), str(out))
     finally:
         clean_repos()
-    return Revision(shown, commit, config.path, md5, remote)
+    return Revision(str(config.repo), commit, config.path, md5, hidden(remote))
 
 
 def _remote_of_folder(config: PinnedConfig) -> dict[str, Any]:
@@ -160,18 +175,14 @@ def _remote_of_folder(config: PinnedConfig) -> dict[str, Any]:
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
-    if config.remote is None or not Path(config.repo).is_dir():
+    if config.remote is None or not Path(config.repo.secret).is_dir():
         return {}
     try:
-        with Repo(config.repo, uninitialized=True) as repo:
+        with Repo(config.repo.secret, uninitialized=True) as repo:
             known = repo.config["remote"].get(config.remote)
     except NotDvcRepoError:
         return {}
     return {"remote": {config.remote: known}} if known else {}
-
-
-def _remote_address(repo: Any, remote: str) -> str:
-    return str(repo.config["remote"].get(remote, {}).get("url", remote))
 
 
 def _md5_of(repo: Any, config: PinnedConfig) -> str:
@@ -184,88 +195,10 @@ def _md5_of(repo: Any, config: PinnedConfig) -> str:
     if not tracked.get("isout") or info.get("type") != "directory":
         raise DatasetError(
             f"DVC tracks no folder '{config.path}' at revision {config.revision}",
-            where=_without_password(config.repo),
+            where=str(config.repo),
             mend="correct data.pinned.path, or pin a revision whose dvc.lock names it; `dvc list` shows them",
         )
     return str(tracked.get("md5") or "")
-
-
-@contextmanager
-def _dvc_errors(config: PinnedConfig, remote: str = "") -> Iterator[None]:
-    """Turn what DVC, git and the libraries of its remotes raise into errors for the user."""
-    from dvc.config import RemoteConfigError
-    from dvc.exceptions import DvcException, FileMissingError, NotDvcRepoError
-    from dvc.scm import CloneError, RevError, SCMError
-    from dvc_data.index.index import DataIndexError
-
-    repo = _without_password(config.repo)
-    try:
-        yield
-    except VitpipeError:
-        raise
-    except RevError as error:
-        raise DatasetError(
-            f"The repository has no revision '{config.revision}'",
-            where=repo,
-            mend="correct data.pinned.revision: a commit, tag or branch that has been pushed",
-        ) from error
-    except RemoteConfigError as error:
-        raise DatasetError(
-            f"The repository has no such DVC remote ({error})",
-            where=repo,
-            mend="correct data.pinned.remote, or set a default remote in its .dvc/config",
-        ) from error
-    except (CloneError, SCMError, NotDvcRepoError) as error:
-        raise DatasetError(
-            f"The repository cannot be opened ({_reason(error)})",
-            where=repo,
-            mend="correct data.pinned.repo and see that `git clone` and `dvc list` of it work from here",
-        ) from error
-    except (FileNotFoundError, FileMissingError, DataIndexError) as error:
-        raise _not_there(config, remote or repo, error) from error
-    except DvcException as error:
-        raise DatasetError(
-            f"DVC cannot read revision {config.revision} ({_reason(error)})",
-            where=repo,
-            mend="see what `dvc list` of the repository says at that revision",
-        ) from error
-    except Exception as error:
-        if not remote:
-            raise
-        raise _remote_trouble(remote, error) from error
-
-
-def _not_there(config: PinnedConfig, remote: str, error: Exception) -> VitpipeError:
-    """The remote has not got the files; or it could not be asked, which DVC reports in the same way."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if type(cause).__module__.split(".")[0] in ("botocore", "aiohttp", "aiobotocore"):
-            return _remote_trouble(remote, cause)
-        cause = cause.__cause__ or cause.__context__
-    return DatasetError(
-        f"The DVC remote has not got all files of '{config.path}' at revision {config.revision}",
-        where=remote,
-        mend="check out that revision where the data is and run `dvc push`, or name the right remote "
-        "in data.pinned.remote",
-    )
-
-
-def _remote_trouble(remote: str, error: BaseException) -> VitpipeError:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        raise error  # the disk on this side
-    return StorageError(
-        f"The DVC remote cannot be read ({_reason(error)})",
-        where=remote,
-        mend="see that it runs and that its address and credentials are right (AWS_ENDPOINT_URL, "
-        "AWS_ACCESS_KEY_ID, ... for S3), then run the same command again",
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _check(folder: Path, config: PinnedConfig) -> None:
@@ -314,13 +247,6 @@ def _differs(config: PinnedConfig, reason: str) -> DatasetError:
         where=f"{config.path} at revision {config.revision}",
         mend="pin another revision; this one was changed by hand or made by another version",
     )
-
-
-def _without_password(address: str) -> str:
-    parts = urlsplit(address)
-    if "@" not in parts.netloc or not parts.scheme.startswith("http"):
-        return address
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 # --- what DVC knows -------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitpipe.address import hidden
 from vitpipe.data.account import read_prepared, size_bytes
 from vitpipe.data.manifest import DataManifest, ShardManifest, read_manifest
 from vitpipe.data.pinned import dvc_revision
@@ -48,13 +49,13 @@ def _record(
     ctx.logger.dataset(
         f"{name}/{split}",
         manifest.digest,
-        str(place or folder.resolve() / name),
+        hidden(str(place or folder.resolve() / name)),
         context,
         {
             "num_images": num_images,
             "num_classes": len(manifest.classes),
             "size_bytes": size_bytes(manifest),
             "form": manifest.form,
-            **revision,
+            **{key: hidden(value) for key, value in revision.items()},
         },
     )

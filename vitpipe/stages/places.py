@@ -82,10 +82,11 @@ def _read_places(recipe: Recipe, inputs: Mapping[str, Path]) -> Iterator[tuple[s
         for name in data.sets:
             given = data.root / name
             yield f"the dataset '{name}'", given.resolve()
-    if data.store is not None and str(data.store).startswith("/"):
-        yield "data.store", Path(str(data.store)).resolve()
-    if data.pinned is not None and Path(str(data.pinned.repo)).is_dir():
-        yield "the repository data.pinned.repo", (Path(str(data.pinned.repo)) / data.pinned.path).resolve()
+    if data.volume is not None:
+        yield "data.store", data.volume.resolve()
+    if data.pinned is not None and Path(data.pinned.repo.secret).is_dir():
+        repo = Path(data.pinned.repo.secret)
+        yield "the pinned folder of data.pinned.repo", (repo / data.pinned.path).resolve()
     for section in recipe.stages:
         weights = getattr(getattr(recipe, section, None), "weights", None)
         if weights is not None:

@@ -155,7 +155,7 @@ def _previous(ctx: StageContext, name: str) -> Path | None:
     if folder is None or not (folder / MANIFEST).is_file():
         return None
     manifest, store = read_manifest(folder, ShardManifest), ctx.recipe.data.store
-    return folder if manifest.store == (address_of(manifest, store) if store else None) else None
+    return folder if manifest.store == (address_of(manifest, store.secret) if store else None) else None
 
 
 def _move_to_store(ctx: StageContext, folder: Path) -> None:
@@ -166,7 +166,7 @@ def _move_to_store(ctx: StageContext, folder: Path) -> None:
     for name in (path.parent.name for path in sorted(folder.glob(f"*/{MANIFEST}"))):
         manifest = read_set(folder, name)
         if manifest.store is None:
-            kept, num_sent = keep_in_store(folder / name, manifest, store)
+            kept, num_sent = keep_in_store(folder / name, manifest, store.secret)
             if kept.store is not None:
                 ctx.logger.say(f"{name}: {num_sent} files sent to {kept.store}")
 
@@ -179,8 +179,8 @@ def _pull(ctx: StageContext) -> None:
     data, pinned = ctx.recipe.data, ctx.recipe.data.pinned
     assert pinned is not None, "the data section is validated"
     ctx.logger.say(f"Pulling {pinned.path} at {pinned.revision} from {pinned.repo}")
-    on_volume = data.store is not None and data.store.startswith("/")
-    place = Path(str(data.store)) / f".pull-{digest_of(pinned)[:16]}" if on_volume else ctx.folder
+    on_volume = data.volume is not None
+    place = data.volume / f".pull-{digest_of(pinned)[:16]}" if data.volume else ctx.folder
     revision = pull(pinned, place).as_dict()
     _move_to_store(ctx, place)
     pulled = read_manifest(place, DataManifest)

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
+from vitpipe.address import hidden
+from vitpipe.config.data import S3_ADDRESS
 from vitpipe.data.storage.storage import beside, blocks_of, changed_file
 from vitpipe.errors import DatasetError, StorageError, VitpipeError
 
@@ -25,6 +26,7 @@ _CONNECTIONS = 32
 _CONNECT_SECONDS, _SILENCE_SECONDS = 5, 30
 # Reads in the middle of a training wait about a minute; a first contact, where a typing error shows, 1 s.
 _READ_ATTEMPTS, _FIRST_ATTEMPTS = 10, 4
+_REASON_CHARACTERS = 300
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 20.0
 _PASSING_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "TooManyRequests"}
 _REFUSED_CODES = {
@@ -49,11 +51,15 @@ class S3Storage:
     is_remote = True
 
     def __init__(self, uri: str) -> None:
-        parts = urlsplit(uri)
-        if parts.scheme != "s3" or not parts.netloc:
-            raise DatasetError(f"'{uri}' is no address of an object storage", mend="write s3://bucket/prefix")
-        self.uri, self.bucket = uri.rstrip("/"), parts.netloc
-        self._prefix = f"{parts.path.strip('/')}/".lstrip("/")
+        found = S3_ADDRESS.fullmatch(uri)
+        if found is None:
+            raise DatasetError(
+                f"'{uri}' is no address of an object storage",
+                mend="write s3://bucket/prefix; credentials come from AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY",
+            )
+        self.uri, self.bucket = uri.rstrip("/"), found["bucket"]
+        self._prefix = f"{(found['prefix'] or '').strip('/')}/".lstrip("/")
 
     def place(self, name: str) -> str:
         """Address of an object."""
@@ -213,7 +219,7 @@ class S3Storage:
             )
         if isinstance(error, exceptions.ClientError | exceptions.BotoCoreError):
             return StorageError(
-                f"The object storage cannot be used ({' '.join(str(error).split())[:300]})",
+                f"The object storage cannot be used ({_short(error)})",
                 where=self.place(name),
                 mend="correct data.store and the AWS_ variables",
             )
@@ -311,7 +317,12 @@ def _reason_to_wait(error: Exception) -> str | None:
         ConnectionError,
         TimeoutError,
     )
-    return f"does not answer ({' '.join(str(error).split())[:200]})" if isinstance(error, network) else None
+    return f"does not answer ({_short(error)})" if isinstance(error, network) else None
+
+
+def _short(error: BaseException) -> str:
+    """What a library says, in one line; credentials are hidden before the line is cut inside an address."""
+    return hidden(" ".join(str(error).split()))[:_REASON_CHARACTERS]
 
 
 def _code(error: BaseException) -> str:
