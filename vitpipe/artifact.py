@@ -229,7 +229,7 @@ def writing(out: Path) -> Iterator[Path]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """See that a folder may be replaced: it is absent, empty, or a stage's output and nothing else.
+    """See that a folder may be replaced: it is absent, empty, or a stage's output.
 
     Raises:
         ArtifactError: naming what is in it.
@@ -244,6 +244,14 @@ def refuse_foreign(folder: Path) -> None:
     if not is_marked(folder):
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
         raise _foreign(f"holds files that vitpipe has not written ({shown})", folder)
+
+
+def refuse_strangers(folder: Path) -> None:
+    """See that a stage's output holds nothing that somebody has put into it since.
+
+    Raises:
+        ArtifactError: naming such files.
+    """
     strange = _strangers(folder)
     if strange:
         raise _foreign(f"holds files beside the stage's own ({', '.join(strange[:3])})", folder)

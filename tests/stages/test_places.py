@@ -49,7 +49,11 @@ def output(folder, stage="prepare"):
 def everything(folder):
     """All names and contents below a folder."""
     return {
-        str(path): path.read_bytes() if path.is_file() else str(path.readlink()) if path.is_symlink() else None
+        str(path): path.read_bytes()
+        if path.is_file()
+        else str(path.readlink())
+        if path.is_symlink()
+        else None
         for path in sorted(folder.rglob("*"))
     }
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitpipe.artifact import is_marked, read_card, refuse_foreign
+from vitpipe.artifact import is_marked, read_card, refuse_foreign, refuse_strangers
 from vitpipe.config.recipe import Recipe
 from vitpipe.errors import ArtifactError
 
@@ -43,6 +43,7 @@ def settle(stage: str, recipe: Recipe, inputs: Mapping[str, Path], out: Path, st
     if _touch(places.out, places.state):
         raise _refused("--state", places.state, "is, holds or lies inside the output folder")
     refuse_foreign(places.out)
+    refuse_strangers(places.out)
     _check_stage(stage, places.out)
     return places
 
