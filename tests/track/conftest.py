@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mlflow_servers import real_server
 
 from vitpipe.config.read import load_recipe
 from vitpipe.track.box import Box, Origin
@@ -33,6 +34,13 @@ def store(_empty_store, tmp_path, monkeypatch) -> str:
 def client(store):
     """A client of that store."""
     return connect(store)
+
+
+@pytest.fixture(scope="session")
+def server_port(tmp_path_factory):
+    """Port of a real MLflow server without authentication, one for all tests: it takes long to start."""
+    with real_server(tmp_path_factory.mktemp("server")) as port:
+        yield port
 
 
 @pytest.fixture(scope="session")

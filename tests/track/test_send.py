@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitpipe.track import send
+from vitpipe.track import delivery as delivery_module
 from vitpipe.track.box import Box, Origin
+from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal, UsedDataset
-from vitpipe.track.send import Delivery, keep_unsent, send_pending
+from vitpipe.track.send import keep_unsent, send_pending
 from vitpipe.track.store import StoreError
 
 ORIGIN = Origin(
@@ -54,7 +55,7 @@ class FlakyClient:
         return call
 
     def get_experiment_by_name(self, name):
-        return SimpleNamespace(experiment_id="1")
+        return SimpleNamespace(experiment_id="1", name=name, lifecycle_stage="active")
 
     def search_runs(self, experiments, filter_string, max_results):
         wanted = [part.split(" = ") for part in filter_string.split(" and ")]
@@ -64,7 +65,13 @@ class FlakyClient:
     def create_run(self, experiment, start_time, tags, run_name):
         run_id = f"r{next(self._numbers)}"
         self.runs[run_id] = SimpleNamespace(
-            info=SimpleNamespace(run_id=run_id, start_time=start_time),
+            info=SimpleNamespace(
+                run_id=run_id,
+                start_time=start_time,
+                status="RUNNING",
+                lifecycle_stage="active",
+                experiment_id=experiment,
+            ),
             data=SimpleNamespace(tags=dict(tags), params={}, metrics={}),
             history=[],
             datasets={},
@@ -92,13 +99,13 @@ class FlakyClient:
             self.runs[run_id].num_log_inputs += 1
 
     def get_metric_history(self, run_id, name):
-        return [SimpleNamespace(step=s) for n, s, _ in self.runs[run_id].history if n == name]
+        return [SimpleNamespace(step=s, timestamp=0) for n, s, _ in self.runs[run_id].history if n == name]
 
     def update_run(self, run_id, status):
-        self.runs[run_id].status = status
+        self.runs[run_id].info.status = status
 
     def set_terminated(self, run_id, status, end_time):
-        self.runs[run_id].status = status
+        self.runs[run_id].info.status = status
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 0.3]), st.integers(0, 12))
@@ -106,8 +113,8 @@ def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps)
     """Failures before and after each call, couriers that are replaced, points that keep coming."""
     chance, client = random.Random(seed), FlakyClient(seed, failure_ratio)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(send, "connect", lambda address: client)
-        patch.setattr(send, "_BATCH_POINTS", 3)
+        patch.setattr(delivery_module, "connect", lambda address, **_: client)
+        patch.setattr(delivery_module, "_BATCH_POINTS", 3)
         patch.delenv("MLFLOW_TRACKING_URI")
         box = Box(Path(folder) / "box")
         box.open(ORIGIN)
@@ -132,7 +139,7 @@ def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps)
         assert len(client.runs) == 2
         wanted = [(name, s, float(s)) for s in range(num_steps) for name in ("loss", "weird_name")]
         assert sorted(stages[0].history) == sorted(wanted)
-        assert stages[0].status == "FINISHED"
+        assert stages[0].info.status == "FINISHED"
         names = [f"set {number}" for number in range(min(num_steps, 3))]
         assert [name for name, _ in stages[0].datasets] == names
         if failure_ratio == 0.0:
@@ -230,7 +237,7 @@ def test_stages_of_one_pipeline_share_their_parent(store, client, new_box):
 
 def test_of_two_pipeline_runs_made_at_once_one_is_kept(new_box, monkeypatch):
     client = FlakyClient(0, 0.0)
-    monkeypatch.setattr(send, "connect", lambda address: client)
+    monkeypatch.setattr(delivery_module, "connect", lambda address, **_: client)
     make, tags = client.create_run, {"vitpipe.role": "pipeline", "vitpipe.pipeline": "p"}
 
     def make_second(experiment, start_time, tags_given, run_name):

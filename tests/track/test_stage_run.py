@@ -15,8 +15,9 @@ import pytest
 from vitpipe.artifact import Artifact, Card, write_metrics
 from vitpipe.errors import DivergenceError, StoppedError, StorageError
 from vitpipe.track.box import Box
+from vitpipe.track.delivery import Delivery
 from vitpipe.track.run import SilentLogger, flatten, stage_run
-from vitpipe.track.send import Delivery, send_pending
+from vitpipe.track.send import send_pending
 from vitpipe.track.summary import log_pipeline_summary
 from vitpipe.train.logger import MemoryLogger
 
@@ -49,16 +50,19 @@ with stage_run(stage="pretrain", recipe=load_recipe("itpn/pixel_base", "demo"), 
 class CourierInHere:
     """Sends from this process: for tests of what is sent, not of who sends it."""
 
-    def __init__(self, box):
+    def __init__(self, box, store):
         self._delivery = Delivery(box)
+
+    def contact(self):
+        return None
 
     def wake(self):
         self._delivery.sync()
 
-    def wait_for_contact(self, seconds):
+    def wait_for_run(self, seconds):
         self._delivery.sync()
 
-    def finish(self, seconds):
+    def finish(self):
         self._delivery.sync()
 
 

@@ -3,12 +3,16 @@
 box.json        who speaks: stage, pipeline, parameters, tags, where to; written once
 journal.jsonl   what is said (see journal.py); written by the stage
 files/          tables, figures, pages to hand over; written by the stage
+speaker.json    the stage's process; its time of change says when it was seen alive
 sent.json       how far it has been told; written by the courier
 contact.json    whether MLflow answers; written by the courier
+
+No file holds credentials. Whatever is read back carries a checksum: what is damaged is recognised.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -17,18 +21,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from vitpipe.errors import disk_errors
+from vitpipe.address import Address
+from vitpipe.errors import StorageError, disk_errors
 from vitpipe.track.journal import JournalReader, Ledger
+from vitpipe.track.sealed import DamagedError, read_sealed, write_sealed
+from vitpipe.track.speaker import Speaker, changed_lately
 
-BOX, JOURNAL, FILES, SENT, CONTACT, LOCK = (
+BOX, JOURNAL, FILES, SENT, CONTACT, LOCK, SPEAKER = (
     "box.json",
     "journal.jsonl",
     "files",
     "sent.json",
     "contact.json",
     "lock",
+    "speaker.json",
 )
 
 
@@ -38,16 +46,16 @@ class Origin(BaseModel):
     Attributes:
         id: random, drawn once; the MLflow run carries it as a tag, so it can be found again when the
             process died between making the run and writing down its number.
-        store: tracking URI.
+        store: tracking URI; stored without credentials, which the environment has.
         experiment_id: given by Kubeflow's plugin, else empty.
         given_run_id: the MLflow run to continue (`MLFLOW_RUN_ID`), else empty.
         pipeline: key of the pipeline run that this stage belongs to.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
-    store: str
+    store: Address
     experiment: str
     experiment_id: str = ""
     given_run_id: str = ""
@@ -60,8 +68,16 @@ class Origin(BaseModel):
 
 
 class Sent(BaseModel):
-    """How far MLflow has been told: run numbers and the count of journal entries of each kind."""
+    """How far MLflow has been told: run numbers and the count of journal entries of each kind.
 
+    Attributes:
+        box: the box's id, in case that box.json is damaged.
+        num_judged: statuses of the journal when it was last decided whether the run's process had died.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    box: str = ""
     run_id: str = ""
     parent_id: str = ""
     num_points: int = 0
@@ -69,6 +85,7 @@ class Sent(BaseModel):
     num_files: int = 0
     num_summaries: int = 0
     num_statuses: int = 0
+    num_judged: int = 0
 
     def covers(self, ledger: Ledger) -> bool:
         """True when nothing final is left to send."""
@@ -82,10 +99,21 @@ class Sent(BaseModel):
 
 
 class Contact(BaseModel):
-    """Whether MLflow answered last time, and why not."""
+    """Whether MLflow answered last time, and why not.
+
+    Attributes:
+        is_asking: nothing has been heard yet; somebody asks at this moment.
+        mend: what the user can do about the reason.
+        note: something that went well but that the user should know.
+        pid: the courier that wrote this; an older one may still be at work.
+    """
 
     reached: bool
+    is_asking: bool = False
     reason: str = ""
+    mend: str = ""
+    note: str = ""
+    pid: int = Field(default_factory=os.getpid)
 
 
 class Box:
@@ -106,50 +134,98 @@ class Box:
 
     def open(self, origin: Origin) -> Origin:
         """Start a box, or continue the one that is here: MLflow then goes on with the same run."""
+        sent = self.sent()
         try:
             known = self.origin()
-            if self.sent().run_id:
+            if sent is None or sent.run_id:
                 return known
             origin = origin.model_copy(update={"id": known.id})
-        except (OSError, ValidationError):
+        except OSError:
             pass  # a new box
+        except DamagedError:
+            if sent is not None and sent.box:
+                origin = origin.model_copy(update={"id": sent.box})
         with disk_errors(self.folder):
             self.files.mkdir(parents=True, exist_ok=True)
-            _replace(self.folder / BOX, origin.model_dump_json(indent=2))
+            write_sealed(self.folder / BOX, origin)
         return origin
 
     def origin(self) -> Origin:
-        """Read who speaks. Raises OSError or ValidationError when there is no whole box here."""
-        return Origin.model_validate_json((self.folder / BOX).read_bytes())
+        """Read who speaks. Raises OSError or DamagedError when there is no whole box here."""
+        return read_sealed(self.folder / BOX, Origin)
 
-    def sent(self) -> Sent:
-        """How far it has been told."""
+    def sent(self) -> Sent | None:
+        """How far it has been told; None when that was written down and is damaged."""
         try:
-            return Sent.model_validate_json((self.folder / SENT).read_bytes())
-        except (OSError, ValidationError):
+            return read_sealed(self.folder / SENT, Sent)
+        except OSError:
             return Sent()
+        except DamagedError:
+            return None
 
     def write_sent(self, sent: Sent) -> None:
-        """Remember how far it has been told."""
-        _replace(self.folder / SENT, sent.model_dump_json())
+        """Remember how far it has been told. Raises StorageError."""
+        write_sealed(self.folder / SENT, sent)
+
+    @property
+    def run_id(self) -> str:
+        """Number of the MLflow run; empty while it is not known."""
+        sent = self.sent()
+        return sent.run_id if sent is not None else ""
 
     def contact(self) -> Contact | None:
         """Whether MLflow answers; None while nobody has asked yet."""
         try:
-            return Contact.model_validate_json((self.folder / CONTACT).read_bytes())
-        except (OSError, ValidationError):
+            return read_sealed(self.folder / CONTACT, Contact)
+        except (OSError, DamagedError):
             return None
 
     def write_contact(self, contact: Contact | None) -> None:
-        """Remember whether MLflow answers; None forgets."""
-        if contact is None:
-            (self.folder / CONTACT).unlink(missing_ok=True)
-        else:
-            _replace(self.folder / CONTACT, contact.model_dump_json())
+        """Remember whether MLflow answers; None forgets. A disk that refuses has worse to tell elsewhere."""
+        with contextlib.suppress(StorageError):
+            if contact is None:
+                (self.folder / CONTACT).unlink(missing_ok=True)
+            elif contact != self.contact():
+                write_sealed(self.folder / CONTACT, contact)
+
+    def speaker(self) -> Speaker | None:
+        """The process that fills this box; None when nobody has said so."""
+        try:
+            return read_sealed(self.folder / SPEAKER, Speaker)
+        except (OSError, DamagedError):
+            return None
+
+    def write_speaker(self, speaker: Speaker) -> None:
+        """Say who fills this box from now on. Raises StorageError."""
+        write_sealed(self.folder / SPEAKER, speaker)
+
+    def speaker_lives(self) -> None:
+        """Leave a sign of life for other machines."""
+        with contextlib.suppress(OSError):  # mounted buckets cannot change times
+            os.utime(self.folder / SPEAKER)
+
+    def may_be_filled(self) -> bool:
+        """Whether the process that fills this box is alive, or may be: it is then not for others to send."""
+        statuses = JournalReader(self.journal).refresh().statuses
+        if statuses and statuses[-1][0] != "RUNNING":
+            return False  # it has had its last word
+        speaker = self.speaker()
+        if speaker is None:
+            return changed_lately(self._last_change())
+        return speaker.may_live(self._last_change())
 
     def is_delivered(self) -> bool:
         """True when MLflow has been told everything that is final."""
-        return self.sent().covers(JournalReader(self.journal).refresh())
+        sent = self.sent()
+        return sent is not None and sent.covers(JournalReader(self.journal).refresh())
+
+    def is_settled(self) -> bool:
+        """True when MLflow has been told everything, and also that the process has died if it has."""
+        sent, ledger = self.sent(), JournalReader(self.journal).refresh()
+        if sent is None or not sent.covers(ledger):
+            return False
+        is_open = bool(ledger.statuses) and ledger.statuses[-1][0] == "RUNNING"
+        return not is_open or sent.num_judged >= len(ledger.statuses)
 
     @contextmanager
     def locked(self, *, wait: bool) -> Iterator[bool]:
@@ -158,23 +234,26 @@ class Box:
         Yields:
             False when another process has it and `wait` is false.
         """
-        descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 yield False
                 return
+            except OSError:
+                pass  # a file system without locks: what MLflow has already is looked up all the same
             yield True
         finally:
             os.close(descriptor)
 
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old or the new content, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
-    aside.replace(path)
+    def _last_change(self) -> float:
+        """When something in the folder changed last (seconds since the epoch)."""
+        times = [0.0]
+        for path in (self.folder, *self.folder.iterdir()):
+            with contextlib.suppress(OSError):  # a file that was written aside a moment ago
+                times.append(path.stat().st_mtime)
+        return max(times)
 
 
 def table_as_json(rows: list[dict[str, object]]) -> str:

@@ -1,70 +1,115 @@
 """The courier: a process beside the stage that brings its box to MLflow while it is being filled.
 
 Importing MLflow costs three seconds and a quarter of a gigabyte, and a server may be slow or gone; the
-training process is spared all of that. It only writes the journal and says "look again" on a pipe. When
-the pipe ends, the stage is over: the courier sends what is left and goes. A stage that was killed cannot
-say so, but its pipe ends all the same, and the run is marked KILLED.
+training process is spared all of that. It only writes the journal and says "look again" on a pipe.
+
+The stage says "end" when it is over: the courier sends what is left and goes. A stage that was killed
+cannot say so, and its pipe need not end, because loader workers that it forked may live on and hold the
+other end. So the courier also watches whether the stage is still its parent. After the stage's death it
+sends what is final, marks the run KILLED, and is gone at the latest after `GRACE_SECONDS`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import vitpipe
+from vitpipe.address import Address, hidden
+from vitpipe.errors import StorageError
 from vitpipe.track.box import Box, Contact
+from vitpipe.track.refusal import StoreError
+from vitpipe.track.speaker import Speaker
+from vitpipe.track.store import URI, is_server
 
 LOG = "courier.log"
+GRACE_SECONDS = 24.0
+# How long a stage waits in all for a server that says nothing, and at least for a last try at its end.
+PATIENCE_SECONDS, LAST_TRY_SECONDS = 6.0, 2.0
+START_SECONDS = 20.0  # for the courier itself to start, on a machine that is busy
+FINISH_SECONDS, STALLED_SECONDS = 120.0, 60.0  # while MLflow answers: in all, and without anything being sent
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 300.0
+_LOOK_SECONDS, _SIGN_OF_LIFE_SECONDS, _TICK_SECONDS = 1.0, 30.0, 0.05
 _END = b"end\n"
 
 
 class Courier:
-    """The stage's handle on its courier. A courier that dies changes nothing for the stage."""
+    """The stage's handle on its courier. A courier that dies changes nothing for the stage.
 
-    def __init__(self, box: Box) -> None:
+    Args:
+        store: with credentials, which the courier is given in its environment.
+    """
+
+    def __init__(self, box: Box, store: Address) -> None:
         box.write_contact(None)
-        root = str(Path(vitpipe.__file__).parent.parent)
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+        speaker = Speaker.of_this_process().model_dump_json()
         with (box.folder / LOG).open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vitpipe.track.courier", str(box.folder.resolve())],
+                [sys.executable, "-m", "vitpipe.track.courier", str(box.folder.resolve()), speaker],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                env=_environment(store),
             )  # fmt: skip
-        self._box = box
+        self._box, self._store = box, store
+        self._patience, self._start = PATIENCE_SECONDS, START_SECONDS
 
     def wake(self) -> None:
         """There is something new to send."""
         self._tell(b"look\n")
 
-    def wait_for_contact(self, seconds: float) -> Contact | None:
-        """Wait until MLflow has answered or not; None when even that is not known in time."""
-        until = time.monotonic() + seconds
-        while (contact := self._box.contact()) is None and time.monotonic() < until:
-            if self._process.poll() is not None:
-                break
-            time.sleep(0.05)
-        return contact
+    def contact(self) -> Contact | None:
+        """Whether MLflow answers this courier; an earlier one may still write into the same box."""
+        contact = self._box.contact()
+        return contact if contact is not None and contact.pid == self._process.pid else None
 
-    def finish(self, seconds: float) -> None:
-        """Let it send what is left and go; after `seconds` it is stopped."""
-        # A word and not only the end of the pipe: forked loader workers may hold the pipe open.
+    def wait_for_run(self, seconds: float) -> None:
+        """Wait until MLflow has given the run a number, `seconds` at most; hardly, while it says nothing."""
+
+        def is_known() -> bool:
+            contact = self.contact()
+            return bool(self._box.run_id) or (contact is not None and bool(contact.reason))
+
+        self._wait(is_known, seconds, seconds)
+
+    def finish(self) -> None:
+        """Let it send what is left and go; stop it when MLflow does not answer or takes nothing any more."""
         self._tell(_END)
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
+        self._patience = max(self._patience, LAST_TRY_SECONDS)
+        self._wait(lambda: False, FINISH_SECONDS, STALLED_SECONDS)
+        if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+
+    def _wait(self, is_done: Callable[[], bool], seconds: float, stalled_seconds: float) -> None:
+        """Wait for the courier; long only while MLflow answers and things get sent."""
+        started = last_change = last_tick = time.monotonic()
+        sent = self._box.sent()
+        while self._process.poll() is None and not is_done():
+            time.sleep(_TICK_SECONDS)
+            now = time.monotonic()
+            passed, last_tick = now - last_tick, now
+            if (now_sent := self._box.sent()) != sent:
+                sent, last_change = now_sent, now
+            if now - started > seconds or now - last_change > stalled_seconds:
+                return
+            contact = self.contact()
+            if contact is None and is_server(self._store):
+                self._start -= passed
+            elif contact is not None and not contact.reached:
+                self._patience -= passed
+            if self._start < 0 or self._patience < 0:
+                return
 
     def _tell(self, word: bytes) -> None:
         with contextlib.suppress(OSError):  # it is gone; the box is kept
@@ -73,55 +118,131 @@ class Courier:
                 self._process.stdin.flush()
 
 
-def carry(box: Box, words: IO[bytes]) -> bool:
-    """Send the box again and again until `words` end; pauses grow while MLflow does not answer.
+class Parent:
+    """The stage as its courier sees it: what it says on the pipe, and whether it lives.
+
+    Attributes:
+        is_over: the stage has ended, in whatever way.
+    """
+
+    def __init__(self, speaker: Speaker, words: IO[bytes]) -> None:
+        self.speaker, self.is_over = speaker, False
+        self._words = words
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process has died; its children are then somebody else's."""
+        return os.getppid() != self.speaker.pid
+
+    def wait(self, pause: float) -> None:
+        """Wait for a word, or with a `pause` for its end whatever is said; at most while the stage lives."""
+        until = time.monotonic() + pause if pause else float("inf")
+        while not self.is_over and time.monotonic() < until:
+            left = max(0.0, min(_LOOK_SECONDS, until - time.monotonic()))
+            if self.is_dead:
+                self.is_over = True
+            elif select.select([self._words], [], [], left)[0]:
+                said = os.read(self._words.fileno(), 65536)
+                self.is_over = not said or said.endswith(_END)
+                if not pause:
+                    return
+
+    def watch(self, box: Box) -> None:
+        """Leave signs of life while the stage lives, and end this process soon after it has died."""
+        last_sign = 0.0
+        while not self.is_dead:
+            if time.monotonic() - last_sign > _SIGN_OF_LIFE_SECONDS:
+                last_sign = time.monotonic()
+                box.speaker_lives()
+            time.sleep(_LOOK_SECONDS)
+        time.sleep(GRACE_SECONDS)
+        print("the stage has died and MLflow did not take everything in time", file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread may be waiting for a server that says nothing
+
+
+def carry(box: Box, parent: Parent) -> bool:
+    """Send the box again and again until the stage is over; pauses grow while MLflow does not answer.
 
     Returns:
         Whether everything was sent.
     """
-    from vitpipe.track.send import Delivery
-    from vitpipe.track.store import StoreError
+    from vitpipe.track.delivery import Delivery, to_stderr
 
-    delivery = Delivery(box)
-    pause, is_over, is_sent = 0.0, False, False
+    notes: list[str] = []
+
+    def say(line: str) -> None:
+        notes.append(hidden(line))
+        to_stderr(line)
+
+    def answered() -> None:
+        box.write_contact(Contact(reached=True, note="; ".join(notes)))
+
+    delivery = Delivery(box, say=say, answered=answered)
+    pause, is_sent = 0.0, False
     while True:
+        parent.is_over = parent.is_over or parent.is_dead
+        is_last = parent.is_over
         try:
             delivery.sync()
-            if is_over:
-                delivery.mark_killed()
+            if is_last:
+                died_ms = int(time.time() * 1000) if parent.is_dead else 0
+                delivery.mark_killed(ended=parent.speaker, now_ms=died_ms)
             is_sent, pause = True, 0.0
-            box.write_contact(Contact(reached=True))
-        except StoreError as error:
+            answered()
+        except (StoreError, StorageError) as error:
             is_sent, pause = False, min(max(2 * pause, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
-            box.write_contact(Contact(reached=False, reason=error.what))
-            print(error, file=sys.stderr, flush=True)
-        if is_over:
+            box.write_contact(Contact(reached=False, reason=error.what, mend=error.mend))
+            to_stderr(str(error))
+        if is_last:
             return is_sent
-        is_over = _next_word(words, pause or None)
+        parent.wait(pause)
 
 
-def _next_word(words: IO[bytes], seconds: float | None) -> bool:
-    """Wait for a word, at most `seconds`; True when it was the last one."""
-    ready, _, _ = select.select([words], [], [], seconds)
-    if not ready:
-        return False
-    said = os.read(words.fileno(), 65536)
-    return not said or said.endswith(_END)
+class _WithoutCredentials(io.TextIOBase):
+    """A stream that hides the credentials of addresses; whole lines, so that none is cut in two."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream, self._begun = stream, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._stream.write(hidden(line) + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+def _environment(store: Address) -> dict[str, str]:
+    """Our own environment; it names the store where ours names another one, or none with credentials."""
+    root = str(Path(vitpipe.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+    named = os.environ.get(URI)
+    is_needed = store.secret != str(store) or (named and named != store.secret)
+    return {
+        **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **({URI: store.secret} if is_needed else {})
+    }  # fmt: skip
 
 
 def main() -> None:
-    """Carry one box, then those that finished stages left behind beside it."""
-    from vitpipe.track.send import UNSENT_SUFFIX, send_pending
-    from vitpipe.track.store import StoreError
-
+    """Carry one box, then those that other stages left behind beside it."""
+    sys.stdout, sys.stderr = _WithoutCredentials(sys.stdout), _WithoutCredentials(sys.stderr)
     box = Box(Path(sys.argv[1]))
+    parent = Parent(Speaker.model_validate_json(sys.argv[2]), sys.stdin.buffer)
+    threading.Thread(target=parent.watch, args=(box,), daemon=True).start()
+    box.write_contact(Contact(reached=False, is_asking=True))
     with box.locked(wait=True):
-        is_sent = carry(box, sys.stdin.buffer)
-    # box.folder is OUTPUTS/.STAGE.state/track: leftovers lie in OUTPUTS.
-    for place in box.folder.parent.parent.glob(f".*{UNSENT_SUFFIX}") if is_sent else ():
+        is_sent = carry(box, parent)
+    if is_sent and not parent.is_dead:
+        from vitpipe.track.send import send_beside
+
         try:
-            send_pending(place)
-        except StoreError as error:
+            send_beside(box)
+        except (StoreError, StorageError) as error:
             print(error, file=sys.stderr)
     sys.exit(0 if is_sent else 1)
 

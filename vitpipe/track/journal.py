@@ -13,6 +13,9 @@ One JSON object per line, written by one process and read by another (the courie
     {"file": "tables/x.json", "to": "run" | "pipeline"}   a file to hand over, below files/
     {"summary": {"metrics": ..., "tags": ...}, "time": ms} goes to the pipeline's run
     {"status": "RUNNING" | "FINISHED" | ..., "time": ms}
+
+Every record also has its `time` and, at its end, a checksum `sum`; older journals lack them in places.
+Addresses are written without their credentials.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from vitpipe.address import hidden
 from vitpipe.errors import disk_errors
+from vitpipe.track.sealed import SUM, DamagedError, checksum, unsealed
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Target = Literal["run", "pipeline"]
@@ -77,6 +82,8 @@ class Ledger:
         final: points that will not change any more, in the order of their commits; one per name and step.
         pending: points that a resume may still take back.
         datasets: each once; a resumed stage names them again.
+        num_damaged: lines that could not be read.
+        last_ms: time of the youngest record: the last sign of life.
     """
 
     final: list[Point] = field(default_factory=list)
@@ -85,6 +92,8 @@ class Ledger:
     files: list[HandedFile] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
     statuses: list[tuple[Status, int]] = field(default_factory=list)
+    num_damaged: int = 0
+    last_ms: int = 0
     _final_keys: set[tuple[str, int]] = field(default_factory=set)
 
     @property
@@ -93,21 +102,33 @@ class Ledger:
         return max((point.step for point in (*self.final, *self.pending.values())), default=0)
 
     def apply(self, record: Mapping[str, Any]) -> None:
-        """Take one record into account; a record of an unknown kind is ignored."""
+        """Take one record into account; a record of an unknown kind is ignored.
+
+        Raises:
+            DamagedError: the record is not what we write; nothing of it was taken.
+        """
+        try:
+            time_ms = int(record.get("time", 0))
+            self._take(record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedError(str(error)) from error
+        self.last_ms = max(self.last_ms, time_ms)
+
+    def _take(self, record: Mapping[str, Any]) -> None:
         if "values" in record:
-            for name, value in record["values"].items():
-                key = (name, record["step"])
-                if key not in self._final_keys:
-                    self.pending[key] = Point(name, record["step"], value, record["time"])
+            step, time_ms = int(record["step"]), int(record["time"])
+            points = [Point(name, step, float(v), time_ms) for name, v in record["values"].items()]
+            self.pending |= {(p.name, step): p for p in points if (p.name, step) not in self._final_keys}
         elif "commit" in record:
-            step = record["commit"]
-            ready = [point for key, point in self.pending.items() if step is None or key[1] <= step]
+            last = None if record["commit"] is None else int(record["commit"])
+            ready = [point for key, point in self.pending.items() if last is None or key[1] <= last]
             for point in ready:
                 del self.pending[point.name, point.step]
                 self._final_keys.add((point.name, point.step))
             self.final += ready
         elif "rewind" in record:
-            self.pending = {key: p for key, p in self.pending.items() if p.step <= record["rewind"]}
+            step = int(record["rewind"])
+            self.pending = {key: p for key, p in self.pending.items() if p.step <= step}
         elif "dataset" in record:
             used = UsedDataset(**record["dataset"])
             if used not in self.datasets:
@@ -117,7 +138,11 @@ class Ledger:
         elif "summary" in record:
             self.summaries.append(Summary(time_ms=record["time"], **record["summary"]))
         elif "status" in record:
-            self.statuses.append((record["status"], record["time"]))
+            if record["status"] not in get_args(Status):
+                raise ValueError(record["status"])
+            # Each is younger than the one before, also when a clock was put back or another host goes on.
+            after = self.statuses[-1][1] + 1 if self.statuses else 0
+            self.statuses.append((record["status"], max(int(record["time"]), after)))
 
 
 class JournalReader:
@@ -127,7 +152,11 @@ class JournalReader:
         self.path, self.ledger, self._offset = path, Ledger(), 0
 
     def refresh(self) -> Ledger:
-        """Read the complete lines that have come since; a line torn by a kill is left alone."""
+        """Read the complete lines that have come since; a line torn by a kill is left alone.
+
+        A damaged line (half of one, after a power cut) is counted and passed over: nothing more can be
+        known about it.
+        """
         if not self.path.is_file():
             return self.ledger
         with self.path.open("rb") as handle:
@@ -137,11 +166,9 @@ class JournalReader:
         self._offset += len(complete)
         for line in complete.splitlines():
             try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # half a line that a power cut left: nothing more can be known about it
-            if isinstance(record, dict):
-                self.ledger.apply(record)
+                self.ledger.apply(unsealed(line))
+            except DamagedError:
+                self.ledger.num_damaged += 1
         return self.ledger
 
 
@@ -163,7 +190,7 @@ class Journal:
     def points(self, values: Mapping[str, float], step: int) -> None:
         """Record pending points; a pending point of the same name and step is replaced."""
         numbers = {name: float(value) for name, value in values.items()}
-        self._append({"time": _now_ms(), "step": int(step), "values": numbers})
+        self._append({"step": int(step), "values": numbers})
 
     def commit(self, step: int | None = None) -> None:
         """Make points up to `step` final, or all of them; on disk before this returns."""
@@ -177,7 +204,7 @@ class Journal:
 
     def dataset(self, used: UsedDataset) -> None:
         """Name a dataset that the stage reads."""
-        self._append({"dataset": asdict(used)})
+        self._append({"dataset": without_credentials(asdict(used))})
 
     def file(self, path: str, target: Target = "run") -> None:
         """Hand over a file that lies below `files/`."""
@@ -185,12 +212,12 @@ class Journal:
 
     def summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Say something about the whole pipeline run."""
-        plain = {"metrics": {name: float(v) for name, v in metrics.items()}, "tags": dict(tags)}
-        self._append({"summary": plain, "time": _now_ms()})
+        numbers = {name: float(value) for name, value in metrics.items()}
+        self._append({"summary": {"metrics": numbers, "tags": without_credentials(tags)}})
 
     def status(self, status: Status) -> None:
         """Record that the stage runs or how it ended."""
-        self._append({"status": status, "time": _now_ms()})
+        self._append({"status": status})
 
     def close(self) -> None:
         """Close the file; the journal can be opened again."""
@@ -198,8 +225,9 @@ class Journal:
             os.close(self._file)
             self._file = -1
 
-    def _append(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record).encode() + b"\n"
+    def _append(self, values: Mapping[str, Any]) -> None:
+        record = {"time": _now_ms(), **values}
+        line = json.dumps({**record, SUM: checksum(record)}).encode() + b"\n"
         with disk_errors(self.path):
             size = os.fstat(self._file).st_size
             try:
@@ -209,6 +237,18 @@ class Journal:
                 os.ftruncate(self._file, size)  # a full disk takes a part of a line and refuses the rest
                 raise
         self.ledger.apply(record)
+
+
+def without_credentials(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, nested ones too, with the credentials of every address in their texts hidden."""
+    return {
+        key: hidden(value)
+        if isinstance(value, str)
+        else without_credentials(value)
+        if isinstance(value, Mapping)
+        else value
+        for key, value in values.items()
+    }
 
 
 def _now_ms() -> int:

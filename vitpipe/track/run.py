@@ -19,20 +19,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vitpipe.address import Address
 from vitpipe.artifact import METRICS, write_table
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
 from vitpipe.errors import StoppedError, StorageError, disk_errors
+from vitpipe.files import write_whole
 from vitpipe.track.box import Box, Origin, plain_value, table_as_json
 from vitpipe.track.console import Console
 from vitpipe.track.courier import Courier
-from vitpipe.track.journal import Journal, Status, Target, UsedDataset
+from vitpipe.track.journal import Journal, Status, Target, UsedDataset, without_credentials
 from vitpipe.track.send import UNSENT_SUFFIX, keep_unsent
-from vitpipe.track.store import EXPERIMENT, OFF, store_address
+from vitpipe.track.speaker import Speaker
+from vitpipe.track.store import EXPERIMENT, OFF, address_to_use, store_address
 
 BOX_FOLDER = "track"
 HISTORY = "history"
-_CONTACT_SECONDS, _FINISH_SECONDS, _SECONDS_BETWEEN_LOOKS = 30.0, 120.0, 5.0
+_RUN_SECONDS, _SECONDS_BETWEEN_LOOKS = 30.0, 5.0
 
 
 class SilentLogger:
@@ -66,20 +69,23 @@ class SilentLogger:
 class StageRun:
     """The logger of rank 0 (`RunLogger`). Made by `stage_run`."""
 
-    def __init__(self, stage: str, folder: Path, box: Box, store: str) -> None:
+    def __init__(self, stage: str, folder: Path, box: Box, store: Address) -> None:
         self.stage, self.folder, self.box, self.store = stage, folder, box, store
         self.console = Console(stage)
+        box.write_speaker(Speaker.of_this_process())
         self.journal = Journal(box.journal)
+        if num_damaged := self.journal.ledger.num_damaged:
+            self.say(f"{box.journal}: damaged lines that were passed over: {num_damaged}")
         self.journal.status("RUNNING")
-        self._courier = None if store == OFF else Courier(box)
-        self._has_warned, self._last_look = False, 0.0
+        self._courier = None if store == OFF else Courier(box, store)
+        self._has_warned, self._noted, self._last_look = False, "", 0.0
 
     @property
     def run_id(self) -> str:
         """Number of the MLflow run; waits for MLflow's first answer. Empty when it does not answer."""
         if self._courier is not None:
-            self._courier.wait_for_contact(_CONTACT_SECONDS)
-        return self.box.sent().run_id
+            self._courier.wait_for_run(_RUN_SECONDS)
+        return self.box.run_id
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers at an optimiser step; pending until `commit`."""
@@ -120,7 +126,7 @@ class StageRun:
             if isinstance(content, Path):
                 shutil.copyfile(content, path)
             else:
-                path.write_text(content, encoding="utf-8")
+                write_whole(path, content)
         self.journal.file(name, target)
         self._wake()
 
@@ -158,7 +164,8 @@ class StageRun:
         self.console.close()
         if self._courier is None:
             return
-        self._courier.finish(_FINISH_SECONDS)
+        self._courier.finish()
+        self._look()
         if self.box.is_delivered():
             return
         kept = keep_unsent(self.box, keep_at) if status == "FINISHED" else self.box.folder
@@ -173,14 +180,21 @@ class StageRun:
             self._look()
 
     def _look(self) -> None:
-        """One warning per run when MLflow does not answer."""
+        """One warning per run when MLflow does not answer; what the courier has to note, once each."""
         self._last_look = time.monotonic()
-        contact = self.box.contact() if self._courier is not None and not self._has_warned else None
-        if contact is not None and not contact.reached:
+        self.box.speaker_lives()
+        contact = self._courier.contact() if self._courier is not None else None
+        if contact is None:
+            return
+        if contact.note and contact.note != self._noted:
+            self._noted = contact.note
+            self.say(contact.note)
+        if contact.reason and not self._has_warned:
             self._has_warned = True
+            mend = f" To mend it: {contact.mend}." if contact.mend else ""
             self.say(
                 f"{contact.reason}: {self.store}. The run goes on; what it logs is kept in {self.box.folder} "
-                "and sent when MLflow answers"
+                f"and sent when MLflow answers.{mend}"
             )
 
 
@@ -194,7 +208,7 @@ def stage_run(
     tags: Mapping[str, str] | None = None,
     params: Mapping[str, Any] | None = None,
     pipeline: str | None = None,
-    store: str | None = None,
+    store: Address | str | None = None,
 ) -> Iterator[StageRun]:
     """Track one stage; on rank 0 only.
 
@@ -208,12 +222,16 @@ def stage_run(
         tags: `git_commit`, `data_digest`, and whatever else tells where the numbers come from.
         params: the recipe sections that the stage reads, nested.
         pipeline: key that the stages of one pipeline run share; by default recipe, profile and digest.
-        store: tracking URI; by default `store_address(current folder)`.
+        store: tracking URI, with its credentials; by default `store_address(current folder)`.
     """
-    origin = _origin(stage, recipe, dict(tags or {}), params or {}, pipeline, store)
+    given = (
+        store_address(Path.cwd()) if store is None else Address(store) if isinstance(store, str) else store
+    )
     box = Box(state / BOX_FOLDER)
-    origin = box.open(origin)
-    run = StageRun(stage, folder, box, origin.store)
+    origin = box.open(_origin(stage, recipe, dict(tags or {}), params or {}, pipeline, given))
+    sent = box.sent()
+    is_told = sent is None or bool(sent.run_id)
+    run = StageRun(stage, folder, box, address_to_use(origin.store, given, is_told=is_told))
     keep_at = state.parent / f"{state.stem}{UNSENT_SUFFIX}"
     status: Status = "FAILED"
     try:
@@ -244,7 +262,7 @@ def _origin(
     tags: dict[str, str],
     params: Mapping[str, Any],
     pipeline: str | None,
-    store: str | None,
+    store: Address,
 ) -> Origin:
     whole = recipe.model_dump(mode="json")
     described = {"summary", "source", "expect", "discrepancies", "not_comparable", "report"}
@@ -255,14 +273,16 @@ def _origin(
         or f"{recipe.name} {recipe.profile} {digest_of(recipe)[:12]}"
     )
     return Origin(
-        store=store or store_address(Path.cwd()),
+        store=store,
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
         experiment_id=os.environ.get("MLFLOW_EXPERIMENT_ID", ""),
         given_run_id=os.environ.pop("MLFLOW_RUN_ID", ""),
         pipeline=key.replace("'", ""),
         pipeline_title=f"{recipe.name} ({recipe.profile}, seed {recipe.seed})",
         stage=stage,
-        params=flatten(params),
-        pipeline_params=flat,
-        tags={"recipe": recipe.name, "profile": recipe.profile, **{k: str(v) for k, v in tags.items()}},
+        params=without_credentials(flatten(params)),
+        pipeline_params=without_credentials(flat),
+        tags=without_credentials(
+            {"recipe": recipe.name, "profile": recipe.profile, **{k: str(v) for k, v in tags.items()}}
+        ),
     )
