@@ -314,7 +314,7 @@ def verdict(
     print("\n".join(verdicts_of_folders(runs)))
     for folder in runs:
         print(f"Report: {folder / 'report' / 'report.html'}")
-    print(hidden(f"MLflow: {ui_command(store_address(Path.cwd()))}"))
+    print(f"MLflow: {ui_command(store_address(Path.cwd()))}")
 
 
 @app.command()

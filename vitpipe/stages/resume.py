@@ -18,9 +18,9 @@ from vitpipe.artifact import Artifact, Card, open_artifact
 from vitpipe.config.digest import digest_of
 from vitpipe.errors import ArtifactError, VitpipeError, disk_errors
 from vitpipe.files import move_aside, remove, write_whole
+from vitpipe.track.run import BOX_FOLDER
 
 MARK, FINISHED, STATES = "identity.json", "finished.json", "state-*.pt"
-BOX_FOLDER = "track"
 _VERSION = 2
 _REASONS = {
     "stage": "other-stage",
