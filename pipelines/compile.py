@@ -86,6 +86,7 @@ def compile_pipeline(
     check_texts((recipe, profile, *overrides), "recipe, profile and overrides")
     if out.suffix not in (".yaml", ".yml"):
         raise InputError("A pipeline package ends in .yaml", where=out, mend="choose another --out name")
+    _refuse_foreign_file(out)
 
     from kfp import compiler
 
@@ -102,6 +103,19 @@ def compile_pipeline(
         finally:
             partial.unlink(missing_ok=True)
     return validate_package(out)
+
+
+def _refuse_foreign_file(out: Path) -> None:
+    """A package takes the place of a package only: params.yaml and recipes end in .yaml, too."""
+    if not out.exists() and not out.is_symlink():
+        return
+    text = out.read_text(encoding="utf-8", errors="replace") if out.is_file() else ""
+    if not out.is_file() or (text.strip() and "pipelineInfo:" not in text):
+        raise InputError(
+            "The file to write is there already and is no pipeline package; nothing was touched",
+            where=out,
+            mend="choose another --out name",
+        )
 
 
 def validate_package(path: Path) -> Package:

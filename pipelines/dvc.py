@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vitpipe.config.read import run_folder
-from vitpipe.errors import disk_errors
+from vitpipe.errors import InputError, disk_errors
 from vitpipe.stages.graph import Node
 from vitpipe.stages.identity import folders_of, identity_file
 
@@ -46,11 +46,19 @@ def write_dvc(nodes: Sequence[Node], path: Path) -> bool:
     """Write `dvc.yaml`; False when it was so already.
 
     Raises:
+        InputError: when `path` is somebody's own file.
         StorageError: when the disk refuses the write.
     """
     text = render_dvc(nodes)
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if before == text:
         return False
+    if before.strip() and "vitpipe compile --dvc" not in before:
+        raise InputError(
+            "The file was not written by vitpipe; nothing was touched",
+            where=path,
+            mend="move your own stages to the dvc.yaml of another folder (DVC reads all of them)",
+        )
     with disk_errors(path):
         path.write_text(text, encoding="utf-8")
     return True

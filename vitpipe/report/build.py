@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitpipe.artifact import write_table
+from vitpipe.artifact import TABLES, is_being_written, is_marked, write_table
 from vitpipe.errors import ArtifactError, disk_errors
 from vitpipe.report import figures
 from vitpipe.report.compare import Judgement, Verdict, counts_of, verdict_rows, verdicts_of
@@ -16,6 +16,9 @@ from vitpipe.report.page import signed, stage_panels, verdict_markdown, write_ma
 from vitpipe.report.results import RunResults, labels
 from vitpipe.report.tables import duration, in_unit
 
+PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
+_VERDICT_TABLE = f"{TABLES}/verdict.csv"
+_GENERATOR = '<meta name="generator" content="vitpipe'
 _COLOURS: dict[Judgement, str] = {
     "reproduced": "green",
     "within noise": "cyan",
@@ -49,7 +52,7 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
         runs: one run, or several (recipes, seeds) to be seen side by side.
 
     Raises:
-        ArtifactError: without any run.
+        ArtifactError: without any run; or when `out` holds files of these names that are no report of ours.
         RecipeError: when an expectation does not select exactly one published row.
         StorageError: when the disk refuses a write.
     """
@@ -57,14 +60,31 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
         raise ArtifactError(
             "There is no run to report on", where=out, mend="name at least one folder of a run"
         )
+    _refuse_foreign_files(out)
     every = [verdict for run in runs for verdict in verdicts_of(run)]
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        pictures = _write_figures(runs, out / "figures")
-        html = write_page(runs, out / "report.html")
-        text = write_markdown(runs, out / "report.md", pictures)
+        pictures = _write_figures(runs, out / FIGURES)
+        html = write_page(runs, out / PAGE)
+        text = write_markdown(runs, out / TEXT, pictures)
         write_table(out, "verdict", verdict_rows(every))
     return Report(html, text, pictures, every, counts_of(every), verdict_markdown(every))
+
+
+def _refuse_foreign_files(out: Path) -> None:
+    """A report takes the place of an earlier one, never of a stage's output or of somebody's own files."""
+    if is_being_written(out):
+        return
+    page = out / PAGE
+    names = [name for name in (PAGE, TEXT, FIGURES, _VERDICT_TABLE) if (out / name).exists()]
+    is_ours = page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
+    if out.is_file() or is_marked(out) or (names and not is_ours):
+        raise ArtifactError(
+            "The report would replace files that are not an earlier report"
+            + (f" ({', '.join(names)})" if names else ""),
+            where=out,
+            mend="choose another --out folder; nothing was touched",
+        )
 
 
 def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool = False) -> list[str]:
