@@ -154,7 +154,7 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
             mend="check the order of the --in NAME=DIR arguments",
         )
     artifact = Artifact(path, card, metrics)
-    artifact.verify(METRICS)
+    artifact.verify(METRICS, *(name for name in card.files if Path(name).name == MANIFEST))
     return artifact
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from vitpipe.artifact import Card, open_artifact, write_card, write_metrics, writing
@@ -173,6 +175,18 @@ def test_what_a_killed_stage_left_is_cleared(here):
     output(here / "out")
     assert sorted(path.name for path in here.iterdir()) == ["out"]
     assert sorted(path.name for path in (here / "out").iterdir()) == ["card.json", "metrics.json"]
+
+
+def test_a_card_of_version_1_is_read_and_one_of_a_later_version_named(here):
+    output(here / "out")
+    path = here / "out" / "card.json"
+    values = json.loads(path.read_text())
+    del values["card_sha256"], values["files"]
+    path.write_text(json.dumps(values | {"schema_version": 1}))
+    assert open_artifact(here / "out").metrics == {"x": 1.0}
+    path.write_text(json.dumps(values | {"schema_version": 3}))
+    with pytest.raises(ArtifactError, match="version 3"):
+        open_artifact(here / "out")
 
 
 @pytest.mark.parametrize("file", ["metrics.json", "card.json"])

@@ -106,6 +106,13 @@ def test_states_of_another_version_and_damaged_marks_are_kept(state, content, re
     assert (aside / "state-0123456789ab-000000008.pt").read_bytes() == b"eight"
 
 
+def test_a_flipped_bit_in_a_mark_is_no_other_work(state):
+    mark = state / "identity.json"
+    mark.write_text(mark.read_text().replace('"d1"', '"d0"'))
+    claim_state(state, DECIDES, CODE, state.parent / "pretrain")
+    assert len(list(state.parent.glob("*.aside-*-damaged-identity"))) == 1
+
+
 def test_a_folder_of_somebody_else_is_refused(tmp_path):
     folder = tmp_path / "state"
     folder.mkdir()

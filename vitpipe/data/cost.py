@@ -18,6 +18,7 @@ from vitpipe.config.data import DENSE_SETS, DataConfig
 from vitpipe.config.resolve import num_packers
 from vitpipe.data.catalogue import DatasetFacts, facts
 from vitpipe.errors import InputError
+from vitpipe.files import write_whole
 
 SPEED_FILE = "pack-speed.json"
 # Where this machine was not measured: `vitpipe benchmark pack` on two cores of a shared EPYC server, 2026.
@@ -119,7 +120,7 @@ def write_pack_speed(speed: PackSpeed) -> Path:
     """Keep a measured speed for later plans; returns the file."""
     path = speed_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(speed.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_whole(path, speed.model_dump_json(indent=2) + "\n")
     return path
 
 

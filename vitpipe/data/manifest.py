@@ -15,10 +15,11 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vitpipe.artifact import MANIFEST as MANIFEST
 from vitpipe.config.digest import digest_of
 from vitpipe.errors import DatasetError
+from vitpipe.files import write_whole
 
-MANIFEST = "manifest.json"
 FINDINGS = "findings.csv"
 SCHEMA_VERSION = 2
 # What says where the data came from or lies now, not what it is.
@@ -136,7 +137,7 @@ def content_digest(manifest: ShardManifest | DenseManifest) -> str:
 
 def write_manifest(folder: Path, manifest: BaseModel) -> None:
     """Write `manifest.json` into the folder."""
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
 def read_manifest(folder: Path, kind: type[AnyManifest]) -> AnyManifest:
@@ -148,6 +149,12 @@ def read_manifest(folder: Path, kind: type[AnyManifest]) -> AnyManifest:
     path = folder / MANIFEST
     try:
         return kind.model_validate_json(path.read_bytes())
+    except PermissionError as error:
+        raise DatasetError(
+            f"The manifest may not be read ({error.strerror})",
+            where=path,
+            mend="give this user the right to read the prepared folder",
+        ) from error
     except OSError as error:
         raise DatasetError(
             f"'{folder.name}' is not in the prepared data",

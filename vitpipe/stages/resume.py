@@ -21,7 +21,7 @@ from vitpipe.files import move_aside, remove, write_whole
 from vitpipe.track.run import BOX_FOLDER
 
 MARK, FINISHED, STATES = "identity.json", "finished.json", "state-*.pt"
-_VERSION = 2
+_VERSION, _CHECKSUM = 2, "mark_sha256"
 _REASONS = {
     "stage": "other-stage",
     "recipe": "other-recipe-values",
@@ -63,7 +63,7 @@ def claim_state(state: Path, decides: Mapping[str, str], recorded: Mapping[str, 
         "recorded": dict(recorded),
         "notes": list(claim.notes),
     }
-    write_whole(state / MARK, json.dumps(mark, indent=2) + "\n")
+    write_whole(state / MARK, json.dumps({**mark, _CHECKSUM: digest_of(mark)}, indent=2) + "\n")
     return claim
 
 
@@ -169,6 +169,8 @@ def _read_mark(state: Path) -> _Mark | str:
         ) from None
     if not isinstance(values, dict) or values.get("version") != _VERSION:
         return "another-version"
+    if values.pop(_CHECKSUM, None) != digest_of(values):
+        return "damaged-identity"
     try:
         return _Mark(dict(values["decides"]), dict(values["recorded"]), tuple(values.get("notes", ())))
     except (KeyError, TypeError, ValueError):

@@ -104,6 +104,7 @@ def run_stage(
             metrics: dict[str, float] = module.run(context)
             if rank.rank == 0:
                 write_metrics(folder, metrics)
+                getattr(logger, "succeed", lambda: None)()  # its tables are files that the card names
                 card = _card(node.stage, recipe, identity, parents, artifacts, folder, started)
                 run_id = getattr(logger, "run_id", "")
                 write_card(folder, card.model_copy(update={"tracking_run": run_id, "notes": claim.notes}))

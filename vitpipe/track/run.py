@@ -78,7 +78,8 @@ class StageRun:
             self.say(f"{box.journal}: damaged lines that were passed over: {num_damaged}")
         self.journal.status("RUNNING")
         self._courier = None if store == OFF else Courier(box, store)
-        self._has_warned, self._noted, self._last_look = False, "", 0.0
+        self._has_warned, self._has_succeeded = False, False
+        self._noted, self._last_look = "", 0.0
 
     @property
     def run_id(self) -> str:
@@ -141,7 +142,10 @@ class StageRun:
             self._look()
 
     def succeed(self) -> None:
-        """The stage is done: everything is final. Writes `tables/history.csv` from the journal."""
+        """The stage is done: everything is final. Writes `tables/history.csv` from the journal, once."""
+        if self._has_succeeded:
+            return
+        self._has_succeeded = True
         self.journal.commit()
         rows = [{"step": p.step, "name": p.name, "value": p.value} for p in self.journal.ledger.final]
         if rows:
