@@ -300,14 +300,12 @@ def test_a_folder_that_does_not_exist_yet(checkout):
 
 
 def start(checkout, **variables):
-    """An installation that stays in its last step."""
-    marker = checkout.root / "building"
-    marker.unlink(missing_ok=True)
+    """An installation that stays in its last step. Shells start background jobs with Ctrl-C ignored; not this."""
+    (marker := checkout.root / "building").unlink(missing_ok=True)
     process = subprocess.Popen(
         [sys.executable, checkout.root / "environment" / "install.py"], cwd=checkout.root, text=True,
         env=checkout.environment(BUILD_SECONDS="60", **variables),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
