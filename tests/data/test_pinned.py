@@ -143,6 +143,8 @@ def test_an_old_revision_after_the_data_has_moved_on(place, tmp_path):
         assert (found.commit, found.path, found.remote) == (commit, PREPARED, "storage")
         assert found.dvc_md5 == lock["stages"]["prepare"]["outs"][0]["md5"]
         assert found.as_dict()["dvc_repo"] == str(place / "clone")
+    (kept,) = tmp_path.glob("out.imagenet.aside-*-no-dataset-of-vitpipe")
+    assert [path.name for path in kept.iterdir()] == ["stale"]
 
 
 def test_by_address_with_another_remote(place, tmp_path):

@@ -30,6 +30,7 @@ from vitpipe.data.manifest import (
 )
 from vitpipe.data.shards import open_shards, verify_checksums
 from vitpipe.errors import DatasetError, disk_errors
+from vitpipe.files import move_aside
 
 _ASIDE = ".pulled"
 _GIT_SECONDS = 20
@@ -71,7 +72,8 @@ def pull(config: PinnedConfig, out: Path) -> Revision:
     object storage stay there; only their sizes are compared.
 
     Args:
-        out: made if need be; files of the same names are replaced.
+        out: made if need be; files and datasets of the same names are replaced, a folder that is no dataset
+            is moved beside `out`.
 
     Raises:
         DatasetError: when the repository cannot be opened, has no such revision, remote or tracked path,
@@ -89,11 +91,8 @@ def pull(config: PinnedConfig, out: Path) -> Revision:
             for entry in sorted(aside.iterdir()):
                 target = out / entry.name
                 if target.is_dir() and not (target / MANIFEST).is_file() and any(target.iterdir()):
-                    raise DatasetError(
-                        "The place of a pulled dataset holds files that are none",
-                        where=target,
-                        mend="move them away; nothing was touched",
-                    )
+                    kept = move_aside(target, "no-dataset-of-vitpipe")
+                    kept.rename(out.parent / f"{out.name}.{kept.name}")
                 if target.is_dir():
                     shutil.rmtree(target)
                 entry.replace(target)
