@@ -147,12 +147,19 @@ class StageRun:
             return
         self._has_succeeded = True
         self.journal.commit()
-        rows = [{"step": p.step, "name": p.name, "value": p.value} for p in self.journal.ledger.final]
+        ledger, metrics_file = self.journal.ledger, self.folder / METRICS
+        metrics = json.loads(metrics_file.read_text("utf-8")) if metrics_file.is_file() else {}
+        # A finished stage that writes its output again has told its metrics already: no history of those.
+        told = {(name, ledger.last_step) for name in metrics}
+        rows = [
+            {"step": p.step, "name": p.name, "value": p.value}
+            for p in ledger.final
+            if (p.name, p.step) not in told
+        ]
         if rows:
             self.table(HISTORY, rows)
-        metrics_file = self.folder / METRICS
-        if metrics_file.is_file():
-            self.journal.points(json.loads(metrics_file.read_text("utf-8")), self.journal.ledger.last_step)
+        if metrics:
+            self.journal.points(metrics, ledger.last_step)
             self.journal.commit()
 
     def end(self, status: Status, keep_at: Path) -> None:
