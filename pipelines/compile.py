@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from pipelines.placement import Placement
-from vitpipe.address import hidden
 from vitpipe.config.read import load_recipe
-from vitpipe.errors import InputError, disk_errors
-from vitpipe.stages.graph import BY_NAME, Image
+from vitpipe.contracts.address import hidden
+from vitpipe.contracts.errors import InputError, disk_errors
+from vitpipe.contracts.graph import BY_NAME, Image
 
 _MEND = "compile it again: vitpipe compile --out FILE"
 # User and password of an address, whatever characters the password has.

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vitpipe.config.read import run_folder
-from vitpipe.errors import InputError, disk_errors
-from vitpipe.stages.graph import Node
+from vitpipe.contracts.errors import InputError, disk_errors
+from vitpipe.contracts.graph import Node
 from vitpipe.stages.identity import folders_of, identity_file
 
 _RUN = run_folder("${recipe}", "${profile}")
 _HEAD = """\
 # The graph of the recipe that params.yaml names. `dvc repro` runs what has changed, `dvc dag` draws it.
-# Written by `vitpipe compile --dvc` from vitpipe/stages/graph.py; again only for a recipe with another graph.
+# Written by `vitpipe compile --dvc` from vitpipe/contracts/graph.py.
 """
 _ABOUT = {
     "identity": "what decides each stage, that is its recipe sections, code and libraries",

@@ -29,9 +29,9 @@ from unittest import mock
 import yaml
 
 from pipelines.compile import Package, check_arguments, validate_package
-from vitpipe.artifact import CARD, open_artifact
 from vitpipe.config.digest import file_digest
-from vitpipe.errors import ArtifactError, EngineError, InputError, disk_errors
+from vitpipe.contracts.artifact import CARD, open_artifact
+from vitpipe.contracts.errors import ArtifactError, EngineError, InputError, disk_errors
 from vitpipe.stages.executor import OUT, RECEIPT
 
 DEV_IMAGE = "vitpipe-dev:latest"

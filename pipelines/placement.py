@@ -17,8 +17,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import InputError
-from vitpipe.stages.graph import Resources, Stage
+from vitpipe.contracts.errors import InputError
+from vitpipe.contracts.graph import Resources, Stage
 
 if TYPE_CHECKING:
     from kfp import dsl

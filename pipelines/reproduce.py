@@ -21,7 +21,7 @@ from components.report import report
 from components.segment import segment
 from pipelines.placement import Placement, place, resources_of
 from vitpipe.config.recipe import Recipe
-from vitpipe.stages.graph import Image, Node, graph_of
+from vitpipe.contracts.graph import Image, Node, graph_of
 from vitpipe.stages.run import identity_of
 
 COMPONENTS: dict[str, BaseComponent] = {

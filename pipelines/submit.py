@@ -25,9 +25,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pipelines.compile import Package, check_arguments, validate_package
-from vitpipe.address import hidden
 from vitpipe.config.digest import file_digest
-from vitpipe.errors import EngineError, InputError
+from vitpipe.contracts.address import hidden
+from vitpipe.contracts.errors import EngineError, InputError
 
 _SUCCEEDED = "SUCCEEDED"
 _ENDED = {_SUCCEEDED, "FAILED", "SKIPPED", "CANCELED", "ERROR"}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="recipe name; params.yaml's if not given")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="demo, full, ...")]
@@ -50,7 +50,7 @@ def compile_verb(
     if dvc:
         from pipelines.dvc import write_dvc
         from vitpipe.config.read import load_recipe
-        from vitpipe.stages.graph import graph_of
+        from vitpipe.contracts.graph import graph_of
 
         loaded = load_recipe(*_chosen(recipe, profile, overrides, params))
         changed = write_dvc(graph_of(loaded.stages, loaded.start_from), Path("dvc.yaml"))

@@ -6,14 +6,14 @@ import pytest
 
 from pipelines.compile import compile_pipeline
 from pipelines.dvc import write_dvc
-from vitpipe.artifact import Card, write_card, write_metrics, writing
 from vitpipe.config.read import load_recipe
+from vitpipe.contracts.artifact import Card, write_card, write_metrics, writing
+from vitpipe.contracts.errors import VitpipeError
+from vitpipe.contracts.graph import graph_of
 from vitpipe.data.inspection import PackOptions
 from vitpipe.data.pack import _claim
-from vitpipe.errors import VitpipeError
 from vitpipe.models.convert import convert
 from vitpipe.report.build import build_report
-from vitpipe.stages.graph import graph_of
 from vitpipe.stages.identity import write_identities
 
 RECIPE = "itpn/pixel_base"

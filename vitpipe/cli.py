@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vitpipe.address import hidden
-from vitpipe.errors import VitpipeError
-from vitpipe.shell import with_typed_commands
+from vitpipe.contracts.address import hidden
+from vitpipe.contracts.errors import VitpipeError
+from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.verbs import benchmark, clean, datasets, doctor
 from vitpipe.verbs.show import print_rows
 

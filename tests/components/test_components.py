@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.reproduce import COMPONENTS
-from vitpipe.stages.graph import BY_NAME, STAGES
+from vitpipe.contracts.graph import BY_NAME, STAGES
 
 KIND = {
     "Dataset": "system.Dataset",

@@ -9,7 +9,7 @@ import pytest
 from vitpipe.config.digest import digest_of, recipe_sections
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 
 PINNED = ["data.source=pinned", "data.pinned.revision=v1", "data.pinned.path=prepared"]
 

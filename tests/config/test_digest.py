@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vitpipe.config import digest
 from vitpipe.config.read import load_recipe
-from vitpipe.stages.graph import STAGES, graph_of
+from vitpipe.contracts.graph import STAGES, graph_of
 from vitpipe.stages.run import identity_of
 
 

@@ -19,7 +19,7 @@ from vitpipe.config.read import (
     recipe_names,
     run_folder,
 )
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
 INVALID = sorted((ROOT / "tests" / "invalid").glob("*.yaml"))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vitpipe.config.read import load_recipe
 from vitpipe.config.resolve import Accelerator, layer_scales, num_threads, num_workers, resolve, train_plan
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 
 FULL = load_recipe("itpn/pixel_base", "full")
 GPU = Accelerator("cuda", has_bf16=True)

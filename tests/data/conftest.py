@@ -10,9 +10,9 @@ import pytest
 
 from vitpipe.config.data import DataConfig, EmbeddedConfig
 from vitpipe.config.recipe import Recipe
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.embedded.write import write_embedded
 from vitpipe.stages.context import StageContext
-from vitpipe.train.logger import MemoryLogger
 
 SETS = ("imagenet", "imagenet22k", "coco", "ade20k", "davis")
 TINY = EmbeddedConfig(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.sources.find import find_source
 from vitpipe.data.sources.source import Source
-from vitpipe.errors import DatasetError
 
 
 def listed(source: Source, split: str) -> list[tuple[str, int, bytes]]:

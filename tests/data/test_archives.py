@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data import archives
 from vitpipe.data.archives import (
     safe_tar_members,
@@ -19,7 +20,6 @@ from vitpipe.data.archives import (
     unpack_tar,
     unpack_zip,
 )
-from vitpipe.errors import DatasetError
 
 HONEST = {"a/one.txt": b"one", "a/b/two.bin": bytes(range(256)) * 5, "empty": b"", "a/" + "n" * 130: b"long"}
 LIMIT = 2**20

@@ -9,10 +9,10 @@ from PIL import Image, ImageOps
 from torchvision import transforms
 
 from vitpipe.config.recipe import AugmentConfig
+from vitpipe.contracts.errors import RecipeError
+from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.augment import CentreCrop, Normalise, eval_transform, random_box, train_transform
 from vitpipe.data.resize import packed, unpacked
-from vitpipe.data.seeds import seed_everything
-from vitpipe.errors import RecipeError
 
 
 def picture(width=70, height=50) -> Image.Image:

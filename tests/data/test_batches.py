@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from vitpipe.config.recipe import AugmentConfig
+from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.augment import eval_transform, train_transform
 from vitpipe.data.batches import eval_batches, train_batches
-from vitpipe.data.seeds import seed_everything
 from vitpipe.data.shards import open_shards
-from vitpipe.errors import DatasetError
 
 HEAVY = AugmentConfig(
     rand_augment="rand-m9-mstd0.5-inc1", erase_probability=0.5, crop_scale=(0.3, 1.0), color_jitter=0.4
@@ -132,7 +132,7 @@ from pathlib import Path
 from vitpipe.config.recipe import AugmentConfig
 from vitpipe.data.augment import train_transform
 from vitpipe.data.batches import train_batches
-from vitpipe.data.seeds import seed_everything
+from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.shards import open_shards
 
 answered = []

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitpipe.contracts.errors import InputError
 from vitpipe.data.storage import cache as cache_module
 from vitpipe.data.storage.cache import RangeCache, shard_cache
-from vitpipe.errors import InputError
 
 KEY, OTHER = "a" * 64, "b" * 64
 

@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from vitpipe.config.data import DENSE_SETS, EMBEDDED_SETS, SHARD_SETS, DataConfig, EmbeddedConfig
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.catalogue import (
     FACTS,
     class_names,
@@ -22,7 +23,6 @@ from vitpipe.data.catalogue import (
     train_sizes,
 )
 from vitpipe.data.sources.find import layouts_of
-from vitpipe.errors import DatasetError
 from vitpipe.verbs.datasets import register
 
 HEX_DIGITS = {"md5": 32, "sha256": 64}

@@ -8,8 +8,8 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from vitpipe.config.recipe import CropsConfig
+from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.crops import MultiCrop, RandomBlur, RandomSolarise, pillow_steps
-from vitpipe.data.seeds import seed_everything
 
 SMALL = CropsConfig(global_size=64, local_size=32, num_local=3)
 

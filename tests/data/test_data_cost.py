@@ -10,6 +10,7 @@ from PIL import Image
 
 from vitpipe.config.data import DENSE_SETS, EMBEDDED_SETS, SHARD_SETS, DataConfig
 from vitpipe.config.resolve import num_packers
+from vitpipe.contracts.errors import InputError
 from vitpipe.data.catalogue import facts
 from vitpipe.data.cost import (
     PackSpeed,
@@ -22,7 +23,6 @@ from vitpipe.data.cost import (
     speed_file,
     write_pack_speed,
 )
-from vitpipe.errors import InputError
 
 SPEED = PackSpeed(images_per_second_per_core=1000, megabytes_per_second_per_core=100)
 

@@ -6,10 +6,10 @@ import zipfile
 import pytest
 
 from vitpipe.config.digest import file_digest
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.dense import open_dense, pack_dense, point_dense
 from vitpipe.data.layouts import VERIFY_DENSE, verify_ade20k, verify_davis
 from vitpipe.data.manifest import DenseManifest, read_manifest, write_manifest
-from vitpipe.errors import DatasetError
 
 
 @pytest.fixture(scope="module")

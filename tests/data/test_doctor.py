@@ -26,13 +26,13 @@ from miniatures import (
 from PIL import Image
 from typer.testing import CliRunner
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data import expectations
 from vitpipe.data.catalogue import Archive, class_order, facts
 from vitpipe.data.doctor import SAMPLE, _Sample, examine
 from vitpipe.data.expectations import compare_classes, compare_counts, expected_of, name_short_classes
 from vitpipe.data.findings import DatasetReport, Finding
 from vitpipe.data.manifest import DataManifest, read_manifest, write_manifest
-from vitpipe.errors import DatasetError
 from vitpipe.verbs import machine
 from vitpipe.verbs.doctor import register
 

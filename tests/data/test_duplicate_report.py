@@ -5,10 +5,10 @@ import io
 import pytest
 from PIL import Image
 
+from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.duplicate_report import report_duplicates
-from vitpipe.errors import DatasetError
 from vitpipe.stages import prepare
-from vitpipe.train.logger import MemoryLogger
 
 
 def plant(raw):

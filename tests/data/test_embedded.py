@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitpipe.contracts.seeds import generator_of
 from vitpipe.data.embedded.scenes import compose_scene
 from vitpipe.data.embedded.write import (
     ADE_CLASSES,
@@ -15,7 +16,6 @@ from vitpipe.data.embedded.write import (
     label_map,
     write_embedded,
 )
-from vitpipe.data.seeds import generator_of
 
 
 def digest(root: Path) -> dict[str, str]:

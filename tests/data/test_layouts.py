@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.catalogue import class_names
 from vitpipe.data.layouts import LOOK_INTO, VERIFY_DENSE, verify_ade20k, verify_coco, verify_davis
 from vitpipe.data.layouts.tree import FolderTree, LayeredTree, ZipTree, spread
-from vitpipe.errors import DatasetError
 
 ORIGINALS = {
     "coco": {

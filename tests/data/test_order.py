@@ -2,9 +2,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from vitpipe.contracts.errors import InputError
+from vitpipe.contracts.seeds import seed_of
 from vitpipe.data.order import epoch_order, eval_chunks, train_chunks
-from vitpipe.data.seeds import seed_of
-from vitpipe.errors import InputError
 
 sizes = st.integers(1, 300)
 seeds = st.integers(0, 5)

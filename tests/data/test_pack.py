@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitpipe.contracts.errors import DatasetError, RunError, StorageError
 from vitpipe.data.inspection import PackOptions
 from vitpipe.data.manifest import FINDINGS, Encoding, ShardManifest, read_manifest
 from vitpipe.data.pack import Quarantine, pack
@@ -12,7 +13,6 @@ from vitpipe.data.shards import ShardSet
 from vitpipe.data.sources.find import find_source
 from vitpipe.data.sources.places import FileSpan
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.errors import DatasetError, RunError, StorageError
 
 
 def pack_imagenet(root, out, *, limit=0, previous=None, quarantine=None, **options):

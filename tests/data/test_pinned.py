@@ -15,14 +15,14 @@ from git_server import GitServer
 from s3_server import s3, s3_gate, s3_port  # noqa: F401
 from tiny_shards import send, write_set
 
-from vitpipe.address import Address
 from vitpipe.config.data import PinnedConfig
 from vitpipe.config.digest import digest_of, file_digest
+from vitpipe.contracts.address import Address
+from vitpipe.contracts.errors import DatasetError, StorageError, VitpipeError
 from vitpipe.data.dvc_errors import dvc_errors
 from vitpipe.data.manifest import DataManifest, DenseManifest, content_digest, read_digest, write_manifest
 from vitpipe.data.pinned import dvc_revision, pull
 from vitpipe.data.shards import open_shards
-from vitpipe.errors import DatasetError, StorageError, VitpipeError
 
 pytestmark = pytest.mark.slow
 

@@ -5,15 +5,15 @@ import shutil
 import pytest
 from PIL import Image
 
-from vitpipe.artifact import writing
 from vitpipe.config.data import EMBEDDED_SETS, DataConfig
+from vitpipe.contracts.artifact import writing
+from vitpipe.contracts.errors import DatasetError, StorageError
 from vitpipe.data.catalogue import class_names, facts, train_sizes
 from vitpipe.data.contact import contact_sheet
 from vitpipe.data.layouts import VERIFY_DENSE
 from vitpipe.data.manifest import read_digest
 from vitpipe.data.shards import open_shards
 from vitpipe.data.sources.find import find_source
-from vitpipe.errors import DatasetError, StorageError
 from vitpipe.stages import prepare
 
 

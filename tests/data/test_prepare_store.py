@@ -11,10 +11,10 @@ import pytest
 from s3_server import s3, s3_gate, s3_port  # noqa: F401
 
 from vitpipe.config.data import PinnedConfig
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.dense import check_dense, open_dense
 from vitpipe.data.manifest import DataManifest, read_manifest
 from vitpipe.data.shards import open_shards, verify_checksums
-from vitpipe.errors import DatasetError
 from vitpipe.stages import prepare
 
 pytestmark = pytest.mark.slow

@@ -13,11 +13,11 @@ import torch
 from s3_server import s3, s3_gate, s3_port  # noqa: F401
 from tiny_shards import picture, send, write_set
 
+from vitpipe.contracts.errors import DatasetError, StorageError
 from vitpipe.data.batches import train_batches
 from vitpipe.data.manifest import write_manifest
 from vitpipe.data.shards import open_shards, verify_checksums
 from vitpipe.data.storage.s3 import S3Storage
-from vitpipe.errors import DatasetError, StorageError
 
 pytestmark = pytest.mark.slow
 

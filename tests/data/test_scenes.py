@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.seeds import generator_of
 from vitpipe.data import bundled
 from vitpipe.data.embedded.digits import NUM_DIGITS, Pose, draw_digit, scans
 from vitpipe.data.embedded.scenes import NOTHING, Canvas, Sprite, compose_scene, compose_single, compose_video
 from vitpipe.data.embedded.textures import TEXTURES, crop_coin, crop_texture
-from vitpipe.data.seeds import generator_of
-from vitpipe.errors import DatasetError
 
 
 def test_train_and_val_share_no_scan():

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_shards import picture, write_set
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.manifest import read_digest
 from vitpipe.data.shard_writer import INDEX_RECORD
 from vitpipe.data.shards import INDEX_DTYPE, ShardSet, open_shards, verify_checksums
-from vitpipe.errors import DatasetError
 
 
 def test_any_position_gives_the_original_file(raw, prepared):

@@ -5,9 +5,9 @@ import shutil
 import pytest
 from miniatures import write
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.sources import by_class
 from vitpipe.data.sources.find import find_source
-from vitpipe.errors import DatasetError
 
 
 def refuse(root, dataset="imagenet") -> DatasetError:

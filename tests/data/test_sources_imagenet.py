@@ -28,11 +28,11 @@ from miniatures import (
 )
 from reading import listed, refuse
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data import archives
 from vitpipe.data.catalogue import class_order
 from vitpipe.data.sources import wnid_tars
 from vitpipe.data.sources.find import find_source
-from vitpipe.errors import DatasetError
 
 MINI = mini_imagenet()
 WRITERS = {

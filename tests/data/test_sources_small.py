@@ -27,10 +27,10 @@ from miniatures import (
 from PIL import Image
 from reading import listed, refuse
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.sources import matlab
 from vitpipe.data.sources.find import find_source
 from vitpipe.data.sources.pickles import load_pickle
-from vitpipe.errors import DatasetError
 
 
 def pixels(entry) -> np.ndarray:

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3_server import s3, s3_gate, s3_port  # noqa: F401
 
+from vitpipe.contracts.errors import DatasetError, StorageError
 from vitpipe.data.storage import s3 as s3_module
 from vitpipe.data.storage.find import storage_of
 from vitpipe.data.storage.s3 import S3Storage
 from vitpipe.data.storage.storage import LocalStorage
-from vitpipe.errors import DatasetError, StorageError
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

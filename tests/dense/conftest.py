@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from vitpipe.artifact import Artifact, Card
 from vitpipe.config.data import EmbeddedConfig
 from vitpipe.config.digest import digest_of
 from vitpipe.config.read import load_recipe
+from vitpipe.contracts.artifact import Artifact, Card
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.dense import pack_dense
 from vitpipe.data.embedded.write import write_embedded
 from vitpipe.data.layouts import VERIFY_DENSE
 from vitpipe.data.manifest import DataManifest, write_manifest
 from vitpipe.stages.context import StageContext
-from vitpipe.train.logger import MemoryLogger
 
 TINY = (
     "model.pyramid.width=16",

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from conftest import HEADS, TINY, prepare_card
 
-from vitpipe.artifact import Artifact
 from vitpipe.config.read import load_recipe
+from vitpipe.contracts.artifact import Artifact
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.stages.context import StageContext
-from vitpipe.train.logger import MemoryLogger
 
 
 def main(stage: str, head: str, prepared: Path, out: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vitpipe.contracts.errors import InputError
 from vitpipe.dense.backbone import DenseMaps
-from vitpipe.errors import InputError
 
 pytestmark = pytest.mark.dense
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from vitpipe.config.read import load_recipe
+from vitpipe.contracts.errors import DatasetError, DivergenceError, StoppedError
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.dense.coco_ap import NUMBERS
 from vitpipe.dense.library import open_detection
-from vitpipe.errors import DatasetError, DivergenceError, StoppedError
 from vitpipe.models.build import build_pretrainer
 from vitpipe.models.weights import load_metadata, load_state, save_weights
-from vitpipe.train.logger import MemoryLogger
 
 pytestmark = [pytest.mark.dense, pytest.mark.slow]
 STAGES = ("detect", "segment")
@@ -171,7 +171,7 @@ def test_a_finished_training_is_only_judged_again(undisturbed, make_context, sta
 def test_pretrained_pyramid_is_taken_over(make_context, stage, tiny_recipe, tmp_path):
     from dataclasses import replace
 
-    from vitpipe.artifact import Artifact
+    from vitpipe.contracts.artifact import Artifact
 
     pretrainer = build_pretrainer(tiny_recipe.model)
     place = tmp_path / "pretrain"
@@ -203,7 +203,7 @@ def test_divergence_keeps_the_batch(make_context, tiny_overrides):
 def test_missing_set_is_a_dataset_error(make_context, tmp_path):
     from dataclasses import replace
 
-    from vitpipe.artifact import Artifact
+    from vitpipe.contracts.artifact import Artifact
 
     open_detection()
     context = make_context("detect", "nothing")

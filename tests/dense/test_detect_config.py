@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.dense.coco import coco_dataset, eval_pipeline, padding_groups, train_pipeline
 from vitpipe.dense.detect import build_detector, detector_config
 from vitpipe.dense.library import open_detection
 from vitpipe.dense.run import dense_groups
-from vitpipe.errors import DatasetError
 
 pytestmark = pytest.mark.dense
 

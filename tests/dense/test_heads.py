@@ -7,8 +7,8 @@ import importlib
 import pytest
 import torch
 
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.models.weights import load_state
-from vitpipe.train.logger import MemoryLogger
 
 pytestmark = [pytest.mark.dense, pytest.mark.slow]
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from vitpipe.contracts.errors import RunError
 from vitpipe.dense.library import open_detection
-from vitpipe.errors import RunError
 
 # Kept out: trackers, other backbones, and the augmentation and statistics libraries that they pull in.
 _PROBE = """

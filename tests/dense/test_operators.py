@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitpipe.contracts.errors import RunError
 from vitpipe.dense import operators
-from vitpipe.errors import RunError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -185,7 +185,7 @@ def test_what_mmcv_reports_of_itself(ops):
 def test_a_device_without_kernels_is_a_paragraph():
     code = """
 from vitpipe.dense.library import open_detection
-from vitpipe.errors import RunError
+from vitpipe.contracts.errors import RunError
 open_detection("cpu")
 try:
     open_detection("meta")  # torchvision has kernels for it only once its Python package is imported

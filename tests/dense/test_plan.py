@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vitpipe.config.resolve import Accelerator
+from vitpipe.contracts.errors import RecipeError
 from vitpipe.dense.plan import detect_plan, drop_factor, poly_factor, segment_plan
-from vitpipe.errors import RecipeError
 
 GPU = Accelerator("cuda", has_bf16=True)
 # train2017: 118,287 images, 117,266 of them with objects.

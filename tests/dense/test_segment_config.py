@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.dense.library import open_segmentation
 from vitpipe.dense.run import dense_groups
 from vitpipe.dense.segment import (
@@ -17,7 +18,6 @@ from vitpipe.dense.segment import (
     segmentor_config,
     train_pipeline,
 )
-from vitpipe.errors import DatasetError
 
 pytestmark = pytest.mark.dense
 

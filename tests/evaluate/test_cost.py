@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitpipe.config.recipe import ModelConfig
-from vitpipe.errors import InputError, RecipeError
+from vitpipe.contracts.errors import InputError, RecipeError
 from vitpipe.evaluate.cost import CONVENTIONS, cost_of, measure_cost
 from vitpipe.models.build import build_classifier, build_pretrainer
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
+from vitpipe.contracts.errors import StorageError
 from vitpipe.data.batches import Batch
-from vitpipe.errors import StorageError
 from vitpipe.evaluate.reconstruct import image_noise, masked_loss, reconstruct, save_columns
 from vitpipe.evaluate.throughput import images_per_second
 from vitpipe.methods.masked_pixels import MaskedPixels

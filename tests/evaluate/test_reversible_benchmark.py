@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd.profiler import profile
 
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 from vitpipe.evaluate.live_memory import LiveMemory
 from vitpipe.evaluate.reversible import (
     WAYS,

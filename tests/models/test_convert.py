@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitpipe.errors import CheckpointError
+from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
 from vitpipe.models.convert import convert, convert_state, our_name, read_checkpoint
 from vitpipe.models.hivit import SHAPES

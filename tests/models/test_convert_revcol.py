@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpipe.config.recipe import ModelConfig
-from vitpipe.errors import CheckpointError
+from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.build import build_classifier
 from vitpipe.models.convert import convert, convert_state, read_checkpoint
 from vitpipe.models.revcol import SHAPES, RevCol

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vitpipe.config.recipe import ModelConfig
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 from vitpipe.evaluate.cost import measure_cost
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer, create_backbone
 from vitpipe.models.family import family_of

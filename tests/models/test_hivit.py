@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import Attention, AttentionBlock, drop_path
 from vitpipe.models.build import build_classifier, build_pretrainer
 from vitpipe.models.hivit import SHAPES, HiViT, HiViTClassifier, HiViTShape, Merge, Stem

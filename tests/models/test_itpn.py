@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpipe.config.recipe import DecoderConfig
-from vitpipe.errors import InputError, RecipeError
+from vitpipe.contracts.errors import InputError, RecipeError
 from vitpipe.models.build import build_pretrainer
 from vitpipe.models.masking import choose_units, patchify
 from vitpipe.models.positions import sincos_table

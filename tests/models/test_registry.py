@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vitpipe.config.recipe import ColumnsConfig, ModelConfig
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 from vitpipe.models.build import build_classifier, create_backbone
 from vitpipe.models.registry import MODELS, find_model
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vitpipe.config.recipe import ColumnsConfig, ModelConfig, PyramidConfig
-from vitpipe.errors import CheckpointError, InputError, RecipeError
+from vitpipe.contracts.errors import CheckpointError, InputError, RecipeError
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer, create_backbone
 from vitpipe.models.registry import MODELS
 from vitpipe.models.revcol import SHAPES, RevCol

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 from vitpipe.evaluate.cost import measure_cost
 from vitpipe.models.revcol import SHAPES, ConvColumn, RevCol
 from vitpipe.models.revcol_heads import SupervisedRevCol, compound_loss

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.masking import choose_units, patchify
 from vitpipe.models.revcolv2 import RevColV2, RevColV2Classifier, RevColV2Pretrainer
 from vitpipe.models.revcolv2_columns import SHAPES, RevColV2Shape

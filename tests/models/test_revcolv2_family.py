@@ -7,7 +7,7 @@ import torch
 
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import ColumnsConfig, DecoderConfig, ModelConfig, PyramidConfig
-from vitpipe.errors import CheckpointError, InputError, RecipeError
+from vitpipe.contracts.errors import CheckpointError, InputError, RecipeError
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
 from vitpipe.models.revcolv2 import resize_positions
 from vitpipe.models.transfer import describe, transfer_weights

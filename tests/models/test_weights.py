@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from vitpipe.config.recipe import PyramidConfig
-from vitpipe.errors import CheckpointError, StorageError
+from vitpipe.contracts.errors import CheckpointError, StorageError
 from vitpipe.models import weights
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
 from vitpipe.models.transfer import describe, transfer_weights

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitpipe.config.read import load_recipe, recipe_names
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 from vitpipe.papers.tables import find_row, papers, rows, table, tables
 
 KEYS = {"table", "method", "variant", "dataset", "metric", "value", "unit", "setting", "source"}

@@ -12,8 +12,8 @@ STAND_IN = """\
 #!{python}
 import os, sys
 sys.path.insert(0, {root!r})
-from vitpipe.artifact import Card, write_card, write_metrics, writing
-from vitpipe.errors import VitpipeError
+from vitpipe.contracts.artifact import Card, write_card, write_metrics, writing
+from vitpipe.contracts.errors import VitpipeError
 from vitpipe.stages.executor import ExecutorIO
 
 verb, stage, *rest = sys.argv[1:]

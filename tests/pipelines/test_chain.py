@@ -17,9 +17,9 @@ from engine_trials import PROFILE, RECIPE, TINY
 from pipelines.compile import compile_pipeline
 from pipelines.dvc import render_dvc
 from pipelines.local import DEV_IMAGE, run_locally
-from vitpipe.artifact import open_artifact
 from vitpipe.config.read import load_recipe
-from vitpipe.stages.graph import graph_of
+from vitpipe.contracts.artifact import open_artifact
+from vitpipe.contracts.graph import graph_of
 
 BIN = Path(sys.executable).parent
 IMAGES = {"train": DEV_IMAGE, "dense": DEV_IMAGE}

@@ -13,8 +13,8 @@ from pipelines.compile import check_arguments, compile_pipeline, validate_packag
 from pipelines.placement import Placement, read_placement
 from pipelines.reproduce import split_overrides
 from vitpipe.config.read import load_recipe, profile_names, recipe_names
-from vitpipe.errors import InputError, RecipeError
-from vitpipe.stages.graph import BY_NAME, graph_of
+from vitpipe.contracts.errors import InputError, RecipeError
+from vitpipe.contracts.graph import BY_NAME, graph_of
 from vitpipe.stages.run import identity_of
 
 RECIPE, PROFILE = "itpn/pixel_base", "demo"

@@ -15,7 +15,7 @@ from engine_trials import ROOT, TINY
 
 from pipelines.dvc import render_dvc, write_dvc
 from vitpipe.config.read import load_params, load_recipe, profile_names, recipe_names
-from vitpipe.stages.graph import graph_of
+from vitpipe.contracts.graph import graph_of
 
 BIN = Path(sys.executable).parent
 
@@ -176,7 +176,7 @@ def test_the_real_stages_write_where_dvc_expects_it(project):
 
 
 def test_commands_of_an_earlier_version_are_refused(tmp_path):
-    from vitpipe.errors import RecipeError
+    from vitpipe.contracts.errors import RecipeError
     from vitpipe.stages.identity import check_dvc_file
 
     recipe = load_recipe("itpn/pixel_base", "demo")

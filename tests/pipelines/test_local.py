@@ -10,9 +10,9 @@ from docker_double import DockerDouble
 
 from pipelines.compile import compile_pipeline
 from pipelines.local import DEV_IMAGE, Containers, run_locally
-from vitpipe.artifact import open_artifact
-from vitpipe.errors import EngineError, InputError
-from vitpipe.stages.graph import BY_NAME
+from vitpipe.contracts.artifact import open_artifact
+from vitpipe.contracts.errors import EngineError, InputError
+from vitpipe.contracts.graph import BY_NAME
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import yaml
 
 from pipelines.compile import compile_pipeline
 from pipelines.submit import Endpoint, submit
-from vitpipe.errors import EngineError, InputError
+from vitpipe.contracts.errors import EngineError, InputError
 
 pytestmark = pytest.mark.slow
 

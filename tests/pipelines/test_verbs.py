@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from pipelines.compile import validate_package
 from pipelines.verbs import register
-from vitpipe.errors import EngineError, InputError
+from vitpipe.contracts.errors import EngineError, InputError
 
 app = typer.Typer()
 register(app)

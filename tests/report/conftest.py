@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitpipe.artifact import Artifact, Card, open_artifact, write_card, write_metrics, write_table
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
+from vitpipe.contracts.artifact import Artifact, Card, open_artifact, write_card, write_metrics, write_table
+from vitpipe.contracts.graph import graph_of
 from vitpipe.report.results import RunResults
-from vitpipe.stages.graph import graph_of
 
 SECONDS = {
     "prepare": 9.8, "pretrain": 71.3, "intermediate": 38.6, "finetune": 41.2, "probe": 6.7,

@@ -7,8 +7,8 @@ import re
 import pytest
 from PIL import Image
 
-from vitpipe.artifact import open_artifact, write_card, write_metrics, write_table
 from vitpipe.config.data import DataConfig
+from vitpipe.contracts.artifact import open_artifact, write_card, write_metrics, write_table
 from vitpipe.report.build import build_report
 from vitpipe.report.lineage import lineage_facts, lineage_notes, lineage_table, terms_table
 from vitpipe.report.results import RunResults

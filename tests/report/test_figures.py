@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitpipe.contracts.graph import STAGES, graph_of
 from vitpipe.report.figures import (
     MAX_POINTS,
     PAPER,
@@ -24,7 +25,6 @@ from vitpipe.report.figures import (
 from vitpipe.report.graph import NodeText, draw_graph, essential_edges
 from vitpipe.report.page import data_uri
 from vitpipe.report.results import Curve, curves
-from vitpipe.stages.graph import STAGES, graph_of
 
 
 def _curve(name: str, num_points: int = 3) -> Curve:

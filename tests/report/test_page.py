@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from vitpipe.artifact import open_artifact
-from vitpipe.errors import ArtifactError
+from vitpipe.contracts.artifact import open_artifact
+from vitpipe.contracts.errors import ArtifactError
 from vitpipe.report.build import build_report, verdict_lines
 from vitpipe.report.results import RunResults, open_results
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from vitpipe.artifact import open_artifact, write_card, write_metrics
-from vitpipe.errors import ArtifactError
+from vitpipe.contracts.artifact import open_artifact, write_card, write_metrics
+from vitpipe.contracts.errors import ArtifactError
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.report import report_of_folders, run, verdicts_of_folders
 from vitpipe.track.journal import JournalReader
 from vitpipe.track.run import stage_run
-from vitpipe.train.logger import MemoryLogger
 
 
 def _context(results, folder, logger):

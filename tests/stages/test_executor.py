@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from vitpipe.artifact import CARD, METRICS, Card, write_card, write_metrics, writing
 from vitpipe.config.digest import code_digest, file_digest
-from vitpipe.errors import ArtifactError, InputError
+from vitpipe.contracts.artifact import CARD, METRICS, Card, write_card, write_metrics, writing
+from vitpipe.contracts.errors import ArtifactError, InputError
+from vitpipe.contracts.graph import BY_NAME
 from vitpipe.stages.executor import ExecutorIO, local_path
-from vitpipe.stages.graph import BY_NAME
 
 METRIC_VALUES = {"top1": 0.5, "loss": 1.25}
 

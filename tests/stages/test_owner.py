@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from vitpipe.errors import ArtifactError
+from vitpipe.contracts.errors import ArtifactError
 from vitpipe.stages import owner
 from vitpipe.stages.owner import holder_of, lock_of, sole_owner
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from vitpipe.artifact import Card, open_artifact, write_card, write_metrics, writing
 from vitpipe.config.read import load_recipe
-from vitpipe.errors import ArtifactError
+from vitpipe.contracts.artifact import Card, open_artifact, write_card, write_metrics, writing
+from vitpipe.contracts.errors import ArtifactError
 from vitpipe.stages.places import settle
 
 CARD = Card(

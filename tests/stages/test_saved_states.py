@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from vitpipe.artifact import Card, open_artifact, write_card, write_metrics, writing
 from vitpipe.config.digest import digest_of
 from vitpipe.config.read import load_recipe
-from vitpipe.errors import ArtifactError
+from vitpipe.contracts.artifact import Card, open_artifact, write_card, write_metrics, writing
+from vitpipe.contracts.errors import ArtifactError
+from vitpipe.contracts.graph import BY_NAME
 from vitpipe.stages.decided import deciding
-from vitpipe.stages.graph import BY_NAME
 from vitpipe.stages.resume import claim_state, mark_finished, release_states
 
 CARD = Card(
@@ -152,7 +152,7 @@ class Broken:
     """An artifact opened before its file was damaged."""
 
     def __init__(self, path):
-        from vitpipe.artifact import Artifact, read_card
+        from vitpipe.contracts.artifact import Artifact, read_card
 
         self.path, self.card = path, read_card(path)
         self.verify = Artifact(path, self.card, {}).verify

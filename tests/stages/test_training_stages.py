@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from vitpipe.artifact import TABLES, WEIGHTS, Artifact, Card, write_table
 from vitpipe.config.read import load_recipe
-from vitpipe.errors import ArtifactError, CheckpointError
+from vitpipe.contracts.artifact import TABLES, WEIGHTS, Artifact, Card, write_table
+from vitpipe.contracts.errors import ArtifactError, CheckpointError
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.models.build import build_classifier
 from vitpipe.models.weights import load_metadata, load_state, save_weights
 from vitpipe.stages import evaluate, finetune, intermediate, prepare, pretrain, probe
 from vitpipe.stages.context import StageContext
-from vitpipe.train.logger import MemoryLogger
 
 STAGES = {
     "prepare": prepare,

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from vitpipe.errors import StorageError
+from vitpipe.contracts.errors import StorageError
 from vitpipe.track.box import BOX, SENT, Box, Origin, Sent
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal, JournalReader
@@ -232,14 +232,16 @@ def test_files_are_written_whole_or_not_at_all(new_box, monkeypatch):
     box.write_sent(Sent(run_id="a", num_points=1))
     forced = []
     real = __import__("os").fsync
-    monkeypatch.setattr("vitpipe.files.os.fsync", lambda descriptor: (forced.append(1), real(descriptor)))
+    monkeypatch.setattr(
+        "vitpipe.contracts.files.os.fsync", lambda descriptor: (forced.append(1), real(descriptor))
+    )
     box.write_sent(Sent(run_id="a", num_points=2))
     assert forced
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vitpipe.files.os.fsync", full)
+    monkeypatch.setattr("vitpipe.contracts.files.os.fsync", full)
     with pytest.raises(StorageError):
         box.write_sent(Sent(run_id="a", num_points=3))
     assert box.sent().num_points == 2

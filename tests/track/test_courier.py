@@ -11,7 +11,7 @@ import pytest
 from killed_stage import kill_stage
 from mlflow_servers import answering_server, silent_server
 
-from vitpipe.address import Address
+from vitpipe.contracts.address import Address
 from vitpipe.track import courier as courier_module
 from vitpipe.track.box import Box, Contact
 from vitpipe.track.courier import Courier, Parent, carry

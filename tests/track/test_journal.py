@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitpipe.errors import StorageError
+from vitpipe.contracts.errors import StorageError
 from vitpipe.track.journal import Journal, JournalReader, UsedDataset
 
 OPERATIONS = st.lists(

@@ -9,8 +9,8 @@ import sys
 import pytest
 from mlflow_servers import answering_server, password_in_front_of
 
-from vitpipe.address import Address
-from vitpipe.errors import VitpipeError
+from vitpipe.contracts.address import Address
+from vitpipe.contracts.errors import VitpipeError
 from vitpipe.track.box import Box
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal, UsedDataset

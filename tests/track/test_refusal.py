@@ -270,7 +270,7 @@ def test_a_store_that_cannot_be_opened(tmp_path, make, what, mend):
 
 
 def test_what_the_disk_refuses_is_not_put_down_to_mlflow(store, new_box, monkeypatch):
-    from vitpipe.errors import StorageError
+    from vitpipe.contracts.errors import StorageError
 
     box = new_box(store)
     _filled(box)
@@ -278,7 +278,7 @@ def test_what_the_disk_refuses_is_not_put_down_to_mlflow(store, new_box, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vitpipe.files.os.fsync", full)
+    monkeypatch.setattr("vitpipe.contracts.files.os.fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         Delivery(box).sync()
     monkeypatch.undo()

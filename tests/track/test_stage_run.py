@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from vitpipe.artifact import Artifact, Card, write_metrics
-from vitpipe.errors import DivergenceError, StoppedError, StorageError
+from vitpipe.contracts.artifact import Artifact, Card, write_metrics
+from vitpipe.contracts.errors import DivergenceError, StoppedError, StorageError
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.track.box import Box
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.run import SilentLogger, flatten, stage_run
 from vitpipe.track.send import send_pending
 from vitpipe.track.summary import log_pipeline_summary
-from vitpipe.train.logger import MemoryLogger
 
 pytestmark = pytest.mark.slow
 

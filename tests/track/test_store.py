@@ -30,7 +30,9 @@ def test_the_address(tmp_path, monkeypatch):
 
 def test_what_to_type(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)  # activated; tests/test_shell.py has the other case
+    monkeypatch.setenv(
+        "VIRTUAL_ENV", sys.prefix
+    )  # activated; tests/contracts/test_shell.py has the other case
     assert (
         ui_command(f"sqlite:///{tmp_path}/mlflow.db") == "mlflow ui --backend-store-uri sqlite:///mlflow.db"
     )

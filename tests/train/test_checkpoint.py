@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_runs import PLAN, SECTION, EveryFewSteps, train_digits
 
-from vitpipe.errors import CheckpointError, StorageError
+from vitpipe.contracts.errors import CheckpointError, StorageError
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.train import checkpoint, loop
 from vitpipe.train.checkpoint import StateFolder
-from vitpipe.train.logger import MemoryLogger
 
 CONTENT = {"step": 3, "weights": torch.arange(1000.0), "nested": {"list": [1, 2.5, "text", None]}}
 

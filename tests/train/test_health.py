@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from vitpipe.errors import StoppedError
+from vitpipe.contracts.errors import StoppedError
 from vitpipe.train.health import stop_on_sigterm
 
 

@@ -17,12 +17,12 @@ from tiny_runs import (
 )
 from torch import nn
 
+from vitpipe.contracts.errors import CheckpointError, DivergenceError
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.batches import Batch
-from vitpipe.errors import CheckpointError, DivergenceError
 from vitpipe.methods.method import Method
 from vitpipe.optim.schedules import learning_rate
 from vitpipe.train.checkpoint import StateFolder
-from vitpipe.train.logger import MemoryLogger
 from vitpipe.train.loop import train
 from vitpipe.train.ranks import Ranks
 

@@ -18,8 +18,8 @@ from tiny_runs import (
     train_digits,
 )
 
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.train.checkpoint import StateFolder
-from vitpipe.train.logger import MemoryLogger
 
 pytestmark = pytest.mark.slow
 

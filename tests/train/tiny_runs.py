@@ -21,17 +21,17 @@ from torch import nn
 
 from vitpipe.config.recipe import AugmentConfig, ClassifyConfig, OptimConfig
 from vitpipe.config.resolve import TrainPlan
+from vitpipe.contracts.errors import VitpipeError
+from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.batches import Batch
 from vitpipe.data.mix import Mix
 from vitpipe.data.order import train_chunks
-from vitpipe.errors import VitpipeError
 from vitpipe.methods.classify import Classify
 from vitpipe.models.hivit import HiViT, HiViTClassifier, HiViTShape
 from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_adamw
 from vitpipe.train import loop
 from vitpipe.train.checkpoint import StateFolder
-from vitpipe.train.logger import MemoryLogger
 from vitpipe.train.pace import Pace
 from vitpipe.train.ranks import Ranks, joined
 

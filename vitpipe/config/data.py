@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from vitpipe.address import Address, hidden
 from vitpipe.config.section import Auto, Count, Pixels, Section
+from vitpipe.contracts.address import Address, hidden
 
 ShardSetName = Literal[
     "imagenet",

@@ -20,9 +20,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vitpipe.address import hidden
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.address import hidden
+from vitpipe.contracts.errors import RecipeError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PROFILES = RECIPES / "profiles"

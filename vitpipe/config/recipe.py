@@ -11,9 +11,9 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vitpipe.address import hidden
 from vitpipe.config.data import DataConfig, LocalPath
 from vitpipe.config.section import Auto, Count, NotNegative, Pixels, Positive, Range, Ratio, Section
+from vitpipe.contracts.address import hidden
 
 StageName = Literal[
     "prepare",

@@ -13,7 +13,7 @@ from typing import Literal
 
 from vitpipe.config.data import DataConfig
 from vitpipe.config.recipe import ClassifyConfig, Recipe, TrainConfig
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 
 Precision = Literal["off", "bf16", "fp16"]
 # Images per rank and micro-batch that a 40 GB card holds for the largest network here at 224 pixels,

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vitpipe.address import hidden
 from vitpipe.config.data import SHARD_SETS
+from vitpipe.contracts.address import hidden
 from vitpipe.data.manifest import (
     FINDINGS,
     DataManifest,

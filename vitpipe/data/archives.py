@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.data.tar_headers import Member, Names, damaged, plain_name, refused, walk_tar
-from vitpipe.errors import DatasetError, disk_errors
 
 # Images and annotations inflate by less than 30; deflate alone cannot go beyond 1,032.
 MAX_RATIO = 200

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitpipe.config.recipe import AugmentConfig
+from vitpipe.contracts.errors import RecipeError
 from vitpipe.data.resize import (
     Box,
     PackedPixels,
@@ -29,7 +30,6 @@ from vitpipe.data.resize import (
     resized_crop,
     unpacked,
 )
-from vitpipe.errors import RecipeError
 
 # One tensor, or one per view of multi-crop.
 Transform = Callable[[Image.Image], Tensor | list[Tensor]]

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitpipe.contracts.errors import VitpipeError
+from vitpipe.contracts.processes import die_with_parent
+from vitpipe.contracts.seeds import kept_random_state, seed_everything
 from vitpipe.data.augment import Chain, Transform
 from vitpipe.data.order import Chunk, eval_chunks, train_chunks
-from vitpipe.data.seeds import kept_random_state, seed_everything
 from vitpipe.data.shards import ShardSet
-from vitpipe.errors import VitpipeError
-from vitpipe.processes import die_with_parent
 
 
 class Batch(NamedTuple):

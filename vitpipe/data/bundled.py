@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from vitpipe.errors import DatasetError
+from vitpipe.contracts.errors import DatasetError
 
 
 def bundled_file(package: str, relative: str) -> Path:

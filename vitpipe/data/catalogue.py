@@ -13,8 +13,8 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from vitpipe.config.data import DENSE_SETS, EMBEDDED_SETS, SHARD_SETS, DataConfig, EmbeddedConfig
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.bundled import bundled_file
-from vitpipe.errors import DatasetError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vitpipe.config.data import DENSE_SETS, SHARD_SETS
+from vitpipe.contracts.seeds import generator_of
 from vitpipe.data.dense import DenseFolder, open_dense
 from vitpipe.data.manifest import DataManifest, read_manifest
-from vitpipe.data.seeds import generator_of
 from vitpipe.data.shards import open_shards
 
 _CELL, _GAP, _TEXT, _TITLE = 160, 6, 16, 26

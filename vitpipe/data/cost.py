@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, Validati
 from vitpipe.config.cache_folder import cache_folder
 from vitpipe.config.data import DENSE_SETS, DataConfig
 from vitpipe.config.resolve import num_packers
+from vitpipe.contracts.errors import InputError
+from vitpipe.contracts.files import write_whole
 from vitpipe.data.catalogue import DatasetFacts, facts
-from vitpipe.errors import InputError
-from vitpipe.files import write_whole
 
 SPEED_FILE = "pack-speed.json"
 # Where this machine was not measured: `vitpipe benchmark pack` on two cores of a shared EPYC server, 2026.

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitpipe.config.digest import digest_of, file_digest
+from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.data.archives import unpack_tar
 from vitpipe.data.layouts import VERIFY_DENSE, DenseLayout
 from vitpipe.data.manifest import DenseManifest, content_digest, read_manifest, write_manifest
 from vitpipe.data.shard_writer import tar_header
 from vitpipe.data.storage.find import storage_of
 from vitpipe.data.storage.storage import blocks_of
-from vitpipe.errors import DatasetError, disk_errors
 
 _BLOCK = 512
 _AGAIN = "run the prepare stage again, or copy the prepared folder anew"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vitpipe.config.data import DENSE_SETS, SHARD_SETS
 from vitpipe.config.digest import digest_of
+from vitpipe.contracts.errors import DatasetError, VitpipeError
 from vitpipe.data.catalogue import class_names, facts
 from vitpipe.data.expectations import (
     Say,
@@ -30,7 +31,6 @@ from vitpipe.data.manifest import MANIFEST, DataManifest, ShardManifest, content
 from vitpipe.data.sources.by_class import IMAGE_SUFFIXES
 from vitpipe.data.sources.find import find_source, folder_of
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.errors import DatasetError, VitpipeError
 
 __all__ = ["DatasetReport", "Finding", "Level", "examine"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.logger import RunLogger
 from vitpipe.data.duplicates import Hashes, duplicate_rows, duplicate_sheet, near_duplicates
 from vitpipe.data.shards import ShardSet, open_shards
-from vitpipe.errors import DatasetError
-from vitpipe.train.logger import RunLogger
 
 
 def report_duplicates(prepare_folder: Path, dataset: str, logger: RunLogger) -> int:

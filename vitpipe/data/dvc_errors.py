@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from vitpipe.address import Address, hidden
 from vitpipe.config.data import PinnedConfig
-from vitpipe.errors import DatasetError, StorageError, VitpipeError
+from vitpipe.contracts.address import Address, hidden
+from vitpipe.contracts.errors import DatasetError, StorageError, VitpipeError
 
 _REASON_CHARACTERS = 300
 # Settings of a DVC remote whose values are credentials: `password`, `secret_access_key`, `sas_token`, ...

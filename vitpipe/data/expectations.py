@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vitpipe.contracts.errors import some
 from vitpipe.data.catalogue import Archive, DatasetFacts, class_order, facts
 from vitpipe.data.findings import DatasetReport
-from vitpipe.errors import some
 
 Say = Callable[[str], None]
 # Training images per class of ILSVRC 2012 (Russakovsky et al., IJCV 2015, section 3).

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from vitpipe.errors import VitpipeError
+from vitpipe.contracts.errors import VitpipeError
 
 Level = Literal["error", "warning", "note"]
 COUNTS = ("train", "val", "classes", "errors", "warnings", "notes")

@@ -13,11 +13,11 @@ from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 
 from vitpipe.config.digest import digest_of
+from vitpipe.contracts.errors import RunError
 from vitpipe.data.images import Examined, examine
 from vitpipe.data.manifest import Encoding
 from vitpipe.data.sources.places import Place
 from vitpipe.data.sources.source import ImageEntry
-from vitpipe.errors import RunError
 
 # Raise it when the same source would give other bytes: finished shards are then not taken again.
 PACK_VERSION = 1

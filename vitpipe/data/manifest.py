@@ -15,10 +15,10 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vitpipe.artifact import MANIFEST as MANIFEST
 from vitpipe.config.digest import digest_of
-from vitpipe.errors import DatasetError
-from vitpipe.files import write_whole
+from vitpipe.contracts.artifact import MANIFEST as MANIFEST
+from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.files import write_whole
 
 FINDINGS = "findings.csv"
 SCHEMA_VERSION = 2

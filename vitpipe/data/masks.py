@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitpipe.data.seeds import seed_of
+from vitpipe.contracts.seeds import seed_of
 
 
 def mask_noise(batch: int, num_units: int, *, seed: int, step: int, micro: int, rank: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitpipe.config.recipe import AugmentConfig
-from vitpipe.data.seeds import generator_of
+from vitpipe.contracts.seeds import generator_of
 
 
 class Mix:

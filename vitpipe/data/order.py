@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitpipe.data.seeds import generator_of
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
+from vitpipe.contracts.seeds import generator_of
 
 
 @dataclass(frozen=True)

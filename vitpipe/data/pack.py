@@ -21,6 +21,8 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from vitpipe.config.digest import digest_of
+from vitpipe.contracts.errors import DatasetError, VitpipeError, disk_errors
+from vitpipe.contracts.files import move_aside, write_whole
 from vitpipe.data.inspection import PackOptions, examined
 from vitpipe.data.manifest import (
     FINDINGS,
@@ -35,8 +37,6 @@ from vitpipe.data.shard_writer import ClosedShard, Journal, is_whole, open_cut, 
 from vitpipe.data.shards import files_of
 from vitpipe.data.sources.source import ImageEntry, Source
 from vitpipe.data.storage.find import storage_of
-from vitpipe.errors import DatasetError, VitpipeError, disk_errors
-from vitpipe.files import move_aside, write_whole
 
 _NAMED_IN_MESSAGE = 20
 _SECONDS_BETWEEN_REPORTS = 5.0

@@ -16,9 +16,11 @@ from typing import Any
 
 import yaml
 
-from vitpipe.address import hidden
 from vitpipe.config.data import SHARD_SETS, PinnedConfig
 from vitpipe.config.digest import digest_of, file_digest
+from vitpipe.contracts.address import hidden
+from vitpipe.contracts.errors import DatasetError, disk_errors
+from vitpipe.contracts.files import move_aside
 from vitpipe.data.dvc_errors import HOW_TO_SIGN_IN, dvc_errors
 from vitpipe.data.manifest import (
     MANIFEST,
@@ -29,8 +31,6 @@ from vitpipe.data.manifest import (
     read_manifest,
 )
 from vitpipe.data.shards import open_shards, verify_checksums
-from vitpipe.errors import DatasetError, disk_errors
-from vitpipe.files import move_aside
 
 _ASIDE = ".pulled"
 _GIT_SECONDS = 20

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.images import read_at_once
 from vitpipe.data.manifest import ShardManifest, SplitManifest, read_manifest
 from vitpipe.data.storage.cache import RangeCache, shard_cache
 from vitpipe.data.storage.find import storage_of
 from vitpipe.data.storage.storage import Storage, blocks_of
-from vitpipe.errors import DatasetError
 
 INDEX_DTYPE = np.dtype(
     [("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("shard", "<u4"), ("label", "<u4")]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.data.account import Manifest
 from vitpipe.data.manifest import ShardManifest, write_manifest
 from vitpipe.data.shards import files_of
 from vitpipe.data.storage.find import storage_of
-from vitpipe.errors import DatasetError, disk_errors
 
 
 def address_of(manifest: Manifest, store: str) -> str:

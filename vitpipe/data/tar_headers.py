@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vitpipe.errors import DatasetError
+from vitpipe.contracts.errors import DatasetError
 
 _MAX_NAME_BYTES = 64 * 2**10
 _BLOCK = 512

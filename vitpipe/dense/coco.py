@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.config.recipe import DetectConfig
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.dense import DenseFolder
-from vitpipe.errors import DatasetError
 
 _CROP_RANGE = (384, 600)
 _CROP_BRANCH_SIDES = (400, 500, 600)

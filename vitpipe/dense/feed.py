@@ -12,9 +12,9 @@ from typing import Any
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader, Dataset
 
+from vitpipe.contracts.seeds import kept_random_state, seed_everything
 from vitpipe.data.batches import begin_worker
 from vitpipe.data.order import eval_chunks, train_chunks
-from vitpipe.data.seeds import kept_random_state, seed_everything
 from vitpipe.dense.plan import DensePlan
 
 Place = tuple[int, int, int]  # epoch, position in its order, index of the sample

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vitpipe.contracts.errors import RunError
 from vitpipe.dense import operators
-from vitpipe.errors import RunError
 
 _DETECTION = (
     "mmdet.models.data_preprocessors.data_preprocessor",

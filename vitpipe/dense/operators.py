@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitpipe.errors import RunError
+from vitpipe.contracts.errors import RunError
 
 _NAME = "mmcv._ext"
 _AVERAGE = 1  # mmcv's pool_mode: 0 takes the maximum of a bin's samples, 1 their mean

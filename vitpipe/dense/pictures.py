@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vitpipe.errors import disk_errors
+from vitpipe.contracts.errors import disk_errors
 
 Pixels = NDArray[np.uint8]
 _TILE = 256

@@ -12,7 +12,7 @@ from functools import partial
 
 from vitpipe.config.recipe import DenseConfig, DetectConfig, SegmentConfig
 from vitpipe.config.resolve import Accelerator, Precision, check_precision
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 
 # Images per GPU in the released launch lines; more is accumulated.
 _GPU_MICRO_BATCH = 2

@@ -30,16 +30,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitpipe.config.recipe import DenseConfig, OptimConfig
-from vitpipe.data.seeds import seed_of
+from vitpipe.contracts.errors import CheckpointError, DivergenceError, disk_errors
+from vitpipe.contracts.logger import RunLogger
+from vitpipe.contracts.seeds import seed_of
 from vitpipe.dense.backbone import NET_PREFIX
 from vitpipe.dense.feed import train_loader
 from vitpipe.dense.plan import DensePlan
-from vitpipe.errors import CheckpointError, DivergenceError, disk_errors
 from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_adamw, set_learning_rate
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.health import StopRequest, stop_on_sigterm, stopped
-from vitpipe.train.logger import RunLogger
 from vitpipe.train.pace import Pace, peak_memory_gib
 from vitpipe.train.ranks import Ranks
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.config.recipe import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, SegmentConfig
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.dense import DenseFolder
 from vitpipe.dense.mask2former import mask2former_head
-from vitpipe.errors import DatasetError
 
 IGNORED = 255
 _MAX_CATEGORY_SHARE = 0.75

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vitpipe.config.recipe import AugmentConfig, CropsConfig
+from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.augment import Chain, eval_transform, train_transform
 from vitpipe.data.batches import Batch, eval_batches, train_batches
 from vitpipe.data.crops import MultiCrop
@@ -29,7 +30,6 @@ from vitpipe.data.manifest import ShardManifest, read_manifest
 from vitpipe.data.masks import mask_noise
 from vitpipe.data.order import epoch_order
 from vitpipe.data.pack import Quarantine, pack
-from vitpipe.data.seeds import seed_everything
 from vitpipe.data.shards import ShardSet
 from vitpipe.data.sources.class_folders import read_class_folders
 from vitpipe.evaluate.library_transforms import (

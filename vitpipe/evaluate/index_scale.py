@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitpipe.contracts.errors import RunError
 from vitpipe.data.manifest import (
     Shard,
     ShardManifest,
@@ -25,7 +26,6 @@ from vitpipe.data.manifest import (
 )
 from vitpipe.data.order import epoch_order, train_chunks
 from vitpipe.data.shards import INDEX_DTYPE, open_shards
-from vitpipe.errors import RunError
 from vitpipe.evaluate.process_memory import peak_resident_mb
 
 _IMAGE_BYTES = 110_000

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitpipe.data.seeds import seed_of
+from vitpipe.contracts.seeds import seed_of
 from vitpipe.optim.schedules import learning_rate
 
 _MOMENTUM = 0.9

@@ -16,11 +16,11 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from vitpipe.contracts.errors import RunError
 from vitpipe.data.cost import PackSpeed, write_pack_speed
 from vitpipe.data.inspection import PackOptions
 from vitpipe.data.pack import Quarantine, pack
 from vitpipe.data.sources.class_folders import read_class_folders
-from vitpipe.errors import RunError
 from vitpipe.evaluate import photographs
 from vitpipe.evaluate.process_memory import peak_resident_mb
 

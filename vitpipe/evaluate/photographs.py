@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitpipe.contracts.seeds import generator_of
 from vitpipe.data.bundled import bundled_file
-from vitpipe.data.seeds import generator_of
 
 _PHOTOGRAPHS = (
     "astronaut.png", "motorcycle_left.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "ihc.png",

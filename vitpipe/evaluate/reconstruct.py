@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from vitpipe.config.resolve import Precision
+from vitpipe.contracts.errors import disk_errors
+from vitpipe.contracts.seeds import seed_of
 from vitpipe.data.batches import Batch
-from vitpipe.data.seeds import seed_of
-from vitpipe.errors import disk_errors
 from vitpipe.methods.masked_pixels import MaskedPixels, images_of
 from vitpipe.models.masking import UNIT_PIXELS, patchify
 from vitpipe.train.precision import autocast

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vitpipe.errors import InputError, RunError
+from vitpipe.contracts.errors import InputError, RunError
 from vitpipe.evaluate.live_memory import LiveMemory
 from vitpipe.methods.masked_pixels import MaskedPixels
 from vitpipe.models.memory_mode import MemoryPolicy, expected_error, num_inversions, resolve_mode

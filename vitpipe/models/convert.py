@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from vitpipe.errors import CheckpointError
+from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.convert_itpn import our_name as our_name
 from vitpipe.models.convert_itpn import rename_itpn
 from vitpipe.models.convert_revcol import rename_revcol

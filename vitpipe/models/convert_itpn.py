@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitpipe.errors import CheckpointError
+from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.hivit import SHAPES, HiViT, HiViTClassifier, HiViTShape
 from vitpipe.models.itpn import MaskedPretrainer, PixelDecoder
 from vitpipe.models.masking import UNIT_PIXELS

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitpipe.errors import CheckpointError
+from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.official import Renamed
 from vitpipe.models.revcol import SHAPES, RevCol
 from vitpipe.models.revcol_family import HEAD_BIAS, shape_of

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from vitpipe.config.recipe import ModelConfig
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 from vitpipe.models.network import Classifier, DenseBackbone, Network, Pretrainer, Task
 from vitpipe.models.registry import find_model
 from vitpipe.models.weights import Rule

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import AttentionBlock, ChannelBlock, init_weights
 from vitpipe.models.masking import gather_units, grid_of, units_per_side
 from vitpipe.models.network import Classifier, Task

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 from vitpipe.models.family import Family, WeightsInfo, WeightsKind
 from vitpipe.models.hivit import SHAPES, HiViT, HiViTClassifier
 from vitpipe.models.itpn import MaskedPretrainer, PixelDecoder

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 
 UNIT_PIXELS = 16
 PIXELS_PER_UNIT = UNIT_PIXELS * UNIT_PIXELS * 3

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitpipe.errors import CheckpointError
+from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.weights import KeyRow, load_state
 
 Kind = Literal["itpn_pixel_pretrain", "itpn_pixel_classifier", "itpn_pixel_dense", "revcol_classifier"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 
 _ITPN = "Integrally Pre-Trained Transformer Pyramid Networks (Tian et al., arXiv 2211.12735)"
 _REVCOL = "Reversible Column Networks (Cai et al., arXiv 2212.11696)"

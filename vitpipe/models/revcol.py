@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import drop_path
 from vitpipe.models.memory_mode import MemoryPolicy, RequestedMode
 from vitpipe.models.network import Classifier

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from vitpipe.config.recipe import ColumnsConfig, ModelConfig
-from vitpipe.errors import InputError, RecipeError
+from vitpipe.contracts.errors import InputError, RecipeError
 from vitpipe.models.family import Family, WeightsInfo
 from vitpipe.models.network import Network, Task
 from vitpipe.models.revcol import NUM_LEVELS, SHAPES, STRIDE, RevCol, RevColShape

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.revcol import ChannelNorm, ClassifierHead, ConvBlock, RevCol, RevColShape
 
 NUM_PARTS = 4

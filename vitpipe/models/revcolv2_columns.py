@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import Attention, ChannelBlock, Mlp, drop_path, init_weights
 from vitpipe.models.hivit import Merge, Stem
 from vitpipe.models.masking import UNIT_PIXELS

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from vitpipe.config.recipe import ColumnsConfig, ModelConfig
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 from vitpipe.models.family import Family, WeightsInfo, WeightsKind
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.network import Network, Task

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitpipe.errors import CheckpointError, disk_errors
+from vitpipe.contracts.errors import CheckpointError, disk_errors
 
 Outcome = Literal["matched", "renamed", "resized", "missing", "fresh", "unused", "dropped"]
 Resize = Callable[[str, Tensor, Tensor], Tensor]

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from vitpipe.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError
 
 FOLDER = Path(__file__).parent
 NUM_NEAR_MISSES = 3

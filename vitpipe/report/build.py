@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitpipe.artifact import TABLES, is_being_written, is_marked, write_table
-from vitpipe.errors import ArtifactError, disk_errors
+from vitpipe.contracts.artifact import TABLES, is_being_written, is_marked, write_table
+from vitpipe.contracts.errors import ArtifactError, disk_errors
 from vitpipe.report import figures
 from vitpipe.report.compare import Judgement, Verdict, counts_of, verdict_rows, verdicts_of
 from vitpipe.report.page import signed, stage_panels, verdict_markdown, write_markdown, write_page

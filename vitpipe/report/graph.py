@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 
-from vitpipe.stages.graph import Node
+from vitpipe.contracts.graph import Node
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 152, 76, 40, 20, 4
 

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vitpipe.artifact import Artifact
 from vitpipe.config.data import DENSE_SETS
+from vitpipe.contracts.artifact import Artifact
 from vitpipe.data.catalogue import FACTS
 from vitpipe.data.cost import shown_bytes
 from vitpipe.data.manifest import FINDINGS

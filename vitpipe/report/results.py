@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitpipe.artifact import Artifact, open_artifact
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import ArtifactError
-from vitpipe.stages.graph import Node, graph_of
+from vitpipe.contracts.artifact import Artifact, open_artifact
+from vitpipe.contracts.errors import ArtifactError
+from vitpipe.contracts.graph import Node, graph_of
 
 
 @dataclass(frozen=True)

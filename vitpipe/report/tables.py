@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitpipe.artifact import Artifact
+from vitpipe.contracts.artifact import Artifact
 from vitpipe.report.results import RunResults, labels
 
 LONG_TABLE_ROWS = 12

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitpipe.artifact import Artifact
 from vitpipe.config.recipe import Recipe
-from vitpipe.train.logger import RunLogger
+from vitpipe.contracts.artifact import Artifact
+from vitpipe.contracts.logger import RunLogger
 
 
 @dataclass(frozen=True)

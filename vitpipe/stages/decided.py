@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitpipe.artifact import Artifact
 from vitpipe.config.digest import digest_of, file_digest
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import TRAINED_ON
+from vitpipe.contracts.artifact import Artifact
+from vitpipe.contracts.graph import Stage
 from vitpipe.data.account import read_prepared
-from vitpipe.stages.graph import Stage
 
 # Recipe values that a training stage reads but that do not act on its weights: when to log and save, how to
 # measure, and the path of the starting weights, whose content counts instead.

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from vitpipe.config.resolve import TRAIN_SET
-from vitpipe.errors import CheckpointError
+from vitpipe.contracts.errors import CheckpointError
 from vitpipe.evaluate.classify import evaluate_classifier
 from vitpipe.evaluate.cost import measure_cost
 from vitpipe.evaluate.throughput import images_per_second

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitpipe.artifact import CARD, METRICS, Card, open_artifact
 from vitpipe.config.digest import code_digest, file_digest
-from vitpipe.errors import ArtifactError, InputError, disk_errors
-from vitpipe.stages.graph import BY_NAME
+from vitpipe.contracts.artifact import CARD, METRICS, Card, open_artifact
+from vitpipe.contracts.errors import ArtifactError, InputError, disk_errors
+from vitpipe.contracts.graph import BY_NAME
 
 OUT, METRICS_OUTPUT, RECEIPT = "out", "metrics", "receipt"
 # Where a launcher mounts object stores, by the scheme of an artifact's address.

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import yaml
 
-from vitpipe.artifact import CARD, open_artifact
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import ArtifactError, RecipeError
-from vitpipe.files import write_whole
-from vitpipe.stages.graph import BY_NAME, Node, graph_of
+from vitpipe.contracts.artifact import CARD, open_artifact
+from vitpipe.contracts.errors import ArtifactError, RecipeError
+from vitpipe.contracts.files import write_whole
+from vitpipe.contracts.graph import BY_NAME, Node, graph_of
 from vitpipe.stages.run import identity_of
 
 IDENTITY = "identity"

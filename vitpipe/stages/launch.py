@@ -11,9 +11,9 @@ from pathlib import Path
 
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import num_threads
+from vitpipe.contracts.graph import BY_NAME
+from vitpipe.contracts.processes import die_with_parent
 from vitpipe.models.registry import find_model
-from vitpipe.processes import die_with_parent
-from vitpipe.stages.graph import BY_NAME
 
 
 def num_ranks_wanted(stage: str, asked: int | None) -> int:

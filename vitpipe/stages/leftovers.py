@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitpipe.artifact import CARD, is_being_written, is_marked
-from vitpipe.files import remove, size_bytes
+from vitpipe.contracts.artifact import CARD, is_being_written, is_marked
+from vitpipe.contracts.files import remove, size_bytes
 from vitpipe.stages.owner import holder_of
 from vitpipe.stages.resume import FINISHED, MARK, STATES
 

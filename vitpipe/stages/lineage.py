@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitpipe.address import hidden
+from vitpipe.contracts.address import hidden
 from vitpipe.data.account import read_prepared, size_bytes
 from vitpipe.data.manifest import DataManifest, ShardManifest, read_manifest
 from vitpipe.data.pinned import dvc_revision

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitpipe.errors import ArtifactError, disk_errors
+from vitpipe.contracts.errors import ArtifactError, disk_errors
 
 REFRESH_SECONDS, STALE_SECONDS, WAIT_SECONDS = 30.0, 180.0, 90.0
 _LOOK_SECONDS, _SETTLE_SECONDS = 0.5, 1.0

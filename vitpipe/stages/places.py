@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitpipe.artifact import is_marked, read_card, refuse_foreign, refuse_strangers
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import ArtifactError
+from vitpipe.contracts.artifact import is_marked, read_card, refuse_foreign, refuse_strangers
+from vitpipe.contracts.errors import ArtifactError
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from pathlib import Path
 from vitpipe.config.data import SHARD_SETS, DataConfig
 from vitpipe.config.digest import digest_of
 from vitpipe.config.resolve import num_packers
+from vitpipe.contracts.errors import DatasetError, disk_errors
+from vitpipe.contracts.logger import RunLogger
 from vitpipe.data.account import (
     Manifest,
     class_rows,
@@ -44,10 +46,8 @@ from vitpipe.data.pinned import dvc_revision, pull
 from vitpipe.data.sources.find import find_source
 from vitpipe.data.sources.source import Source
 from vitpipe.data.store import address_of, keep_in_store
-from vitpipe.errors import DatasetError, disk_errors
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.lineage import record_prepared
-from vitpipe.train.logger import RunLogger
 
 _FINDINGS_SAID = 20
 

@@ -8,15 +8,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitpipe.artifact import CARD, open_artifact
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import ArtifactError
+from vitpipe.contracts.artifact import CARD, open_artifact
+from vitpipe.contracts.errors import ArtifactError
+from vitpipe.contracts.graph import STAGES
 from vitpipe.report.build import Report, build_report, verdict_lines
 from vitpipe.report.compare import verdict_rows
 from vitpipe.report.results import RunResults, open_results
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.graph import STAGES
 from vitpipe.track.summary import log_pipeline_summary
 
 RECIPE_FILE = "recipe.json"

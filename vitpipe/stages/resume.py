@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitpipe.artifact import Artifact, Card, open_artifact
 from vitpipe.config.digest import digest_of
-from vitpipe.errors import ArtifactError, VitpipeError, disk_errors
-from vitpipe.files import move_aside, remove, write_whole
+from vitpipe.contracts.artifact import Artifact, Card, open_artifact
+from vitpipe.contracts.errors import ArtifactError, VitpipeError, disk_errors
+from vitpipe.contracts.files import move_aside, remove, write_whole
 from vitpipe.track.run import BOX_FOLDER
 
 MARK, FINISHED, STATES = "identity.json", "finished.json", "state-*.pt"

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitpipe.artifact import Artifact, Card, open_artifact, write_card, write_metrics, writing
 from vitpipe.config.digest import (
     digest_of,
     git_commit,
@@ -27,15 +26,16 @@ from vitpipe.config.digest import (
     stage_identity,
 )
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import ArtifactError, RecipeError
+from vitpipe.contracts.artifact import Artifact, Card, open_artifact, write_card, write_metrics, writing
+from vitpipe.contracts.errors import ArtifactError, RecipeError
+from vitpipe.contracts.graph import BY_NAME, Node, Stage, graph_of
+from vitpipe.contracts.logger import RunLogger
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.decided import deciding
-from vitpipe.stages.graph import BY_NAME, Node, Stage, graph_of
 from vitpipe.stages.launch import choose_threads
 from vitpipe.stages.owner import sole_owner
 from vitpipe.stages.places import Places, settle
 from vitpipe.stages.resume import Claim, claim_state, mark_finished, release_states
-from vitpipe.train.logger import RunLogger
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitpipe.artifact import WEIGHTS
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import AugmentConfig, ClassifyConfig, OptimConfig, TrainConfig
 from vitpipe.config.resolve import TRAIN_SET, TrainPlan, num_workers, train_plan
+from vitpipe.contracts.artifact import WEIGHTS
+from vitpipe.contracts.graph import BY_NAME
+from vitpipe.contracts.seeds import seed_of
 from vitpipe.data.augment import eval_transform, train_transform
 from vitpipe.data.batches import Batch, eval_batches, train_batches
 from vitpipe.data.mix import Mix
-from vitpipe.data.seeds import seed_of
 from vitpipe.data.shards import ShardSet, open_shards
 from vitpipe.evaluate.classify import evaluate_classifier
 from vitpipe.methods.classify import Classify
@@ -30,7 +31,6 @@ from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_optimiser
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.decided import deciding, starting_weights
-from vitpipe.stages.graph import BY_NAME
 from vitpipe.stages.lineage import record_datasets
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.loop import train

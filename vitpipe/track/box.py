@@ -23,8 +23,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vitpipe.address import Address
-from vitpipe.errors import StorageError, disk_errors
+from vitpipe.contracts.address import Address
+from vitpipe.contracts.errors import StorageError, disk_errors
 from vitpipe.track.journal import JournalReader, Ledger
 from vitpipe.track.sealed import DamagedError, read_sealed, write_sealed
 from vitpipe.track.speaker import Speaker, changed_lately

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from vitpipe.address import hidden
-from vitpipe.shell import with_typed_commands
+from vitpipe.contracts.address import hidden
+from vitpipe.contracts.shell import with_typed_commands
 
 SECONDS_BETWEEN_LINES = 15.0
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO
 
 import vitpipe
-from vitpipe.address import Address, hidden
-from vitpipe.errors import StorageError
+from vitpipe.contracts.address import Address, hidden
+from vitpipe.contracts.errors import StorageError
 from vitpipe.track.box import Box, Contact
 from vitpipe.track.refusal import StoreError
 from vitpipe.track.speaker import Speaker

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitpipe.address import hidden
+from vitpipe.contracts.address import hidden
 from vitpipe.track.box import Box, Sent
 from vitpipe.track.journal import JournalReader, Point, Summary, UsedDataset, without_credentials
 from vitpipe.track.names import (

@@ -28,8 +28,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from vitpipe.address import hidden
-from vitpipe.errors import disk_errors
+from vitpipe.contracts.address import hidden
+from vitpipe.contracts.errors import disk_errors
 from vitpipe.track.sealed import SUM, DamagedError, checksum, unsealed
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]

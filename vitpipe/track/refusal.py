@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vitpipe.address import Address
-from vitpipe.errors import RunError, VitpipeError
+from vitpipe.contracts.address import Address
+from vitpipe.contracts.errors import RunError, VitpipeError
 
 _LONGEST_REASON = 300
 _TIMEOUTS = {

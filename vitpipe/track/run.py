@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitpipe.address import Address
-from vitpipe.artifact import METRICS, write_table
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
-from vitpipe.errors import StoppedError, StorageError, disk_errors
-from vitpipe.files import write_whole
+from vitpipe.contracts.address import Address
+from vitpipe.contracts.artifact import METRICS, write_table
+from vitpipe.contracts.errors import StoppedError, StorageError, disk_errors
+from vitpipe.contracts.files import write_whole
 from vitpipe.track.box import Box, Origin, plain_value, table_as_json
 from vitpipe.track.console import Console
 from vitpipe.track.courier import Courier

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitpipe.address import Address, hidden
+from vitpipe.contracts.address import Address, hidden
 from vitpipe.track.box import Origin
 from vitpipe.track.journal import Status
 from vitpipe.track.names import LONGEST_PARAM, LONGEST_TAG, PREFIX, metric_name

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from vitpipe.files import write_whole
+from vitpipe.contracts.files import write_whole
 
 SUM = "sum"
 _Model = TypeVar("_Model", bound=BaseModel)

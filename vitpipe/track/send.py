@@ -15,8 +15,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from vitpipe.errors import disk_errors
-from vitpipe.files import sync_folder
+from vitpipe.contracts.errors import disk_errors
+from vitpipe.contracts.files import sync_folder
 from vitpipe.track.box import BOX, Box
 from vitpipe.track.delivery import Delivery, to_stderr
 from vitpipe.track.refusal import SilentError, StoreError

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vitpipe.address import Address
-from vitpipe.shell import typed
+from vitpipe.contracts.address import Address
+from vitpipe.contracts.shell import typed
 from vitpipe.track.refusal import StoreError, error_code, store_errors
 
 __all__ = ["StoreError", "store_errors"]

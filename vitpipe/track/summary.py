@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitpipe.artifact import Artifact
+from vitpipe.contracts.artifact import Artifact
+from vitpipe.contracts.logger import RunLogger
 from vitpipe.track.box import table_as_json
 from vitpipe.track.run import StageRun
-from vitpipe.train.logger import RunLogger
 
 
 def log_pipeline_summary(

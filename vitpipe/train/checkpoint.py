@@ -14,8 +14,8 @@ from typing import IO, Any, BinaryIO, cast
 
 import torch
 
-from vitpipe.errors import CheckpointError, disk_errors
-from vitpipe.files import sync_folder
+from vitpipe.contracts.errors import CheckpointError, disk_errors
+from vitpipe.contracts.files import sync_folder
 
 _KEPT = 2
 _TRAILER = b"vitpipe-sha256:"

@@ -11,8 +11,8 @@ from types import FrameType
 
 import torch
 
+from vitpipe.contracts.errors import DivergenceError, StoppedError, disk_errors
 from vitpipe.data.batches import Batch
-from vitpipe.errors import DivergenceError, StoppedError, disk_errors
 from vitpipe.methods.method import Draw
 
 

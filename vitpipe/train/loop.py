@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from vitpipe.config.recipe import TrainConfig
 from vitpipe.config.resolve import TrainPlan
+from vitpipe.contracts.errors import CheckpointError
+from vitpipe.contracts.logger import RunLogger
+from vitpipe.contracts.seeds import seed_of
 from vitpipe.data.batches import Batch
-from vitpipe.data.seeds import seed_of
-from vitpipe.errors import CheckpointError
 from vitpipe.methods.method import Draw, Method
 from vitpipe.optim.optimiser import set_learning_rate
 from vitpipe.optim.schedules import learning_rate
 from vitpipe.train.average import WeightAverage
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.health import divergence, stop_on_sigterm, stopped
-from vitpipe.train.logger import RunLogger
 from vitpipe.train.pace import Pace, peak_memory_gib
 from vitpipe.train.precision import autocast, grad_scaler
 from vitpipe.train.ranks import Ranks

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vitpipe.errors import InputError, disk_errors
-from vitpipe.shell import with_typed_commands
+from vitpipe.contracts.errors import InputError, disk_errors
+from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.verbs.show import print_rows
 
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]

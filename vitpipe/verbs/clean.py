@@ -34,7 +34,7 @@ def clean(
 
     What is needed (unfinished training, points that MLflow has not got) goes only when it is named itself.
     """
-    from vitpipe.errors import InputError
+    from vitpipe.contracts.errors import InputError
     from vitpipe.stages.leftovers import clear, leftovers
 
     if not folder.is_dir():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitpipe.shell import with_typed_commands
+from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.verbs.show import print_rows
 
 if TYPE_CHECKING:

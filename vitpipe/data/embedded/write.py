@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitpipe.config.data import EmbeddedConfig
+from vitpipe.contracts.seeds import generator_of
 from vitpipe.data.embedded.digits import NUM_DIGITS, Split
 from vitpipe.data.embedded.outlines import bounding_box, polygons, run_lengths
 from vitpipe.data.embedded.scenes import OTHER, Scene, compose_scene, compose_single, compose_video
 from vitpipe.data.embedded.textures import TEXTURES
-from vitpipe.data.seeds import generator_of
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # The finer label set takes these backgrounds; the others are left to the clutter of the ten-class set.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.catalogue import class_names
 from vitpipe.data.layouts.pictures import Look, labels_of, size_of
 from vitpipe.data.layouts.tree import (
@@ -15,7 +16,6 @@ from vitpipe.data.layouts.tree import (
     open_tree,
     spread,
 )
-from vitpipe.errors import DatasetError, some
 
 _FOLDERS = {"train": "training", "val": "validation"}
 _PUT = "put ADEChallengeData2016.zip into the set's folder, or images/ and annotations/ from inside it"

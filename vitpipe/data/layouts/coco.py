@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.layouts.pictures import Look, size_of
 from vitpipe.data.layouts.tree import (
     DenseLayout,
@@ -17,7 +18,6 @@ from vitpipe.data.layouts.tree import (
     open_tree,
     spread,
 )
-from vitpipe.errors import DatasetError, some
 
 _ANNOTATIONS = "annotations_trainval2017.zip"
 _INSTANCES = tuple(f"annotations/instances_{split}2017.json" for split in ("train", "val"))

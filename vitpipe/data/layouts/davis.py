@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.layouts.pictures import Look, labels_of, size_of
 from vitpipe.data.layouts.tree import (
     DenseLayout,
@@ -15,7 +16,6 @@ from vitpipe.data.layouts.tree import (
     open_tree,
     spread,
 )
-from vitpipe.errors import DatasetError, some
 
 _ZIP = "DAVIS-2017-trainval-480p.zip"
 _AGAIN = f"unpack {_ZIP} again"

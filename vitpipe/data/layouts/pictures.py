@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.layouts.tree import Tree
-from vitpipe.errors import DatasetError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.archives import ZipEntry, safe_zip_members
 from vitpipe.data.sources.places import FileSpan, Place, ZipMember
-from vitpipe.errors import DatasetError, some
 
 _CHUNK = 2**20
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.sources.places import FileSpan, Place
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.errors import DatasetError, some
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 # ImageNet-22K has no validation set; one image in this many is kept out of training to measure on.

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.archives import safe_tar_stream
 from vitpipe.data.sources.by_class import shown_below
 from vitpipe.data.sources.pickles import ByteArray, load_pickle
 from vitpipe.data.sources.places import Pixels
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.errors import DatasetError
 
 _SIDE = 32
 

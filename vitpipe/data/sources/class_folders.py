@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.sources.by_class import (
     HELD_OUT_NOTE,
     ClassSource,
@@ -11,7 +12,6 @@ from vitpipe.data.sources.by_class import (
     ImagesByClass,
 )
 from vitpipe.data.sources.synsets import names_of, read_synset_mapping
-from vitpipe.errors import DatasetError, some
 
 LAYOUT = "train/<class>/<image>, val/<class>/<image>"
 

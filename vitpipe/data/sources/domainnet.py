@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.archives import safe_zip_members
 from vitpipe.data.sources.by_class import (
     ClassSource,
@@ -20,7 +21,6 @@ from vitpipe.data.sources.by_class import (
     visible_names,
 )
 from vitpipe.data.sources.places import FileSpan, Place, ZipMember
-from vitpipe.errors import DatasetError, some
 
 _LISTS = {"train": "train", "val": "test"}
 

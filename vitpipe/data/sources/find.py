@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.catalogue import class_order
 from vitpipe.data.sources import (
     cifar,
@@ -21,7 +22,6 @@ from vitpipe.data.sources import (
 )
 from vitpipe.data.sources.by_class import visible_names
 from vitpipe.data.sources.source import Source
-from vitpipe.errors import DatasetError, some
 
 
 @dataclass(frozen=True)

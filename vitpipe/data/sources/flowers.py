@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.archives import safe_tar_stream
 from vitpipe.data.catalogue import class_names
 from vitpipe.data.sources.by_class import (
@@ -24,7 +25,6 @@ from vitpipe.data.sources.by_class import (
 from vitpipe.data.sources.matlab import read_mat
 from vitpipe.data.sources.places import FileSpan, Inline
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.errors import DatasetError, some
 
 LAYOUT = "102flowers.tgz (or its folder jpg/) with imagelabels.mat and setid.mat"
 ARCHIVE = "102flowers.tgz"

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.archives import safe_tar_members
 from vitpipe.data.sources.by_class import (
     ClassSource,
@@ -39,7 +40,6 @@ from vitpipe.data.sources.val_labels import (
     label_images,
 )
 from vitpipe.data.sources.wnid_tars import TarClasses, has_class_tars, tars_in_folder, tars_in_tar
-from vitpipe.errors import DatasetError, some
 
 LAYOUT = (
     "train/<class>/<image>, val/<class>/<image>",

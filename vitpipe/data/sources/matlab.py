@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from vitpipe.errors import DatasetError
+from vitpipe.contracts.errors import DatasetError
 
 # The largest one, SVHN's train_32x32.mat, holds 225 MB.
 MAX_MAT_BYTES = 2**30

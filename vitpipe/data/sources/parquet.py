@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.catalogue import class_order
 from vitpipe.data.sources.by_class import shown_below, visible_names
 from vitpipe.data.sources.places import Inline
 from vitpipe.data.sources.source import ImageEntry, Source
 from vitpipe.data.sources.synsets import names_of, read_synset_mapping
-from vitpipe.errors import DatasetError, some
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitpipe.errors import DatasetError
+from vitpipe.contracts.errors import DatasetError
 
 
 class ByteArray:

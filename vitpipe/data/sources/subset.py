@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.sources.by_class import ClassSource
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.errors import DatasetError, some
 
 SUBSETS = ("imagenet100", "imagenet10")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.sources.matlab import read_mat
 from vitpipe.data.sources.places import Pixels
 from vitpipe.data.sources.source import ImageEntry, Source
-from vitpipe.errors import DatasetError
 
 LAYOUT = "train_32x32.mat and test_32x32.mat"
 _FILES = {"train": "train_32x32.mat", "val": "test_32x32.mat"}

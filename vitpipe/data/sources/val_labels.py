@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.archives import safe_tar_stream
 from vitpipe.data.sources.by_class import FoundImage, ListedImages, first_existing
 from vitpipe.data.sources.matlab import read_mat
 from vitpipe.data.sources.synsets import WNID, read_synset_mapping
-from vitpipe.errors import DatasetError, some
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 SOLUTION = "LOC_val_solution.csv"

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.data.archives import safe_tar_members
 from vitpipe.data.sources.by_class import (
     HELD_OUT_NOTE,
@@ -26,7 +27,6 @@ from vitpipe.data.sources.by_class import (
 from vitpipe.data.sources.class_folders import need_same_classes, source_of_folders
 from vitpipe.data.sources.places import FileSpan
 from vitpipe.data.sources.synsets import WNID, names_of, read_synset_mapping
-from vitpipe.errors import DatasetError, some
 
 LAYOUT_22K = (
     "train/<wnid>/<image> with or without val/<wnid>/<image>",

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from vitpipe.config.cache_folder import cache_folder
 from vitpipe.config.digest import file_digest
-from vitpipe.errors import InputError
+from vitpipe.contracts.errors import InputError
 
 _SHARD, _INDEX = ".shard", ".index"
 # Deleting begins below the limit: other processes write on while this one counts.

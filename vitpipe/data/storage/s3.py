@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vitpipe.address import hidden
 from vitpipe.config.data import S3_ADDRESS
+from vitpipe.contracts.address import hidden
+from vitpipe.contracts.errors import DatasetError, StorageError, VitpipeError
 from vitpipe.data.storage.storage import beside, blocks_of, changed_file
-from vitpipe.errors import DatasetError, StorageError, VitpipeError
 
 _PART_BYTES = 64 * 2**20
 _CONNECTIONS = 32

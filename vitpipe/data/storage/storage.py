@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitpipe.config.digest import file_digest
-from vitpipe.errors import DatasetError, disk_errors
+from vitpipe.contracts.errors import DatasetError, disk_errors
 
 # The usual limit of a process is 1,024 open files; the largest sets have several thousand shards.
 _MAX_OPEN_FILES = 256

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from vitpipe.address import Address, hidden
+from vitpipe.contracts.address import Address, hidden
 
 
 class Holder(BaseModel):

@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from vitpipe.errors import disk_errors
+from vitpipe.contracts.errors import disk_errors
 
 
 def write_whole(path: Path, text: str) -> None:

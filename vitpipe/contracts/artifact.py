@@ -21,8 +21,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vitpipe.errors import ArtifactError, disk_errors
-from vitpipe.files import remove, sync_folder, write_whole
+from vitpipe.contracts.errors import ArtifactError, disk_errors
+from vitpipe.contracts.files import remove, sync_folder, write_whole
 
 # 2: checksums of the files and of the card itself. Cards of version 1 are read without them.
 SCHEMA_VERSION = 2

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitpipe.artifact import Card, open_artifact, write_card, write_metrics, write_table, writing
-from vitpipe.errors import ArtifactError, StorageError, VitpipeError, disk_errors
+from vitpipe.contracts.artifact import Card, open_artifact, write_card, write_metrics, write_table, writing
+from vitpipe.contracts.errors import ArtifactError, StorageError, VitpipeError, disk_errors
 
 CARD = Card(
     stage="prepare", recipe="r", profile="demo", recipe_digest="a", data_digest="b", code_digest="c", image="train",

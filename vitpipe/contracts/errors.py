@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vitpipe.address import hidden
+from vitpipe.contracts.address import hidden
 
 _NAMED = 5
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vitpipe.shell import typed, with_typed_commands
+from vitpipe.contracts.shell import typed, with_typed_commands
 from vitpipe.track.store import ui_command
 
 

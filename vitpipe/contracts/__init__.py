@@ -1,0 +1,1 @@
+"""What every room may rely on: errors, files, artifacts, the graph, the logger, seeds."""
