@@ -21,6 +21,8 @@ for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "RANK", "WORLD_SIZE", "LOC
 import pytest  # noqa: E402  (after the environment is set)
 from hypothesis import settings  # noqa: E402
 
+pytest_plugins = ["embedded_sets"]  # tiny raw and prepared sets, for every folder of tests
+
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("house")
 

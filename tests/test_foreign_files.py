@@ -10,9 +10,9 @@ from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Card, write_card, write_metrics, writing
 from vitpipe.contracts.errors import VitpipeError
 from vitpipe.contracts.graph import graph_of
-from vitpipe.data.inspection import PackOptions
-from vitpipe.data.pack import _claim
 from vitpipe.models.convert import convert
+from vitpipe.prepare.examine_parallel import PackOptions
+from vitpipe.prepare.pack import _claim
 from vitpipe.report.build import build_report
 from vitpipe.stages.identity import write_identities
 

@@ -171,7 +171,7 @@ def plan(
 ) -> None:
     """Say which stages would run and why, how long training is, and what the data costs. Starts nothing."""
     from vitpipe.config.read import run_folder
-    from vitpipe.data.cost import pack_speed, plan_rows, shown_rows
+    from vitpipe.prepare.packing_cost import pack_speed, plan_rows, shown_rows
     from vitpipe.stages.identity import forecast
     from vitpipe.stages.resolved import training_steps
 

@@ -9,8 +9,8 @@ from tiny_shards import picture, write_set
 
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.manifest import read_digest
-from vitpipe.data.shard_writer import INDEX_RECORD
 from vitpipe.data.shards import INDEX_DTYPE, ShardSet, open_shards, verify_checksums
+from vitpipe.prepare.shard_writer import INDEX_RECORD
 
 
 def test_any_position_gives_the_original_file(raw, prepared):

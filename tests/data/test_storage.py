@@ -16,7 +16,7 @@ from s3_server import s3, s3_gate, s3_port  # noqa: F401
 
 from vitpipe.contracts.errors import DatasetError, StorageError
 from vitpipe.data.storage import s3 as s3_module
-from vitpipe.data.storage.find import storage_of
+from vitpipe.data.storage.open_storage import storage_of
 from vitpipe.data.storage.s3 import S3Storage
 from vitpipe.data.storage.storage import LocalStorage
 

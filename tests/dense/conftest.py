@@ -9,10 +9,10 @@ from vitpipe.config.digest import digest_of
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Artifact, Card
 from vitpipe.contracts.logger import MemoryLogger
-from vitpipe.data.dense import pack_dense
-from vitpipe.data.embedded.write import write_embedded
-from vitpipe.data.layouts import VERIFY_DENSE
 from vitpipe.data.manifest import DataManifest, write_manifest
+from vitpipe.datasets.embedded.write import write_embedded
+from vitpipe.datasets.layouts import VERIFY_DENSE
+from vitpipe.prepare.dense_sets import pack_dense
 from vitpipe.stages.context import StageContext
 
 TINY = (

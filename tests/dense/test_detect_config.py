@@ -154,7 +154,7 @@ def test_missing_annotations_are_named(raw_sets, tmp_path):
 
 
 def test_empty_pictures_are_left_out_of_training_only(prepared, full_recipe, tmp_path):
-    from vitpipe.data.dense import open_dense
+    from vitpipe.datasets.dense_folder import open_dense
 
     open_detection()
     folder = open_dense(prepared, "coco", tmp_path)

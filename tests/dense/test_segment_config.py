@@ -110,7 +110,7 @@ def test_labels_lose_their_zero(prepared, tiny_recipe, tmp_path):
     import numpy as np
     from PIL import Image
 
-    from vitpipe.data.dense import open_dense
+    from vitpipe.datasets.dense_folder import open_dense
 
     open_segmentation()
     folder = open_dense(prepared, "ade20k", tmp_path)

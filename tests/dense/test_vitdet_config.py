@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitpipe.data.dense import open_dense
+from vitpipe.datasets.dense_folder import open_dense
 from vitpipe.dense.coco import coco_dataset, eval_pipeline, padding_groups, train_pipeline
 from vitpipe.dense.detect import build_detector, detector_config
 from vitpipe.dense.layer_norm import LayerNorm2d

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vitpipe.config.recipe import AugmentConfig
 from vitpipe.data.batches import Batch
-from vitpipe.data.mix import Mix
+from vitpipe.data.mixup import Mix
 from vitpipe.methods.classify import Classify, soft_cross_entropy
 from vitpipe.methods.method import Draw
 

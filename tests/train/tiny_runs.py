@@ -24,7 +24,7 @@ from vitpipe.config.resolve import TrainPlan
 from vitpipe.contracts.errors import VitpipeError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.batches import Batch
-from vitpipe.data.mix import Mix
+from vitpipe.data.mixup import Mix
 from vitpipe.data.order import train_chunks
 from vitpipe.methods.classify import Classify
 from vitpipe.models.hivit import HiViT, HiViTClassifier, HiViTShape

@@ -1,1 +1,1 @@
-"""What is seen: catalogue, packing, shards, order, batches, augmentation, masks, scenes."""
+"""What a training step sees: shards, storage, order, batches, augmentation, masks."""

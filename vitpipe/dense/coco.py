@@ -10,7 +10,7 @@ from typing import Any
 
 from vitpipe.config.recipe import DetectConfig
 from vitpipe.contracts.errors import DatasetError
-from vitpipe.data.dense import DenseFolder
+from vitpipe.datasets.dense_folder import DenseFolder
 
 _CROP_RANGE = (384, 600)
 _CROP_BRANCH_SIDES = (400, 500, 600)

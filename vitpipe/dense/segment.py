@@ -13,7 +13,7 @@ from typing import Any
 
 from vitpipe.config.recipe import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, SegmentConfig
 from vitpipe.contracts.errors import DatasetError
-from vitpipe.data.dense import DenseFolder
+from vitpipe.datasets.dense_folder import DenseFolder
 from vitpipe.dense.mask2former import mask2former_head
 
 IGNORED = 255

@@ -25,13 +25,11 @@ from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.augment import Chain, eval_transform, train_transform
 from vitpipe.data.batches import Batch, eval_batches, train_batches
 from vitpipe.data.crops import MultiCrop
-from vitpipe.data.inspection import PackOptions
 from vitpipe.data.manifest import ShardManifest, read_manifest
 from vitpipe.data.masks import mask_noise
 from vitpipe.data.order import epoch_order
-from vitpipe.data.pack import Quarantine, pack
 from vitpipe.data.shards import ShardSet
-from vitpipe.data.sources.class_folders import read_class_folders
+from vitpipe.datasets.sources.class_folders import read_class_folders
 from vitpipe.evaluate.library_transforms import (
     Transform,
     library_crops,
@@ -39,6 +37,8 @@ from vitpipe.evaluate.library_transforms import (
     library_training,
 )
 from vitpipe.evaluate.photographs import Photographs
+from vitpipe.prepare.examine_parallel import PackOptions
+from vitpipe.prepare.pack import Quarantine, pack
 
 _SHARD_BYTES = 256_000_000
 _SEED = 0

@@ -17,12 +17,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from vitpipe.contracts.errors import RunError
-from vitpipe.data.cost import PackSpeed, write_pack_speed
-from vitpipe.data.inspection import PackOptions
-from vitpipe.data.pack import Quarantine, pack
-from vitpipe.data.sources.class_folders import read_class_folders
+from vitpipe.datasets.sources.class_folders import read_class_folders
 from vitpipe.evaluate import photographs
 from vitpipe.evaluate.process_memory import peak_resident_mb
+from vitpipe.prepare.examine_parallel import PackOptions
+from vitpipe.prepare.pack import Quarantine, pack
+from vitpipe.prepare.packing_cost import PackSpeed, write_pack_speed
 
 _SHARD_BYTES = 64_000_000
 _NUM_DIFFERENT = 2_000

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vitpipe.contracts.seeds import generator_of
-from vitpipe.data.bundled import bundled_file
+from vitpipe.datasets.bundled import bundled_file
 
 _PHOTOGRAPHS = (
     "astronaut.png", "motorcycle_left.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "ihc.png",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitpipe.data.batches import Batch
-from vitpipe.data.mix import Mix
+from vitpipe.data.mixup import Mix
 from vitpipe.methods.method import Draw, Method
 
 

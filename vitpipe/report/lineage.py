@@ -13,9 +13,9 @@ from pathlib import Path
 
 from vitpipe.config.data import DENSE_SETS
 from vitpipe.contracts.artifact import Artifact
-from vitpipe.data.catalogue import FACTS
-from vitpipe.data.cost import shown_bytes
 from vitpipe.data.manifest import FINDINGS
+from vitpipe.datasets.catalogue import FACTS
+from vitpipe.prepare.packing_cost import shown_bytes
 from vitpipe.report.results import RunResults
 from vitpipe.report.tables import ShownTable
 

@@ -11,7 +11,7 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import TRAINED_ON
 from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.graph import Stage
-from vitpipe.data.account import read_prepared
+from vitpipe.prepare.set_summary import read_prepared
 
 # Recipe values that a training stage reads but that do not act on its weights: when to log and save, how to
 # measure, and the path of the starting weights, whose content counts instead.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitpipe.data.dense import DenseFolder, open_dense
+from vitpipe.datasets.dense_folder import DenseFolder, open_dense
 from vitpipe.dense.coco import coco_dataset, coco_places, eval_pipeline, padding_groups, train_pipeline
 from vitpipe.dense.coco_ap import NUMBERS, CocoResult, coco_ap, coco_results
 from vitpipe.dense.detect import build_detector, detector_config

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitpipe.contracts.address import hidden
-from vitpipe.data.account import read_prepared, size_bytes
 from vitpipe.data.manifest import DataManifest, ShardManifest, read_manifest
-from vitpipe.data.pinned import dvc_revision
+from vitpipe.prepare.dvc_pull import dvc_revision
+from vitpipe.prepare.set_summary import read_prepared, size_bytes
 from vitpipe.stages.context import StageContext
 
 PREPARED = "prepared"

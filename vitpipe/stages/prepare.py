@@ -17,7 +17,26 @@ from vitpipe.config.digest import digest_of
 from vitpipe.config.resolve import num_packers
 from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.contracts.logger import RunLogger
-from vitpipe.data.account import (
+from vitpipe.data.manifest import (
+    MANIFEST,
+    DataManifest,
+    Encoding,
+    ShardManifest,
+    read_manifest,
+    write_manifest,
+)
+from vitpipe.datasets.embedded.write import write_embedded
+from vitpipe.datasets.layouts import VERIFY_DENSE, DenseLayout
+from vitpipe.datasets.sources.detect_format import find_source
+from vitpipe.datasets.sources.source import Source
+from vitpipe.prepare.contact_sheet import contact_sheet
+from vitpipe.prepare.dense_sets import pack_dense, point_dense
+from vitpipe.prepare.duplicate_report import report_duplicates
+from vitpipe.prepare.dvc_pull import dvc_revision, pull
+from vitpipe.prepare.examine_parallel import PackOptions
+from vitpipe.prepare.pack import PackProgress, Quarantine, pack
+from vitpipe.prepare.payload import address_of, keep_in_store
+from vitpipe.prepare.set_summary import (
     Manifest,
     class_rows,
     finding_rows,
@@ -27,25 +46,6 @@ from vitpipe.data.account import (
     split_rows,
     totals,
 )
-from vitpipe.data.contact import contact_sheet
-from vitpipe.data.dense import pack_dense, point_dense
-from vitpipe.data.duplicate_report import report_duplicates
-from vitpipe.data.embedded.write import write_embedded
-from vitpipe.data.inspection import PackOptions
-from vitpipe.data.layouts import VERIFY_DENSE, DenseLayout
-from vitpipe.data.manifest import (
-    MANIFEST,
-    DataManifest,
-    Encoding,
-    ShardManifest,
-    read_manifest,
-    write_manifest,
-)
-from vitpipe.data.pack import PackProgress, Quarantine, pack
-from vitpipe.data.pinned import dvc_revision, pull
-from vitpipe.data.sources.find import find_source
-from vitpipe.data.sources.source import Source
-from vitpipe.data.store import address_of, keep_in_store
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.lineage import record_prepared
 

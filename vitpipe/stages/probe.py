@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vitpipe.config.recipe import LinearConfig, ProbeConfig
 from vitpipe.config.resolve import TRAIN_SET
-from vitpipe.data.mix import Mix
+from vitpipe.data.mixup import Mix
 from vitpipe.data.shards import ShardSet
 from vitpipe.evaluate.classify import evaluate_classifier
 from vitpipe.evaluate.features import extract_features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import TRAIN_SET, Accelerator, Reason, resolve, train_plan
-from vitpipe.data.catalogue import train_sizes
+from vitpipe.datasets.catalogue import train_sizes
 from vitpipe.models.registry import find_model
 
 # The recipes' target machine: plan and listings describe it, not the laptop they are asked on.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitpipe.data.dense import DenseFolder, open_dense
+from vitpipe.datasets.dense_folder import DenseFolder, open_dense
 from vitpipe.dense.library import open_segmentation
 from vitpipe.dense.miou import PixelCounts, SegmentResult
 from vitpipe.dense.multi_scale import MergedSizes

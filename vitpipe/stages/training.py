@@ -18,7 +18,7 @@ from vitpipe.contracts.graph import BY_NAME
 from vitpipe.contracts.seeds import seed_of
 from vitpipe.data.augment import eval_transform, train_transform
 from vitpipe.data.batches import Batch, eval_batches, train_batches
-from vitpipe.data.mix import Mix
+from vitpipe.data.mixup import Mix
 from vitpipe.data.shards import ShardSet, open_shards
 from vitpipe.evaluate.classify import evaluate_classifier
 from vitpipe.methods.classify import Classify

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vitpipe.data.catalogue import FACTS, Archive, DatasetFacts, class_names, class_order, facts
-from vitpipe.data.cost import shown_bytes
+from vitpipe.datasets.catalogue import FACTS, Archive, DatasetFacts, class_names, class_order, facts
+from vitpipe.prepare.packing_cost import shown_bytes
 from vitpipe.verbs.show import print_rows
 
 _SHOWN_CLASSES = 6

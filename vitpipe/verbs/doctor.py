@@ -15,7 +15,7 @@ from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.verbs.show import print_rows
 
 if TYPE_CHECKING:
-    from vitpipe.data.findings import Finding
+    from vitpipe.prepare.findings import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -50,8 +50,8 @@ def doctor(
             print_rows(rows, False, "This machine")
             _print_findings(findings)
     else:
-        from vitpipe.data.doctor import examine
-        from vitpipe.data.findings import COUNTS
+        from vitpipe.prepare.dataset_doctor import examine
+        from vitpipe.prepare.findings import COUNTS
 
         reports = examine(data, sets, deep=deep, checksums=checksums, say=_tell)
         findings = [finding for report in reports for finding in report.findings]

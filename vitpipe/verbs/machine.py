@@ -11,7 +11,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from vitpipe.data.findings import Finding
+from vitpipe.prepare.findings import Finding
 
 _GIB = 2**30
 _LIBRARIES = ("torch", "torchvision", "timm")

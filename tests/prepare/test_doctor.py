@@ -1,0 +1,358 @@
+"""`vitpipe doctor` on miniatures: what is wrong is found and named, what is right is left in peace."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import pairwise
+
+import pytest
+import typer
+from miniatures import (
+    cifar10_files,
+    mini_imagenet,
+    write_cifar,
+    write_class_tars,
+    write_domain,
+    write_flowers,
+    write_kaggle,
+    write_original,
+    write_parquet,
+    write_svhn,
+)
+from PIL import Image
+from typer.testing import CliRunner
+
+from vitpipe.contracts.errors import DatasetError
+from vitpipe.data.manifest import DataManifest, read_manifest, write_manifest
+from vitpipe.datasets.catalogue import Archive, class_order, facts
+from vitpipe.prepare import expectations
+from vitpipe.prepare.dataset_doctor import SAMPLE, _Sample, examine
+from vitpipe.prepare.expectations import compare_classes, compare_counts, expected_of, name_short_classes
+from vitpipe.prepare.findings import DatasetReport, Finding
+from vitpipe.verbs import machine
+from vitpipe.verbs.doctor import register
+
+SETS = ["imagenet", "imagenet22k", "coco", "ade20k", "davis"]
+
+
+def snapshot(root) -> dict:
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")}
+
+
+def of_level(report, level) -> list[Finding]:
+    return [finding for finding in report.findings if finding.level == level]
+
+
+def only_error(root, name, **options) -> Finding:
+    (report,) = examine(root, [name], **options)
+    (error,) = of_level(report, "error")
+    assert error.mend
+    return error
+
+
+@pytest.fixture
+def run():
+    app = typer.Typer()
+    register(app)
+    app.command()(lambda: None)  # a single command would swallow its name
+    return lambda *arguments: CliRunner().invoke(
+        app, ["doctor", *map(str, arguments)], catch_exceptions=False
+    )
+
+
+def test_a_miniature_does_not_drown_in_findings_and_stays_as_it_is(raw):
+    before = snapshot(raw)
+    reports = examine(raw, deep=True, checksums=True)
+    assert [report.dataset for report in reports] == SETS
+    assert [(report.num_train, report.num_val, report.num_classes) for report in reports] == [
+        (30, 50, 10), (50, 50, 50), (6, 4, 10), (6, 4, 18), (3, 3, 0),
+    ]  # fmt: skip
+    for report in reports:
+        assert report.num_errors == 0, report.findings
+        assert len(of_level(report, "warning")) <= 4
+        assert any("images were looked at" in note.what for note in of_level(report, "note"))
+    assert snapshot(raw) == before
+
+
+FORMS = {
+    "imagenet": {
+        "the original tars and devkit": lambda folder: write_original(mini_imagenet(), folder),
+        "Kaggle's layout": lambda folder: write_kaggle(mini_imagenet(), folder),
+        "parquet": lambda folder: write_parquet(mini_imagenet(), folder),
+    },
+    "imagenet22k": {"one tar per wnid": lambda folder: write_class_tars(mini_imagenet(), folder)},
+    "cifar10": {"cifar": lambda f: write_cifar(cifar10_files(), f, "cifar-10-batches-py", packed=True)},
+    "svhn": {"MATLAB": write_svhn},
+    "flowers102": {"": lambda folder: write_flowers(folder, packed=True)},
+    "domainnet_clipart": {"clipart.zip": lambda folder: write_domain(folder, "clipart", packed=True)},
+}
+
+
+@pytest.mark.parametrize(("name", "form"), [(name, form) for name, forms in FORMS.items() for form in forms])
+def test_every_form_is_examined_alike(tmp_path, name, form):
+    (tmp_path / name).mkdir()
+    FORMS[name][form](tmp_path / name)
+    (report,) = examine(tmp_path, deep=True)
+    assert report.num_errors == 0, report.findings
+    assert form in report.form
+    assert report.num_train > 0
+    assert report.num_val >= 0
+    looked = report.num_train + report.num_val
+    assert of_level(report, "note")[-1].what == f"{looked} of {looked} images were looked at"
+
+
+def test_domains_that_share_a_folder(tmp_path):
+    write_domain(tmp_path / "domainnet", "clipart", packed=False)
+    write_domain(tmp_path / "domainnet", "sketch", packed=True)
+    assert [report.dataset for report in examine(tmp_path)] == ["domainnet_clipart", "domainnet_sketch"]
+
+
+def test_the_root_must_hold_datasets(raw, tmp_path):
+    for root, names, word in [
+        (tmp_path / "absent", None, "does not exist"),
+        (raw / "coco", None, "holds no dataset"),
+        (raw, ["mnist"], "no dataset 'mnist'"),
+    ]:
+        with pytest.raises(DatasetError, match=word) as caught:
+            examine(root, names)
+        assert caught.value.mend
+
+
+def test_a_named_set_that_is_not_there(raw):
+    assert "cifar10" in only_error(raw, "cifar10").what
+
+
+def test_a_flat_val_folder(raw_copy):
+    val = raw_copy / "imagenet" / "val"
+    for image in list(val.rglob("*.JPEG")):
+        image.rename(val / image.name)
+    for folder in list(val.iterdir()):
+        if folder.is_dir():
+            folder.rmdir()
+    error = only_error(raw_copy, "imagenet")
+    assert "50 images lie directly" in error.what
+    assert "ILSVRC2012_validation_ground_truth.txt" in error.mend
+
+
+def test_images_that_are_none(raw_copy):
+    folder = raw_copy / "imagenet" / "train" / "n99900003"
+    images = sorted(folder.iterdir())
+    images[0].write_bytes(b"")
+    images[1].write_bytes(images[1].read_bytes()[:200])
+    Image.new("CMYK", (32, 32)).save(images[2], "JPEG")
+    (report,) = examine(raw_copy, ["imagenet"], deep=True)
+    (error,) = of_level(report, "error")
+    assert error.what.startswith("2 images cannot be decoded: ")
+    assert images[0].name in error.what
+    assert "empty file" in error.what
+    assert "data.max_corrupt_images" in error.mend
+    assert any(note.what == "1 of the images looked at: CMYK" for note in of_level(report, "note"))
+
+
+def test_other_files_in_class_folders(raw_copy):
+    (raw_copy / "imagenet" / "val" / "n99900003" / "Thumbs.db").write_bytes(b"x")
+    (report,) = examine(raw_copy, ["imagenet"])
+    named, undecodable = of_level(report, "error")
+    assert "1 files are no images by their names" in named.what
+    assert "val/n99900003/Thumbs.db" in named.what
+    assert "cannot be decoded" in undecodable.what
+
+
+def test_a_sample_is_looked_at_unless_asked_for_all(raw_copy):
+    folder = raw_copy / "imagenet" / "train" / "n99900003"
+    source = next(folder.iterdir())
+    for number in range(2 * SAMPLE):
+        os.link(source, folder / f"copy_{number:04d}.JPEG")
+    (few,), (all_of_them,) = (examine(raw_copy, ["imagenet"], deep=deep) for deep in (False, True))
+    assert of_level(few, "note")[-1].what == "240 of 480 images were looked at; --deep looks at all"
+    assert of_level(all_of_them, "note")[-1].what == "480 of 480 images were looked at"
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 15, 16, 17, 1000])
+def test_a_sample_of_a_stream_is_spread(length):
+    sample = _Sample(8)
+    for number in range(length):
+        sample.add(number)
+    steps = {b - a for a, b in pairwise(sample.entries)}
+    assert len(steps) <= 1
+    assert min(length, 8) <= len(sample.entries) < 16
+    assert sample.entries[:1] == list(range(length))[:1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "level", "word"),
+    [
+        (lambda known: known, None, None),
+        (lambda known: known[::-1], "warning", "another order: number 0"),
+        (lambda known: sorted(map(str, range(1000))), "error", "sorted as text"),
+        (lambda known: [f"{number:04d}" for number in range(1000)], "error", "not wnids"),
+        (lambda known: ["n00000001", *known[1:]], "error", "missing are n01440764"),
+        (lambda known: known[:900], "warning", "100 of the 1,000 classes are missing"),
+        (lambda known: ["n00000001", "n00000002"], "warning", "None of the 2 classes"),
+    ],
+)
+def test_class_order_of_imagenet(tmp_path, classes, level, word):
+    report, known = DatasetReport("imagenet"), list(class_order("imagenet"))
+    compare_classes(report, classes(known), known, tmp_path)
+    assert [finding.level for finding in report.findings] == ([level] if level else [])
+    for finding in report.findings:
+        assert word in finding.what
+        assert finding.mend
+
+
+def test_class_folders_named_by_numbers(raw_copy):
+    for split in ("train", "val"):
+        for number, folder in enumerate(sorted((raw_copy / "imagenet" / split).iterdir())):
+            folder.rename(folder.with_name(str(number + 1)))
+    error = only_error(raw_copy, "imagenet")
+    assert "named by numbers, sorted as text" in error.what
+    assert "wnid" in error.mend
+
+
+def test_classes_with_too_few_images(tmp_path):
+    per_class = Counter(dict.fromkeys(class_order("imagenet"), 50))
+    for split, number, span in (("val", 49, "50"), ("train", 600, "732 to 1300")):
+        counts = Counter(dict.fromkeys(per_class, 50 if split == "val" else 1300)) | Counter()
+        counts["n01440764"] = number
+        report = DatasetReport("imagenet")
+        name_short_classes(report, split, counts, facts("imagenet"), tmp_path)
+        (finding,) = report.findings
+        assert f"1 classes of {split} have not {span} images" in finding.what
+        assert f"n01440764 ({number})" in finding.what
+
+
+def test_counts_beside_the_release():
+    report = DatasetReport("imagenet", num_train=1_281_167, num_val=50_001, num_classes=1000)
+    compare_counts(report, facts("imagenet"), "mend it")
+    assert [f.what for f in report.findings] == [
+        "val has 50,001 images, 1 more than the 50,000 of ImageNet-1K (ILSVRC 2012)"
+    ]
+    known, keys = expected_of("imagenet22k", 21_841)
+    held_out = DatasetReport("imagenet22k", num_train=14_126_000, num_val=71_122, num_classes=21_841)
+    compare_counts(held_out, known, "mend it")
+    assert held_out.findings == []
+    assert len(keys) == 21_841
+    assert expected_of("imagenet22k", 19_167)[0].num_train_images == 13_153_500
+
+
+def test_released_files(tmp_path, monkeypatch):
+    folder = tmp_path / "svhn"
+    folder.mkdir()
+    content = b"not really a MATLAB file"
+    (folder / "train_32x32.mat").write_bytes(content)
+    (folder / "test_32x32.mat").write_bytes(content)
+    (report,) = examine(tmp_path, checksums=False)
+    sizes = [finding for finding in report.findings if "the release has 182,040,794" in finding.what]
+    assert [finding.level for finding in sizes] == ["warning"]
+
+    def released(checksum) -> Archive:
+        return Archive("train_32x32.mat", "images", len(content), "md5", checksum, "a published place")
+
+    for checksum, level in ((hashlib.md5(content).hexdigest(), "note"), ("0" * 32, "error"), (None, "note")):
+        own = replace(facts("svhn"), archives=(released(checksum),), parts=())
+        monkeypatch.setattr(expectations, "facts", lambda name, own=own: own)
+        said = []
+        report = DatasetReport("svhn")
+        expectations.compare_archives(report, folder, checksums=True, say=said.append)
+        assert [finding.level for finding in report.findings] == [level]
+        assert len(said) == (checksum is not None)
+
+
+def test_coco_and_ade20k_are_looked_into(raw_copy):
+    victim = next((raw_copy / "coco" / "train2017").iterdir())
+    with Image.open(victim) as picture:
+        picture.resize((10, 10)).save(victim)
+    assert victim.name in only_error(raw_copy, "coco").what
+    (raw_copy / "ade20k" / "annotations" / "training" / "ADE_train_00000001.png").unlink()
+    assert "ADE_train_00000001.png" in only_error(raw_copy, "ade20k").what
+
+
+def test_a_folder_that_vanishes(raw_copy, monkeypatch):
+    def vanish(root, dataset):
+        raise FileNotFoundError(2, "No such file or directory", str(root / "gone"))
+
+    monkeypatch.setattr("vitpipe.prepare.dataset_doctor.find_source", vanish)
+    error = only_error(raw_copy, "imagenet")
+    assert "No such file" in error.what
+    assert error.where.endswith("gone")
+
+
+def test_a_prepared_folder(prepared):
+    before = snapshot(prepared)
+    reports = examine(prepared, checksums=True)
+    assert [report.dataset for report in reports] == SETS
+    assert [(report.num_train, report.num_val) for report in reports] == [
+        (30, 50), (50, 50), (6, 4), (6, 4), (3, 3),
+    ]  # fmt: skip
+    assert all(report.num_errors == 0 for report in reports)
+    assert all(any("agree" in note.what for note in report.findings) for report in reports)
+    assert snapshot(prepared) == before
+
+
+def test_damage_in_a_prepared_folder(prepared_copy):
+    shard = next((prepared_copy / "imagenet").glob("train-*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    assert shard.name in only_error(prepared_copy, "imagenet", checksums=True).what
+    assert examine(prepared_copy, ["imagenet"])[0].num_errors == 0, "sizes are right"
+    shard.write_bytes(content[:-1])
+    assert only_error(prepared_copy, "imagenet").where.endswith(shard.name)
+
+    archive = prepared_copy / "davis" / "davis.tar"
+    content = bytearray(archive.read_bytes())
+    content[600] ^= 1
+    archive.write_bytes(content)
+    assert "checksum" in only_error(prepared_copy, "davis", checksums=True).what
+    archive.unlink()
+    assert "missing" in only_error(prepared_copy, "davis").what
+
+    whole = read_manifest(prepared_copy, DataManifest)
+    changed = whole.model_copy(update={"sets": {**whole.sets, "coco": "0" * 64}})
+    write_manifest(prepared_copy, changed)
+    assert "digests" in only_error(prepared_copy, "coco").what
+    shutil.rmtree(prepared_copy / "ade20k")
+    assert "'ade20k' is not in the prepared data" in only_error(prepared_copy, "ade20k").what
+
+
+def test_the_verb(raw_copy, run):
+    found = run("--data", raw_copy, "--set", "davis", "--set", "imagenet")
+    assert found.exit_code == 0
+    assert "class folders" in found.output
+    assert "note: 80 of 80 images were looked at." in found.output
+    victim = raw_copy / "imagenet" / "val" / "n99900003" / "[red]odd.JPEG"
+    victim.touch()
+    found = run("--data", raw_copy, "--set", "imagenet")
+    assert found.exit_code == 2
+    assert "error: 1 images cannot be decoded: val/n99900003/[red]odd.JPEG" in found.output
+    assert "To mend it: replace" in found.output
+    found = run("--data", raw_copy, "--set", "imagenet", "--json")
+    assert found.exit_code == 2
+    (report,) = json.loads(found.stdout)
+    assert report["dataset"] == "imagenet"
+    assert {"level", "what", "where", "mend"} == set(report["findings"][0])
+
+
+def test_the_verb_on_this_machine(run, monkeypatch):
+    found = run("--json")
+    content = json.loads(found.stdout)
+    assert {row["what"] for row in content["machine"]} >= {"free disk", "shared memory", "cores", "torch"}
+    assert run("--deep").exit_code == 2
+    locked = machine.locked_versions()
+    assert locked["torch"].partition("+")[0] == version("torch").partition("+")[0]
+    assert locked["numpy"] == version("numpy")  # several lines, one per Python
+    monkeypatch.setattr(machine, "locked_versions", lambda: {**locked, "timm": "0.0.1"})
+    monkeypatch.setattr(machine, "_MIN_SHARED_GIB", 10**9)
+    found = run()
+    assert "warning: timm is" in found.output
+    assert "the lock has 0.0.1" in found.output
+    assert "--shm-size=2g" in found.output
+    monkeypatch.setattr(machine, "_LIBRARIES", ("torch", "absent-library"))
+    monkeypatch.setattr(machine, "locked_versions", lambda: {"absent-library": "1.0"})
+    found = run()
+    assert found.exit_code == 2
+    assert "error: absent-library is absent" in found.output

@@ -1,0 +1,1 @@
+"""What there is: catalogue, readers of raw sets in every form, layouts, the embedded sets."""

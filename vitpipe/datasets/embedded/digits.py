@@ -1,0 +1,101 @@
+"""Handwritten digits: scikit-learn's bundled scans, drawn at any size, turn and slant.
+
+The scans are the 1,797 8x8 images of `sklearn.datasets.load_digits` (Alpaydin and Kaynak, UCI optical
+recognition of handwritten digits). Train and val never share a scan.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitpipe.datasets.bundled import bundled_file
+
+NUM_DIGITS = 10
+Split = Literal["train", "val"]
+_VAL_SHARE = 0.25
+# Grey value (of 0..1) at which a smoothed scan counts as ink: strokes keep the width they have in the scan.
+_INK_LEVEL = 0.42
+_BLUR = 0.3
+_FINE = 8  # pixels of the smoothed scan per pixel of the raw scan
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How a digit lies in its patch: ink height in pixels, turn in degrees, slant and width factor."""
+
+    height: float
+    turn: float = 0.0
+    slant: float = 0.0
+    width_ratio: float = 1.0
+
+
+@functools.cache
+def scans(split: Split) -> tuple[tuple[NDArray[np.float32], ...], ...]:
+    """The smoothed scans of a split by digit; each is a tight (h, w) array of grey values in [0, 1]."""
+    table = np.loadtxt(bundled_file("sklearn", "datasets/data/digits.csv.gz"), delimiter=",")
+    images, labels = table[:, :-1], table[:, -1]
+    chosen = []
+    for digit in range(NUM_DIGITS):
+        own = images[labels == digit].reshape(-1, 8, 8) / 16.0
+        order = np.random.Generator(np.random.PCG64(digit)).permutation(len(own))
+        num_val = round(len(own) * _VAL_SHARE)
+        part = order[:num_val] if split == "val" else order[num_val:]
+        chosen.append(tuple(_smooth(own[k]) for k in sorted(part)))
+    return tuple(chosen)
+
+
+def draw_digit(scan: NDArray[np.float32], pose: Pose) -> NDArray[np.float32]:
+    """Coverage of the ink in [0, 1], cropped to the ink: (h, w) float32 with h close to `pose.height`."""
+    rows, columns = scan.shape
+    scale = pose.height / rows
+    turn = math.radians(pose.turn)
+    stretch = np.array([[scale * pose.width_ratio, pose.slant * scale], [0.0, scale]])
+    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    forward = rotation @ stretch
+    half = np.abs(forward) @ np.array([columns / 2, rows / 2])
+    width, height = (math.ceil(2 * side) + 2 for side in half)
+    inverse = np.linalg.inv(forward)
+    origin = np.array([columns / 2, rows / 2]) - inverse @ np.array([width / 2, height / 2])
+    grey = Image.fromarray(scan).transform(
+        (width, height),
+        Image.Transform.AFFINE,
+        (*inverse[0], origin[0], *inverse[1], origin[1]),
+        Image.Resampling.BILINEAR,
+    )
+    # One output pixel is 1/scale scan pixels: the ramp from no ink to ink is about one pixel wide.
+    softness = min(0.5, max(0.12, 0.45 * _FINE / max(rows, columns) / scale))
+    cover = np.clip((np.asarray(grey) - _INK_LEVEL) / softness + 0.5, 0.0, 1.0)
+    return _tight(cover.astype(np.float32), 0.5)
+
+
+def _smooth(scan: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Enlarge a scan without stairs: bicubic, then a narrow Gaussian along both axes."""
+    padded = Image.fromarray(np.pad(scan, 2).astype(np.float32))
+    side = padded.width * _FINE
+    fine = np.asarray(padded.resize((side, side), Image.Resampling.BICUBIC))
+    blur = _gaussian(side)
+    return _tight((blur @ fine @ blur.T).astype(np.float32), _INK_LEVEL, margin=_FINE)
+
+
+@functools.cache
+def _gaussian(side: int) -> NDArray[np.float64]:
+    """The (side, side) matrix of a blur with `_BLUR` raw pixels of standard deviation."""
+    distance = np.arange(side)[:, None] - np.arange(side)[None, :]
+    kernel = np.exp(-0.5 * (distance / (_BLUR * _FINE)) ** 2)
+    return kernel / kernel.sum(1, keepdims=True)
+
+
+def _tight(grey: NDArray[np.float32], level: float, margin: int = 0) -> NDArray[np.float32]:
+    """Crop to the pixels of at least `level`, with a margin where there is room."""
+    rows, columns = np.flatnonzero((grey >= level).any(1)), np.flatnonzero((grey >= level).any(0))
+    if not len(rows):
+        return grey
+    top, left = max(0, rows[0] - margin), max(0, columns[0] - margin)
+    return np.ascontiguousarray(grey[top : rows[-1] + 1 + margin, left : columns[-1] + 1 + margin])

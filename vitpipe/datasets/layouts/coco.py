@@ -1,0 +1,153 @@
+"""COCO 2017 (Lin et al., ECCV 2014): train2017/, val2017/, annotations/, or the three zips that hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.datasets.layouts.file_tree import (
+    DenseLayout,
+    OriginalArchive,
+    Tree,
+    need_folder,
+    none_missing,
+    open_tree,
+    spread,
+)
+from vitpipe.datasets.layouts.image_headers import Look, size_of
+
+_ANNOTATIONS = "annotations_trainval2017.zip"
+_INSTANCES = tuple(f"annotations/instances_{split}2017.json" for split in ("train", "val"))
+_FIELDS: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str, "width": int, "height": int},
+    "annotations": {"image_id": int, "category_id": int},
+    "categories": {"id": int, "name": str},
+}
+ARCHIVES = (
+    OriginalArchive("train2017.zip", ("train2017",)),
+    OriginalArchive("val2017.zip", ("val2017",)),
+    OriginalArchive(_ANNOTATIONS, _INSTANCES),
+)
+
+
+def verify_coco(root: Path) -> DenseLayout:
+    """Check a COCO 2017 folder: annotations and the images that they name.
+
+    Raises:
+        DatasetError: a missing folder or file, damaged JSON, images or categories that annotations
+            name and that are not there, an archive that must not be trusted.
+    """
+    root, tree = open_tree(root, "coco", ARCHIVES)
+    counts: dict[str, int] = {}
+    files: list[str] = []
+    notes: list[str] = []
+    classes: tuple[str, ...] = ()
+    for split, instances in zip(("train", "val"), _INSTANCES, strict=True):
+        content = _read_annotations(tree, instances)
+        found = tuple(category["name"] for category in content["categories"])
+        if classes and found != classes:
+            raise DatasetError(
+                "The train and val annotations have different categories",
+                where=tree.where(instances),
+                mend=f"take both files from the same {_ANNOTATIONS}",
+            )
+        classes, folder = found, f"{split}2017"
+        need_folder(tree, folder, "coco", f"put {folder}.zip there, or unpack it")
+        wanted = [image["file_name"] for image in content["images"]]
+        mend = f"unpack {folder}.zip completely, or remove the folder and leave {folder}.zip in its place"
+        present = tree.names(folder)
+        none_missing(wanted, present, tree.where(folder), mend)
+        if extra := sorted(set(present) - set(wanted)):
+            notes.append(f"{len(extra)} files of {folder}/ are in no annotations: {some(extra)}")
+        _check_references(content, tree.where(instances))
+        counts[f"{split}_images"], counts[f"{split}_annotations"] = len(wanted), len(content["annotations"])
+        files += [instances, *(f"{folder}/{name}" for name in wanted)]
+    return DenseLayout("coco", root, classes, counts, tuple(sorted(files)), tree, tuple(notes))
+
+
+def look_into_coco(layout: DenseLayout, number: int | None) -> Look:
+    """Compare the sizes of images with those that the annotations give; `number` of them, or all."""
+    problems: list[DatasetError] = []
+    num_looked = 0
+    for instances in _INSTANCES:
+        images = _read_annotations(layout.tree, instances)["images"]
+        folder = instances.rpartition("_")[2].removesuffix(".json")
+        stated = {f"{folder}/{image['file_name']}": (image["width"], image["height"]) for image in images}
+        looked = spread(sorted(stated), number and max(1, number * len(images) // _num_images(layout)))
+        wrong, broken = [], []
+        for name in looked:
+            size = size_of(layout.tree, name)
+            if isinstance(size, str):
+                broken.append(f"{name} ({size})")
+            elif size != stated[name]:
+                wrong.append("{} ({}x{} instead of {}x{})".format(name, *size, *stated[name]))
+        num_looked += len(looked)
+        problems += _size_problems(layout, instances, wrong, broken)
+    return Look(num_looked, tuple(problems))
+
+
+def _size_problems(
+    layout: DenseLayout, instances: str, wrong: list[str], broken: list[str]
+) -> Iterator[DatasetError]:
+    if broken:
+        yield DatasetError(
+            f"{len(broken)} images cannot be opened: {some(broken)}",
+            where=layout.root,
+            mend="take them out of the original zip again",
+        )
+    if wrong:
+        yield DatasetError(
+            f"{len(wrong)} images have another size than their annotations: {some(wrong)}",
+            where=layout.tree.where(instances),
+            mend="take images and annotations of the same release, and do not resize images by hand: "
+            "boxes and masks are in pixels of the original",
+        )
+
+
+def _num_images(layout: DenseLayout) -> int:
+    return layout.counts["train_images"] + layout.counts["val_images"]
+
+
+def _read_annotations(tree: Tree, name: str) -> dict[str, Any]:
+    if not tree.is_file(name):
+        raise DatasetError(
+            "The annotations are missing",
+            where=tree.where(name),
+            mend=f"put {_ANNOTATIONS} into the set's folder, or unpack it there",
+        )
+    try:
+        content = json.loads(tree.read(name), object_hook=_without_outlines)
+        kept = {key: content[key] for key in ("images", "annotations", "categories")}
+        for listed, fields in _FIELDS.items():
+            for field, kind in fields.items():
+                if not all(isinstance(entry[field], kind) for entry in kept[listed]):
+                    raise TypeError(f"'{field}' of {listed} must be {kind.__name__}")
+        return kept
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DatasetError(
+            f"The annotations are damaged ({type(error).__name__}: {error})",
+            where=tree.where(name),
+            mend=f"unpack {_ANNOTATIONS} again",
+        ) from error
+
+
+def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
+    """Outlines are nine tenths of the file and not looked at: dropped while reading, for memory's sake."""
+    entry.pop("segmentation", None)
+    return entry
+
+
+def _check_references(content: dict[str, Any], where: str) -> None:
+    """Every annotation must belong to a listed image and category."""
+    for key, listed in (("image_id", "images"), ("category_id", "categories")):
+        known = {entry["id"] for entry in content[listed]}
+        unknown = sorted({a[key] for a in content["annotations"]} - known)
+        if unknown:
+            raise DatasetError(
+                f"Annotations name {len(unknown)} {listed} that are not listed, for example {unknown[0]}",
+                where=where,
+                mend="take the annotations and the images of the same release",
+            )

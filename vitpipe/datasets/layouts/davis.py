@@ -1,0 +1,112 @@
+"""DAVIS 2017 at 480p (Pont-Tuset et al., 2017): the content of DAVIS-2017-trainval-480p.zip, or that zip."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.datasets.layouts.file_tree import (
+    DenseLayout,
+    OriginalArchive,
+    Tree,
+    need_folder,
+    none_missing,
+    open_tree,
+    spread,
+)
+from vitpipe.datasets.layouts.image_headers import Look, labels_of, size_of
+
+_ZIP = "DAVIS-2017-trainval-480p.zip"
+_AGAIN = f"unpack {_ZIP} again"
+_FRAMES, _LABELS = "JPEGImages/480p", "Annotations/480p"
+ARCHIVES = (OriginalArchive(_ZIP, ("JPEGImages", "Annotations", "ImageSets"), strip="DAVIS/"),)
+
+
+def verify_davis(root: Path) -> DenseLayout:
+    """Check a DAVIS 2017 folder at 480p: the lists, and frames and label maps of every listed sequence.
+
+    Raises:
+        DatasetError: a missing folder or list, a listed sequence without frames or label maps, frames and
+            label maps that do not pair, a gap in the numbers of frames, an archive that must not be trusted.
+    """
+    root, tree = open_tree(root, "davis", ARCHIVES)
+    counts: dict[str, int] = {}
+    files: list[str] = []
+    for split in ("train", "val"):
+        listing = f"ImageSets/2017/{split}.txt"
+        if not tree.is_file(listing):
+            raise DatasetError(
+                "The list of sequences is missing",
+                where=tree.where(listing),
+                mend=f"put {_ZIP} there, or {_AGAIN}",
+            )
+        sequences = tree.read(listing).decode("utf-8", "replace").split()
+        frames = [frame for name in sequences for frame in _frames_of(tree, name, listing)]
+        files += [f"{_FRAMES}/{frame}.jpg" for frame in frames]
+        files += [f"{_LABELS}/{frame}.png" for frame in frames]
+        counts[f"{split}_sequences"], counts[f"{split}_images"] = len(sequences), len(frames)
+        files.append(listing)
+    listed = {name.split("/")[2] for name in files if name.startswith(_FRAMES)}
+    extra = [name for name in tree.names(_FRAMES) if name not in listed]
+    notes = (f"{len(extra)} sequences are in no list: {some(extra)}",) if extra else ()
+    return DenseLayout("davis", root, (), counts, tuple(sorted(files)), tree, notes)
+
+
+def look_into_davis(layout: DenseLayout, number: int | None) -> Look:
+    """Compare label maps with their frames, and frames with the first of their sequence; `number`, or all."""
+    frames = [name for name in layout.files if name.startswith(_FRAMES)]
+    looked = spread(frames, number)
+    firsts: dict[str, object] = {}
+    for name in frames:
+        firsts.setdefault(name.rpartition("/")[0], name)
+    sizes = {folder: size_of(layout.tree, str(first)) for folder, first in firsts.items()}
+    broken, wrong, odd = [], [], []
+    for name in looked:
+        label_name = f"{_LABELS}{name.removeprefix(_FRAMES)[:-4]}.png"
+        size, labels = size_of(layout.tree, name), labels_of(layout.tree, label_name)
+        if isinstance(size, str):
+            broken.append(f"{name} ({size})")
+        elif isinstance(labels, str):
+            broken.append(f"{label_name} ({labels})")
+        elif labels.shape != size[::-1]:
+            wrong.append("{} ({}x{} instead of {}x{})".format(label_name, *labels.shape[::-1], *size))
+        elif size != sizes[name.rpartition("/")[0]]:
+            odd.append(name)
+    problems = [
+        (broken, "files cannot be used", _AGAIN),
+        (wrong, "label maps have another size than their frames", f"take both from {_ZIP}, at 480p"),
+        (odd, "frames have another size than the first of their sequence", f"take all of it from {_ZIP}"),
+    ]
+    found = (
+        DatasetError(f"{len(names)} {what}: {some(names)}", where=layout.root, mend=mend)
+        for names, what, mend in problems
+        if names
+    )
+    return Look(len(looked), tuple(found))
+
+
+def _frames_of(tree: Tree, sequence: str, listing: str) -> list[str]:
+    """`<sequence>/<number>` of every frame of a sequence, checked."""
+    frames, labels = f"{_FRAMES}/{sequence}", f"{_LABELS}/{sequence}"
+    if "/" in sequence or sequence.startswith("."):
+        raise DatasetError(
+            f"The list names '{sequence}', which is no sequence", where=tree.where(listing), mend=_AGAIN
+        )
+    for folder in (frames, labels):
+        need_folder(tree, folder, "davis", f"{_AGAIN}, or remove '{sequence}' from {listing}")
+    frame_names, label_names = tree.names(frames, ".jpg"), tree.names(labels, ".png")
+    none_missing([f"{name[:-4]}.png" for name in frame_names], label_names, tree.where(labels), _AGAIN)
+    none_missing([f"{name[:-4]}.jpg" for name in label_names], frame_names, tree.where(frames), _AGAIN)
+    stems = [name[:-4] for name in frame_names]
+    if not stems:
+        raise DatasetError("There are no frames", where=tree.where(frames), mend=_AGAIN)
+    numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
+    gaps = [f"after {first:05d}" for first, then in pairwise(sorted(numbers)) if then > first + 1]
+    if gaps:
+        raise DatasetError(
+            f"Frames are missing between others: {some(gaps)}",
+            where=tree.where(frames),
+            mend=_AGAIN,
+        )
+    return [f"{sequence}/{stem}" for stem in stems]

@@ -1,0 +1,55 @@
+"""What a closer look at pictures and label maps finds: sizes from headers, labels from pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitpipe.contracts.errors import DatasetError
+from vitpipe.datasets.layouts.file_tree import Tree
+
+
+@dataclass(frozen=True)
+class Look:
+    """Result of a closer look.
+
+    Attributes:
+        num_looked: pictures that were looked at.
+        problems: one per kind of problem, with examples; not raised.
+    """
+
+    num_looked: int
+    problems: tuple[DatasetError, ...]
+
+
+def size_of(tree: Tree, name: str) -> tuple[int, int] | str:
+    """(width, height) of a picture from its header, or why there is none."""
+    try:
+        with tree.open(name) as file, warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                return picture.size
+    except Exception as error:  # decoders raise errors of many classes on bad bytes
+        return _reason(error)
+
+
+def labels_of(tree: Tree, name: str) -> NDArray[np.uint8] | str:
+    """The labels of a label map, (H, W) uint8, or why there are none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(tree.read(name))) as picture:
+                if picture.mode not in ("L", "P", "1"):
+                    return f"mode {picture.mode}, not one label per pixel"
+                return np.asarray(picture).astype(np.uint8)
+    except Exception as error:  # decoders raise errors of many classes on bad bytes
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,148 @@
+"""The classes of ImageNet's validation images, which lie flat: from the devkit or from Kaggle's list.
+
+The devkit's meta.mat numbers the 1000 classes in an order of its own (ILSVRC2012_ID 1 to 1000; higher ones
+are inner nodes of WordNet), and ILSVRC2012_validation_ground_truth.txt has one such number per line, in the
+order of the validation files' names.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.datasets.archives import safe_tar_stream
+from vitpipe.datasets.sources.class_listing import FoundImage, ListedImages, first_existing
+from vitpipe.datasets.sources.matlab import read_mat
+from vitpipe.datasets.sources.synsets import WNID, read_synset_mapping
+
+DEVKIT = "ILSVRC2012_devkit_t12"
+SOLUTION = "LOC_val_solution.csv"
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_META = "meta.mat"
+_DEVKIT_AGAIN = f"get {DEVKIT}.tar.gz again"
+
+
+@dataclass(frozen=True)
+class ValLabels:
+    """Which class each validation image belongs to.
+
+    Attributes:
+        wnids: by file name without extension.
+        class_names: names for people by wnid; may be empty.
+        where: the file that says so.
+    """
+
+    wnids: dict[str, str]
+    class_names: dict[str, str]
+    where: Path
+
+    @property
+    def classes(self) -> set[str]:
+        """All classes that are named."""
+        return set(self.wnids.values())
+
+
+def find_val_labels(root: Path) -> ValLabels | None:
+    """Labels from the devkit (archive or unpacked) or from Kaggle's list; None when neither is there.
+
+    Raises:
+        DatasetError: when it is damaged or contradicts itself.
+    """
+    if solution := first_existing(root / SOLUTION, root / "ILSVRC" / SOLUTION):
+        return _read_solution(solution, read_synset_mapping(root, root / "ILSVRC"))
+    unpacked = (root / DEVKIT / "data", root / "data", root / "devkit" / "data")
+    if folder := next((folder for folder in unpacked if (folder / GROUND_TRUTH).is_file()), None):
+        files = {
+            path.name: path.read_bytes() for path in (folder / _META, folder / GROUND_TRUTH) if path.is_file()
+        }
+        return _read_devkit(files, folder)
+    if archive := first_existing(root / f"{DEVKIT}.tar.gz", root / f"{DEVKIT}.tar"):
+        members = ((PurePosixPath(name).name, content) for name, content in safe_tar_stream(archive))
+        files = {name: content for name, content in members if name in (_META, GROUND_TRUTH)}
+        return _read_devkit(files, archive)
+    return None
+
+
+def label_images(images: list[FoundImage], labels: ValLabels, where: Path) -> ListedImages:
+    """Put each image into its class.
+
+    Raises:
+        DatasetError: unless images and labels name the same files.
+    """
+    stems = {PurePosixPath(image.name).stem for image in images}
+    missing, extra = sorted(labels.wnids.keys() - stems), sorted(stems - labels.wnids.keys())
+    if missing or extra:
+        parts = [f"{len(missing)} images are missing ({some(missing)})"] if missing else []
+        parts += [f"{len(extra)} images have no label ({some(extra)})"] if extra else []
+        raise DatasetError(
+            f"{labels.where.name} labels {len(labels.wnids)} images and there are {len(images)}: "
+            + "; ".join(parts),
+            where=where,
+            mend="unpack or get ILSVRC2012_img_val.tar again; it begins with ILSVRC2012_val_00000001.JPEG",
+        )
+    labelled = ((labels.wnids[PurePosixPath(image.name).stem], image) for image in images)
+    return ListedImages(labelled, where)
+
+
+def _read_solution(path: Path, class_names: dict[str, str]) -> ValLabels:
+    """Kaggle's LOC_val_solution.csv: `ImageId,PredictionString`; the string begins with the wnid."""
+    wnids: dict[str, str] = {}
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if header[:2] != ["ImageId", "PredictionString"]:
+            raise DatasetError(
+                "The first line is not 'ImageId,PredictionString'", where=path, mend=f"get {SOLUTION} again"
+            )
+        for number, row in enumerate(rows, start=2):
+            if not row:
+                continue
+            wnid = row[1].split(" ")[0] if len(row) > 1 else ""
+            if not WNID.fullmatch(wnid) or row[0] in wnids or (class_names and wnid not in class_names):
+                raise DatasetError(
+                    f"Line {number} gives '{row[0]}' the class '{wnid}', which is unknown or the second one",
+                    where=path,
+                    mend=f"get {SOLUTION} and LOC_synset_mapping.txt again, from the same place",
+                )
+            wnids[row[0]] = wnid
+    return ValLabels(wnids, class_names, path)
+
+
+def _read_devkit(files: dict[str, bytes], where: Path) -> ValLabels:
+    for name in (_META, GROUND_TRUTH):
+        if name not in files:
+            raise DatasetError(f"The devkit lacks data/{name}", where=where, mend=_DEVKIT_AGAIN)
+    class_of, class_names = _read_meta(files[_META], where / _META)
+    wnids = {}
+    for number, line in enumerate(files[GROUND_TRUTH].decode("ascii", errors="replace").split(), start=1):
+        if line not in class_of:
+            raise DatasetError(
+                f"Line {number} of {GROUND_TRUTH} is '{line}'; meta.mat has the classes 1 to {len(class_of)}",
+                where=where,
+                mend=_DEVKIT_AGAIN + ": both files must be of ILSVRC2012",
+            )
+        wnids[f"ILSVRC2012_val_{number:08d}"] = class_of[line]
+    return ValLabels(wnids, class_names, where)
+
+
+def _read_meta(content: bytes, where: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """ILSVRC2012_ID (as text) to wnid of the leaves, and wnid to name."""
+    synsets = read_mat(content, ("synsets",), where)["synsets"]
+    fields = ("ILSVRC2012_ID", "WNID", "words", "num_children")
+    if not set(fields) <= set(synsets.dtype.names or ()):
+        raise DatasetError(
+            f"meta.mat has no 'synsets' with the fields {', '.join(fields)}", where=where, mend=_DEVKIT_AGAIN
+        )
+    class_of, class_names = {}, {}
+    for record in np.ravel(synsets):
+        number, wnid, words, num_children = (np.ravel(record[name]) for name in fields)
+        if int(num_children[0]) == 0:
+            class_of[str(int(number[0]))] = str(wnid[0])
+            class_names[str(wnid[0])] = str(words[0])
+    if len(class_names) != len(class_of) or not all(WNID.fullmatch(wnid) for wnid in class_names):
+        raise DatasetError("meta.mat names a class twice or not at all", where=where, mend=_DEVKIT_AGAIN)
+    return class_of, class_names

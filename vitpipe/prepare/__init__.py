@@ -1,0 +1,1 @@
+"""From the user's files to shards: examined, packed, summed up, uploaded, and pulled by DVC."""

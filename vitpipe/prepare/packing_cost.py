@@ -1,0 +1,271 @@
+"""What packing costs before anything is read: bytes, shards, hours. Shown by `vitpipe plan`.
+
+Counts and source sizes are the published ones (`catalogue.py`); packed sizes follow from how a shard is
+built; hours come from the speed that `vitpipe benchmark pack` measured on this machine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+
+from vitpipe.config.cache_folder import cache_folder
+from vitpipe.config.data import DENSE_SETS, DataConfig
+from vitpipe.config.resolve import num_packers
+from vitpipe.contracts.errors import InputError
+from vitpipe.contracts.files import write_whole
+from vitpipe.datasets.catalogue import DatasetFacts, facts
+
+SPEED_FILE = "pack-speed.json"
+# Where this machine was not measured: `vitpipe benchmark pack` on two cores of a shared EPYC server, 2026.
+DEFAULT_IMAGES_PER_SECOND = 3800.0
+DEFAULT_MEGABYTES_PER_SECOND = 50.0
+_BLOCK = 512
+# Header and padding of the image, header and block of its label; half a block of padding on average.
+_SHARD_BYTES_PER_IMAGE = _BLOCK + _BLOCK // 2 + 2 * _BLOCK
+_END_BYTES = 2 * _BLOCK
+_INDEX_BYTES = 24
+# Small photographs as PNG, in bytes per byte of pixels.
+_PNG_RATIO = 0.75
+_DENSE_FILES_PER_IMAGE = {"coco": 1, "ade20k": 2, "davis": 2}
+
+
+class PackSpeed(BaseModel):
+    """How fast one core packs; MB are 10^6 bytes.
+
+    Attributes:
+        measured_at: ISO time; empty for the default that comes with the package.
+        cores: how many were measured together; None for the default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    images_per_second_per_core: PositiveFloat
+    megabytes_per_second_per_core: PositiveFloat
+    measured_at: str = ""
+    cores: PositiveInt | None = None
+
+    def __str__(self) -> str:
+        """For people, with where it comes from."""
+        where = f"measured {self.measured_at}" if self.measured_at else "the default, not measured here"
+        return (
+            f"{self.images_per_second_per_core:,.0f} images/s and "
+            f"{self.megabytes_per_second_per_core:,.0f} MB/s per core ({where})"
+        )
+
+    def hours(self, num_images: int, num_bytes: int, num_cores: int) -> float:
+        """Hours for so many images of so many bytes; whichever of the two limits is slower."""
+        seconds = max(
+            num_images / self.images_per_second_per_core,
+            num_bytes / 1e6 / self.megabytes_per_second_per_core,
+        )
+        return seconds / num_cores / 3600
+
+
+@dataclass(frozen=True)
+class SetCost:
+    """What one set costs.
+
+    Attributes:
+        source_bytes: the released images.
+        packed_bytes: shards and index, or the archive of a dense set; 0 when it stays where it is.
+        num_shards: files that hold images.
+        disk_bytes: what the prepared folder, or the scratch before it, takes at most.
+        note: what is estimated, and how.
+    """
+
+    dataset: str
+    num_train: int
+    num_val: int
+    source_bytes: int
+    packed_bytes: int
+    num_shards: int
+    hours: float
+    disk_bytes: int
+    note: str
+
+
+def speed_file() -> Path:
+    """Where `vitpipe benchmark pack` keeps what it measured."""
+    return cache_folder() / SPEED_FILE
+
+
+def pack_speed() -> PackSpeed:
+    """The speed measured on this machine, else the default.
+
+    Raises:
+        InputError: when the file of the measured speed cannot be used.
+    """
+    path = speed_file()
+    if not path.is_file():
+        return PackSpeed(
+            images_per_second_per_core=DEFAULT_IMAGES_PER_SECOND,
+            megabytes_per_second_per_core=DEFAULT_MEGABYTES_PER_SECOND,
+        )
+    try:
+        return PackSpeed.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(
+            "The measured packing speed cannot be read",
+            where=path,
+            mend="run `vitpipe benchmark pack` again, or delete the file",
+        ) from error
+
+
+def write_pack_speed(speed: PackSpeed) -> Path:
+    """Keep a measured speed for later plans; returns the file."""
+    path = speed_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, speed.model_dump_json(indent=2) + "\n")
+    return path
+
+
+def packing_cost(data: DataConfig, speed: PackSpeed | None = None) -> list[SetCost]:
+    """What each set of the recipe costs, in the order of `data.sets`.
+
+    Args:
+        speed: of this machine if not given.
+
+    Raises:
+        InputError: when the file of the measured speed cannot be used.
+    """
+    used = speed or pack_speed()
+    return [
+        _dense_cost(name, data, used) if name in DENSE_SETS else _shard_cost(name, data, used)
+        for name in data.sets
+    ]
+
+
+def plan_rows(data: DataConfig, speed: PackSpeed | None = None) -> list[dict[str, Any]]:
+    """`packing_cost` as rows of numbers, for machines."""
+    return [asdict(cost) for cost in packing_cost(data, speed)]
+
+
+def shown_rows(data: DataConfig, speed: PackSpeed | None = None) -> list[dict[str, str]]:
+    """`packing_cost` as rows of text, for people; the last row is the sum of several."""
+    costs = packing_cost(data, speed)
+    if len(costs) > 1:
+        total = {
+            name: sum(getattr(cost, name) for cost in costs)
+            for name in ("num_train", "num_val", "source_bytes", "packed_bytes", "num_shards", "hours",
+                         "disk_bytes")
+        }  # fmt: skip
+        costs.append(SetCost(dataset="all", note="", **total))
+    return [
+        {
+            "set": cost.dataset,
+            "train": f"{cost.num_train:,}",
+            "val": f"{cost.num_val:,}",
+            "source": shown_bytes(cost.source_bytes),
+            "packed": shown_bytes(cost.packed_bytes) if cost.packed_bytes else "—",
+            "shards": f"{cost.num_shards:,}",
+            "time": shown_hours(cost.hours),
+            "disk": shown_bytes(cost.disk_bytes) if cost.disk_bytes else "—",
+            "note": cost.note,
+        }
+        for cost in costs
+    ]
+
+
+def shown_bytes(size_bytes: int) -> str:
+    """`967 MB`, `154.6 GB`, `1.31 TB`; powers of 1000, as disks are sold."""
+    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
+        if size_bytes >= 10**power:
+            value = size_bytes / 10**power
+            return f"{value:.2f} {unit}" if unit == "TB" else f"{value:,.1f} {unit}"
+    return f"{size_bytes / 1000:,.0f} kB"
+
+
+def shown_hours(hours: float) -> str:
+    """`—`, `12 s`, `4 min`, `3.2 h`."""
+    if hours <= 0:
+        return "—"
+    if hours < 1 / 60:
+        return f"{max(1, round(3600 * hours))} s"
+    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
+
+
+def _shard_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
+    known = facts(name, data)
+    notes = ["size is an estimate"] if known.size_is_estimate else []
+    image_bytes = _image_bytes(known, data, notes)
+    splits = [num for num in (known.num_train_images, known.num_val_images) if num]
+    shard_bytes = data.shard_megabytes * 1_000_000
+    packed_bytes = num_shards = 0
+    for num_images in splits:
+        tar_bytes = round(image_bytes * num_images / known.num_images) + _SHARD_BYTES_PER_IMAGE * num_images
+        shards = math.ceil(tar_bytes / shard_bytes)
+        num_shards += shards
+        packed_bytes += tar_bytes + shards * _END_BYTES + _INDEX_BYTES * num_images
+    num_cores, disk_bytes = max(1, num_packers(data)), packed_bytes
+    hours = speed.hours(known.num_images, known.size_bytes, num_cores)
+    if data.source == "embedded":
+        disk_bytes += known.size_bytes  # composed as folders first
+    if data.source == "pinned":
+        hours = 0.0
+        notes.append("pulled, not packed")
+    elif data.store is not None:
+        notes.append(f"shards are sent to {data.store} when the set is whole")
+    return SetCost(
+        dataset=name,
+        num_train=known.num_train_images,
+        num_val=known.num_val_images,
+        source_bytes=known.size_bytes,
+        packed_bytes=packed_bytes,
+        num_shards=num_shards,
+        hours=hours,
+        disk_bytes=disk_bytes,
+        note="; ".join(notes),
+    )
+
+
+def _image_bytes(known: DatasetFacts, data: DataConfig, notes: list[str]) -> int:
+    """Bytes of all images as they are packed; says in `notes` what is estimated."""
+    if known.array_side is not None:
+        notes.append("pixels become PNG, an estimate")
+        return round(_PNG_RATIO * 3 * known.array_side**2 * known.num_images)
+    if data.short_side is None or data.source == "embedded":
+        return known.size_bytes
+    if known.typical_short_side is None:
+        notes.append(f"short side {data.short_side}: saving unknown, the full size is shown")
+        return known.size_bytes
+    ratio = min(1.0, data.short_side / known.typical_short_side) ** 2
+    notes.append(f"short side {data.short_side}: about {ratio:.0%} of the bytes, an estimate; takes longer")
+    return round(ratio * known.size_bytes)
+
+
+def _dense_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
+    """A dense set is one archive, which one process writes, or stays in the user's folder."""
+    known = facts(name, data)
+    packed = _dense_is_packed(name, data)
+    num_files = known.num_images * _DENSE_FILES_PER_IMAGE[name]
+    packed_bytes = known.size_bytes + num_files * (_BLOCK + _BLOCK // 2) if packed else 0
+    notes = ["size is an estimate"] if known.size_is_estimate else []
+    if not packed:
+        notes.append("stays where it is")
+    if data.source == "pinned":
+        notes.append("pulled, not packed")
+    packs_here = packed and data.source != "pinned"
+    return SetCost(
+        dataset=name,
+        num_train=known.num_train_images,
+        num_val=known.num_val_images,
+        source_bytes=known.size_bytes,
+        packed_bytes=packed_bytes,
+        num_shards=int(packed),
+        hours=speed.hours(num_files, known.size_bytes, 1) if packs_here else 0.0,
+        disk_bytes=packed_bytes + (known.size_bytes if data.source == "embedded" else 0),
+        note="; ".join(notes),
+    )
+
+
+def _dense_is_packed(name: str, data: DataConfig) -> bool:
+    if data.source != "folders" or data.keep_dense == "pack":
+        return True
+    if data.keep_dense == "point" or data.root is None:
+        return False
+    return any((data.root / name).glob("*.zip"))
