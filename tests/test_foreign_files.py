@@ -13,7 +13,7 @@ from vitpipe.contracts.graph import graph_of
 from vitpipe.models.convert import convert
 from vitpipe.prepare.examine_parallel import PackOptions
 from vitpipe.prepare.pack import _claim
-from vitpipe.report.build import build_report
+from vitpipe.report.write_report import build_report
 from vitpipe.stages.identity import write_identities
 
 RECIPE = "itpn/pixel_base"

@@ -16,7 +16,7 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # A room may import rooms of a lower floor and its own.
 FLOORS = {
     "contracts": 0, "config": 1, "papers": 1, "data": 2, "models": 2, "datasets": 3, "methods": 3, "optim": 4, "prepare": 4.5,
-    "train": 5, "evaluate": 6, "dense": 6, "track": 7, "report": 7, "stages": 8, "verbs": 8.5, "cli": 9, "__main__": 9.5,
+    "train": 5, "evaluate": 6, "dense": 6, "track": 7, "report": 7, "benchmarks": 7.5, "stages": 8, "verbs": 8.5, "cli": 9, "__main__": 9.5,
     "components": 10, "pipelines": 11,
 }  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "mlflow", "kfp", "mmcv", "mmengine", "mmdet", "mmseg")

@@ -254,7 +254,7 @@ def cost(
     as_json: JsonOption = False,
 ) -> None:
     """Parameters and multiply-adds of a network at any size, the convention named."""
-    from vitpipe.evaluate.cost import cost_of
+    from vitpipe.benchmarks.model_cost import cost_of
 
     found = cost_of(model, image_size=image_size)
     print_rows(found.table(), as_json, f"{model}, one image of {found.image_size[0]} x {found.image_size[1]}")
@@ -280,7 +280,7 @@ def table(
     as_json: JsonOption = False,
 ) -> None:
     """Show a published table."""
-    from vitpipe.papers.tables import table as published
+    from vitpipe.papers.published import table as published
 
     print_rows(published(*name.partition("/")[::2]), as_json, name)
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitpipe.data.batches import Batch
-from vitpipe.evaluate import classify
-from vitpipe.evaluate.classify import evaluate_classifier
+from vitpipe.evaluate import accuracy
+from vitpipe.evaluate.accuracy import evaluate_classifier
 from vitpipe.train.ranks import Ranks
 
 
@@ -100,7 +100,7 @@ def test_shares_of_different_ranks_add_up(monkeypatch):
 
 
 def test_no_matrix_for_very_many_classes(monkeypatch):
-    monkeypatch.setattr(classify, "_MOST_CONFUSED_CLASSES", 2)
+    monkeypatch.setattr(accuracy, "_MOST_CONFUSED_CLASSES", 2)
     found = _evaluate(LOGITS, LABELS)
     assert found.confusion is None
     assert found.confusion_rows(["a", "b", "c"]) == []

@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+from vitpipe.benchmarks.throughput import images_per_second
 from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
 from vitpipe.contracts.errors import StorageError
 from vitpipe.data.batches import Batch
 from vitpipe.evaluate.reconstruct import image_noise, masked_loss, reconstruct, save_columns
-from vitpipe.evaluate.throughput import images_per_second
 from vitpipe.methods.masked_pixels import MaskedPixels
 from vitpipe.models.build import build_pretrainer
 from vitpipe.train.ranks import Ranks

@@ -8,9 +8,9 @@ import hashlib
 import pytest
 import torch
 
+from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.config.recipe import ModelConfig
 from vitpipe.contracts.errors import RecipeError
-from vitpipe.evaluate.cost import measure_cost
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer, create_backbone
 from vitpipe.models.family import family_of
 from vitpipe.models.registry import MODELS

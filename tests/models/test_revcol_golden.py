@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.contracts.errors import InputError
-from vitpipe.evaluate.cost import measure_cost
 from vitpipe.models.revcol import SHAPES, ConvColumn, RevCol
 from vitpipe.models.revcol_heads import SupervisedRevCol, compound_loss
 from vitpipe.models.reversible import clamp_scales

@@ -8,7 +8,7 @@ import pytest
 
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import ClassifyConfig, PretrainConfig, Recipe
-from vitpipe.papers.tables import rows
+from vitpipe.papers.published import rows
 
 SIZES = {"base": "RevColV2-B", "large": "RevColV2-L"}
 ROWS = [row for row in rows("revcolv2") if row["metric"].startswith("hparam.")]

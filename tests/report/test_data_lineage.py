@@ -9,9 +9,9 @@ from PIL import Image
 
 from vitpipe.config.data import DataConfig
 from vitpipe.contracts.artifact import open_artifact, write_card, write_metrics, write_table
-from vitpipe.report.build import build_report
-from vitpipe.report.lineage import lineage_facts, lineage_notes, lineage_table, terms_table
+from vitpipe.report.data_lineage import lineage_facts, lineage_notes, lineage_table, terms_table
 from vitpipe.report.results import RunResults
+from vitpipe.report.write_report import build_report
 
 DIGEST = "ab12" * 16
 

@@ -22,7 +22,7 @@ from vitpipe.report.figures import (
     panels,
     save_png,
 )
-from vitpipe.report.graph import NodeText, draw_graph, essential_edges
+from vitpipe.report.graph_drawing import NodeText, draw_graph, essential_edges
 from vitpipe.report.page import data_uri
 from vitpipe.report.results import Curve, curves
 

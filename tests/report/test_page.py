@@ -10,8 +10,8 @@ import pytest
 
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.errors import ArtifactError
-from vitpipe.report.build import build_report, verdict_lines
 from vitpipe.report.results import RunResults, open_results
+from vitpipe.report.write_report import build_report, verdict_lines
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitpipe.report.page import signed
-from vitpipe.report.results import curves, labels
-from vitpipe.report.tables import (
+from vitpipe.report.result_tables import (
     coco_table,
     duration,
     in_unit,
@@ -22,6 +21,7 @@ from vitpipe.report.tables import (
     side_by_side,
     stage_tables,
 )
+from vitpipe.report.results import curves, labels
 
 
 @pytest.mark.parametrize(

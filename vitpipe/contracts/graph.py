@@ -165,7 +165,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluate",
         {**_DATA, "weights": ("finetune", "intermediate", "pretrain")},
         ("seed", "model", "evaluate"),
-        _TRAINING_CODE,
+        (*_TRAINING_CODE, "benchmarks/model_cost.py", "benchmarks/throughput.py"),
         "train",
         "Artifact",
         _ONE_GPU,

@@ -1,1 +1,1 @@
-"""What it is worth: accuracy, neighbours, linear probe, cost, throughput."""
+"""What it is worth: accuracy, nearest neighbours, linear classifiers, reconstruction."""

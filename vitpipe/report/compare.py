@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from vitpipe.config.recipe import Expectation, Recipe
-from vitpipe.papers.tables import find_row
+from vitpipe.papers.published import find_row
 from vitpipe.report.results import RunResults
 
 Judgement = Literal["reproduced", "within noise", "above", "below", "not comparable"]

@@ -12,16 +12,15 @@ from typing import Any
 from vitpipe import __version__
 from vitpipe.report import figures
 from vitpipe.report.compare import Verdict, verdicts_of
-from vitpipe.report.graph import NodeText, draw_graph
-from vitpipe.report.lineage import (
+from vitpipe.report.data_lineage import (
     duplicate_pictures,
     lineage_facts,
     lineage_notes,
     lineage_table,
     terms_table,
 )
-from vitpipe.report.results import RunResults, curves, labels
-from vitpipe.report.tables import (
+from vitpipe.report.graph_drawing import NodeText, draw_graph
+from vitpipe.report.result_tables import (
     HEADLINE,
     ShownTable,
     coco_table,
@@ -35,6 +34,7 @@ from vitpipe.report.tables import (
     side_by_side,
     stage_tables,
 )
+from vitpipe.report.results import RunResults, curves, labels
 
 TEMPLATES = Path(__file__).parent / "templates"
 _LARGEST_PICTURE_BYTES = 900_000

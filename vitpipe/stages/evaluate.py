@@ -7,11 +7,11 @@ from functools import partial
 
 from torch import Tensor
 
+from vitpipe.benchmarks.model_cost import measure_cost
+from vitpipe.benchmarks.throughput import images_per_second
 from vitpipe.config.resolve import TRAIN_SET
 from vitpipe.contracts.errors import CheckpointError
-from vitpipe.evaluate.classify import evaluate_classifier
-from vitpipe.evaluate.cost import measure_cost
-from vitpipe.evaluate.throughput import images_per_second
+from vitpipe.evaluate.accuracy import evaluate_classifier
 from vitpipe.models.build import build_classifier
 from vitpipe.models.network import Classifier
 from vitpipe.models.transfer import describe, load_same

@@ -8,7 +8,7 @@ from vitpipe.config.recipe import LinearConfig, ProbeConfig
 from vitpipe.config.resolve import TRAIN_SET
 from vitpipe.data.mixup import Mix
 from vitpipe.data.shards import ShardSet
-from vitpipe.evaluate.classify import evaluate_classifier
+from vitpipe.evaluate.accuracy import evaluate_classifier
 from vitpipe.evaluate.features import extract_features
 from vitpipe.evaluate.knn import knn_predict
 from vitpipe.evaluate.linear import train_linear

@@ -13,9 +13,9 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import CARD, open_artifact
 from vitpipe.contracts.errors import ArtifactError
 from vitpipe.contracts.graph import STAGES
-from vitpipe.report.build import Report, build_report, verdict_lines
 from vitpipe.report.compare import verdict_rows
 from vitpipe.report.results import RunResults, open_results
+from vitpipe.report.write_report import Report, build_report, verdict_lines
 from vitpipe.stages.context import StageContext
 from vitpipe.track.summary import log_pipeline_summary
 

@@ -20,7 +20,7 @@ from vitpipe.data.augment import eval_transform, train_transform
 from vitpipe.data.batches import Batch, eval_batches, train_batches
 from vitpipe.data.mixup import Mix
 from vitpipe.data.shards import ShardSet, open_shards
-from vitpipe.evaluate.classify import evaluate_classifier
+from vitpipe.evaluate.accuracy import evaluate_classifier
 from vitpipe.methods.classify import Classify
 from vitpipe.methods.method import Method
 from vitpipe.models.build import build_classifier

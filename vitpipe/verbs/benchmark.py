@@ -53,9 +53,9 @@ def reversible(
     """Memory, time and exactness of reversible columns against plain autograd and checkpointing."""
     for path in (figure, error_figure):
         check_figure(path)
-    from vitpipe.evaluate.reversible import Setting, find_device, measure_scales, measure_steps
+    from vitpipe.benchmarks.memory_mode_figures import draw_errors, draw_steps, notes, step_rows
+    from vitpipe.benchmarks.memory_modes import Setting, find_device, measure_scales, measure_steps
     from vitpipe.report.figures import PAPER, save_png
-    from vitpipe.report.reversible import draw_errors, draw_steps, notes, step_rows
 
     setting = Setting(
         columns=tuple(columns or Setting.columns),
@@ -95,9 +95,9 @@ def data(
     check_figure(figure)
     import torch
 
-    from vitpipe.evaluate import photographs
-    from vitpipe.evaluate.data_path import Setting, measure_paths, measure_shares
-    from vitpipe.report.data_path import describe, draw, path_rows, share_rows
+    from vitpipe.benchmarks import photographs
+    from vitpipe.benchmarks.data_path import Setting, measure_paths, measure_shares
+    from vitpipe.benchmarks.data_path_figures import describe, draw, path_rows, share_rows
     from vitpipe.report.figures import PAPER, save_png
 
     torch.set_num_threads(1)
@@ -135,7 +135,7 @@ def pack(
     """Packing speed and peak memory over the number of images; `plan` uses what was measured."""
     import os
 
-    from vitpipe.evaluate.packing import keep_speed, measure_packing
+    from vitpipe.benchmarks.packing_speed import keep_speed, measure_packing
 
     chosen = tuple(counts or (1_000, 10_000, 100_000))
     num_workers = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -169,7 +169,7 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Time and memory to open an index of millions of images and to shuffle an epoch."""
-    from vitpipe.evaluate.index_scale import measure_index, write_synthetic_set
+    from vitpipe.benchmarks.index_scale import measure_index, write_synthetic_set
 
     with _scratch(scratch) as root:
         _tell(f"writing an index of {entries:,} images")

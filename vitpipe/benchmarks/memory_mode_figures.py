@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vitpipe.evaluate.reversible import EXPLAINED, WAYS, ScaleErrors, StepCost
+from vitpipe.benchmarks.memory_modes import EXPLAINED, WAYS, ScaleErrors, StepCost
 from vitpipe.models.memory_mode import safe_scale
 from vitpipe.report.figures import Palette
 

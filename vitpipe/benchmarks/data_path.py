@@ -20,6 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitpipe.benchmarks.library_transforms import (
+    Transform,
+    library_crops,
+    library_evaluation,
+    library_training,
+)
+from vitpipe.benchmarks.photographs import Photographs
 from vitpipe.config.recipe import AugmentConfig, CropsConfig
 from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.augment import Chain, eval_transform, train_transform
@@ -30,13 +37,6 @@ from vitpipe.data.masks import mask_noise
 from vitpipe.data.order import epoch_order
 from vitpipe.data.shards import ShardSet
 from vitpipe.datasets.sources.class_folders import read_class_folders
-from vitpipe.evaluate.library_transforms import (
-    Transform,
-    library_crops,
-    library_evaluation,
-    library_training,
-)
-from vitpipe.evaluate.photographs import Photographs
 from vitpipe.prepare.examine_parallel import PackOptions
 from vitpipe.prepare.pack import Quarantine, pack
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vitpipe.benchmarks.model_cost import CONVENTIONS, cost_of, measure_cost
 from vitpipe.config.recipe import ModelConfig
 from vitpipe.contracts.errors import InputError, RecipeError
-from vitpipe.evaluate.cost import CONVENTIONS, cost_of, measure_cost
 from vitpipe.models.build import build_classifier, build_pretrainer
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "itpn.json").read_text())

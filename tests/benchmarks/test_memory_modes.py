@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch.autograd.profiler import profile
 
-from vitpipe.contracts.errors import InputError
-from vitpipe.evaluate.live_memory import LiveMemory
-from vitpipe.evaluate.reversible import (
+from vitpipe.benchmarks.memory_mode_figures import draw_errors, draw_steps, notes, step_rows
+from vitpipe.benchmarks.memory_modes import (
     WAYS,
     Setting,
     _Trial,
@@ -20,9 +19,10 @@ from vitpipe.evaluate.reversible import (
     relative_difference,
     remembering,
 )
+from vitpipe.benchmarks.tensor_memory import LiveMemory
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.memory_mode import SAFE_ERROR
 from vitpipe.report.figures import PAPER, save_png
-from vitpipe.report.reversible import draw_errors, draw_steps, notes, step_rows
 
 pytestmark = pytest.mark.slow
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vitpipe.benchmarks.tensor_memory import LiveMemory
 from vitpipe.contracts.errors import InputError, RunError
-from vitpipe.evaluate.live_memory import LiveMemory
 from vitpipe.methods.masked_pixels import MaskedPixels
 from vitpipe.models.memory_mode import MemoryPolicy, expected_error, num_inversions, resolve_mode
 from vitpipe.models.revcolv2 import RevColV2, RevColV2Pretrainer

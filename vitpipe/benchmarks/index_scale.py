@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitpipe.benchmarks.process_memory import peak_resident_mb
 from vitpipe.contracts.errors import RunError
 from vitpipe.data.manifest import (
     Shard,
@@ -26,7 +27,6 @@ from vitpipe.data.manifest import (
 )
 from vitpipe.data.order import epoch_order, train_chunks
 from vitpipe.data.shards import INDEX_DTYPE, open_shards
-from vitpipe.evaluate.process_memory import peak_resident_mb
 
 _IMAGE_BYTES = 110_000
 _SHARD_BYTES = 256_000_000

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vitpipe.config.read import load_recipe, recipe_names
 from vitpipe.contracts.errors import RecipeError
-from vitpipe.papers.tables import find_row, papers, rows, table, tables
+from vitpipe.papers.published import find_row, papers, rows, table, tables
 
 KEYS = {"table", "method", "variant", "dataset", "metric", "value", "unit", "setting", "source"}
 COUNTS = {"itpn": 290, "revcolv2": 126, "paca": 177, "selfpatch": 111, "drloc": 233}

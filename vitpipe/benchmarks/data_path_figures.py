@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vitpipe.evaluate.data_path import PathSpeed, Setting, StepShare
+from vitpipe.benchmarks.data_path import PathSpeed, Setting, StepShare
 from vitpipe.report.figures import Palette
 
 SPEED_BUDGET = 1.5

@@ -13,8 +13,8 @@ from vitpipe.contracts.errors import ArtifactError, disk_errors
 from vitpipe.report import figures
 from vitpipe.report.compare import Judgement, Verdict, counts_of, verdict_rows, verdicts_of
 from vitpipe.report.page import signed, stage_panels, verdict_markdown, write_markdown, write_page
+from vitpipe.report.result_tables import duration, in_unit
 from vitpipe.report.results import RunResults, labels
-from vitpipe.report.tables import duration, in_unit
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
 _VERDICT_TABLE = f"{TABLES}/verdict.csv"

@@ -16,10 +16,10 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from vitpipe.benchmarks import photographs
+from vitpipe.benchmarks.process_memory import peak_resident_mb
 from vitpipe.contracts.errors import RunError
 from vitpipe.datasets.sources.class_folders import read_class_folders
-from vitpipe.evaluate import photographs
-from vitpipe.evaluate.process_memory import peak_resident_mb
 from vitpipe.prepare.examine_parallel import PackOptions
 from vitpipe.prepare.pack import Quarantine, pack
 from vitpipe.prepare.packing_cost import PackSpeed, write_pack_speed

@@ -16,8 +16,8 @@ from vitpipe.contracts.artifact import Artifact
 from vitpipe.data.manifest import FINDINGS
 from vitpipe.datasets.catalogue import FACTS
 from vitpipe.prepare.packing_cost import shown_bytes
+from vitpipe.report.result_tables import ShownTable
 from vitpipe.report.results import RunResults
-from vitpipe.report.tables import ShownTable
 
 _DIGEST_DIGITS = 12
 _COLUMNS = (

@@ -1,0 +1,1 @@
+"""Every measurement that `vitpipe benchmark` and `vitpipe cost` make."""
