@@ -122,7 +122,7 @@ def test_light_rooms_import_nothing_heavy(place: str):
 
 
 def test_networks_hold_no_training_code():
-    for path in (ROOT / "vitpipe" / "models").glob("*.py"):
+    for path in (ROOT / "vitpipe" / "models").rglob("*.py"):
         assert not [i for i in _top_level_imports(_tree(path)) if i.startswith("torch.optim")], path.name
 
 

@@ -13,7 +13,7 @@ import torch
 from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
 from vitpipe.models.convert import convert, convert_state, our_name, read_checkpoint
-from vitpipe.models.hivit import SHAPES
+from vitpipe.models.hivit.hivit import SHAPES
 from vitpipe.models.transfer import transfer_weights
 from vitpipe.models.weights import load_into, load_metadata, load_state
 

@@ -12,7 +12,7 @@ from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.config.recipe import ModelConfig
 from vitpipe.contracts.errors import RecipeError
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer, create_backbone
-from vitpipe.models.family import family_of
+from vitpipe.models.families import family_of
 from vitpipe.models.registry import MODELS
 
 SMALL_DECODER = {"pyramid": {"width": 64}, "decoder": {"width": 64, "depth": 2, "heads": 4}}

@@ -8,7 +8,7 @@ import torch
 from vitpipe.config.recipe import ModelConfig
 from vitpipe.models.build import build_classifier, build_dense
 from vitpipe.models.convert import our_name
-from vitpipe.models.hivit import SHAPES, dense_layer_index
+from vitpipe.models.hivit.hivit import SHAPES, dense_layer_index
 from vitpipe.optim.groups import parameter_groups
 
 BASE, LARGE = SHAPES["hivit_base"].depths, SHAPES["hivit_large"].depths

@@ -27,7 +27,7 @@ from vitpipe.data.batches import Batch
 from vitpipe.data.mixup import Mix
 from vitpipe.data.order import train_chunks
 from vitpipe.methods.classify import Classify
-from vitpipe.models.hivit import HiViT, HiViTClassifier, HiViTShape
+from vitpipe.models.hivit.hivit import HiViT, HiViTClassifier, HiViTShape
 from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_adamw
 from vitpipe.train import loop

@@ -26,8 +26,8 @@ from vitpipe.benchmarks.tensor_memory import LiveMemory
 from vitpipe.contracts.errors import InputError, RunError
 from vitpipe.methods.masked_pixels import MaskedPixels
 from vitpipe.models.memory_mode import MemoryPolicy, expected_error, num_inversions, resolve_mode
-from vitpipe.models.revcolv2 import RevColV2, RevColV2Pretrainer
-from vitpipe.models.revcolv2_columns import Block, RevColV2Shape
+from vitpipe.models.revcolv2.columns import Block, RevColV2Shape
+from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Pretrainer
 from vitpipe.models.reversible import Column, MemoryMode, smallest_scale
 
 Way = Literal["plain", "reversible", "column", "block"]

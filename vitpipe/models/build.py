@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from vitpipe.config.recipe import ModelConfig
-from vitpipe.models.family import family, family_of
+from vitpipe.models.families import family, family_of
 from vitpipe.models.network import Classifier, DenseBackbone, Pretrainer, Task
 from vitpipe.models.registry import find_model
 

@@ -15,11 +15,11 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from vitpipe.contracts.errors import CheckpointError
-from vitpipe.models.convert_itpn import our_name as our_name
-from vitpipe.models.convert_itpn import rename_itpn
-from vitpipe.models.convert_revcol import rename_revcol
+from vitpipe.models.hivit.conversion import our_name as our_name
+from vitpipe.models.hivit.conversion import rename_itpn
 from vitpipe.models.official import Kind, misfit
 from vitpipe.models.official import read_checkpoint as read_checkpoint
+from vitpipe.models.revcol.conversion import rename_revcol
 from vitpipe.models.weights import LoadReport, is_safetensors, save_weights
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vitpipe.contracts.errors import CheckpointError
-from vitpipe.models.family import WeightsInfo, families, family
+from vitpipe.models.families import WeightsInfo, families, family
 from vitpipe.models.network import Network
 from vitpipe.models.weights import LoadReport, load_into, load_state
 

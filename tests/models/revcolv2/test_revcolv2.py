@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitpipe.contracts.errors import InputError
 from vitpipe.models.masking import choose_units, patchify
-from vitpipe.models.revcolv2 import RevColV2, RevColV2Classifier, RevColV2Pretrainer
-from vitpipe.models.revcolv2_columns import SHAPES, RevColV2Shape
-from vitpipe.models.revcolv2_dense import RevColV2Dense
+from vitpipe.models.revcolv2.columns import SHAPES, RevColV2Shape
+from vitpipe.models.revcolv2.dense_maps import RevColV2Dense
+from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Classifier, RevColV2Pretrainer
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "revcolv2.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "revcolv2.json"
 COUNTS = [entry for entry in json.loads(GOLDEN.read_text())["entries"] if entry["kind"] == "v2_counts"]
 TINY = RevColV2Shape("tiny", width=24, num_heads=3, depth=2)
 MODES = ["plain", "column", "reversible"]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitpipe.models.network import DenseBackbone, Task
-from vitpipe.models.revcol import ChannelNorm
-from vitpipe.models.revcolv2 import RevColV2, RevColV2Network
-from vitpipe.models.revcolv2_columns import NORM_EPS, NUM_LEVELS
+from vitpipe.models.revcol.revcol import ChannelNorm
+from vitpipe.models.revcolv2.columns import NORM_EPS, NUM_LEVELS
+from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Network
 
 
 class RevColV2Dense(RevColV2Network, DenseBackbone):

@@ -19,12 +19,12 @@ from vitpipe.config.recipe import ModelConfig
 from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.build import build_classifier
 from vitpipe.models.convert import convert, convert_state, read_checkpoint
-from vitpipe.models.revcol import SHAPES, RevCol
-from vitpipe.models.revcol_heads import SupervisedRevCol
+from vitpipe.models.revcol.heads import SupervisedRevCol
+from vitpipe.models.revcol.revcol import SHAPES, RevCol
 from vitpipe.models.transfer import transfer_weights
 from vitpipe.models.weights import load_into, load_metadata, load_state
 
-KEYS = sorted((Path(__file__).parent.parent / "golden" / "keys").glob("revcol_*.json"))
+KEYS = sorted((Path(__file__).parents[2] / "golden" / "keys").glob("revcol_*.json"))
 MICRO = ModelConfig(name="revcol_micro", image_size=64)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vitpipe.models.masking import patchify
-from vitpipe.models.revcolv2 import RevColV2, RevColV2Pretrainer
-from vitpipe.models.revcolv2_columns import RevColV2Shape
+from vitpipe.models.revcolv2.columns import RevColV2Shape
+from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Pretrainer
 
 SHAPE = RevColV2Shape("test", width=24, num_heads=2, depth=1)
 NUM_IMAGES = 4

@@ -9,7 +9,7 @@ from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import ColumnsConfig, DecoderConfig, ModelConfig, PyramidConfig
 from vitpipe.contracts.errors import CheckpointError, InputError, RecipeError
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
-from vitpipe.models.revcolv2 import resize_positions
+from vitpipe.models.revcolv2.revcolv2 import resize_positions
 from vitpipe.models.transfer import describe, transfer_weights
 from vitpipe.models.weights import load_state, save_weights
 

@@ -15,12 +15,17 @@ from torch import Tensor
 
 from vitpipe.config.recipe import ColumnsConfig, ModelConfig
 from vitpipe.contracts.errors import RecipeError
-from vitpipe.models.family import Family, WeightsInfo, WeightsKind
+from vitpipe.models.families import Family, WeightsInfo, WeightsKind
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.network import Network, Task
-from vitpipe.models.revcolv2 import RevColV2, RevColV2Classifier, RevColV2Pretrainer, resize_positions
-from vitpipe.models.revcolv2_columns import SHAPES
-from vitpipe.models.revcolv2_dense import RevColV2Dense
+from vitpipe.models.revcolv2.columns import SHAPES
+from vitpipe.models.revcolv2.dense_maps import RevColV2Dense
+from vitpipe.models.revcolv2.revcolv2 import (
+    RevColV2,
+    RevColV2Classifier,
+    RevColV2Pretrainer,
+    resize_positions,
+)
 from vitpipe.models.weights import Rule
 
 # Detection: attention stays in windows of the pre-training's grid, as in ViTDet (arXiv 2203.16527).
@@ -146,4 +151,4 @@ def _backbone(model: ModelConfig, image_size: int, **options: Any) -> RevColV2:
     )
 
 
-REVCOLV2 = RevColV2Family()
+FAMILY = RevColV2Family()

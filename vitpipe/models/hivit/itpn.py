@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from vitpipe.models.blocks import AttentionBlock, init_weights
-from vitpipe.models.hivit import HiViT
+from vitpipe.models.hivit.hivit import HiViT
+from vitpipe.models.hivit.pyramid import Pyramid, PyramidLevels
 from vitpipe.models.masking import (
     PIXELS_PER_UNIT,
     MaskedPrediction,
@@ -31,7 +32,6 @@ from vitpipe.models.masking import (
 )
 from vitpipe.models.network import Pretrainer
 from vitpipe.models.positions import sincos_table
-from vitpipe.models.pyramid import Pyramid, PyramidLevels
 
 _MLP_RATIO = 4
 

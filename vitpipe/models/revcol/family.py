@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vitpipe.config.recipe import ColumnsConfig, ModelConfig
 from vitpipe.contracts.errors import InputError, RecipeError
-from vitpipe.models.family import Family, WeightsInfo
+from vitpipe.models.families import Family, WeightsInfo
 from vitpipe.models.network import Network, Task
-from vitpipe.models.revcol import NUM_LEVELS, SHAPES, STRIDE, RevCol, RevColShape
+from vitpipe.models.revcol.revcol import NUM_LEVELS, SHAPES, STRIDE, RevCol, RevColShape
 from vitpipe.models.weights import Rule
 
 HEAD_BIAS = "cls.classifier.1.bias"
@@ -162,4 +162,4 @@ def _check_image_size(name: str, image_size: int) -> None:
         )
 
 
-REVCOL = RevColFamily()
+FAMILY = RevColFamily()

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitpipe.models.blocks import ChannelBlock, init_weights
-from vitpipe.models.hivit import DECAY_STATED_FOR, HiViT, StageFeatures, dense_layer_index
+from vitpipe.models.hivit.hivit import DECAY_STATED_FOR, HiViT, StageFeatures, dense_layer_index
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.network import DenseBackbone, Task
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.official import Renamed
-from vitpipe.models.revcol import SHAPES, RevCol
-from vitpipe.models.revcol_family import HEAD_BIAS, shape_of
-from vitpipe.models.revcol_heads import NUM_PARTS
+from vitpipe.models.revcol.family import HEAD_BIAS, shape_of
+from vitpipe.models.revcol.heads import NUM_PARTS
+from vitpipe.models.revcol.revcol import SHAPES, RevCol
 from vitpipe.models.weights import KeyRow
 
 _LAST_HEAD = f"cls_blocks.{NUM_PARTS - 1}."

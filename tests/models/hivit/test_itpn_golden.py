@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from vitpipe.models.convert import convert_state
-from vitpipe.models.hivit import SHAPES, HiViT, HiViTClassifier
-from vitpipe.models.itpn import MaskedPretrainer, PixelDecoder
+from vitpipe.models.hivit.hivit import SHAPES, HiViT, HiViTClassifier
+from vitpipe.models.hivit.itpn import MaskedPretrainer, PixelDecoder
+from vitpipe.models.hivit.pyramid import Pyramid
 from vitpipe.models.masking import choose_units, patchify
 from vitpipe.models.positions import resample_positions, sincos_table
-from vitpipe.models.pyramid import Pyramid
 from vitpipe.models.weights import load_into
 
 TOLERANCE = 1e-4

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import Attention, AttentionBlock, drop_path
 from vitpipe.models.build import build_classifier, build_pretrainer
-from vitpipe.models.hivit import SHAPES, HiViT, HiViTClassifier, HiViTShape, Merge, Stem
+from vitpipe.models.hivit.hivit import SHAPES, HiViT, HiViTClassifier, HiViTShape, Merge, Stem
 from vitpipe.models.masking import gather_units
 from vitpipe.models.positions import relative_index, resample_positions, resize_relative_table
 

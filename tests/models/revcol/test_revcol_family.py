@@ -9,8 +9,8 @@ from vitpipe.config.recipe import ColumnsConfig, ModelConfig, PyramidConfig
 from vitpipe.contracts.errors import CheckpointError, InputError, RecipeError
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer, create_backbone
 from vitpipe.models.registry import MODELS
-from vitpipe.models.revcol import SHAPES, RevCol
-from vitpipe.models.revcol_family import REVCOL, shape_of
+from vitpipe.models.revcol.family import FAMILY, shape_of
+from vitpipe.models.revcol.revcol import SHAPES, RevCol
 from vitpipe.models.transfer import describe, load_same, transfer_weights
 from vitpipe.models.weights import load_state, save_weights
 
@@ -84,7 +84,7 @@ def test_what_it_cannot_do_is_said():
     with pytest.raises(InputError, match="multiple of 32"):
         create_backbone("revcol_micro", image_size=72)
     with pytest.raises(ValueError, match="no position tables"):
-        REVCOL.resized("pos_embed", torch.zeros(1), torch.zeros(1))
+        FAMILY.resized("pos_embed", torch.zeros(1), torch.zeros(1))
 
 
 @pytest.mark.parametrize(("num_classes", "num_fresh"), [(10, 0), (7, 2)])

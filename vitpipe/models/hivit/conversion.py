@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from vitpipe.contracts.errors import CheckpointError
-from vitpipe.models.hivit import SHAPES, HiViT, HiViTClassifier, HiViTShape
-from vitpipe.models.itpn import MaskedPretrainer, PixelDecoder
+from vitpipe.models.hivit.hivit import SHAPES, HiViT, HiViTClassifier, HiViTShape
+from vitpipe.models.hivit.itpn import MaskedPretrainer, PixelDecoder
+from vitpipe.models.hivit.pyramid import Pyramid, PyramidBackbone
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.official import Kind, Renamed, misfit
-from vitpipe.models.pyramid import Pyramid, PyramidBackbone
 from vitpipe.models.weights import KeyRow
 
 _DECODER_HEADS = 16

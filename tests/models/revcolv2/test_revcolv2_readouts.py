@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vitpipe.models.positions import sincos_table
-from vitpipe.models.revcolv2 import RevColV2, RevColV2Classifier, RevColV2Pretrainer, resize_positions
-from vitpipe.models.revcolv2_columns import Block, RevColV2Shape
-from vitpipe.models.revcolv2_dense import RevColV2Dense
+from vitpipe.models.revcolv2.columns import Block, RevColV2Shape
+from vitpipe.models.revcolv2.dense_maps import RevColV2Dense
+from vitpipe.models.revcolv2.revcolv2 import (
+    RevColV2,
+    RevColV2Classifier,
+    RevColV2Pretrainer,
+    resize_positions,
+)
 
 TINY = RevColV2Shape("tiny", width=24, num_heads=3, depth=2, neck_width=32)
 

@@ -45,7 +45,7 @@ from vitpipe.models.masking import (
 from vitpipe.models.memory_mode import MemoryPolicy, RequestedMode
 from vitpipe.models.network import Classifier, Network, Pretrainer
 from vitpipe.models.positions import sincos_table
-from vitpipe.models.revcolv2_columns import (
+from vitpipe.models.revcolv2.columns import (
     NORM_EPS,
     NUM_LEVELS,
     DeepEmbed,

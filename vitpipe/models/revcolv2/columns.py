@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import Attention, ChannelBlock, Mlp, drop_path, init_weights
-from vitpipe.models.hivit import Merge, Stem
+from vitpipe.models.hivit.hivit import Merge, Stem
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.reversible import Column, States
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpipe.models.build import build_dense
-from vitpipe.models.hivit import StageFeatures
-from vitpipe.models.pyramid import Pyramid, Split, to_map
+from vitpipe.models.hivit.hivit import StageFeatures
+from vitpipe.models.hivit.pyramid import Pyramid, Split, to_map
 
 
 @settings(max_examples=25, deadline=None)

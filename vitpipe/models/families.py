@@ -1,11 +1,13 @@
 """A family of networks: what a paper brings so that every stage can use its networks.
 
-A paper joins by a file with a `Family`, its entries in the registry, and a line in `_FAMILIES`.
+A paper joins by a folder of its own here with a `family.py` that names its `FAMILY`, and its entries in the
+registry.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+import vitpipe.models
 from vitpipe.config.recipe import ModelConfig
 from vitpipe.contracts.errors import RecipeError
 from vitpipe.models.network import Classifier, DenseBackbone, Network, Pretrainer, Task
@@ -118,24 +121,15 @@ class Family(ABC):
         """A position table of a file for the grid of the network's."""
 
 
-# Name in the registry -> module and object; imported when first used.
-_FAMILIES = {
-    "hivit": ("vitpipe.models.hivit_family", "HIVIT"),
-    "revcol": ("vitpipe.models.revcol_family", "REVCOL"),
-    "revcolv2": ("vitpipe.models.revcolv2_family", "REVCOLV2"),
-}
-
-
 def family(name: str) -> Family:
-    """A family by name."""
-    module, variable = _FAMILIES[name]
-    found: Family = getattr(importlib.import_module(module), variable)
+    """A family by its name in the registry, imported when first used."""
+    found: Family = importlib.import_module(f"vitpipe.models.{name}.family").FAMILY
     return found
 
 
 def families() -> list[Family]:
-    """All families."""
-    return [family(name) for name in _FAMILIES]
+    """All families: the folders of this room, in alphabetical order."""
+    return [family(found.name) for found in pkgutil.iter_modules(vitpipe.models.__path__) if found.ispkg]
 
 
 def family_of(model: ModelConfig) -> Family:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
 from vitpipe.contracts.errors import RecipeError
-from vitpipe.models.family import Family, WeightsInfo, WeightsKind
-from vitpipe.models.hivit import SHAPES, HiViT, HiViTClassifier
-from vitpipe.models.itpn import MaskedPretrainer, PixelDecoder
+from vitpipe.models.families import Family, WeightsInfo, WeightsKind
+from vitpipe.models.hivit.hivit import SHAPES, HiViT, HiViTClassifier
+from vitpipe.models.hivit.itpn import MaskedPretrainer, PixelDecoder
+from vitpipe.models.hivit.pyramid import Pyramid, PyramidBackbone
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.network import Network, Task
 from vitpipe.models.positions import resample_positions, resize_relative_table
-from vitpipe.models.pyramid import Pyramid, PyramidBackbone
 from vitpipe.models.weights import Rule
 
 _DENSE_NORM_EPS = 1e-5
@@ -171,4 +171,4 @@ def _num_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 
-HIVIT = HiViTFamily()
+FAMILY = HiViTFamily()

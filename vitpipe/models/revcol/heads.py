@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitpipe.contracts.errors import InputError
-from vitpipe.models.revcol import ChannelNorm, ClassifierHead, ConvBlock, RevCol, RevColShape
+from vitpipe.models.revcol.revcol import ChannelNorm, ClassifierHead, ConvBlock, RevCol, RevColShape
 
 NUM_PARTS = 4
 _PIXEL_FACTOR = 3.0

@@ -12,11 +12,11 @@ import torch
 
 from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.contracts.errors import InputError
-from vitpipe.models.revcol import SHAPES, ConvColumn, RevCol
-from vitpipe.models.revcol_heads import SupervisedRevCol, compound_loss
+from vitpipe.models.revcol.heads import SupervisedRevCol, compound_loss
+from vitpipe.models.revcol.revcol import SHAPES, ConvColumn, RevCol
 from vitpipe.models.reversible import clamp_scales
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 ENTRIES = json.loads((GOLDEN / "revcolv2.json").read_text())["entries"]
 TOLERANCE = 1e-4
 IN_22K = 21841

@@ -1,0 +1,1 @@
+"""HiViT and iTPN: the hierarchical backbone, its masked pre-training, the pyramid, official checkpoints."""

@@ -1,0 +1,1 @@
+"""RevCol, the first version: convolutional reversible columns and their intermediate supervision."""
