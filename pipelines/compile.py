@@ -85,7 +85,7 @@ def compile_pipeline(
     chosen = load_recipe(recipe, profile, overrides)
     check_texts((recipe, profile, *overrides), "recipe, profile and overrides")
     if out.suffix not in (".yaml", ".yml"):
-        raise InputError("A pipeline package ends in .yaml", where=out, mend="choose another --out name")
+        raise InputError("A pipeline package ends in .yaml", where=out, fix="choose another --out name")
     _refuse_foreign_file(out)
 
     from kfp import compiler
@@ -114,7 +114,7 @@ def _refuse_foreign_file(out: Path) -> None:
         raise InputError(
             "The file to write is there already and is no pipeline package; nothing was touched",
             where=out,
-            mend="choose another --out name",
+            fix="choose another --out name",
         )
 
 
@@ -157,7 +157,7 @@ def validate_package(path: Path) -> Package:
     found += [problem for task in tasks for problem in _problems(task, {t.stage for t in tasks})]
     if found or not tasks:
         what = "; ".join(found) or "it has no tasks"
-        raise InputError(f"The pipeline package is wrong: {what}", where=path, mend=_MEND)
+        raise InputError(f"The pipeline package is wrong: {what}", where=path, fix=_MEND)
     parameters = {
         name: json_format.MessageToDict(definition.default_value)
         for name, definition in spec.root.input_definitions.parameters.items()
@@ -178,7 +178,7 @@ def check_arguments(package: Package, arguments: Mapping[str, Any]) -> None:
         raise InputError(
             f"The pipeline has no parameter {', '.join(map(repr, unknown))}",
             where=package.path,
-            mend=f"its parameters are {', '.join(sorted(package.parameters))}",
+            fix=f"its parameters are {', '.join(sorted(package.parameters))}",
         )
 
 
@@ -198,7 +198,7 @@ def check_texts(texts: Iterable[str], where: str) -> None:
             raise InputError(
                 f"{subject} holds credentials, which others could read in the package and in Kubeflow",
                 where=where,
-                mend="leave them out of the address; in a pod git finds them by a credential helper in its "
+                fix="leave them out of the address; in a pod git finds them by a credential helper in its "
                 "configuration, which may be a mounted secret that GIT_CONFIG_GLOBAL names, and S3 by "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a role",
             )
@@ -207,7 +207,7 @@ def check_texts(texts: Iterable[str], where: str) -> None:
                 raise InputError(
                     f"'{text}' holds {found}, which {program} would replace by something else",
                     where=where,
-                    mend="write the value without it",
+                    fix="write the value without it",
                 )
 
 
@@ -241,10 +241,10 @@ def _strictly(path: Path, parse_error: type[Exception]) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"The pipeline package cannot be read ({error.strerror})", where=path, mend=_MEND
+            f"The pipeline package cannot be read ({error.strerror})", where=path, fix=_MEND
         ) from error
     except (parse_error, yaml.YAMLError, KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"The file is not a Kubeflow pipeline package ({first})", where=path, mend=_MEND
+            f"The file is not a Kubeflow pipeline package ({first})", where=path, fix=_MEND
         ) from error

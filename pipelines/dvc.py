@@ -57,7 +57,7 @@ def write_dvc(nodes: Sequence[Node], path: Path) -> bool:
         raise InputError(
             "The file was not written by vitpipe; nothing was touched",
             where=path,
-            mend="move your own stages to the dvc.yaml of another folder (DVC reads all of them)",
+            fix="move your own stages to the dvc.yaml of another folder (DVC reads all of them)",
         )
     with disk_errors(path):
         path.write_text(text, encoding="utf-8")

@@ -81,7 +81,7 @@ def run_locally(
     package = validate_package(package_path)
     check_arguments(package, arguments or {})
     if data is not None and not data.is_dir():
-        raise InputError("The data folder does not exist", where=data, mend="give that of the raw datasets")
+        raise InputError("The data folder does not exist", where=data, fix="give that of the raw datasets")
     with _engine(package) as engine_error:
         folder = root.resolve() / f"{package.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         containers = Containers(folder / "logs")
@@ -217,13 +217,13 @@ def _engine(package: Package) -> Iterator[type[Exception]]:
         import docker
     except ImportError as error:
         raise EngineError(
-            "The Docker client for Python is not installed", mend="install the extra: vitpipe[kubeflow]"
+            "The Docker client for Python is not installed", fix="install the extra: vitpipe[kubeflow]"
         ) from error
     try:
         client = docker.from_env()
         client.ping()
     except docker.errors.DockerException as error:
-        raise EngineError("No Docker engine answers", where="docker", mend=_WITHOUT_DOCKER) from error
+        raise EngineError("No Docker engine answers", where="docker", fix=_WITHOUT_DOCKER) from error
     with contextlib.closing(client):
         for image in sorted({task.image for task in package.tasks}):
             _find_image(client, image)
@@ -236,12 +236,12 @@ def _find_image(client: Any, image: str) -> None:
     try:
         client.images.get(image)
     except docker.errors.ImageNotFound:
-        mend = "docker/dev-image.sh makes it" if image == DEV_IMAGE else "build it or name another"
+        fix = "docker/dev-image.sh makes it" if image == DEV_IMAGE else "build it or name another"
         try:
             client.images.pull(image)
         except docker.errors.DockerException as error:
             raise EngineError(
-                f"The image {image} is neither here nor can it be pulled", where="docker", mend=mend
+                f"The image {image} is neither here nor can it be pulled", where="docker", fix=fix
             ) from error
 
 
@@ -266,12 +266,12 @@ def _demand_receipts(
             raise EngineError(
                 f"Stage '{stage}' {problem}{ended}" + (f". It said: {said}" if said else ""),
                 where=containers.log(stage),
-                mend="mend the cause and run again; `dvc repro` runs the same stages without Docker",
+                fix="fix the cause and run again; `dvc repro` runs the same stages without Docker",
             ) from failure
         outputs[stage] = task_folder / OUT
     if failure is not None:
         raise EngineError(
-            f"All stages are complete, but the runner failed: {failure}", where=folder, mend="run again"
+            f"All stages are complete, but the runner failed: {failure}", where=folder, fix="run again"
         ) from failure
     return {stage: outputs[stage] for stage in package.stages}
 

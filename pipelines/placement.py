@@ -72,13 +72,13 @@ def read_placement(path: Path) -> Placement:
     except (OSError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not YAML"
         raise InputError(
-            f"The placement profile cannot be read ({reason})", where=path, mend="check the path"
+            f"The placement profile cannot be read ({reason})", where=path, fix="check the path"
         ) from error
     except ValidationError as error:
         wrong = "; ".join(f"'{'.'.join(map(str, item['loc']))}': {item['msg']}" for item in error.errors())
         known = ", ".join(Placement.model_fields)
         raise InputError(
-            f"The placement profile is wrong: {wrong}", where=path, mend=f"known keys are {known}"
+            f"The placement profile is wrong: {wrong}", where=path, fix=f"known keys are {known}"
         ) from error
 
 

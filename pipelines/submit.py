@@ -64,14 +64,14 @@ class Endpoint:
             raise InputError(
                 f"'{text}' is no address of an API",
                 where="--endpoint",
-                mend="write http://host:port or https://host/path; in a password / is %2F, @ is %40",
+                fix="write http://host:port or https://host/path; in a password / is %2F, @ is %40",
             )
         user, at, place = parts.netloc.rpartition("@")
         if at and token:
             raise InputError(
                 "There are two credentials: a bearer token and those in the address",
                 where="--endpoint, --token",
-                mend="give one of them; the token may come from the variable KFP_TOKEN",
+                fix="give one of them; the token may come from the variable KFP_TOKEN",
             )
         words = base64.b64encode(unquote(user).encode()).decode()
         header = f"Basic {words}" if at else f"Bearer {token}" if token else ""
@@ -145,7 +145,7 @@ def submit(
 def _probe(endpoint: Endpoint) -> None:
     """Ask for the endpoint's health before kfp is imported: its client retries for long and talks a lot."""
     address = f"{endpoint.address}/apis/v2beta1/healthz"
-    mend = (
+    fix = (
         "check the address; from outside the cluster forward it first: "
         "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80, then --endpoint http://localhost:8080"
     )
@@ -158,13 +158,13 @@ def _probe(endpoint: Endpoint) -> None:
             json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            mend = "give a valid bearer token by the variable KFP_TOKEN, or user and password in --endpoint"
-        raise EngineError(f"The endpoint answers {error.code}", where=address, mend=mend) from error
+            fix = "give a valid bearer token by the variable KFP_TOKEN, or user and password in --endpoint"
+        raise EngineError(f"The endpoint answers {error.code}", where=address, fix=fix) from error
     except ValueError as error:
-        raise EngineError("This is no Kubeflow Pipelines API", where=address, mend=mend) from error
+        raise EngineError("This is no Kubeflow Pipelines API", where=address, fix=fix) from error
     except (OSError, http.client.HTTPException) as error:
         reason = hidden(str(getattr(error, "reason", error)))
-        raise EngineError(f"The endpoint cannot be reached ({reason})", where=address, mend=mend) from error
+        raise EngineError(f"The endpoint cannot be reached ({reason})", where=address, fix=fix) from error
 
 
 def _client(endpoint: Endpoint, namespace: str | None) -> Any:
@@ -222,7 +222,7 @@ def _wait(client: Any, run_id: str, url: str, poll_seconds: float, timeout_hours
             raise EngineError(
                 f"The run has not ended within {timeout_hours:g} hours; it goes on",
                 where=url,
-                mend="look there",
+                fix="look there",
             )
         time.sleep(poll_seconds)
     if run.state != _SUCCEEDED:
@@ -230,7 +230,7 @@ def _wait(client: Any, run_id: str, url: str, poll_seconds: float, timeout_hours
         raise EngineError(
             f"The run ended as {run.state}{reason}",
             where=url,
-            mend="open the failing task's log there, mend it, submit again: finished stages are cached",
+            fix="open the failing task's log there, fix it, submit again: finished stages are cached",
         )
     return run
 
@@ -248,13 +248,13 @@ def _client_errors(endpoint: str) -> Iterator[None]:
         raise EngineError(
             f"The endpoint refused the request ({error.status} {error.reason}{_detail(error.body)})",
             where=endpoint,
-            mend="check namespace, rights and names; `--token` where the endpoint asks who you are",
+            fix="check namespace, rights and names; `--token` where the endpoint asks who you are",
         ) from error
     except HTTPError as error:
         raise EngineError(
             f"The connection broke ({type(error).__name__})",
             where=endpoint,
-            mend="try again; a run may have started",
+            fix="try again; a run may have started",
         ) from error
 
 

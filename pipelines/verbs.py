@@ -164,7 +164,7 @@ def _arguments(texts: list[str] | None) -> dict[str, Any]:
             raise InputError(
                 f"The value of '{name}' is not YAML",
                 where="--argument",
-                mend="quote text that holds special characters, for example overrides=['data.root=/a?b']",
+                fix="quote text that holds special characters, for example overrides=['data.root=/a?b']",
             ) from error
     return arguments
 
@@ -180,8 +180,6 @@ def _pairs(texts: list[str] | None, option: str, known: tuple[str, ...] = ()) ->
         name, equals, value = text.partition("=")
         if not equals or not name or not value or (known and name not in known):
             names = f" with NAME one of {', '.join(known)}" if known else ""
-            raise InputError(
-                f"'{text}' is not of the form NAME=VALUE{names}", where=option, mend="correct it"
-            )
+            raise InputError(f"'{text}' is not of the form NAME=VALUE{names}", where=option, fix="correct it")
         pairs[name] = value
     return pairs

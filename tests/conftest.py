@@ -13,7 +13,7 @@ os.environ.update(
     DVC_NO_ANALYTICS="1",
     HF_HUB_OFFLINE="1",
     MPLBACKEND="Agg",
-    VITPIPE_TRACKING="off",  # a courier per stage costs seconds; the tests of tracking switch it on
+    VITPIPE_TRACKING="off",  # a uploader per stage costs seconds; the tests of tracking switch it on
 )
 for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
     os.environ.pop(name, None)

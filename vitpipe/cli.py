@@ -306,7 +306,7 @@ def verdict(
     """Show finished runs beside the published rows, and where report and MLflow are."""
     from vitpipe.config.read import load_params, run_folder
     from vitpipe.stages.report import verdicts_of_folders
-    from vitpipe.track.store import store_address, ui_command
+    from vitpipe.track.server import store_address, ui_command
 
     if not runs:
         chosen = load_params(params)
@@ -322,9 +322,9 @@ def send(
     folder: Annotated[Path, typer.Argument(help="where unsent points were kept")] = Path("artifacts"),
 ) -> None:
     """Send what an unreachable MLflow server did not get."""
-    from vitpipe.track.send import send_pending
+    from vitpipe.track.sync import sync_pending
 
-    print(f"{send_pending(folder)} runs sent")
+    print(f"{sync_pending(folder)} runs sent")
 
 
 for verbs in (datasets, doctor, benchmark, clean):

@@ -46,7 +46,7 @@ def test_invalid_recipe_is_refused_with_its_message(path: Path, tmp_path: Path):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 @pytest.mark.parametrize("profile", profile_names())

@@ -1,4 +1,4 @@
-"""Output folders appear whole or not at all, and bad ones are refused with the mend."""
+"""Output folders appear whole or not at all, and bad ones are refused with the fix."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_bad_folders_are_refused(damage, tmp_path):
     with pytest.raises(ArtifactError) as caught:
         open_artifact(out, "pretrain" if damage == "other stage" else None)
     assert str(out) in str(caught.value)
-    assert caught.value.mend
+    assert caught.value.fix
     assert caught.value.exit_code == 2
 
 
@@ -89,7 +89,7 @@ def test_weights_that_are_not_there_are_named(tmp_path):
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
-def test_errors_are_one_sentence_after_another(what, where, mend):
-    text = str(VitpipeError(what, where=where, mend=mend))
-    assert (("Where:" in text) == bool(where)) or "Where:" in what + mend
+def test_errors_are_one_sentence_after_another(what, where, fix):
+    text = str(VitpipeError(what, where=where, fix=fix))
+    assert (("Where:" in text) == bool(where)) or "Where:" in what + fix
     assert what.rstrip(".") in text

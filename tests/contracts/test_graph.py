@@ -12,7 +12,7 @@ from vitpipe.contracts.graph import STAGES, Stage, graph_of
 
 PACKAGE = Path(vitpipe.__file__).parent
 # They carry a stage and decide nothing about its numbers.
-CARRIERS = {"contracts/graph.py", "stages/context.py", "stages/lineage.py"}
+CARRIERS = {"contracts/graph.py", "stages/context.py", "stages/used_datasets.py"}
 
 
 def imported_files(file: Path) -> set[Path]:
@@ -58,7 +58,7 @@ def test_the_code_identity_covers_all_that_a_stage_imports(stage: Stage) -> None
 
 def test_imports_inside_functions_count() -> None:
     reached = reached_from(PACKAGE / "stages" / "detect.py")
-    assert {"stages/dense_training.py", "dense/run.py", "train/loop.py"} <= reached
+    assert {"stages/dense_training.py", "dense/runner.py", "train/loop.py"} <= reached
 
 
 @pytest.mark.parametrize(

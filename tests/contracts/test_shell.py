@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vitpipe.contracts.shell import typed, with_typed_commands
-from vitpipe.track.store import ui_command
+from vitpipe.track.server import ui_command
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from timm.data.mixup import mixup_target
 
 from vitpipe.config.recipe import AugmentConfig
 from vitpipe.data.masks import mask_noise
-from vitpipe.data.mixup import Mix
+from vitpipe.data.mixup import Mixup
 
 WHERE = {"seed": 0, "step": 3, "micro": 1, "rank": 2}
 
@@ -17,7 +17,7 @@ def batch(num=6):
 
 def test_targets_are_timms_smoothed_targets():
     images, labels = batch()
-    mixed, targets = Mix(AugmentConfig(), 4, 0.1)(images, labels, **WHERE)
+    mixed, targets = Mixup(AugmentConfig(), 4, 0.1)(images, labels, **WHERE)
     assert mixed is images
     expected = torch.full((6, 4), 0.1 / 4)
     expected[torch.arange(6), labels] += 0.9
@@ -28,7 +28,7 @@ def test_targets_are_timms_smoothed_targets():
 @pytest.mark.parametrize("step", range(8))
 def test_mixup_blends_images_and_targets_by_the_same_share(step):
     images, labels = batch()
-    mixed, targets = Mix(AugmentConfig(mixup_alpha=0.8), 4, 0.1)(images, labels, **{**WHERE, "step": step})
+    mixed, targets = Mixup(AugmentConfig(mixup_alpha=0.8), 4, 0.1)(images, labels, **{**WHERE, "step": step})
     # Image k holds the value k, its partner 5 - k.
     share = float((mixed[0, 0, 0, 0] - 5.0) / (0.0 - 5.0))
     assert 0.0 <= share <= 1.0
@@ -39,7 +39,7 @@ def test_mixup_blends_images_and_targets_by_the_same_share(step):
 @pytest.mark.parametrize("step", range(8))
 def test_cutmix_pastes_a_box_and_corrects_the_share(step):
     images, labels = batch()
-    mixed, targets = Mix(AugmentConfig(cutmix_alpha=1.0), 4, 0.0)(images, labels, **{**WHERE, "step": step})
+    mixed, targets = Mixup(AugmentConfig(cutmix_alpha=1.0), 4, 0.0)(images, labels, **{**WHERE, "step": step})
     pasted = mixed[0, 0] == 5.0
     assert torch.equal(mixed[0, 0] == 0.0, ~pasted)
     rows, columns = pasted.any(1), pasted.any(0)
@@ -51,7 +51,7 @@ def test_cutmix_pastes_a_box_and_corrects_the_share(step):
 
 def test_both_are_chosen_about_as_often_as_asked_for():
     images, labels = batch()
-    mix = Mix(AugmentConfig(mixup_alpha=1.0, cutmix_alpha=1.0, mix_switch_probability=0.25), 4, 0.0)
+    mix = Mixup(AugmentConfig(mixup_alpha=1.0, cutmix_alpha=1.0, mix_switch_probability=0.25), 4, 0.0)
     blended = 0
     for step in range(400):
         mixed, _ = mix(images, labels, **{**WHERE, "step": step})
@@ -61,7 +61,7 @@ def test_both_are_chosen_about_as_often_as_asked_for():
 
 def test_mix_probability_leaves_batches_alone():
     images, labels = batch()
-    mix = Mix(AugmentConfig(mixup_alpha=1.0, mix_probability=0.5), 4, 0.0)
+    mix = Mixup(AugmentConfig(mixup_alpha=1.0, mix_probability=0.5), 4, 0.0)
     unchanged = sum(
         torch.equal(mix(images, labels, **{**WHERE, "step": step})[0], images) for step in range(200)
     )
@@ -70,7 +70,7 @@ def test_mix_probability_leaves_batches_alone():
 
 def test_mixing_is_a_function_of_its_arguments_alone():
     images, labels = batch(5)  # an odd batch: the middle image is its own partner
-    mix = Mix(AugmentConfig(mixup_alpha=0.8, cutmix_alpha=1.0), 4, 0.1)
+    mix = Mixup(AugmentConfig(mixup_alpha=0.8, cutmix_alpha=1.0), 4, 0.1)
     first = mix(images, labels, **WHERE)
     np.random.seed(7), torch.manual_seed(7)
     again = mix(images, labels, **WHERE)

@@ -57,7 +57,7 @@ def contents(folder) -> dict[str, bytes]:
 def refuse(word, check, *arguments, **options) -> DatasetError:
     with pytest.raises(DatasetError, match=word) as caught:
         list(check(*arguments, **options) or ())
-    assert caught.value.mend
+    assert caught.value.fix
     assert caught.value.where
     return caught.value
 

@@ -29,7 +29,7 @@ ORIGINALS = {
 def refuse(check, *arguments) -> DatasetError:
     with pytest.raises(DatasetError) as caught:
         check(*arguments)
-    assert caught.value.mend
+    assert caught.value.fix
     assert caught.value.where
     return caught.value
 
@@ -88,7 +88,7 @@ def test_partly_unpacked(raw, zipped):
     victim.unlink()
     error = refuse(verify_coco, zipped / "coco")
     assert victim.name in error.what
-    assert "val2017.zip" in error.mend
+    assert "val2017.zip" in error.fix
 
 
 def test_everything_unpacked_beside_its_archives_is_a_folder(raw_copy, raw):
@@ -126,8 +126,8 @@ def test_a_damaged_member(zipped):
 def test_a_missing_dataset_says_what_belongs_there(tmp_path, name):
     error = refuse(VERIFY_DENSE[name], tmp_path / name)
     assert f"'{name}'" in error.what
-    assert "data.sets" in error.mend
-    assert all(file in error.mend for file in ORIGINALS[name])
+    assert "data.sets" in error.fix
+    assert all(file in error.fix for file in ORIGINALS[name])
 
 
 def test_coco_annotations_missing_or_damaged(raw_copy):
@@ -146,7 +146,7 @@ def test_coco_annotations_missing_or_damaged(raw_copy):
     path.unlink()
     error = refuse(verify_coco, raw_copy / "coco")
     assert "missing" in error.what
-    assert "annotations_trainval2017.zip" in error.mend
+    assert "annotations_trainval2017.zip" in error.fix
 
 
 def test_coco_images_that_are_not_there(raw_copy):
@@ -220,7 +220,7 @@ def test_unpacked_with_the_folder_of_the_archive(raw_copy, name, inner):
 
 def test_ade20k_without_its_parts(tmp_path):
     (tmp_path / "ade20k").mkdir()
-    assert "ADEChallengeData2016.zip" in refuse(verify_ade20k, tmp_path / "ade20k").mend
+    assert "ADEChallengeData2016.zip" in refuse(verify_ade20k, tmp_path / "ade20k").fix
 
 
 def test_ade20k_list_of_names(raw_copy):

@@ -79,7 +79,7 @@ def test_the_compressed_archive_must_be_unpacked(tmp_path):
     write(tmp_path / "imagenet22k" / "winter21_whole.tar.gz", gzip.compress(train_tar(MINI)))
     error = refuse(tmp_path, "imagenet22k")
     assert "winter21_whole.tar.gz must be unpacked first" in error.what
-    assert "tar -xzf winter21_whole.tar.gz" in error.mend
+    assert "tar -xzf winter21_whole.tar.gz" in error.fix
 
 
 @pytest.mark.parametrize("rest", ["n00005787.tar.part", "n00005787.tar.aria2", "n00005787.tar-1"])

@@ -13,7 +13,7 @@ from vitpipe.datasets.sources.detect_format import find_source
 def refuse(root, dataset="imagenet") -> DatasetError:
     with pytest.raises(DatasetError) as caught:
         find_source(root, dataset)
-    assert caught.value.mend
+    assert caught.value.fix
     assert caught.value.where
     return caught.value
 
@@ -36,18 +36,18 @@ def test_the_embedded_sets(raw):
 def test_a_missing_or_empty_dataset_says_what_belongs_there(tmp_path, name):
     error = refuse(tmp_path, name)
     assert f"'{name}'" in error.what
-    assert "data.sets" in error.mend
+    assert "data.sets" in error.fix
     write(tmp_path / name / "notes.txt", "hello")
     error = refuse(tmp_path, name)
     assert "notes.txt" in error.what
-    assert "train/" in error.mend
+    assert "train/" in error.fix
 
 
 def test_one_folder_too_deep(raw_copy):
     (raw_copy / "imagenet").rename(raw_copy / "inner")
     (raw_copy / "imagenet").mkdir()
     (raw_copy / "inner").rename(raw_copy / "imagenet" / "ILSVRC2012")
-    assert "content of ILSVRC2012/ one folder up" in refuse(raw_copy).mend
+    assert "content of ILSVRC2012/ one folder up" in refuse(raw_copy).fix
 
 
 def test_a_folder_without_rights(raw_copy, monkeypatch):
@@ -74,7 +74,7 @@ def test_a_flat_val_folder(raw_copy):
             folder.rmdir()
     error = refuse(raw_copy)
     assert "50 images lie directly in 'val'" in error.what
-    assert "ground_truth" in error.mend
+    assert "ground_truth" in error.fix
 
 
 def test_loose_images_beside_class_folders(raw_copy):

@@ -1,4 +1,4 @@
-"""ImageNet-1K and its subsets: every form gives the same images; every damage is refused with where and mend."""
+"""ImageNet-1K and its subsets: every form gives the same images; every damage is refused with where and fix."""
 
 import gzip
 import pickle
@@ -193,7 +193,7 @@ def test_a_half_unpacked_folder_names_the_archive_that_could_be_read(original):
     shutil.rmtree(original / "train" / MINI.wnids[2])
     error = refuse(original.parent)
     assert MINI.wnids[2] in error.what
-    assert "ILSVRC2012_img_train.tar" in error.mend
+    assert "ILSVRC2012_img_train.tar" in error.fix
 
 
 # Damage
@@ -203,20 +203,20 @@ def test_no_devkit(original):
     (original / f"{DEVKIT}.tar.gz").unlink()
     error = refuse(original.parent)
     assert "classes of the validation images are missing" in error.what
-    assert f"{DEVKIT}.tar.gz" in error.mend
-    assert "LOC_val_solution.csv" in error.mend
+    assert f"{DEVKIT}.tar.gz" in error.fix
+    assert "LOC_val_solution.csv" in error.fix
 
 
 def test_only_the_train_tar(original):
     (original / "ILSVRC2012_img_val.tar").unlink()
     error = refuse(original.parent)
     assert "validation images" in error.what
-    assert f"ILSVRC2012_img_val.tar and {DEVKIT}.tar.gz" in error.mend
+    assert f"ILSVRC2012_img_val.tar and {DEVKIT}.tar.gz" in error.fix
 
 
 def test_no_train_tar(original):
     (original / "ILSVRC2012_img_train.tar").unlink()
-    assert "put ILSVRC2012_img_train.tar into" in refuse(original.parent).mend
+    assert "put ILSVRC2012_img_train.tar into" in refuse(original.parent).fix
 
 
 @pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", f"{DEVKIT}.tar.gz"])
@@ -320,7 +320,7 @@ def test_kaggles_list(tmp_path):
     path.unlink()
     error = refuse(tmp_path)
     assert "10 images lie directly in 'val'" in error.what
-    assert "LOC_val_solution.csv" in error.mend
+    assert "LOC_val_solution.csv" in error.fix
 
 
 def test_kaggles_archive_must_be_unpacked(tmp_path):

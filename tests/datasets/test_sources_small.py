@@ -298,7 +298,7 @@ def test_flowers_without_a_file(tmp_path, name):
     (tmp_path / "flowers102" / name).unlink()
     error = refuse(tmp_path, "flowers102")
     assert "missing" in error.what
-    assert name in error.mend
+    assert name in error.fix
 
 
 # DomainNet

@@ -15,7 +15,7 @@ from vitpipe.config.read import load_recipe
 from vitpipe.contracts.errors import DatasetError, DivergenceError, StoppedError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.dense.coco_ap import NUMBERS
-from vitpipe.dense.library import open_detection
+from vitpipe.dense.mm_import import open_detection
 from vitpipe.models.build import build_pretrainer
 from vitpipe.models.weights import load_metadata, load_state, save_weights
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vitpipe.contracts.errors import DatasetError
-from vitpipe.dense.coco import coco_dataset, eval_pipeline, padding_groups, train_pipeline
-from vitpipe.dense.detect import build_detector, detector_config
-from vitpipe.dense.library import open_detection
-from vitpipe.dense.run import dense_groups
+from vitpipe.dense.coco_dataset import coco_dataset, eval_pipeline, padding_groups, train_pipeline
+from vitpipe.dense.detector import build_detector, detector_config
+from vitpipe.dense.mm_import import open_detection
+from vitpipe.dense.runner import dense_groups
 
 pytestmark = pytest.mark.dense
 

@@ -12,12 +12,12 @@ from torch import nn
 from vitpipe.config.recipe import Mask2FormerConfig
 from vitpipe.config.resolve import Accelerator
 from vitpipe.contracts.logger import MemoryLogger
-from vitpipe.dense.library import open_segmentation
 from vitpipe.dense.mask2former import mask2former_head
+from vitpipe.dense.mm_import import open_segmentation
 from vitpipe.dense.multi_scale import MergedSizes
 from vitpipe.dense.plan import segment_plan
-from vitpipe.dense.run import DenseRun, build_optimiser, dense_groups
-from vitpipe.dense.segment import build_segmentor, multi_scale_pipeline, segmentor_config
+from vitpipe.dense.runner import DenseRun, build_optimiser, dense_groups
+from vitpipe.dense.segmentor import build_segmentor, multi_scale_pipeline, segmentor_config
 from vitpipe.train.ranks import Ranks
 
 pytestmark = pytest.mark.dense

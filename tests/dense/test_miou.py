@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitpipe.dense.library import open_segmentation
 from vitpipe.dense.miou import PixelCounts
+from vitpipe.dense.mm_import import open_segmentation
 
 pytestmark = pytest.mark.dense
 

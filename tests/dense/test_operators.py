@@ -184,7 +184,7 @@ def test_what_mmcv_reports_of_itself(ops):
 
 def test_a_device_without_kernels_is_a_paragraph():
     code = """
-from vitpipe.dense.library import open_detection
+from vitpipe.dense.mm_import import open_detection
 from vitpipe.contracts.errors import RunError
 open_detection("cpu")
 try:

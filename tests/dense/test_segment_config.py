@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vitpipe.contracts.errors import DatasetError
-from vitpipe.dense.library import open_segmentation
-from vitpipe.dense.run import dense_groups
-from vitpipe.dense.segment import (
+from vitpipe.dense.mm_import import open_segmentation
+from vitpipe.dense.runner import dense_groups
+from vitpipe.dense.segmentor import (
     ade_dataset,
     ade_places,
     build_segmentor,

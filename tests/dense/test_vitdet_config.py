@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpipe.datasets.dense_folder import open_dense
-from vitpipe.dense.coco import coco_dataset, eval_pipeline, padding_groups, train_pipeline
-from vitpipe.dense.detect import build_detector, detector_config
+from vitpipe.dense.coco_dataset import coco_dataset, eval_pipeline, padding_groups, train_pipeline
+from vitpipe.dense.detector import build_detector, detector_config
 from vitpipe.dense.layer_norm import LayerNorm2d
-from vitpipe.dense.library import open_detection
+from vitpipe.dense.mm_import import open_detection
 
 pytestmark = pytest.mark.dense
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vitpipe.config.recipe import AugmentConfig
 from vitpipe.data.batches import Batch
-from vitpipe.data.mixup import Mix
+from vitpipe.data.mixup import Mixup
 from vitpipe.methods.classify import Classify, soft_cross_entropy
 from vitpipe.methods.method import Draw
 
@@ -25,7 +25,7 @@ def test_is_torchs_smoothed_cross_entropy_when_nothing_is_mixed(num_images, num_
     generator = torch.Generator().manual_seed(num_images * 100 + num_classes)
     logits = torch.randn(num_images, num_classes, generator=generator) * 5
     labels = torch.randint(num_classes, (num_images,), generator=generator)
-    targets = Mix(AugmentConfig(), num_classes, smoothing).soft_targets(labels)
+    targets = Mixup(AugmentConfig(), num_classes, smoothing).soft_targets(labels)
     expected = F.cross_entropy(logits, labels, label_smoothing=smoothing)
     torch.testing.assert_close(soft_cross_entropy(logits, targets), expected)
 
@@ -45,7 +45,7 @@ def test_mixes_before_the_network_and_draws_from_the_draw_alone():
             seen.append(images)
             return images.mean(dim=(2, 3)).repeat(1, 2)[:, :4]
 
-    method = Classify(Spy(), Mix(AugmentConfig(mixup_alpha=0.8), 4, 0.1))
+    method = Classify(Spy(), Mixup(AugmentConfig(mixup_alpha=0.8), 4, 0.1))
     first = method(BATCH, Draw(0, 1, 0))["loss"]
     torch.rand(10)
     again = method(BATCH, Draw(0, 1, 0))["loss"]

@@ -247,7 +247,7 @@ def test_a_broken_package_is_refused_with_the_finding(package, tmp_path, change,
     with pytest.raises(InputError, match="package") as caught:
         validate_package(broken(package, tmp_path, change))
     assert message in str(caught.value)
-    assert "vitpipe compile" in caught.value.mend
+    assert "vitpipe compile" in caught.value.fix
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "- 1", "just text"])

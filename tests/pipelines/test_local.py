@@ -82,7 +82,7 @@ def test_a_stage_that_fails_is_named(package, engine, tmp_path, monkeypatch, var
     with pytest.raises(EngineError, match=message.replace("|", r"\|")) as caught:
         run_locally(package.path, root=tmp_path)
     assert caught.value.where.endswith("detect.log")
-    assert "dvc repro" in caught.value.mend
+    assert "dvc repro" in caught.value.fix
     assert len(engine.removed) == len(engine.started)
 
 
@@ -111,7 +111,7 @@ def test_without_docker_the_other_way_is_named(package, tmp_path, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
     with pytest.raises(EngineError, match="No Docker engine answers") as caught:
         run_locally(package.path, root=tmp_path / "runs")
-    assert "dvc repro" in caught.value.mend
+    assert "dvc repro" in caught.value.fix
     assert not (tmp_path / "runs").exists()
 
 

@@ -81,7 +81,7 @@ def test_a_token_is_asked_for_and_used(package, kfp_api):
     kfp_api.token = "secret"
     with pytest.raises(EngineError, match="answers 401") as caught:
         send(package, kfp_api)
-    assert "KFP_TOKEN" in caught.value.mend
+    assert "KFP_TOKEN" in caught.value.fix
     assert send(package, kfp_api, token="secret").run_id == "r0"
 
 
@@ -141,7 +141,7 @@ def free_port() -> int:
 def test_an_unreachable_endpoint(package):
     with pytest.raises(EngineError, match="cannot be reached") as caught:
         submit(package.path, f"http://127.0.0.1:{free_port()}")
-    assert "port-forward" in caught.value.mend
+    assert "port-forward" in caught.value.fix
 
 
 def test_something_else_answers(package, kfp_api):

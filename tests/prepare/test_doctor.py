@@ -50,7 +50,7 @@ def of_level(report, level) -> list[Finding]:
 def only_error(root, name, **options) -> Finding:
     (report,) = examine(root, [name], **options)
     (error,) = of_level(report, "error")
-    assert error.mend
+    assert error.fix
     return error
 
 
@@ -119,7 +119,7 @@ def test_the_root_must_hold_datasets(raw, tmp_path):
     ]:
         with pytest.raises(DatasetError, match=word) as caught:
             examine(root, names)
-        assert caught.value.mend
+        assert caught.value.fix
 
 
 def test_a_named_set_that_is_not_there(raw):
@@ -135,7 +135,7 @@ def test_a_flat_val_folder(raw_copy):
             folder.rmdir()
     error = only_error(raw_copy, "imagenet")
     assert "50 images lie directly" in error.what
-    assert "ILSVRC2012_validation_ground_truth.txt" in error.mend
+    assert "ILSVRC2012_validation_ground_truth.txt" in error.fix
 
 
 def test_images_that_are_none(raw_copy):
@@ -149,7 +149,7 @@ def test_images_that_are_none(raw_copy):
     assert error.what.startswith("2 images cannot be decoded: ")
     assert images[0].name in error.what
     assert "empty file" in error.what
-    assert "data.max_corrupt_images" in error.mend
+    assert "data.max_corrupt_images" in error.fix
     assert any(note.what == "1 of the images looked at: CMYK" for note in of_level(report, "note"))
 
 
@@ -201,7 +201,7 @@ def test_class_order_of_imagenet(tmp_path, classes, level, word):
     assert [finding.level for finding in report.findings] == ([level] if level else [])
     for finding in report.findings:
         assert word in finding.what
-        assert finding.mend
+        assert finding.fix
 
 
 def test_class_folders_named_by_numbers(raw_copy):
@@ -210,7 +210,7 @@ def test_class_folders_named_by_numbers(raw_copy):
             folder.rename(folder.with_name(str(number + 1)))
     error = only_error(raw_copy, "imagenet")
     assert "named by numbers, sorted as text" in error.what
-    assert "wnid" in error.mend
+    assert "wnid" in error.fix
 
 
 def test_classes_with_too_few_images(tmp_path):
@@ -227,13 +227,13 @@ def test_classes_with_too_few_images(tmp_path):
 
 def test_counts_beside_the_release():
     report = DatasetReport("imagenet", num_train=1_281_167, num_val=50_001, num_classes=1000)
-    compare_counts(report, facts("imagenet"), "mend it")
+    compare_counts(report, facts("imagenet"), "fix it")
     assert [f.what for f in report.findings] == [
         "val has 50,001 images, 1 more than the 50,000 of ImageNet-1K (ILSVRC 2012)"
     ]
     known, keys = expected_of("imagenet22k", 21_841)
     held_out = DatasetReport("imagenet22k", num_train=14_126_000, num_val=71_122, num_classes=21_841)
-    compare_counts(held_out, known, "mend it")
+    compare_counts(held_out, known, "fix it")
     assert held_out.findings == []
     assert len(keys) == 21_841
     assert expected_of("imagenet22k", 19_167)[0].num_train_images == 13_153_500
@@ -329,12 +329,12 @@ def test_the_verb(raw_copy, run):
     found = run("--data", raw_copy, "--set", "imagenet")
     assert found.exit_code == 2
     assert "error: 1 images cannot be decoded: val/n99900003/[red]odd.JPEG" in found.output
-    assert "To mend it: replace" in found.output
+    assert "Fix: replace" in found.output
     found = run("--data", raw_copy, "--set", "imagenet", "--json")
     assert found.exit_code == 2
     (report,) = json.loads(found.stdout)
     assert report["dataset"] == "imagenet"
-    assert {"level", "what", "where", "mend"} == set(report["findings"][0])
+    assert {"level", "what", "where", "fix"} == set(report["findings"][0])
 
 
 def test_the_verb_on_this_machine(run, monkeypatch):

@@ -125,7 +125,7 @@ def test_more_corrupt_images_than_allowed_are_refused_and_what_is_packed_is_kept
     with pytest.raises(DatasetError, match="3 files cannot be used, 2 are allowed") as caught:
         pack_imagenet(raw_copy, tmp_path / "packed", limit=2)
     assert all(name in str(caught.value) for name in names)
-    assert "data.max_corrupt_images to at least 3" in caught.value.mend
+    assert "data.max_corrupt_images to at least 3" in caught.value.fix
     assert not (tmp_path / "packed").exists()
     shard = tmp_path / "packed.scratch" / "train-000000.tar"
     made = shard.stat().st_mtime_ns

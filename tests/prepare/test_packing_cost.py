@@ -145,11 +145,11 @@ def test_numbers_as_people_read_them():
 
 def test_the_forecast_is_what_a_shard_really_takes(tmp_path):
     """Against the writer: random images of known sizes."""
-    from vitpipe.prepare.shard_writer import Journal, open_writer
+    from vitpipe.prepare.shard_writer import PackJournal, open_writer
 
     sizes = np.random.default_rng(0).integers(2000, 9000, 200)
     (tmp_path / "out").mkdir()
-    with open_writer(tmp_path / "out", "train", Journal(tmp_path / "journal"), hashed=False) as writer:
+    with open_writer(tmp_path / "out", "train", PackJournal(tmp_path / "journal"), hashed=False) as writer:
         for number, size in enumerate(sizes.tolist()):
             writer.add(f"{number}.JPEG", number % 10, bytes(size))
         writer.close_shard()

@@ -10,7 +10,7 @@ from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.report import report_of_folders, run, verdicts_of_folders
 from vitpipe.track.journal import JournalReader
-from vitpipe.track.run import stage_run
+from vitpipe.track.stage_run import stage_run
 
 
 def _context(results, folder, logger):

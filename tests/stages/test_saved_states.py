@@ -11,8 +11,8 @@ from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Card, open_artifact, write_card, write_metrics, writing
 from vitpipe.contracts.errors import ArtifactError
 from vitpipe.contracts.graph import BY_NAME
-from vitpipe.stages.decided import deciding
 from vitpipe.stages.resume import claim_state, mark_finished, release_states
+from vitpipe.stages.weights_identity import weights_identity
 
 CARD = Card(
     stage="pretrain", recipe="r", profile="demo", recipe_digest="a", data_digest="b", code_digest="c", image="train",
@@ -203,7 +203,7 @@ def test_a_stage_without_states_keeps_nothing(tmp_path):
 
 def decided(*overrides):
     recipe = load_recipe("itpn/pixel_base", "demo", overrides)
-    return digest_of(deciding(BY_NAME["finetune"], recipe, {}))
+    return digest_of(weights_identity(BY_NAME["finetune"], recipe, {}))
 
 
 @pytest.mark.parametrize(

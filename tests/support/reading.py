@@ -1,4 +1,4 @@
-"""Reads sources to their end, and demands errors that say where and how to mend."""
+"""Reads sources to their end, and demands errors that say where and how to fix."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def read_everything(root: Path, dataset: str) -> None:
 
 
 def refuse(root: Path, dataset: str = "imagenet") -> DatasetError:
-    """Somewhere between finding and the last image it must be refused, with where and mend."""
+    """Somewhere between finding and the last image it must be refused, with where and fix."""
     with pytest.raises(DatasetError) as caught:
         read_everything(root, dataset)
     assert caught.value.where
-    assert caught.value.mend
+    assert caught.value.fix
     return caught.value

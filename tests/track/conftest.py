@@ -9,8 +9,8 @@ import pytest
 from mlflow_servers import real_server
 
 from vitpipe.config.read import load_recipe
-from vitpipe.track.box import Box, Origin
-from vitpipe.track.store import connect
+from vitpipe.track.outbox import Origin, Outbox
+from vitpipe.track.server import connect
 
 
 @pytest.fixture(scope="session")
@@ -50,19 +50,19 @@ def recipe():
 
 
 @pytest.fixture
-def new_box(tmp_path):
-    """Make a box for a stage without starting a courier."""
+def new_outbox(tmp_path):
+    """Make an outbox for a stage without starting a uploader."""
 
-    def make(store: str, stage: str = "pretrain", **values) -> Box:
-        box = Box(tmp_path / f".{stage}.state" / "track")
-        box.open(
+    def make(store: str, stage: str = "pretrain", **values) -> Outbox:
+        outbox = Outbox(tmp_path / f".{stage}.state" / "track")
+        outbox.open(
             Origin(
                 store=store, experiment="vitpipe", pipeline="p", pipeline_title="P", stage=stage,
                 params={"pretrain.epochs": "3"}, pipeline_params={"seed": "0"},
                 tags={"data_digest": "d" * 64, "git_commit": "abc+changes"},
             ).model_copy(update=values)
         )  # fmt: skip
-        return box
+        return outbox
 
     return make
 

@@ -15,7 +15,7 @@ STAGE = """
 import os, sys, time
 from pathlib import Path
 from vitpipe.config.read import load_recipe
-from vitpipe.track.run import stage_run
+from vitpipe.track.stage_run import stage_run
 root = Path(sys.argv[1])
 (root / "out").mkdir(exist_ok=True)
 with stage_run(stage="pretrain", recipe=load_recipe("itpn/pixel_base", "demo"), folder=root / "out", state=root / ".out.state") as run:
@@ -27,7 +27,7 @@ with stage_run(stage="pretrain", recipe=load_recipe("itpn/pixel_base", "demo"), 
         run.metrics({"train/loss": 1 / step}, step)
     run.commit(3)
     run.metrics({"train/loss": 0.0}, 4)
-    print(worker, run._courier._process.pid, flush=True)
+    print(worker, run._uploader._process.pid, flush=True)
     time.sleep(120)
 """
 
@@ -39,32 +39,32 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def kill_stage(root: Path, is_ready: Callable[[], bool], *, with_courier: bool = False) -> float:
-    """Kill the stage with signal 9 when `is_ready`, perhaps its courier first; for how many seconds that lived on."""
+def kill_stage(root: Path, is_ready: Callable[[], bool], *, with_uploader: bool = False) -> float:
+    """Kill the stage with signal 9 when `is_ready`, perhaps its uploader first; for how many seconds that lived on."""
     process = subprocess.Popen(
         [sys.executable, "-c", STAGE, str(root)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
     )
-    worker = courier = 0
+    worker = uploader = 0
     try:
-        worker, courier = map(int, process.stdout.readline().split())
+        worker, uploader = map(int, process.stdout.readline().split())
         until = time.monotonic() + 120
         while not is_ready() and time.monotonic() < until:
             time.sleep(0.05)
-        if with_courier:
-            os.kill(courier, signal.SIGKILL)
+        if with_uploader:
+            os.kill(uploader, signal.SIGKILL)
         process.kill()
         killed = time.monotonic()
         process.wait()
-        while _is_alive(courier) and time.monotonic() - killed < 60:
+        while _is_alive(uploader) and time.monotonic() - killed < 60:
             time.sleep(0.1)
         lived_on = time.monotonic() - killed
         assert _is_alive(worker)  # it held the pipe open all the time
         return lived_on
     finally:
-        for pid in filter(None, (worker, courier)):
+        for pid in filter(None, (worker, uploader)):
             if _is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
         process.kill()

@@ -57,7 +57,7 @@ def test_any_sequence_with_kills_keeps_each_final_point_once(operations):
                 with path.open("ab") as handle:
                     handle.write(torn)
                 if i % 2:
-                    reader.refresh()  # the courier may look at just that moment
+                    reader.refresh()  # the uploader may look at just that moment
                 journal = Journal(path)
             else:
                 getattr(journal, kind)(*arguments)

@@ -11,20 +11,20 @@ from mlflow_servers import answering_server, password_in_front_of
 
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.errors import VitpipeError
-from vitpipe.track.box import Box
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal, UsedDataset
-from vitpipe.track.run import stage_run
-from vitpipe.track.send import keep_unsent, send_pending
-from vitpipe.track.store import (
+from vitpipe.track.outbox import Outbox
+from vitpipe.track.server import (
     OFF,
-    StoreError,
+    TrackingError,
     address_to_use,
     connect,
     experiment_id,
     store_address,
     ui_command,
 )
+from vitpipe.track.stage_run import stage_run
+from vitpipe.track.sync import keep_unsent, sync_pending
 
 SECRET = "PLANTED"
 PLACE = f"https://me:{SECRET}@data.example/set?token={SECRET}"
@@ -66,9 +66,9 @@ def test_a_stage_that_cannot_reach_its_store(recipe, tmp_path, monkeypatch, capf
     said = capfd.readouterr()
     assert "***" in said.out
     assert (tmp_path / ".p.unsent").is_dir()
-    assert (tmp_path / ".p.state" / "track" / "courier.log").stat().st_size
-    with pytest.raises(StoreError) as refused:
-        send_pending(tmp_path)
+    assert (tmp_path / ".p.state" / "track" / "uploader.log").stat().st_size
+    with pytest.raises(TrackingError) as refused:
+        sync_pending(tmp_path)
     _assert_nowhere(tmp_path, said.out, said.err, str(refused.value), *capfd.readouterr())
 
 
@@ -95,7 +95,7 @@ def test_a_real_server(server_port, recipe, tmp_path, monkeypatch, capfd, has_lo
             run_id = _run_a_stage(recipe, tmp_path)
     said = capfd.readouterr()
     _assert_nowhere(tmp_path, said.out, said.err)
-    assert run_id, (tmp_path / ".p.state" / "track" / "courier.log").read_text()
+    assert run_id, (tmp_path / ".p.state" / "track" / "uploader.log").read_text()
     run = connect(f"http://127.0.0.1:{server_port}").get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"loss": 1.0}
@@ -107,24 +107,24 @@ def test_a_real_server(server_port, recipe, tmp_path, monkeypatch, capfd, has_lo
 
 @pytest.mark.slow
 def test_a_box_is_sent_later_with_the_password_of_the_environment(
-    server_port, tmp_path, monkeypatch, new_box
+    server_port, tmp_path, monkeypatch, new_outbox
 ):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with password_in_front_of(server_port, "me", SECRET) as port:
         address = f"http://me:{SECRET}@127.0.0.1:{port}"
-        box = new_box(address)
-        journal = Journal(box.journal)
+        outbox = new_outbox(address)
+        journal = Journal(outbox.journal)
         journal.status("FINISHED")
-        box.write_sent(box.sent().model_copy(update={"run_id": "0" * 32}))  # told something already
-        kept = keep_unsent(box, tmp_path / ".pretrain.unsent")
+        outbox.write_sent(outbox.sent().model_copy(update={"run_id": "0" * 32}))  # told something already
+        kept = keep_unsent(outbox, tmp_path / ".pretrain.unsent")
         for other in ("", "http://elsewhere.invalid", f"http://you:{SECRET}@127.0.0.1:{port}"):
             monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
             with pytest.raises(
-                StoreError, match=r"refused.*authenticated.*set MLFLOW_TRACKING_URI.*password"
+                TrackingError, match=r"refused.*authenticated.*set MLFLOW_TRACKING_URI.*password"
             ):
-                send_pending(kept)
+                sync_pending(kept)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert send_pending(kept) == 1
+        assert sync_pending(kept) == 1
     assert not kept.exists()
 
 
@@ -147,7 +147,7 @@ def test_addresses_are_shown_without_credentials(tmp_path, monkeypatch):
 
 
 def test_an_explicit_address_reaches_the_courier_by_its_environment_only(monkeypatch):
-    from vitpipe.track.courier import _environment
+    from vitpipe.track.uploader import _environment
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
     assert (
@@ -159,18 +159,18 @@ def test_an_explicit_address_reaches_the_courier_by_its_environment_only(monkeyp
 
 
 @pytest.mark.slow
-def test_the_couriers_log_hides_what_tracebacks_quote(tmp_path, new_box):
+def test_the_uploaders_log_hides_what_tracebacks_quote(tmp_path, new_outbox):
     code = (
-        "import sys; from vitpipe.track import courier\n"
+        "import sys; from vitpipe.track import uploader\n"
         "def fail(*_): print('at', sys.argv[3], end=''); raise ValueError('cannot read ' + sys.argv[3] + chr(10) + sys.argv[3])\n"
-        "courier.carry = fail\ncourier.main()"
+        "uploader.carry = fail\nuploader.main()"
     )
-    from vitpipe.track.speaker import Speaker
+    from vitpipe.track.producer import Producer
 
-    box = new_box("http://127.0.0.1:9")
-    speaker = Speaker.of_this_process().model_dump_json()
+    outbox = new_outbox("http://127.0.0.1:9")
+    producer = Producer.of_this_process().model_dump_json()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(box.folder), speaker, PLACE],
+        [sys.executable, "-c", code, str(outbox.folder), producer, PLACE],
         capture_output=True,
         text=True,
         check=False,
@@ -180,9 +180,9 @@ def test_the_couriers_log_hides_what_tracebacks_quote(tmp_path, new_box):
     assert SECRET not in done.stdout + done.stderr
 
 
-def test_an_older_box_with_a_password_in_it_is_sent_without_showing_it(store, client, new_box, tmp_path):
-    box = new_box(store, params={"data.root": PLACE}, tags={"git_remote": PLACE})
-    with Journal(box.journal).path.open("a") as handle:
+def test_an_older_box_with_a_password_in_it_is_sent_without_showing_it(store, client, new_outbox, tmp_path):
+    outbox = new_outbox(store, params={"data.root": PLACE}, tags={"git_remote": PLACE})
+    with Journal(outbox.journal).path.open("a") as handle:
         used = {
             "name": "set",
             "digest": "1",
@@ -192,7 +192,7 @@ def test_an_older_box_with_a_password_in_it_is_sent_without_showing_it(store, cl
         }
         handle.write(json.dumps({"dataset": used}) + "\n")
         handle.write(json.dumps({"summary": {"metrics": {}, "tags": {"from": PLACE}}, "time": 1}) + "\n")
-    delivery = Delivery(Box(box.folder))
+    delivery = Delivery(Outbox(outbox.folder))
     delivery.sync()
     for run_id in (delivery.sent.run_id, delivery.sent.parent_id):
         assert SECRET not in json.dumps(client.get_run(run_id).to_dictionary(), default=str)

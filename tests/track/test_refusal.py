@@ -8,12 +8,12 @@ import shutil
 import pytest
 from mlflow_servers import answering_server, password_in_front_of, silent_server
 
-from vitpipe.track import store as store_module
-from vitpipe.track.box import Box
+from vitpipe.track import server as store_module
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal
-from vitpipe.track.refusal import SilentError
-from vitpipe.track.store import StoreError, connect
+from vitpipe.track.outbox import Outbox
+from vitpipe.track.refusal import NoAnswerError
+from vitpipe.track.server import TrackingError, connect
 
 LOCKED_OUT = b"You are not authenticated. Please see the documentation."
 
@@ -33,13 +33,13 @@ def mlflow(address, monkeypatch):
     return connect(address)
 
 
-def _filled(box: Box) -> Journal:
-    journal = Journal(box.journal)
+def _filled(outbox: Outbox) -> Journal:
+    journal = Journal(outbox.journal)
     journal.status("RUNNING")
     journal.points({"loss": 1.0}, 1)
     journal.points({"loss": 2.0}, 2)
     journal.commit()
-    (box.files / "a.txt").write_text("a")
+    (outbox.files / "a.txt").write_text("a")
     journal.file("a.txt")
     journal.file("a.txt", "pipeline")
     journal.summary({"knn": 0.5}, {"vitpipe.x": "y"})
@@ -50,56 +50,56 @@ def _history(mlflow, run_id, name="loss"):
     return [(m.step, m.value) for m in mlflow.get_metric_history(run_id, name)]
 
 
-def _refused(box_or_address) -> StoreError:
-    with pytest.raises(StoreError) as refused:
-        Delivery(box_or_address).sync() if isinstance(box_or_address, Box) else connect(box_or_address)
+def _refused(box_or_address) -> TrackingError:
+    with pytest.raises(TrackingError) as refused:
+        Delivery(box_or_address).sync() if isinstance(box_or_address, Outbox) else connect(box_or_address)
     return refused.value
 
 
-def test_a_deleted_experiment_is_named_with_the_way_back(address, mlflow, new_box, tmp_path):
-    box = new_box(address, experiment=tmp_path.name)
-    _filled(box)
-    delivery = Delivery(box)
+def test_a_deleted_experiment_is_named_with_the_way_back(address, mlflow, new_outbox, tmp_path):
+    outbox = new_outbox(address, experiment=tmp_path.name)
+    _filled(outbox)
+    delivery = Delivery(outbox)
     delivery.sync()
     number = mlflow.get_run(delivery.sent.run_id).info.experiment_id
     mlflow.delete_experiment(number)
-    for sender in (box, new_box(address, "finetune", experiment=tmp_path.name)):
+    for sender in (outbox, new_outbox(address, "finetune", experiment=tmp_path.name)):
         error = _refused(sender)
         assert error.what == f"MLflow's experiment '{tmp_path.name}' was deleted"
-        assert f"`mlflow experiments restore --experiment-id {number}`" in error.mend
-        assert "MLFLOW_EXPERIMENT_NAME" in error.mend
+        assert f"`mlflow experiments restore --experiment-id {number}`" in error.fix
+        assert "MLFLOW_EXPERIMENT_NAME" in error.fix
         assert "start the server" not in str(error)
     mlflow.restore_experiment(number)
-    Delivery(Box(box.folder)).sync()
-    assert box.is_delivered()
+    Delivery(Outbox(outbox.folder)).sync()
+    assert outbox.is_delivered()
 
 
-def test_a_deleted_experiment_that_kubeflow_names(address, mlflow, new_box, tmp_path):
+def test_a_deleted_experiment_that_kubeflow_names(address, mlflow, new_outbox, tmp_path):
     number = mlflow.create_experiment(f"given {tmp_path.name}")
     mlflow.delete_experiment(number)
-    error = _refused(new_box(address, experiment_id=number))
+    error = _refused(new_outbox(address, experiment_id=number))
     assert f"'given {tmp_path.name}' was deleted" in error.what
 
 
 @pytest.mark.parametrize("number", ["nope", "987654"])
-def test_an_experiment_that_cannot_be(address, mlflow, new_box, number):
-    error = _refused(new_box(address, experiment_id=number))
+def test_an_experiment_that_cannot_be(address, mlflow, new_outbox, number):
+    error = _refused(new_outbox(address, experiment_id=number))
     assert error.what.startswith(f"MLflow at {address} refused (")
     assert number in error.what
-    assert "MLFLOW_EXPERIMENT_ID" in error.mend
-    assert not isinstance(error, SilentError)
+    assert "MLFLOW_EXPERIMENT_ID" in error.fix
+    assert not isinstance(error, NoAnswerError)
 
 
-def test_for_a_deleted_run_a_new_one_is_told_everything(address, mlflow, new_box, tmp_path, capsys):
-    box = new_box(address, pipeline=f"p {tmp_path.name}")
-    journal = _filled(box)
-    first = Delivery(box)
+def test_for_a_deleted_run_a_new_one_is_told_everything(address, mlflow, new_outbox, tmp_path, capsys):
+    outbox = new_outbox(address, pipeline=f"p {tmp_path.name}")
+    journal = _filled(outbox)
+    first = Delivery(outbox)
     first.sync()
     mlflow.delete_run(first.sent.run_id)
     journal.points({"loss": 3.0}, 3)
     journal.commit()
     journal.status("FINISHED")
-    again = Delivery(Box(box.folder))
+    again = Delivery(Outbox(outbox.folder))
     again.sync()
     assert again.sent.run_id != first.sent.run_id
     assert again.sent.parent_id == first.sent.parent_id
@@ -108,13 +108,13 @@ def test_for_a_deleted_run_a_new_one_is_told_everything(address, mlflow, new_box
     assert mlflow.get_run(again.sent.run_id).info.status == "FINISHED"
     assert _history(mlflow, again.sent.parent_id, "knn") == [(0, 0.5)]
     assert f"MLflow's run {first.sent.run_id}" in capsys.readouterr().err
-    assert box.is_delivered()
+    assert outbox.is_delivered()
 
 
-def test_a_run_that_is_deleted_while_it_is_being_told(address, mlflow, new_box, tmp_path):
-    box = new_box(address, pipeline=f"p {tmp_path.name}")
-    journal = _filled(box)
-    delivery = Delivery(box)
+def test_a_run_that_is_deleted_while_it_is_being_told(address, mlflow, new_outbox, tmp_path):
+    outbox = new_outbox(address, pipeline=f"p {tmp_path.name}")
+    journal = _filled(outbox)
+    delivery = Delivery(outbox)
     delivery.sync()
     first = delivery.sent.run_id
     for step, status in ((3, None), (4, "FINISHED")):
@@ -130,13 +130,13 @@ def test_a_run_that_is_deleted_while_it_is_being_told(address, mlflow, new_box, 
     assert mlflow.get_run(delivery.sent.run_id).info.status == "FINISHED"
 
 
-def test_for_a_deleted_run_of_the_pipeline_a_new_one_is_opened(address, mlflow, new_box, tmp_path, capsys):
-    box = new_box(address, pipeline=f"p {tmp_path.name}")
-    _filled(box)
-    first = Delivery(box)
+def test_for_a_deleted_run_of_the_pipeline_a_new_one_is_opened(address, mlflow, new_outbox, tmp_path, capsys):
+    outbox = new_outbox(address, pipeline=f"p {tmp_path.name}")
+    _filled(outbox)
+    first = Delivery(outbox)
     first.sync()
     mlflow.delete_run(first.sent.parent_id)
-    again = Delivery(Box(box.folder))
+    again = Delivery(Outbox(outbox.folder))
     again.sync()
     parent_id = again.sent.parent_id
     assert parent_id != first.sent.parent_id
@@ -151,14 +151,14 @@ def test_for_a_deleted_run_of_the_pipeline_a_new_one_is_opened(address, mlflow, 
 
 @pytest.mark.parametrize("given", ["deleted", "0" * 32, "no such id!"])
 def test_a_given_run_that_is_not_there_is_named_and_replaced(
-    address, mlflow, new_box, tmp_path, capsys, given
+    address, mlflow, new_outbox, tmp_path, capsys, given
 ):
     if given == "deleted":
         given = mlflow.create_run(mlflow.create_experiment(tmp_path.name)).info.run_id
         mlflow.delete_run(given)
-    box = new_box(address, given_run_id=given, pipeline=f"p {tmp_path.name}")
-    _filled(box).status("FINISHED")
-    delivery = Delivery(box)
+    outbox = new_outbox(address, given_run_id=given, pipeline=f"p {tmp_path.name}")
+    _filled(outbox).status("FINISHED")
+    delivery = Delivery(outbox)
     delivery.sync()
     assert f"run {given} (MLFLOW_RUN_ID)" in capsys.readouterr().err
     run = mlflow.get_run(delivery.sent.run_id)
@@ -166,16 +166,16 @@ def test_a_given_run_that_is_not_there_is_named_and_replaced(
     assert mlflow.get_run(run.data.tags["mlflow.parentRunId"]).info.status == "FINISHED"  # it is ours
 
 
-def test_a_given_run_that_is_deleted_later_is_replaced(address, mlflow, new_box, tmp_path):
+def test_a_given_run_that_is_deleted_later_is_replaced(address, mlflow, new_outbox, tmp_path):
     experiment = mlflow.create_experiment(tmp_path.name)
     kubeflows = mlflow.create_run(experiment).info.run_id
     given = mlflow.create_run(experiment, tags={"mlflow.parentRunId": kubeflows}).info.run_id
-    box = new_box(address, given_run_id=given, experiment_id=experiment)
-    journal = _filled(box)
-    Delivery(box).sync()
+    outbox = new_outbox(address, given_run_id=given, experiment_id=experiment)
+    journal = _filled(outbox)
+    Delivery(outbox).sync()
     mlflow.delete_run(given)
     journal.status("FINISHED")
-    again = Delivery(Box(box.folder))
+    again = Delivery(Outbox(outbox.folder))
     again.sync()
     assert again.sent.run_id != given
     assert again.sent.parent_id == kubeflows
@@ -183,27 +183,27 @@ def test_a_given_run_that_is_deleted_later_is_replaced(address, mlflow, new_box,
     assert mlflow.get_run(kubeflows).info.status == "RUNNING"  # Kubeflow's plugin ends it
 
 
-def test_a_request_that_mlflow_rejects_is_quoted(address, mlflow, new_box, monkeypatch):
-    box = new_box(address)
-    _filled(box)
+def test_a_request_that_mlflow_rejects_is_quoted(address, mlflow, new_outbox, monkeypatch):
+    outbox = new_outbox(address)
+    _filled(outbox)
     monkeypatch.setattr("vitpipe.track.delivery.metric_name", lambda name: f"{name}@")
-    error = _refused(box)
+    error = _refused(outbox)
     assert error.what.startswith(f"MLflow at {address} refused (")
     assert "Names may only contain" in error.what
-    assert "start the server" not in error.mend
+    assert "start the server" not in error.fix
 
 
 @pytest.mark.slow
-def test_wrong_credentials_at_a_real_server(server_port, monkeypatch, new_box):
+def test_wrong_credentials_at_a_real_server(server_port, monkeypatch, new_outbox):
     with password_in_front_of(server_port, "me", "right") as port:
         connect(f"http://me:right@127.0.0.1:{port}")
         error = _refused(f"http://me:wrong@127.0.0.1:{port}")
     assert error.what.startswith(f"MLflow at http://me:***@127.0.0.1:{port} refused (")
-    assert "MLFLOW_TRACKING_USERNAME" in error.mend
+    assert "MLFLOW_TRACKING_USERNAME" in error.fix
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "what", "mend"),
+    ("status", "body", "what", "fix"),
     [
         (401, LOCKED_OUT, "refused .*not authenticated", "password in MLFLOW_TRACKING_URI"),
         (403, {"error_code": "PERMISSION_DENIED", "message": "Permission denied"}, "refused .*Permission denied", "password"),
@@ -217,14 +217,14 @@ def test_wrong_credentials_at_a_real_server(server_port, monkeypatch, new_box):
         (200, b"<html>a log-in page", "answers with an error .*not in a valid JSON", "server's log"),
     ],
 )  # fmt: skip
-def test_what_a_server_answers(status, body, what, mend, capfd):
+def test_what_a_server_answers(status, body, what, fix, capfd):
     with answering_server(status, body) as (port, _):
         error = _refused(f"http://127.0.0.1:{port}")
-    assert not isinstance(error, SilentError)
+    assert not isinstance(error, NoAnswerError)
     import re
 
     assert re.search(what, error.what), error.what
-    assert mend in error.mend
+    assert fix in error.fix
     assert "does not answer" not in str(error)
 
 
@@ -235,12 +235,12 @@ def test_a_server_that_is_not_there(monkeypatch):
     with silent_server() as (port, _):
         silent = _refused(f"http://127.0.0.1:{port}")
     assert "connection refused" in refused.what
-    assert "start the server" in refused.mend
+    assert "start the server" in refused.fix
     assert "name of its host is not known" in unknown.what
-    assert "correct the host" in unknown.mend
+    assert "correct the host" in unknown.fix
     assert "heard nothing in time" in silent.what
-    assert all(isinstance(error, SilentError) for error in (refused, unknown, silent))
-    assert len({error.mend for error in (refused, unknown, silent)}) == 3
+    assert all(isinstance(error, NoAnswerError) for error in (refused, unknown, silent))
+    assert len({error.fix for error in (refused, unknown, silent)}) == 3
 
 
 def test_a_server_that_falls_silent_after_the_probe(monkeypatch):
@@ -252,35 +252,35 @@ def test_a_server_that_falls_silent_after_the_probe(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "what", "mend"),
+    ("make", "what", "fix"),
     [
         (lambda p: f"sqlite:///{p}/bad.db", "cannot be opened .*not a database", "make the database usable"),
         (lambda p: "postgresql+nodriver://me:x@127.0.0.1:9/db", "cannot be opened", "MLFLOW_TRACKING_URI"),
         (lambda p: "htp://127.0.0.1:9", "refused .*unsupported URI", "for example http"),
     ],
 )
-def test_a_store_that_cannot_be_opened(tmp_path, make, what, mend):
+def test_a_store_that_cannot_be_opened(tmp_path, make, what, fix):
     import re
 
     (tmp_path / "bad.db").write_bytes(b"this is no database, " * 50)
     error = _refused(make(tmp_path))
     assert re.search(what, error.what), error.what
-    assert mend in error.mend
+    assert fix in error.fix
     shutil.rmtree(tmp_path / "mlruns", ignore_errors=True)
 
 
-def test_what_the_disk_refuses_is_not_put_down_to_mlflow(store, new_box, monkeypatch):
+def test_what_the_disk_refuses_is_not_put_down_to_mlflow(store, new_outbox, monkeypatch):
     from vitpipe.contracts.errors import StorageError
 
-    box = new_box(store)
-    _filled(box)
+    outbox = new_outbox(store)
+    _filled(outbox)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vitpipe.contracts.files.os.fsync", full)
     with pytest.raises(StorageError, match="No space left"):
-        Delivery(box).sync()
+        Delivery(outbox).sync()
     monkeypatch.undo()
-    with contextlib.suppress(StoreError):
-        Delivery(box).sync()
+    with contextlib.suppress(TrackingError):
+        Delivery(outbox).sync()

@@ -1,4 +1,4 @@
-"""A stage with its courier, a real store, a real kill, no server, Kubeflow's plugin."""
+"""A stage with its uploader, a real store, a real kill, no server, Kubeflow's plugin."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 from vitpipe.contracts.artifact import Artifact, Card, write_metrics
 from vitpipe.contracts.errors import DivergenceError, StoppedError, StorageError
 from vitpipe.contracts.logger import MemoryLogger
-from vitpipe.track.box import Box
 from vitpipe.track.delivery import Delivery
-from vitpipe.track.run import SilentLogger, flatten, stage_run
-from vitpipe.track.send import send_pending
+from vitpipe.track.outbox import Outbox
+from vitpipe.track.stage_run import SilentLogger, flatten, stage_run
 from vitpipe.track.summary import log_pipeline_summary
+from vitpipe.track.sync import sync_pending
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ TRAINING = """
 import sys
 from pathlib import Path
 from vitpipe.config.read import load_recipe
-from vitpipe.track.run import stage_run
+from vitpipe.track.stage_run import stage_run
 root, num_steps = Path(sys.argv[1]), 40
 folder, state = root / "out", root / ".out.state"
 folder.mkdir(exist_ok=True)
@@ -50,8 +50,8 @@ with stage_run(stage="pretrain", recipe=load_recipe("itpn/pixel_base", "demo"), 
 class CourierInHere:
     """Sends from this process: for tests of what is sent, not of who sends it."""
 
-    def __init__(self, box, store):
-        self._delivery = Delivery(box)
+    def __init__(self, outbox, store):
+        self._delivery = Delivery(outbox)
 
     def contact(self):
         return None
@@ -68,7 +68,7 @@ class CourierInHere:
 
 @pytest.fixture
 def courier_in_here(monkeypatch):
-    monkeypatch.setattr("vitpipe.track.run.Courier", CourierInHere)
+    monkeypatch.setattr("vitpipe.track.stage_run.Uploader", CourierInHere)
 
 
 def _runs(client, **tags):
@@ -148,10 +148,10 @@ def _train_until(root, step, *, wait_for=None):
 def test_a_run_killed_with_signal_9_goes_on_in_the_same_mlflow_run(
     store, client, tmp_path, step, courier_is_up
 ):
-    box = Box(tmp_path / ".out.state" / "track")
-    _train_until(tmp_path, step, wait_for=box.folder / "contact.json" if courier_is_up else None)
+    outbox = Outbox(tmp_path / ".out.state" / "track")
+    _train_until(tmp_path, step, wait_for=outbox.folder / "contact.json" if courier_is_up else None)
     if courier_is_up:
-        with box.locked(wait=True):  # the courier is through when it lets go
+        with outbox.locked(wait=True):  # the uploader is through when it lets go
             (run,) = _runs(client, stage="pretrain")
         assert run.info.status == "KILLED"
         assert len(client.get_metric_history(run.info.run_id, "train/loss")) == step // 5 * 5
@@ -207,7 +207,7 @@ def test_without_a_server_the_run_goes_on_and_everything_is_sent_later(
     assert str(state / "track") in said[0]
     assert f"vitpipe send {kept}" in said[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    assert send_pending(tmp_path) >= 1
+    assert sync_pending(tmp_path) >= 1
     assert not kept.exists()
     (found,) = _runs(client, stage="probe")
     assert found.data.metrics == {"a": 1.0}
@@ -227,13 +227,13 @@ def test_the_next_stage_sends_what_an_earlier_one_left(store, client, recipe, tm
 
 def test_a_courier_that_dies_costs_nothing(store, client, recipe, tmp_path, capsys):
     with stage_run(stage="probe", recipe=recipe, folder=tmp_path / "p", state=tmp_path / ".p.state") as run:
-        run._courier._process.kill()
-        run._courier._process.wait()
+        run._uploader._process.kill()
+        run._uploader._process.wait()
         run.metrics({"a": 1.0}, 1)
         run.commit(1)
         assert run.run_id == ""
     assert "it is kept in" in capsys.readouterr().out
-    assert send_pending(tmp_path / ".p.unsent") == 1
+    assert sync_pending(tmp_path / ".p.unsent") == 1
     (found,) = _runs(client, stage="probe")
     assert found.data.metrics == {"a": 1.0}
 
@@ -285,7 +285,7 @@ def test_switched_off_nothing_is_started_and_the_history_is_written(recipe, tmp_
         assert run.run_id == ""
     assert (tmp_path / "tables" / "history.csv").is_file()
     assert not list(tmp_path.glob("*.unsent"))
-    assert not (tmp_path / ".s.state" / "track" / "courier.log").exists()
+    assert not (tmp_path / ".s.state" / "track" / "uploader.log").exists()
 
 
 def test_a_full_disk_is_what_the_user_hears_about(recipe, tmp_path, monkeypatch):
@@ -304,7 +304,7 @@ def test_a_full_disk_is_what_the_user_hears_about(recipe, tmp_path, monkeypatch)
 
 
 def test_the_training_process_never_imports_mlflow():
-    code = "import sys, vitpipe.track.run, vitpipe.track.summary; print('mlflow' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, vitpipe.track.stage_run, vitpipe.track.summary; print('mlflow' in sys.modules, 'torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
     )

@@ -164,7 +164,7 @@ def test_a_full_disk_keeps_the_old_state(tmp_path):
 
 def test_a_run_stopped_by_a_full_disk_goes_on_when_there_is_room(tmp_path, monkeypatch):
     whole = train_digits(tmp_path / "whole", logger=MemoryLogger())
-    monkeypatch.setattr(loop, "Pace", EveryFewSteps)
+    monkeypatch.setattr(loop, "Speedometer", EveryFewSteps)
     save = StateFolder.save
 
     def full_at_8(self, content, step):

@@ -32,8 +32,8 @@ from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_adamw
 from vitpipe.train import loop
 from vitpipe.train.checkpoint import StateFolder
-from vitpipe.train.pace import Pace
 from vitpipe.train.ranks import Ranks, joined
+from vitpipe.train.speedometer import Speedometer
 
 SHAPE = HiViTShape("test", (1, 1, 1), (8, 16, 32), num_heads=2)
 PLAN = TrainPlan(
@@ -119,7 +119,7 @@ def exact_points(path: Path) -> list[tuple]:
     return [tuple(point) for point in read_points(path) if point[1] in EXACT]
 
 
-class EveryFewSteps(Pace):
+class EveryFewSteps(Speedometer):
     """Counts steps instead of minutes, so that a test knows when states are saved."""
 
     every = 4
@@ -177,7 +177,7 @@ def train_digits(
 def child(folder: Path, at_step: int | None, number: int, place: str = "progress") -> None:
     """One process that trains and is hit by a signal: between steps, in a batch, or while saving."""
     torch.set_num_threads(1)
-    loop.Pace = EveryFewSteps  # type: ignore[misc]
+    loop.Speedometer = EveryFewSteps  # type: ignore[misc]
     logger = Signalling(folder / "points.jsonl", at_step if place == "progress" else None, number)
     stream = None
     if place == "batch":

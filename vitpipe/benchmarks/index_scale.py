@@ -121,7 +121,7 @@ def measure_index(prepare_folder: Path, num_rounds: int, say: Say) -> list[Index
             costs.append(receiver.recv())
         except EOFError as error:
             raise RunError(
-                "The process that was measured has died", where="index", mend="see its message above"
+                "The process that was measured has died", where="index", fix="see its message above"
             ) from error
         finally:
             process.join()

@@ -75,7 +75,7 @@ class Setting:
             raise InputError(
                 f"{wrong[0]} columns cannot be split into as many bottom-up as top-down ones",
                 where="--columns",
-                mend="give even numbers from 2 on",
+                fix="give even numbers from 2 on",
             )
 
     def describe(self, device: torch.device) -> str:
@@ -141,7 +141,7 @@ def find_device(name: str | None) -> torch.device:
     known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if name not in known and not (name == "cuda" and torch.cuda.is_available()):
         raise InputError(
-            f"This machine has no device '{name}'", where="--device", mend=f"choose from {', '.join(known)}"
+            f"This machine has no device '{name}'", where="--device", fix=f"choose from {', '.join(known)}"
         )
     return torch.device(name)
 
@@ -165,7 +165,7 @@ def measure_steps(
             raise RunError(
                 f"A step with {count} columns does not fit into the memory of {device}",
                 where="benchmark reversible",
-                mend="give a smaller --batch or --width",
+                fix="give a smaller --batch or --width",
             ) from error
     return costs
 

@@ -113,7 +113,7 @@ def _in_own_process(images: str, folder: Path, out: Path, workers: int) -> PackC
         raise RunError(
             "The process that was measured has died",
             where=f"packing {images}",
-            mend="see its message above; fewer --workers take less memory",
+            fix="see its message above; fewer --workers take less memory",
         ) from error
     finally:
         process.join()

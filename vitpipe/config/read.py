@@ -88,7 +88,7 @@ def load_params(path: Path) -> Params:
     if not isinstance(overrides, list) or any(not isinstance(item, str) for item in overrides):
         wrong.append("'overrides' must be a list of texts in the form \"section.key=value\"")
     if wrong:
-        raise RecipeError("; ".join(wrong), where=path, mend="give recipe, profile and, if needed, overrides")
+        raise RecipeError("; ".join(wrong), where=path, fix="give recipe, profile and, if needed, overrides")
     _recipe_path(values["recipe"], f"'recipe' in {path}")
     _check_profile(values["profile"], f"'profile' in {path}")
     return Params(values["recipe"], values["profile"], tuple(overrides))
@@ -128,7 +128,7 @@ def run_folder(recipe: str, profile: str, root: Path = ARTIFACTS) -> Path:
         raise RecipeError(
             f"The recipe '{_shown(recipe)}' can have no folder below {root}: {wrong}",
             where="recipe",
-            mend="give the file another path without that, or name the folders of `vitpipe run` by --in and "
+            fix="give the file another path without that, or name the folders of `vitpipe run` by --in and "
             "--out",
         )
     return Path(f"{root}/{recipe}/{profile}")
@@ -163,7 +163,7 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
         raise RecipeError(
             _all_errors(error),
             where=f"recipe {path.name if path.is_absolute() else path}, profile {profile}",
-            mend="correct these keys in the recipe, params.yaml or --set; "
+            fix="correct these keys in the recipe, params.yaml or --set; "
             f"`vitpipe recipe {shlex.quote(name)} --profile {profile}` shows a recipe once it is valid",
         ) from error
 
@@ -180,7 +180,7 @@ def parse_override(text: str) -> dict[str, Any]:
         raise RecipeError(
             f"The override '{text}' is not of the form section.key=value",
             where="--set or overrides in params.yaml",
-            mend="write for example pretrain.epochs=10",
+            fix="write for example pretrain.epochs=10",
         )
     try:
         nested: Any = yaml.safe_load(value)
@@ -188,7 +188,7 @@ def parse_override(text: str) -> dict[str, Any]:
         raise RecipeError(
             f"The value of the override '{text}' is not YAML",
             where="--set or overrides in params.yaml",
-            mend="quote text that holds special characters",
+            fix="quote text that holds special characters",
         ) from error
     for key in reversed(keys):
         nested = {key: nested}
@@ -215,12 +215,12 @@ def _recipe_path(name: str, where: str) -> Path:
         raise RecipeError(
             f"The recipe '{_shown(name)}' is an address",
             where=where,
-            mend="fetch the file and give its path",
+            fix="fetch the file and give its path",
         )
     if Path(name).suffix in (".yaml", ".yml"):
         if not os.path.isfile(name):  # noqa: PTH113  (Path.is_file raises for a name that is too long)
             raise RecipeError(
-                f"The recipe file '{_shown(name)}' does not exist", where=where, mend="check the path"
+                f"The recipe file '{_shown(name)}' does not exist", where=where, fix="check the path"
             )
         return Path(name)
     if name in recipe_names():
@@ -229,7 +229,7 @@ def _recipe_path(name: str, where: str) -> Path:
     raise RecipeError(
         f"There is no recipe '{_shown(name)}'{other}{_did_you_mean(name, recipe_names())}",
         where=where,
-        mend="`vitpipe recipes` lists them all; a path that ends in .yaml reads your own",
+        fix="`vitpipe recipes` lists them all; a path that ends in .yaml reads your own",
     )
 
 
@@ -239,7 +239,7 @@ def _check_profile(profile: str, where: str) -> None:
         raise RecipeError(
             f"There is no profile '{_shown(profile)}'{_did_you_mean(profile, profile_names())}",
             where=where,
-            mend=f"choose one of: {', '.join(profile_names())}",
+            fix=f"choose one of: {', '.join(profile_names())}",
         )
 
 
@@ -248,7 +248,7 @@ def _refuse_unprintable(text: str, kind: str, where: str) -> None:
         raise RecipeError(
             f"The {kind} '{_shown(text)}' holds a line break or another character that does not print",
             where=where.replace(text, _shown(text)),
-            mend="write letters, digits and _ - . / only; the path of a file of yours may hold spaces, too",
+            fix="write letters, digits and _ - . / only; the path of a file of yours may hold spaces, too",
         )
 
 
@@ -262,23 +262,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError as error:
-        raise RecipeError("The file does not exist", where=path, mend="check the path") from error
+        raise RecipeError("The file does not exist", where=path, fix="check the path") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
-            "The file cannot be read as text", where=path, mend="check path and rights"
+            "The file cannot be read as text", where=path, fix="check path and rights"
         ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise RecipeError(
-            f"The file is not valid YAML: {problem}", where=f"{path}{line}", mend="correct that line"
+            f"The file is not valid YAML: {problem}", where=f"{path}{line}", fix="correct that line"
         ) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise RecipeError(
-            "The file does not hold keys and values", where=path, mend="write `key: value` lines"
+            "The file does not hold keys and values", where=path, fix="write `key: value` lines"
         )
     return values
 

@@ -78,13 +78,13 @@ def train_plan(
         raise RecipeError(
             f"The global batch of {batch} images cannot be shared by {num_ranks} ranks",
             where=f"{path}.global_batch",
-            mend=f"use a number of GPUs that divides {batch}",
+            fix=f"use a number of GPUs that divides {batch}",
         )
     if num_images < batch:
         raise RecipeError(
             f"The training set has {num_images} images, fewer than one global batch of {batch}",
             where=f"{path}.global_batch",
-            mend="lower the global batch or give more images",
+            fix="lower the global batch or give more images",
         )
     steps_per_epoch = num_images // batch
     num_steps = max(1, round(section.epochs * steps_per_epoch))
@@ -228,7 +228,7 @@ def _micro_batch(section: TrainConfig, path: str, num_ranks: int) -> tuple[int, 
         raise RecipeError(
             f"The micro-batch of {section.micro_batch} does not divide the {share} images per rank",
             where=f"{path}.micro_batch",
-            mend='give a divisor, or "auto"',
+            fix='give a divisor, or "auto"',
         )
     return section.micro_batch, "as the recipe says"
 
@@ -243,7 +243,7 @@ def check_precision(asked: str, path: str, accelerator: Accelerator) -> None:
         raise RecipeError(
             "This GPU has no bfloat16",
             where=f"{path}.precision",
-            mend="use fp16, or auto, which takes what the GPU has",
+            fix="use fp16, or auto, which takes what the GPU has",
         )
 
 

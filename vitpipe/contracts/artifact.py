@@ -86,7 +86,7 @@ class Artifact:
             raise ArtifactError(
                 f"The output of stage '{self.card.stage}' holds no weights",
                 where=path,
-                mend="give the folder of a stage that trains a model: pretrain, intermediate, finetune",
+                fix="give the folder of a stage that trains a model: pretrain, intermediate, finetune",
             )
         return path
 
@@ -102,7 +102,7 @@ class Artifact:
                 raise ArtifactError(
                     "The file is missing or damaged: its checksum is not the one on the card",
                     where=self.path / name,
-                    mend=f"run stage '{self.card.stage}' again, or get its output from DVC (`dvc checkout`)",
+                    fix=f"run stage '{self.card.stage}' again, or get its output from DVC (`dvc checkout`)",
                 )
 
     def tables(self) -> dict[str, list[dict[str, str]]]:
@@ -129,7 +129,7 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
         raise ArtifactError(
             "The input folder does not exist",
             where=path,
-            mend=f"run the stage that makes it first{f' (vitpipe run {stage} ...)' if stage else ''}, "
+            fix=f"run the stage that makes it first{f' (vitpipe run {stage} ...)' if stage else ''}, "
             "or let `dvc repro` run the chain in order",
         )
     try:
@@ -139,19 +139,19 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
         raise ArtifactError(
             f"The folder may not be read ({error.strerror})",
             where=error.filename or path,
-            mend="give this user the right to read it; a stage's output is readable by all by default",
+            fix="give this user the right to read it; a stage's output is readable by all by default",
         ) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(
             f"The folder is not a finished stage output ({_reason(error)})",
             where=path,
-            mend="run its stage again",
+            fix="run its stage again",
         ) from error
     if stage is not None and card.stage != stage:
         raise ArtifactError(
             f"The folder was made by stage '{card.stage}', but '{stage}' is needed here",
             where=path,
-            mend="check the order of the --in NAME=DIR arguments",
+            fix="check the order of the --in NAME=DIR arguments",
         )
     artifact = Artifact(path, card, metrics)
     artifact.verify(METRICS, *(name for name in card.files if Path(name).name == MANIFEST))
@@ -273,7 +273,7 @@ def _foreign(what: str, folder: Path) -> ArtifactError:
     return ArtifactError(
         f"The output folder {what}; nothing was touched",
         where=folder,
-        mend="choose another --out, or move these files away",
+        fix="choose another --out, or move these files away",
     )
 
 

@@ -1,4 +1,4 @@
-"""Every error that a user can meet: one paragraph that says what, where and how to mend.
+"""Every error that a user can meet: one paragraph that says what, where and how to fix.
 
 The command line prints the paragraph and exits with `exit_code`: 1 when the work failed, 2 when the
 input was wrong. Anything that is not a `VitpipeError` is a defect of ours and keeps its traceback.
@@ -22,19 +22,19 @@ class VitpipeError(Exception):
     Args:
         what: what is wrong, one sentence without a full stop at the end.
         where: the file, key or stage it was found in.
-        mend: what the user can do about it.
+        fix: what the user can do about it.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | Path = "", mend: str = "") -> None:
+    def __init__(self, what: str, *, where: str | Path = "", fix: str = "") -> None:
         # Reasons come from libraries, which quote addresses as they were given them.
-        self.what, self.where, self.mend = hidden(what), hidden(str(where)), hidden(mend)
+        self.what, self.where, self.fix = hidden(what), hidden(str(where)), hidden(fix)
         parts = [self.what.rstrip(".") + "."]
         if self.where:
             parts.append(f"Where: {self.where.rstrip('.')}.")
-        if self.mend:
-            parts.append(f"To mend it: {self.mend.rstrip('.')}.")
+        if self.fix:
+            parts.append(f"Fix: {self.fix.rstrip('.')}.")
         super().__init__(" ".join(parts))
 
 
@@ -117,6 +117,6 @@ def _storage_error(error: Exception, where: str | Path) -> StorageError:
     return StorageError(
         f"The disk refused a write ({reason})",
         where=where,
-        mend="free some space or choose another --out folder, then run the same command again; "
+        fix="free some space or choose another --out folder, then run the same command again; "
         "finished stages and saved training states are kept",
     )

@@ -31,7 +31,7 @@ _TRAINING_CODE = (
     "optim",
     "train",
     "evaluate",
-    "stages/decided.py",
+    "stages/weights_identity.py",
     "stages/training.py",
 )
 _DENSE_CODE = (*_TRAINING_CODE, "dense", "stages/dense_training.py")

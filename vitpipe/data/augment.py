@@ -213,5 +213,5 @@ def _rand_augment(augment: AugmentConfig, image_size: int) -> Callable[[Image.Im
         raise RecipeError(
             f"'{augment.rand_augment}' is not a RandAugment string",
             where="augment.rand_augment",
-            mend="write it as timm does, for example rand-m9-mstd0.5-inc1",
+            fix="write it as timm does, for example rand-m9-mstd0.5-inc1",
         ) from error

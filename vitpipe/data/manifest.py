@@ -153,19 +153,19 @@ def read_manifest(folder: Path, kind: type[AnyManifest]) -> AnyManifest:
         raise DatasetError(
             f"The manifest may not be read ({error.strerror})",
             where=path,
-            mend="give this user the right to read the prepared folder",
+            fix="give this user the right to read the prepared folder",
         ) from error
     except OSError as error:
         raise DatasetError(
             f"'{folder.name}' is not in the prepared data",
             where=path,
-            mend="add the dataset to data.sets of the recipe and run the prepare stage again",
+            fix="add the dataset to data.sets of the recipe and run the prepare stage again",
         ) from error
     except ValidationError as error:
         raise DatasetError(
             "The manifest is damaged or was written by another version",
             where=path,
-            mend="delete the prepared folder and run the prepare stage again",
+            fix="delete the prepared folder and run the prepare stage again",
         ) from error
 
 

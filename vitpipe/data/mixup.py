@@ -18,7 +18,7 @@ from vitpipe.config.recipe import AugmentConfig
 from vitpipe.contracts.seeds import generator_of
 
 
-class Mix:
+class Mixup:
     """Mixes a batch; with both alphas 0 it only makes the soft targets.
 
     Args:

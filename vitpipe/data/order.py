@@ -67,13 +67,13 @@ def train_chunks(
     if global_batch % per_round:
         raise InputError(
             f"A global batch of {global_batch} images is no multiple of {micro_batch} x {num_ranks} ranks",
-            mend="choose a micro-batch and a number of ranks whose product divides the global batch",
+            fix="choose a micro-batch and a number of ranks whose product divides the global batch",
         )
     steps_per_epoch = num_samples // global_batch
     if steps_per_epoch == 0:
         raise InputError(
             f"The set has {num_samples} images, fewer than one global batch of {global_batch}",
-            mend="lower global_batch or give more images",
+            fix="lower global_batch or give more images",
         )
     order, order_epoch = np.empty(0, np.int64), -1
     for step in range(start_step, num_steps):

@@ -130,7 +130,7 @@ class ShardSet:
                 raise DatasetError(
                     f"The image '{sample.key}' cannot be decoded ({error})",
                     where=f"{self.folder}, split {self.split}, position {position}",
-                    mend="run the prepare stage again: it lists images like this one and leaves them out",
+                    fix="run the prepare stage again: it lists images like this one and leaves them out",
                 ) from error
             yield rgb, sample.label
 
@@ -165,7 +165,7 @@ class ShardSet:
         raise DatasetError(
             f"A shard cannot be used: image {position} has changed since it was packed",
             where=self.storage.place(shard.name),
-            mend=_mend(self.storage),
+            fix=_fix(self.storage),
         )
 
     def _pool(self) -> ThreadPoolExecutor:
@@ -186,7 +186,7 @@ class ShardSet:
         else:
             path = Path(self.storage.place(self.manifest.index))
             if not path.is_file() or path.stat().st_size != size_bytes:
-                raise DatasetError("The index is missing or incomplete", where=path, mend=_MEND)
+                raise DatasetError("The index is missing or incomplete", where=path, fix=_MEND)
         # A plain view: indexing numpy's memmap class is several times slower.
         return np.asarray(np.memmap(path, INDEX_DTYPE, mode="r"))
 
@@ -196,7 +196,7 @@ class ShardSet:
             raise DatasetError(
                 "The index has another checksum than its manifest says",
                 where=self.storage.place(self.manifest.index),
-                mend=_MEND_REMOTE,
+                fix=_MEND_REMOTE,
             )
         return np.frombuffer(content, INDEX_DTYPE)
 
@@ -218,14 +218,14 @@ def open_shards(prepare_folder: Path, dataset: str, split: str) -> ShardSet:
     folder = prepare_folder / dataset
     manifest = read_manifest(folder, ShardManifest)
     if split not in manifest.splits:
-        raise DatasetError(f"'{dataset}' has no split '{split}'", where=folder, mend=_MEND)
+        raise DatasetError(f"'{dataset}' has no split '{split}'", where=folder, fix=_MEND)
     storage = storage_of(folder, manifest.store)
     sizes = storage.sizes()
     for shard in manifest.splits[split].shards:
         size = sizes.get(shard.name)
         if size != shard.size_bytes:
             problem = "is missing" if size is None else f"has {size} bytes instead of {shard.size_bytes}"
-            raise DatasetError(f"A shard {problem}", where=storage.place(shard.name), mend=_mend(storage))
+            raise DatasetError(f"A shard {problem}", where=storage.place(shard.name), fix=_fix(storage))
     return ShardSet(folder, manifest, split)
 
 
@@ -257,7 +257,7 @@ def verify_checksums(prepare_folder: Path, dataset: str) -> int:
         num_bytes += size_bytes
     if bad:
         place = folder if manifest.store is None else manifest.store
-        raise DatasetError(f"Checksums differ: {', '.join(bad)}", where=place, mend=_mend(storage))
+        raise DatasetError(f"Checksums differ: {', '.join(bad)}", where=place, fix=_fix(storage))
     return num_bytes
 
 
@@ -288,5 +288,5 @@ def _sample(block: bytes, label: int) -> Sample:
     return Sample(block[:100].rstrip(b"\0").decode("ascii").rpartition(".")[0], label, block[_HEADER:])
 
 
-def _mend(storage: Storage) -> str:
+def _fix(storage: Storage) -> str:
     return _MEND_REMOTE if storage.is_remote else _MEND

@@ -175,7 +175,7 @@ class _Stream:
             raise DatasetError(
                 "The archive is compressed by xz or zstd, which is not read here",
                 where=path,
-                mend="unpack it and pack it again as a plain .tar",
+                fix="unpack it and pack it again as a plain .tar",
             )
 
     def tell(self) -> int:
@@ -321,5 +321,5 @@ def _damage(path: Path) -> Iterator[None]:
         raise DatasetError(
             f"The archive cannot be read ({error.strerror})",
             where=path,
-            mend="check its place and its rights",
+            fix="check its place and its rights",
         ) from error

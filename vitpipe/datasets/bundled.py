@@ -23,6 +23,6 @@ def bundled_file(package: str, relative: str) -> Path:
         raise DatasetError(
             f"The installed '{package}' comes without a file that is needed here",
             where=path,
-            mend="install the version of requirements.lock, from a wheel",
+            fix="install the version of requirements.lock, from a wheel",
         )
     return path

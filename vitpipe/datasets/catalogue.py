@@ -144,7 +144,7 @@ def facts(dataset: str, data: DataConfig | None = None) -> DatasetFacts:
         DatasetError: for an unknown name.
     """
     if dataset not in FACTS:
-        raise DatasetError(f"There is no dataset '{dataset}'", mend=f"use one of {', '.join(FACTS)}")
+        raise DatasetError(f"There is no dataset '{dataset}'", fix=f"use one of {', '.join(FACTS)}")
     if data is not None and data.source == "embedded":
         return embedded_facts(dataset, data.embedded)
     return FACTS[dataset]
@@ -157,7 +157,7 @@ def embedded_facts(dataset: str, config: EmbeddedConfig) -> DatasetFacts:
         DatasetError: when the embedded dataset has no such set.
     """
     if dataset not in EMBEDDED_SETS:
-        raise DatasetError(f"There is no embedded '{dataset}'", mend=f"use one of {', '.join(EMBEDDED_SETS)}")
+        raise DatasetError(f"There is no embedded '{dataset}'", fix=f"use one of {', '.join(EMBEDDED_SETS)}")
     num_train, num_val, num_classes = {
         "imagenet": (config.train_images, config.val_images, 10),
         "imagenet22k": (config.intermediate_images, config.val_images, 50),
@@ -209,7 +209,7 @@ def class_order(dataset: str, release: str | None = None) -> tuple[str, ...]:
         if found.name == release:
             return _class_keys(found.class_file, found.num_classes)
     names = ", ".join(found.name for found in known.releases) or "none"
-    raise DatasetError(f"'{dataset}' has no release '{release}'", mend=f"its releases: {names}")
+    raise DatasetError(f"'{dataset}' has no release '{release}'", fix=f"its releases: {names}")
 
 
 @functools.cache

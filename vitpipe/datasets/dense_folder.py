@@ -73,7 +73,7 @@ def check_dense(prepare_folder: Path, dataset: str, *, checksums: bool) -> Dense
     storage = storage_of(folder, manifest.store)
     if storage.size_bytes(manifest.archive) != manifest.size_bytes:
         where = storage.place(manifest.archive)
-        raise DatasetError("The archive is missing or has another size", where=where, mend=_AGAIN)
+        raise DatasetError("The archive is missing or has another size", where=where, fix=_AGAIN)
     if checksums:
         total = hashlib.sha256()
         for block in blocks_of(storage, manifest.archive, manifest.size_bytes):
@@ -89,7 +89,7 @@ def _unpack(folder: Path, manifest: DenseManifest, root: Path) -> None:
     if not storage.is_remote:
         archive = Path(storage.place(manifest.archive))
         if not archive.is_file():
-            raise DatasetError("The archive is missing", where=archive, mend=_AGAIN)
+            raise DatasetError("The archive is missing", where=archive, fix=_AGAIN)
         _compare(file_digest(archive), manifest, archive)
         unpack_tar(archive, root, limit_bytes=manifest.size_bytes)
         return
@@ -104,7 +104,7 @@ def _unpack(folder: Path, manifest: DenseManifest, root: Path) -> None:
 
 def _compare(sha256: str, manifest: DenseManifest, where: str | Path) -> None:
     if sha256 != manifest.archive_sha256:
-        raise DatasetError("The archive's checksum is not that of the manifest", where=where, mend=_AGAIN)
+        raise DatasetError("The archive's checksum is not that of the manifest", where=where, fix=_AGAIN)
 
 
 def _checked_root(manifest: DenseManifest, folder: Path) -> Path:
@@ -113,13 +113,13 @@ def _checked_root(manifest: DenseManifest, folder: Path) -> Path:
         raise DatasetError(
             f"The folder of '{manifest.dataset}' that was prepared is not there",
             where=root or folder,
-            mend="mount it at the same place, or run the prepare stage again with the new data.root",
+            fix="mount it at the same place, or run the prepare stage again with the new data.root",
         )
     found = VERIFY_DENSE[manifest.dataset](root).counts
     if found != manifest.counts:
         raise DatasetError(
             f"The folder has changed since it was prepared: {found} instead of {manifest.counts}",
             where=root,
-            mend="run the prepare stage again",
+            fix="run the prepare stage again",
         )
     return root

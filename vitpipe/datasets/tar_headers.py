@@ -214,13 +214,13 @@ def plain_name(name: str, path: Path) -> str:
 
 def damaged(path: Path, reason: str) -> DatasetError:
     """The error for an archive that is not whole."""
-    return DatasetError(f"The archive is damaged or truncated: {reason}", where=path, mend=_AGAIN)
+    return DatasetError(f"The archive is damaged or truncated: {reason}", where=path, fix=_AGAIN)
 
 
 def refused(path: Path, name: str, reason: str) -> DatasetError:
     """The error for an archive that must not be trusted; `name` is the member, or empty for the whole."""
     member = f"its member '{name[:200]}' " if name else "it "
-    return DatasetError(f"The archive is refused: {member}{reason}", where=path, mend=_DISTRUST)
+    return DatasetError(f"The archive is refused: {member}{reason}", where=path, fix=_DISTRUST)
 
 
 def _text(content: bytes) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitpipe.dense.segment import IGNORED
+from vitpipe.dense.segmentor import IGNORED
 
 
 @dataclass(frozen=True)

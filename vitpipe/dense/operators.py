@@ -50,7 +50,7 @@ def check_device(device: str) -> None:
         raise RunError(
             f"torchvision's NMS and RoIAlign cannot run on {device} ({str(error).splitlines()[0]})",
             where="detect",
-            mend="install the torchvision that was built for this torch and this device; `make setup` does",
+            fix="install the torchvision that was built for this torch and this device; `make setup` does",
         ) from error
 
 
@@ -69,7 +69,7 @@ def _load_torchvision() -> None:
         raise RunError(
             f"torchvision's operators cannot be loaded ({str(error).splitlines()[0]})",
             where="detect, segment",
-            mend="install the torchvision that was built for this torch; `make setup` does",
+            fix="install the torchvision that was built for this torch; `make setup` does",
         ) from error
 
 
@@ -262,6 +262,6 @@ def _unavailable(name: str) -> RunError:
     return RunError(
         f"mmcv's operator {name} is not available: mmcv is installed without compiled operators",
         where="mmcv.ops",
-        mend="use a head that needs only nms, roi_align (mean) and multi-scale deformable attention, or add "
+        fix="use a head that needs only nms, roi_align (mean) and multi-scale deformable attention, or add "
         f"the operator to vitpipe/dense/operators.py; it has {', '.join(sorted(_OURS))}",
     )

@@ -57,7 +57,7 @@ def detect_plan(
             f"The training set has {num_images} images with objects, fewer than one global batch of "
             f"{detect.global_batch}",
             where="detect.global_batch",
-            mend="lower the global batch or give more images",
+            fix="lower the global batch or give more images",
         )
     num_steps = max(1, round(detect.epochs * steps_per_epoch))
     drops = tuple(round(epoch * steps_per_epoch) for epoch in detect.lr_drop_epochs)
@@ -82,7 +82,7 @@ def segment_plan(segment: SegmentConfig, *, num_ranks: int, accelerator: Acceler
         raise RecipeError(
             "Batch norm in the segmentation head needs at least two images on each rank",
             where="segment.global_batch",
-            mend=f"use an even number of images per rank: a global batch that {2 * num_ranks} divides",
+            fix=f"use an even number of images per rank: a global batch that {2 * num_ranks} divides",
         )
     return plan
 
@@ -117,7 +117,7 @@ def _shared(
         raise RecipeError(
             f"The global batch of {dense.global_batch} images cannot be shared by {num_ranks} ranks",
             where=f"{path}.global_batch",
-            mend=f"use a number of GPUs that divides {dense.global_batch}",
+            fix=f"use a number of GPUs that divides {dense.global_batch}",
         )
     check_precision(dense.precision, path, accelerator)
     share = dense.global_batch // num_ranks

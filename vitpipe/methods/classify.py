@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitpipe.data.batches import Batch
-from vitpipe.data.mixup import Mix
+from vitpipe.data.mixup import Mixup
 from vitpipe.methods.method import Draw, Method
 
 
@@ -21,7 +21,7 @@ class Classify(Method):
         mix: mixup, CutMix and label smoothing.
     """
 
-    def __init__(self, model: nn.Module, mix: Mix) -> None:
+    def __init__(self, model: nn.Module, mix: Mixup) -> None:
         super().__init__()
         self.model, self.mix = model, mix
 

@@ -77,7 +77,7 @@ def _check_target(path: Path, out: Path) -> None:
             if is_source
             else "The file to write is there already and is no safetensors file",
             where=out,
-            mend="give another --out, ending in .safetensors",
+            fix="give another --out, ending in .safetensors",
         )
 
 
@@ -94,13 +94,13 @@ def convert_state(
         raise CheckpointError(
             f"The checkpoint is of no known kind (first keys: {', '.join(sorted(official)[:3])})",
             where=where,
-            mend=f"the known kinds are {', '.join(KINDS)}",
+            fix=f"the known kinds are {', '.join(KINDS)}",
         )
     if kind not in ("auto", renamed.kind):
         raise CheckpointError(
             f"The checkpoint is of kind {renamed.kind}, not {kind}",
             where=where,
-            mend="leave the kind to be found out",
+            fix="leave the kind to be found out",
         )
     _check(renamed.state, renamed.network, where)
     report = LoadReport(str(where), renamed.rows)

@@ -74,7 +74,7 @@ class Family(ABC):
             raise RecipeError(
                 f"{model.name} has no {' and no '.join(foreign)}",
                 where=", ".join(f"model.{part}" for part in foreign),
-                mend="take it out, or choose another model (`vitpipe models`)",
+                fix="take it out, or choose another model (`vitpipe models`)",
             )
 
     @abstractmethod

@@ -51,7 +51,7 @@ def units_per_side(image_size: int) -> int:
         raise InputError(
             f"An image of {image_size} pixels cannot be cut into units of {UNIT_PIXELS}",
             where="image_size",
-            mend=f"use a multiple of {UNIT_PIXELS}, for example {below} or {below + UNIT_PIXELS}",
+            fix=f"use a multiple of {UNIT_PIXELS}, for example {below} or {below + UNIT_PIXELS}",
         )
     return image_size // UNIT_PIXELS
 
@@ -84,7 +84,7 @@ def check_mask_ratio(num_units: int, mask_ratio: float) -> None:
         raise InputError(
             f"With {num_units} units and mask_ratio {mask_ratio}, nothing is seen or nothing is hidden",
             where="pretrain.mask_ratio",
-            mend="choose another mask_ratio or a larger model.image_size",
+            fix="choose another mask_ratio or a larger model.image_size",
         )
 
 
@@ -101,7 +101,7 @@ def check_input(images_BCHW: Tensor, noise_BN: Tensor, image_size: int) -> None:
             f"but got images of {images_BCHW.shape[-2]} x {images_BCHW.shape[-1]} and noise for "
             f"{noise_BN.shape[1]} units",
             where="pretrain",
-            mend="set model.image_size to the size of the images",
+            fix="set model.image_size to the size of the images",
         )
 
 
@@ -116,7 +116,7 @@ def grid_of(images_BCHW: Tensor, network: str) -> tuple[int, int]:
         raise InputError(
             f"The network cuts images into units of {UNIT_PIXELS} pixels, but got {height} x {breadth}",
             where=network,
-            mend=f"resize or pad the images to multiples of {UNIT_PIXELS}",
+            fix=f"resize or pad the images to multiples of {UNIT_PIXELS}",
         )
     return height // UNIT_PIXELS, breadth // UNIT_PIXELS
 

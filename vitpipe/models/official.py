@@ -83,7 +83,7 @@ def read_checkpoint(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_state(path)
     if not path.is_file():
-        raise CheckpointError("The checkpoint does not exist", where=path, mend="check the path")
+        raise CheckpointError("The checkpoint does not exist", where=path, fix="check the path")
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -93,7 +93,7 @@ def read_checkpoint(path: Path, entry: str | None = None) -> dict[str, Tensor]:
         raise CheckpointError(
             f"The checkpoint is damaged, or holds {objects} that only running code could restore",
             where=path,
-            mend="download it again; if you trust its source, keep the tensors alone, where its authors' "
+            fix="download it again; if you trust its source, keep the tensors alone, where its authors' "
             "code is installed, and convert those: python -c \"import torch; c = torch.load('FILE', 'cpu', "
             "weights_only=False); torch.save({'model': c['model']}, 'tensors.pth')\"",
         ) from error
@@ -101,7 +101,7 @@ def read_checkpoint(path: Path, entry: str | None = None) -> dict[str, Tensor]:
         raise CheckpointError(
             f"The checkpoint is truncated or is no torch file ({type(error).__name__})",
             where=path,
-            mend="download or copy it again and compare its size",
+            fix="download or copy it again and compare its size",
         ) from error
     return _tensors_of(content, path, entry)
 
@@ -116,7 +116,7 @@ def _tensors_of(content: Any, path: Path, entry: str | None) -> dict[str, Tensor
     raise CheckpointError(
         f"The checkpoint holds no weights{f' in its entry {entry}' if entry else ''}",
         where=path,
-        mend=f"give a file with named tensors, plain or under one of {', '.join(_ENTRIES)}",
+        fix=f"give a file with named tensors, plain or under one of {', '.join(_ENTRIES)}",
     )
 
 
@@ -130,5 +130,5 @@ def misfit(problems: list[str], where: str | Path) -> CheckpointError:
     return CheckpointError(
         f"The checkpoint is not what it looks like: {'; '.join(problems[:6])}{more}",
         where=where,
-        mend="download it again; if it was made by changed code, it cannot be converted",
+        fix="download it again; if it was made by changed code, it cannot be converted",
     )

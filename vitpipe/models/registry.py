@@ -207,6 +207,6 @@ def find_model(name: str) -> ModelEntry:
         raise RecipeError(
             f"There is no model '{name}'",
             where="model.name",
-            mend=f"{hint}The models are {', '.join(MODELS)} (`vitpipe models`)",
+            fix=f"{hint}The models are {', '.join(MODELS)} (`vitpipe models`)",
         )
     return entry

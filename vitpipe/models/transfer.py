@@ -26,7 +26,7 @@ def describe(state: Mapping[str, Tensor], where: str | Path = "") -> WeightsInfo
     raise CheckpointError(
         f"The weights are not from a vitpipe network (first keys: {', '.join(sorted(state)[:3])})",
         where=where,
-        mend="give a stage's weights.safetensors, or an official checkpoint after `vitpipe convert`",
+        fix="give a stage's weights.safetensors, or an official checkpoint after `vitpipe convert`",
     )
 
 
@@ -45,7 +45,7 @@ def transfer_weights(network: Network, path: Path) -> LoadReport:
         raise CheckpointError(
             f"The file holds {info}, which is no {network.family} network",
             where=path,
-            mend="give weights of the recipe's own model, or change model.name",
+            fix="give weights of the recipe's own model, or change model.name",
         )
     rules = own.transfer_rules(network, info)
     return load_into(network, state, rules=rules, resized=own.resized, where=path, about=str(info))

@@ -172,13 +172,13 @@ def _opened(path: Path) -> safe_open:
         raise CheckpointError(
             "The weights file may not be read (permission denied)",
             where=path,
-            mend=f"give this user the right to read it (chmod a+r {shlex.quote(str(path))})",
+            fix=f"give this user the right to read it (chmod a+r {shlex.quote(str(path))})",
         )
     if not path.is_file():
         raise CheckpointError(
             "The weights file does not exist",
             where=path,
-            mend="check the path, or run the stage that makes it",
+            fix="check the path, or run the stage that makes it",
         )
     try:
         return safe_open(path, framework="pt")
@@ -187,7 +187,7 @@ def _opened(path: Path) -> safe_open:
         raise CheckpointError(
             f"The weights file is truncated or is no safetensors file ({reason})",
             where=path,
-            mend="copy or make it again; turn an official .pth checkpoint into safetensors with "
+            fix="copy or make it again; turn an official .pth checkpoint into safetensors with "
             "`vitpipe convert`",
         ) from error
 
@@ -265,6 +265,6 @@ def _does_not_fit(problems: Sequence[str], where: str | Path, about: str) -> Che
     return CheckpointError(
         f"The weights do not fit the network: {'; '.join(problems[:_MAX_NAMED])}{more}",
         where=where,
-        mend="use weights of the same model and stage, or change the recipe's model section to fit them"
+        fix="use weights of the same model and stage, or change the recipe's model section to fit them"
         + (f"; the file holds {about}" if about else ""),
     )

@@ -37,7 +37,7 @@ def rows(paper: str) -> list[dict[str, Any]]:
         raise RecipeError(
             f"There are no published tables of '{paper}'",
             where="source.paper of the recipe, or PAPER in PAPER/NUMBER",
-            mend=f"choose one of: {', '.join(papers())}",
+            fix=f"choose one of: {', '.join(papers())}",
         )
     return [dict(row) for row in _read(paper)]
 
@@ -54,14 +54,14 @@ def find_row(paper: str, where: Mapping[str, Any]) -> dict[str, Any]:
         return found[0]
     if found:
         what = f"{len(found)} published rows of {paper} fit {_text(where)}: {_distinctions(found, where)}"
-        mend = "add one of these keys to `where`, so that exactly one row is left"
+        fix = "add one of these keys to `where`, so that exactly one row is left"
     else:
         nearest = sorted(every, key=lambda row: _closeness(row, where), reverse=True)[:NUM_NEAR_MISSES]
         what = f"No published row of {paper} fits {_text(where)}; the nearest: " + "; ".join(
             f"({i}) {_difference(row, where)}" for i, row in enumerate(nearest, 1)
         )
-        mend = f"correct `where`; `vitpipe table {paper}/{nearest[0]['table']}` lists the rows of that table"
-    raise RecipeError(what, where=f"expect of a recipe of paper {paper}", mend=mend)
+        fix = f"correct `where`; `vitpipe table {paper}/{nearest[0]['table']}` lists the rows of that table"
+    raise RecipeError(what, where=f"expect of a recipe of paper {paper}", fix=fix)
 
 
 def tables(paper: str) -> dict[str, str]:
@@ -84,7 +84,7 @@ def table(paper: str, number: str) -> list[dict[str, Any]]:
         raise RecipeError(
             f"There is no table '{number}' of {paper} here" if number else f"Which table of {paper}",
             where="PAPER/NUMBER",
-            mend="choose one of: "
+            fix="choose one of: "
             + ", ".join(f"{paper}/{name}" for name in sorted(tables(paper), key=_order)),
         )
     keys = [key for key in _SHOWN if any(row.get(key) is not None for row in found)]

@@ -1,4 +1,4 @@
-"""Examine datasets, raw or prepared, without changing anything: every finding names the mend.
+"""Examine datasets, raw or prepared, without changing anything: every finding names the fix.
 
 raw        form and layout > counts, classes and their order beside the catalogue > released files > a
            sample of images decoded, or all of them
@@ -38,7 +38,7 @@ SAMPLE = 200
 _NAMED = 5
 _AGAIN = "run the prepare stage again, or copy the prepared folder anew"
 _MINIATURE = (
-    "get what is missing or remove what does not belong there; nothing to mend for a part or a stand-in"
+    "get what is missing or remove what does not belong there; nothing to fix for a part or a stand-in"
 )
 
 
@@ -64,9 +64,7 @@ def examine(
             with a dataset itself is among the findings.
     """
     if not root.is_dir():
-        raise DatasetError(
-            "The folder of the datasets does not exist", where=root, mend="name another folder"
-        )
+        raise DatasetError("The folder of the datasets does not exist", where=root, fix="name another folder")
     for name in datasets or ():
         facts(name)  # refuses an unknown name
     prepared = (root / MANIFEST).is_file()
@@ -75,7 +73,7 @@ def examine(
         raise DatasetError(
             "The folder holds no dataset",
             where=root,
-            mend="name the folder that holds imagenet/, coco/, cifar10/, ..., not the folder of one set",
+            fix="name the folder that holds imagenet/, coco/, cifar10/, ..., not the folder of one set",
         )
     reports = []
     for name in names:
@@ -91,8 +89,8 @@ def examine(
         except VitpipeError as error:
             report.findings.append(Finding.of(error))
         except OSError as error:
-            where, mend = error.filename or root / name, "make it readable for this user, or copy it anew"
-            report.add("error", f"It cannot be read ({error.strerror or error})", where, mend)
+            where, fix = error.filename or root / name, "make it readable for this user, or copy it anew"
+            report.add("error", f"It cannot be read ({error.strerror or error})", where, fix)
         reports.append(report)
     return reports
 
@@ -135,9 +133,9 @@ def _examine_source(report: DatasetReport, root: Path, *, deep: bool, checksums:
     for split, per_class in counts.items():
         name_short_classes(report, split, per_class, known, source.root)
     if suffixes.number:
-        mend = "remove them from the class folders, or data.max_corrupt_images must allow for them"
+        fix = "remove them from the class folders, or data.max_corrupt_images must allow for them"
         report.add(
-            "error", f"{suffixes.number:,} files are no images by their names: {suffixes}", source.root, mend
+            "error", f"{suffixes.number:,} files are no images by their names: {suffixes}", source.root, fix
         )
     _decode(report, source, sample.entries, deep=deep)
 
@@ -155,8 +153,8 @@ def _decode(report: DatasetReport, source: Source, sample: Sequence[ImageEntry],
         elif image.finding:
             odd[image.finding] += 1
     if broken.number:
-        mend = "replace them by good copies, or set data.max_corrupt_images to leave them out"
-        report.add("error", f"{broken.number:,} images cannot be decoded: {broken}", source.root, mend)
+        fix = "replace them by good copies, or set data.max_corrupt_images to leave them out"
+        report.add("error", f"{broken.number:,} images cannot be decoded: {broken}", source.root, fix)
     for finding, count in sorted(odd.items()):
         report.add("note", f"{count:,} of the images looked at: {finding}")
     _say_looked(report, number, total)

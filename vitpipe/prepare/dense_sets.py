@@ -68,7 +68,7 @@ def point_dense(layout: DenseLayout, out: Path) -> DenseManifest:
         raise DatasetError(
             f"'{layout.dataset}' lies in {layout.form}, which cannot be used in their place",
             where=layout.root,
-            mend="set data.keep_dense to pack or auto, or unpack the archives there",
+            fix="set data.keep_dense to pack or auto, or unpack the archives there",
         )
     sizes = {name: (layout.root / name).stat().st_size for name in layout.files}
     texts = [name for name in layout.files if name.endswith((".json", ".txt"))]
@@ -107,7 +107,7 @@ def _tar_blocks(layout: DenseLayout) -> Iterator[bytes]:
             raise DatasetError(
                 f"A file has {num_bytes} bytes instead of {size}: it changed while it was being packed",
                 where=layout.tree.where(name),
-                mend="let nobody write to the set meanwhile, and run the prepare stage again",
+                fix="let nobody write to the set meanwhile, and run the prepare stage again",
             )
         yield bytes(-size % _BLOCK)
     yield bytes(2 * _BLOCK)  # a tar file ends with two empty blocks

@@ -54,6 +54,6 @@ def _hashes(shards: ShardSet) -> Hashes:
         raise DatasetError(
             "The set was packed without perceptual hashes",
             where=shards.folder,
-            mend="set data.near_duplicates=true and run the prepare stage again",
+            fix="set data.near_duplicates=true and run the prepare stage again",
         )
     return np.fromfile(path, "<u8").astype(np.uint64)

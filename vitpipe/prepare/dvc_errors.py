@@ -51,13 +51,13 @@ def dvc_errors(
         raise DatasetError(
             f"The repository has no revision '{config.revision}'",
             where=repo,
-            mend="correct data.pinned.revision: a commit, tag or branch that has been pushed",
+            fix="correct data.pinned.revision: a commit, tag or branch that has been pushed",
         ) from error
     except RemoteConfigError as error:
         raise DatasetError(
             f"The repository has no such DVC remote ({_one_line(error, secrets)})",
             where=repo,
-            mend="correct data.pinned.remote, or set a default remote in its .dvc/config",
+            fix="correct data.pinned.remote, or set a default remote in its .dvc/config",
         ) from error
     except (FileNotFoundError, FileMissingError, DataIndexError) as error:
         raise _not_there(config, place or repo, error, secrets) from error
@@ -67,7 +67,7 @@ def dvc_errors(
         raise DatasetError(
             f"DVC cannot read revision {config.revision} ({_reason(error, secrets)})",
             where=repo,
-            mend="see what `dvc list` of the repository says at that revision",
+            fix="see what `dvc list` of the repository says at that revision",
         ) from error
     except Exception as error:
         if settings is None:  # git's; whatever it is, its text may quote the address
@@ -79,7 +79,7 @@ def _unopened(config: PinnedConfig, error: BaseException, secrets: set[str]) -> 
     return DatasetError(
         f"The repository cannot be opened ({_reason(error, secrets)})",
         where=str(config.repo),
-        mend="correct data.pinned.repo and see that `git clone` and `dvc list` of it work from here; if it "
+        fix="correct data.pinned.repo and see that `git clone` and `dvc list` of it work from here; if it "
         f"asks who you are, {HOW_TO_SIGN_IN}",
     )
 
@@ -94,7 +94,7 @@ def _not_there(config: PinnedConfig, remote: str, error: Exception, secrets: set
     return DatasetError(
         f"The DVC remote has not got all files of '{config.path}' at revision {config.revision}",
         where=remote,
-        mend="check out that revision where the data is and run `dvc push`, or name the right remote "
+        fix="check out that revision where the data is and run `dvc push`, or name the right remote "
         "in data.pinned.remote",
     )
 
@@ -105,7 +105,7 @@ def _remote_trouble(remote: str, error: BaseException, secrets: set[str]) -> Vit
     return StorageError(
         f"The DVC remote cannot be read ({_reason(error, secrets)})",
         where=remote,
-        mend="see that it runs and that its address and credentials are right (AWS_ENDPOINT_URL, "
+        fix="see that it runs and that its address and credentials are right (AWS_ENDPOINT_URL, "
         "AWS_ACCESS_KEY_ID, ... for S3), then run the same command again",
     )
 

@@ -144,7 +144,7 @@ def _fetch(config: PinnedConfig, out: Path) -> Revision:
             "The credentials of the repository are missing: its address is from a record, where *** stands "
             "for them",
             where=str(config.repo),
-            mend=HOW_TO_SIGN_IN,
+            fix=HOW_TO_SIGN_IN,
         )
     # Nobody may be at the keyboard; and the question would show a token that stands in the user's place.
     os.environ.setdefault("GIT_TERMINAL_PROMPT", "0")
@@ -195,7 +195,7 @@ def _md5_of(repo: Any, config: PinnedConfig) -> str:
         raise DatasetError(
             f"DVC tracks no folder '{config.path}' at revision {config.revision}",
             where=str(config.repo),
-            mend="correct data.pinned.path, or pin a revision whose dvc.lock names it; `dvc list` shows them",
+            fix="correct data.pinned.path, or pin a revision whose dvc.lock names it; `dvc list` shows them",
         )
     return str(tracked.get("md5") or "")
 
@@ -213,7 +213,7 @@ def _check(folder: Path, config: PinnedConfig) -> None:
         raise DatasetError(
             f"The data pulled has digest {whole.data_digest}, but {config.digest} is asked for",
             where=f"{config.path} at revision {config.revision}",
-            mend="correct data.pinned.digest, or pin the revision that has this digest",
+            fix="correct data.pinned.digest, or pin the revision that has this digest",
         )
 
 
@@ -235,7 +235,7 @@ def _check_dense(folder: Path) -> str:
             raise DatasetError(
                 "The archive's checksum is not that of the manifest",
                 where=archive,
-                mend="run `dvc push` again where the data was made",
+                fix="run `dvc push` again where the data was made",
             )
     return content_digest(manifest)
 
@@ -244,7 +244,7 @@ def _differs(config: PinnedConfig, reason: str) -> DatasetError:
     return DatasetError(
         f"The data pulled is not what its manifests say: {reason}",
         where=f"{config.path} at revision {config.revision}",
-        mend="pin another revision; this one was changed by hand or made by another version",
+        fix="pin another revision; this one was changed by hand or made by another version",
     )
 
 

@@ -15,7 +15,7 @@ from multiprocessing import connection, get_context, parent_process
 from vitpipe.config.digest import digest_of
 from vitpipe.contracts.errors import RunError
 from vitpipe.data.manifest import Encoding
-from vitpipe.datasets.sources.byte_ranges import Place
+from vitpipe.datasets.sources.byte_ranges import ByteRange
 from vitpipe.datasets.sources.source import ImageEntry
 from vitpipe.prepare.examine import Examined, examine
 
@@ -73,17 +73,17 @@ def examined(entries: Iterator[ImageEntry], options: PackOptions) -> Iterator[tu
         raise RunError(
             "A process that checks images was killed, perhaps for want of memory",
             where="packing",
-            mend="run the stage again, it goes on where it was; data.workers sets the number of processes",
+            fix="run the stage again, it goes on where it was; data.workers sets the number of processes",
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _examine_many(work: Sequence[tuple[Place, str]], options: PackOptions) -> list[Examined]:
+def _examine_many(work: Sequence[tuple[ByteRange, str]], options: PackOptions) -> list[Examined]:
     return [_examine_one(place, name, options) for place, name in work]
 
 
-def _examine_one(place: Place, name: str, options: PackOptions) -> Examined:
+def _examine_one(place: ByteRange, name: str, options: PackOptions) -> Examined:
     try:
         content = place.read()
     except OSError as error:

@@ -37,7 +37,7 @@ def expected_of(dataset: str, num_classes: int) -> tuple[DatasetFacts, tuple[str
     return known, class_order(dataset)
 
 
-def compare_counts(report: DatasetReport, known: DatasetFacts, mend: str) -> None:
+def compare_counts(report: DatasetReport, known: DatasetFacts, fix: str) -> None:
     """Number of images per split and of classes; one warning each, whatever the difference."""
     found = {"train": report.num_train, "val": report.num_val}
     expected = {"train": known.num_train_images, "val": known.num_val_images}
@@ -50,10 +50,10 @@ def compare_counts(report: DatasetReport, known: DatasetFacts, mend: str) -> Non
             difference = number - expected[split]
             more = f"{difference:,} more" if difference > 0 else f"{-difference:,} fewer"
             what = f"{split} has {number:,} images, {more} than the {expected[split]:,} of {known.title}"
-            report.add("warning", what, mend=mend)
+            report.add("warning", what, fix=fix)
     if report.num_classes is not None and report.num_classes != known.num_classes:
         what = f"There are {report.num_classes:,} classes instead of {known.num_classes:,}"
-        report.add("warning", what, mend=mend)
+        report.add("warning", what, fix=fix)
 
 
 def compare_classes(report: DatasetReport, classes: Sequence[str], known: Sequence[str], where: Path) -> None:
@@ -81,7 +81,7 @@ def compare_classes(report: DatasetReport, classes: Sequence[str], known: Sequen
             f"The classes are in another order: number {first} is '{classes[first]}' here and "
             f"'{known[first]}' in the release",
             where,
-            "nothing to mend for training from here on; classifiers of others need the release's order, "
+            "nothing to fix for training from here on; classifiers of others need the release's order, "
             "which the original archives have",
         )
     elif len(unknown) == len(classes):
@@ -134,9 +134,9 @@ def _compare_archive(
     report: DatasetReport, path: Path, archive: Archive, *, checksums: bool, say: Say
 ) -> None:
     size = path.stat().st_size
-    mend = "get it again if it is meant to be the original; a truncated download is shorter"
+    fix = "get it again if it is meant to be the original; a truncated download is shorter"
     if archive.size_bytes is not None and size != archive.size_bytes:
-        report.add("warning", f"It has {size:,} bytes, the release has {archive.size_bytes:,}", path, mend)
+        report.add("warning", f"It has {size:,} bytes, the release has {archive.size_bytes:,}", path, fix)
     if not checksums:
         return
     if archive.checksum is None or archive.algorithm is None:

@@ -1,4 +1,4 @@
-"""What an examination finds: each finding says what, where and how to mend it."""
+"""What an examination finds: each finding says what, where and how to fix it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Finding:
     level: Level
     what: str
     where: str = ""
-    mend: str = ""
+    fix: str = ""
 
     @classmethod
     def of(cls, error: VitpipeError) -> Finding:
         """An error that would have stopped a run."""
-        return cls("error", error.what, error.where, error.mend)
+        return cls("error", error.what, error.where, error.fix)
 
     def __str__(self) -> str:
         """As one paragraph."""
-        # The same wording as errors have: where, then the mend.
-        return f"{self.level}: {VitpipeError(self.what, where=self.where, mend=self.mend)}"
+        # The same wording as errors have: where, then the fix.
+        return f"{self.level}: {VitpipeError(self.what, where=self.where, fix=self.fix)}"
 
 
 @dataclass
@@ -60,9 +60,9 @@ class DatasetReport:
         """Findings that stop a run."""
         return sum(finding.level == "error" for finding in self.findings)
 
-    def add(self, level: Level, what: str, where: object = "", mend: str = "") -> None:
+    def add(self, level: Level, what: str, where: object = "", fix: str = "") -> None:
         """Add one finding."""
-        self.findings.append(Finding(level, what, str(where), mend))
+        self.findings.append(Finding(level, what, str(where), fix))
 
     def table(self) -> dict[str, Any]:
         """One row for people, without the findings themselves."""

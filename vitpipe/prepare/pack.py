@@ -36,7 +36,7 @@ from vitpipe.data.shards import files_of
 from vitpipe.data.storage.open_storage import storage_of
 from vitpipe.datasets.sources.source import ImageEntry, Source
 from vitpipe.prepare.examine_parallel import PackOptions, examined
-from vitpipe.prepare.shard_writer import ClosedShard, Journal, is_whole, open_cut, open_writer
+from vitpipe.prepare.shard_writer import ClosedShard, PackJournal, is_whole, open_cut, open_writer
 
 _NAMED_IN_MESSAGE = 20
 _SECONDS_BETWEEN_REPORTS = 5.0
@@ -73,7 +73,7 @@ class Quarantine:
             f"{self.num_left_out} files cannot be used, {self.limit} are allowed: {', '.join(self.named)}"
             + (f" and {more} more" if more else ""),
             where=findings,
-            mend="replace these files by good copies, or set data.max_corrupt_images to at least "
+            fix="replace these files by good copies, or set data.max_corrupt_images to at least "
             f"{self.num_left_out} to train without them; what is packed already is kept",
         )
 
@@ -148,7 +148,7 @@ class _Split:
     def __init__(self, source: Source, name: str, work: Path, options: PackOptions, report: Report) -> None:
         self.source, self.name, self.work = source, name, work
         self.options, self.report = options, report
-        self.journal = Journal(work / f"{name}.journal")
+        self.journal = PackJournal(work / f"{name}.journal")
         self.listing = hashlib.blake2b(digest_size=16)
         self.num_entries = 0
         self._started = self._reported = time.monotonic()
@@ -209,7 +209,7 @@ class _Split:
             raise DatasetError(
                 f"An image has class number {entry.label}, there are {len(self.source.classes)} classes",
                 where=f"{self.source.root}: {entry.shown}",
-                mend="compare the file with its published checksum and get it again",
+                fix="compare the file with its published checksum and get it again",
             )
         self.listing.update(_line_of(entry))
         self.num_entries += 1

@@ -112,7 +112,7 @@ def pack_speed() -> PackSpeed:
         raise InputError(
             "The measured packing speed cannot be read",
             where=path,
-            mend="run `vitpipe benchmark pack` again, or delete the file",
+            fix="run `vitpipe benchmark pack` again, or delete the file",
         ) from error
 
 

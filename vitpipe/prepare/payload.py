@@ -43,7 +43,7 @@ def keep_in_store(folder: Path, manifest: Manifest, store: str) -> tuple[Manifes
     for name, sha256 in files:
         if not (folder / name).is_file():
             raise DatasetError(
-                "A packed file is missing", where=folder / name, mend="run the prepare stage again"
+                "A packed file is missing", where=folder / name, fix="run the prepare stage again"
             )
         num_sent += storage.put(folder / name, name, sha256)
     with disk_errors(folder):

@@ -52,7 +52,7 @@ class ClosedShard(BaseModel):
     findings_bytes: int
 
 
-class Journal:
+class PackJournal:
     """What is known to be complete of one split, in a file that survives a kill."""
 
     def __init__(self, path: Path) -> None:
@@ -185,7 +185,7 @@ class ShardWriter:
 
 
 @contextmanager
-def open_writer(folder: Path, split: str, journal: Journal, *, hashed: bool) -> Iterator[ShardWriter]:
+def open_writer(folder: Path, split: str, journal: PackJournal, *, hashed: bool) -> Iterator[ShardWriter]:
     """A writer that goes on where the journal ends; everything after that is cut off first."""
     shards = [line.shard for line in journal.lines if line.shard is not None]
     num_images = sum(shard.num_images for shard in shards)
@@ -202,7 +202,7 @@ def open_writer(folder: Path, split: str, journal: Journal, *, hashed: bool) -> 
         writer.abandon()
 
 
-def is_whole(folder: Path, split: str, journal: Journal, *, hashed: bool) -> bool:
+def is_whole(folder: Path, split: str, journal: PackJournal, *, hashed: bool) -> bool:
     """Do the files hold what the journal says? False when somebody has deleted or changed them."""
     shards = [line.shard for line in journal.lines if line.shard is not None]
     num_images = sum(shard.num_images for shard in shards)

@@ -68,7 +68,7 @@ def open_results(recipe: Recipe, folder: Path) -> RunResults:
         raise ArtifactError(
             "There is no finished stage in this folder",
             where=folder,
-            mend="give a folder of a run, for example artifacts/itpn/pixel_base/demo",
+            fix="give a folder of a run, for example artifacts/itpn/pixel_base/demo",
         )
     return RunResults(recipe, found)
 

@@ -58,7 +58,7 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
     """
     if not runs:
         raise ArtifactError(
-            "There is no run to report on", where=out, mend="name at least one folder of a run"
+            "There is no run to report on", where=out, fix="name at least one folder of a run"
         )
     _refuse_foreign_files(out)
     every = [verdict for run in runs for verdict in verdicts_of(run)]
@@ -83,7 +83,7 @@ def _refuse_foreign_files(out: Path) -> None:
             "The report would replace files that are not an earlier report"
             + (f" ({', '.join(names)})" if names else ""),
             where=out,
-            mend="choose another --out folder; nothing was touched",
+            fix="choose another --out folder; nothing was touched",
         )
 
 

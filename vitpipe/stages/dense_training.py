@@ -16,7 +16,7 @@ from vitpipe.config.resolve import num_workers
 from vitpipe.contracts.errors import disk_errors
 from vitpipe.dense.feed import eval_loader
 from vitpipe.dense.plan import DensePlan
-from vitpipe.dense.run import DenseRun
+from vitpipe.dense.runner import DenseRun
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import states_of
 from vitpipe.train.ranks import Ranks

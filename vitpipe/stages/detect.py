@@ -13,14 +13,20 @@ import numpy as np
 from PIL import Image
 
 from vitpipe.datasets.dense_folder import DenseFolder, open_dense
-from vitpipe.dense.coco import coco_dataset, coco_places, eval_pipeline, padding_groups, train_pipeline
 from vitpipe.dense.coco_ap import NUMBERS, CocoResult, coco_ap, coco_results
-from vitpipe.dense.detect import build_detector, detector_config
-from vitpipe.dense.library import open_detection
+from vitpipe.dense.coco_dataset import (
+    coco_dataset,
+    coco_places,
+    eval_pipeline,
+    padding_groups,
+    train_pipeline,
+)
+from vitpipe.dense.detector import build_detector, detector_config
+from vitpipe.dense.mm_import import open_detection
 from vitpipe.dense.pictures import DrawnObject, Pixels, class_colours, draw_objects, write_sheet
 from vitpipe.dense.plan import detect_plan
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.lineage import record_datasets
+from vitpipe.stages.used_datasets import record_datasets
 from vitpipe.train.ranks import Ranks, joined
 
 _NUM_DRAWN = 4

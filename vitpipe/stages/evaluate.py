@@ -73,7 +73,7 @@ def _described_classifier(ctx: StageContext) -> tuple[Callable[[], Classifier], 
         raise CheckpointError(
             f"The weights are those of a {info.kind} network, which cannot classify",
             where=path,
-            mend="add a finetune stage to the recipe, or take evaluate out of its stages",
+            fix="add a finetune stage to the recipe, or take evaluate out of its stages",
         )
     build = partial(
         build_classifier,

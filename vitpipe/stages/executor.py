@@ -67,7 +67,7 @@ class ExecutorIO:
             raise InputError(
                 f"The executor input cannot be read ({type(error).__name__}: {error})",
                 where="--executor-input",
-                mend="let Kubeflow fill it in: the component's command must hold '{{$}}'",
+                fix="let Kubeflow fill it in: the component's command must hold '{{$}}'",
             ) from error
 
     def parameters(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class ExecutorIO:
                 f"The image holds other code than the pipeline was compiled from "
                 f"({found[:12]} instead of {promised[:12]})",
                 where=f"stage {stage}",
-                mend="build the images from the same commit and compile the pipeline again",
+                fix="build the images from the same commit and compile the pipeline again",
             )
 
     def finish(self, metrics: Mapping[str, float], metadata: Mapping[str, Any] | None = None) -> None:
@@ -151,7 +151,7 @@ class ExecutorIO:
             raise InputError(
                 f"The pipeline parameter '{name}' is not a list of texts",
                 where="--executor-input",
-                mend='give a JSON list, for example ["seed=1"]',
+                fix='give a JSON list, for example ["seed=1"]',
             )
         return value
 
@@ -163,7 +163,7 @@ class ExecutorIO:
             raise ArtifactError(
                 f"The stage's folder holds no file for its output '{name}'",
                 where=self._folder,
-                mend=f"the stage must write a file {name}.* into its folder",
+                fix=f"the stage must write a file {name}.* into its folder",
             )
         target = local_path(self._outputs[name])
         target.parent.mkdir(parents=True, exist_ok=True)

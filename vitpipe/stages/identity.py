@@ -72,7 +72,7 @@ def write_identities(recipe: Recipe, out: Path) -> None:
             raise ArtifactError(
                 "The file is not one of a stage's identity; nothing was touched",
                 where=path,
-                mend="give `vitpipe identity` a folder of its own by --out",
+                fix="give `vitpipe identity` a folder of its own by --out",
             )
     for stale in ours - set(wanted):
         stale.unlink()
@@ -103,7 +103,7 @@ def check_dvc_file(recipe: Recipe, path: Path) -> None:
         raise RecipeError(
             f"Commands in dvc.yaml hold values of params.yaml, which a shell would run ({', '.join(unsafe)})",
             where=path,
-            mend="run `vitpipe compile --dvc`, then `dvc repro` again",
+            fix="run `vitpipe compile --dvc`, then `dvc repro` again",
         )
     edges = {(name, Path(dep).name) for name, stage in written.items() for dep in stage.get("deps", ())}
     wanted = {
@@ -116,7 +116,7 @@ def check_dvc_file(recipe: Recipe, path: Path) -> None:
         raise RecipeError(
             f"dvc.yaml was written for a recipe with another graph (it differs at {differ})",
             where=f"recipe {recipe.name}, profile {recipe.profile}",
-            mend="run `vitpipe compile --dvc`, then `dvc repro` again",
+            fix="run `vitpipe compile --dvc`, then `dvc repro` again",
         )
 
 

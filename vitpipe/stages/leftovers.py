@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitpipe.contracts.artifact import CARD, is_being_written, is_marked
 from vitpipe.contracts.files import remove, size_bytes
-from vitpipe.stages.owner import holder_of
+from vitpipe.stages.folder_lock import holder_of
 from vitpipe.stages.resume import FINISHED, MARK, STATES
 
 _ASIDE = ".aside-"

@@ -47,7 +47,7 @@ from vitpipe.prepare.set_summary import (
     totals,
 )
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.lineage import record_prepared
+from vitpipe.stages.used_datasets import record_prepared
 
 _FINDINGS_SAID = 20
 
@@ -211,7 +211,7 @@ def _user_root(data: DataConfig) -> Path:
         raise DatasetError(
             "The folder of the datasets does not exist",
             where=data.root or "data.root",
-            mend="set data.root in params.yaml to the folder that holds imagenet/, coco/, ade20k/, or set "
+            fix="set data.root in params.yaml to the folder that holds imagenet/, coco/, ade20k/, or set "
             "data.source to embedded",
         )
     return data.root

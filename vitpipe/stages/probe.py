@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vitpipe.config.recipe import LinearConfig, ProbeConfig
 from vitpipe.config.resolve import TRAIN_SET
-from vitpipe.data.mixup import Mix
+from vitpipe.data.mixup import Mixup
 from vitpipe.data.shards import ShardSet
 from vitpipe.evaluate.accuracy import evaluate_classifier
 from vitpipe.evaluate.features import extract_features
@@ -99,7 +99,7 @@ def _trained_top1(ctx: StageContext, network: Classifier, linear: LinearConfig, 
     num_classes = len(train_set.classes)
     seed_model(ctx)
     probe = FrozenProbe(network, num_classes)
-    method = Classify(probe, Mix(linear.augment, num_classes, label_smoothing=0.0))
+    method = Classify(probe, Mixup(linear.augment, num_classes, label_smoothing=0.0))
     plan = make_plan(ctx, linear, train_set, ranks)
     groups = parameter_groups(probe.named_parameters(), weight_decay=linear.optim.weight_decay)
     fit(ctx, method, groups, plan, train_set, ranks, linear)

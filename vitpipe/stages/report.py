@@ -91,7 +91,7 @@ def results_of_folder(folder: Path) -> RunResults:
     raise ArtifactError(
         "There is no finished stage in this folder",
         where=folder,
-        mend="give the folder of a run, for example artifacts/itpn/pixel_base/demo",
+        fix="give the folder of a run, for example artifacts/itpn/pixel_base/demo",
     )
 
 

@@ -18,7 +18,7 @@ from vitpipe.config.digest import digest_of
 from vitpipe.contracts.artifact import Artifact, Card, open_artifact
 from vitpipe.contracts.errors import ArtifactError, VitpipeError, disk_errors
 from vitpipe.contracts.files import move_aside, remove, write_whole
-from vitpipe.track.run import BOX_FOLDER
+from vitpipe.track.stage_run import OUTBOX_FOLDER
 
 MARK, FINISHED, STATES = "identity.json", "finished.json", "state-*.pt"
 _VERSION, _CHECKSUM = 2, "mark_sha256"
@@ -77,7 +77,7 @@ def mark_finished(state: Path, card: Card) -> None:
         remove(state)
         return
     for place in state.iterdir():
-        if place not in (newest, state / MARK, state / BOX_FOLDER):
+        if place not in (newest, state / MARK, state / OUTBOX_FOLDER):
             remove(place)
     write_whole(state / FINISHED, json.dumps({"card": digest_of(card), "stage": card.stage}) + "\n")
 
@@ -99,12 +99,12 @@ def release_states(inputs: Mapping[str, Artifact], state: Path) -> None:
 
 
 def _release(place: Path) -> None:
-    from vitpipe.track.box import Box
-    from vitpipe.track.send import UNSENT_SUFFIX, keep_unsent
+    from vitpipe.track.outbox import Outbox
+    from vitpipe.track.sync import UNSENT_SUFFIX, keep_unsent
 
-    box = Box(place / BOX_FOLDER)
-    if box.journal.is_file() and not box.is_delivered():
-        keep_unsent(box, place.parent / f"{place.stem}{UNSENT_SUFFIX}")
+    outbox = Outbox(place / OUTBOX_FOLDER)
+    if outbox.journal.is_file() and not outbox.is_delivered():
+        keep_unsent(outbox, place.parent / f"{place.stem}{UNSENT_SUFFIX}")
     remove(place)
 
 
@@ -129,8 +129,8 @@ def _keep_or_move(state: Path, decides: Mapping[str, str], recorded: Mapping[str
     differing = [_REASONS.get(key, key) for key in decides if mark.decides.get(key) != decides[key]]
     if differing == [_REASONS["recipe"]] and decides["stage"] == "prepare":
         # Packed shards know by themselves what they were packed from; only the tracker's run is another one.
-        box = state / BOX_FOLDER
-        return _moved(box, differing[0]) if box.exists() else Claim()
+        outbox = state / OUTBOX_FOLDER
+        return _moved(outbox, differing[0]) if outbox.exists() else Claim()
     if differing:
         return _moved(state, "-and-".join(differing))
     changes = _changes(mark.recorded, recorded)
@@ -155,7 +155,7 @@ def _read_mark(state: Path) -> _Mark | str:
     Raises:
         ArtifactError: the folder is not a state folder at all.
     """
-    is_ours = any(state.glob(STATES)) or (state / BOX_FOLDER / "box.json").is_file()
+    is_ours = any(state.glob(STATES)) or (state / OUTBOX_FOLDER / "box.json").is_file()
     try:
         values = json.loads((state / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -165,7 +165,7 @@ def _read_mark(state: Path) -> _Mark | str:
         raise ArtifactError(
             f"--state holds files that vitpipe has not written ({names}); nothing was touched",
             where=state,
-            mend="choose another --state, or move these files away",
+            fix="choose another --state, or move these files away",
         ) from None
     if not isinstance(values, dict) or values.get("version") != _VERSION:
         return "another-version"

@@ -31,11 +31,11 @@ from vitpipe.contracts.errors import ArtifactError, RecipeError
 from vitpipe.contracts.graph import BY_NAME, Node, Stage, graph_of
 from vitpipe.contracts.logger import RunLogger
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.decided import deciding
+from vitpipe.stages.folder_lock import locked_folders
 from vitpipe.stages.launch import choose_threads
-from vitpipe.stages.owner import sole_owner
-from vitpipe.stages.places import Places, settle
+from vitpipe.stages.output_folders import OutputFolders, check_output_folders
 from vitpipe.stages.resume import Claim, claim_state, mark_finished, release_states
+from vitpipe.stages.weights_identity import weights_identity
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run_stage(
     choose_threads(recipe)
     rank = Rank.from_environment()
     _check_input_names(node, inputs)
-    places = settle(name, recipe, inputs, out, state)
+    places = check_output_folders(name, recipe, inputs, out, state)
     artifacts = {key: open_artifact(inputs[key], node.inputs[key]) for key in node.inputs}
     identity = identity_of(recipe, node.stage)
     parents = {key: digest_of(artifact.card) for key, artifact in artifacts.items()}
@@ -119,20 +119,20 @@ def _claimed(
     recipe: Recipe,
     artifacts: Mapping[str, Artifact],
     identity: Mapping[str, str],
-    places: Places,
+    places: OutputFolders,
     rank: Rank,
 ) -> Iterator[Claim]:
     """Own the stage's folders (rank 0), and take up or put aside the state that is there."""
     if rank.rank != 0:
         yield Claim()
         return
-    with sole_owner(places.out, places.state):
+    with locked_folders(places.out, places.state):
         release_states(artifacts, places.state)
         recorded = {
             "code_digest": identity["code_digest"],
             "libraries": library_versions(dense=stage.image == "dense"),
         }
-        yield claim_state(places.state, deciding(stage, recipe, artifacts), recorded, places.out)
+        yield claim_state(places.state, weights_identity(stage, recipe, artifacts), recorded, places.out)
 
 
 def node_of(recipe: Recipe, name: str) -> Node:
@@ -149,7 +149,7 @@ def node_of(recipe: Recipe, name: str) -> Node:
     raise RecipeError(
         what if known else f"There is no stage '{name}'",
         where="STAGE",
-        mend=f"choose one of: {', '.join(recipe.stages if known else BY_NAME)}",
+        fix=f"choose one of: {', '.join(recipe.stages if known else BY_NAME)}",
     )
 
 
@@ -169,7 +169,7 @@ def _check_input_names(node: Node, given: Mapping[str, Path]) -> None:
         raise ArtifactError(
             f"Stage '{node.name}' {' and '.join(parts)}",
             where="--in NAME=DIR",
-            mend="give " + (" ".join(f"--in {n}=DIR" for n in node.inputs) or "no --in at all"),
+            fix="give " + (" ".join(f"--in {n}=DIR" for n in node.inputs) or "no --in at all"),
         )
 
 
@@ -188,7 +188,7 @@ def _output_folder(out: Path, rank: Rank) -> Iterator[Path]:
 def _logger(
     stage: Stage, recipe: Recipe, folder: Path, state: Path, tags: Mapping[str, str], rank: Rank
 ) -> Iterator[RunLogger]:
-    from vitpipe.track.run import SilentLogger, stage_run
+    from vitpipe.track.stage_run import SilentLogger, stage_run
 
     if rank.rank != 0:
         yield SilentLogger()
@@ -225,7 +225,7 @@ def _process_started() -> float:
 
 
 def _revisions_of(prepare_folder: Path) -> dict[str, dict[str, str]]:
-    from vitpipe.stages.lineage import revisions_of
+    from vitpipe.stages.used_datasets import revisions_of
 
     return revisions_of(prepare_folder)
 

@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from vitpipe.datasets.dense_folder import DenseFolder, open_dense
-from vitpipe.dense.library import open_segmentation
 from vitpipe.dense.miou import PixelCounts, SegmentResult
+from vitpipe.dense.mm_import import open_segmentation
 from vitpipe.dense.multi_scale import MergedSizes
 from vitpipe.dense.pictures import class_colours, draw_labels, write_sheet
 from vitpipe.dense.plan import segment_plan
-from vitpipe.dense.segment import (
+from vitpipe.dense.segmentor import (
     ade_dataset,
     build_segmentor,
     eval_pipeline,
@@ -27,7 +27,7 @@ from vitpipe.dense.segment import (
     train_pipeline,
 )
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.lineage import record_datasets
+from vitpipe.stages.used_datasets import record_datasets
 from vitpipe.train.ranks import Ranks, joined
 
 _NUM_DRAWN = 4

@@ -18,7 +18,7 @@ from vitpipe.contracts.graph import BY_NAME
 from vitpipe.contracts.seeds import seed_of
 from vitpipe.data.augment import eval_transform, train_transform
 from vitpipe.data.batches import Batch, eval_batches, train_batches
-from vitpipe.data.mixup import Mix
+from vitpipe.data.mixup import Mixup
 from vitpipe.data.shards import ShardSet, open_shards
 from vitpipe.evaluate.accuracy import evaluate_classifier
 from vitpipe.methods.classify import Classify
@@ -30,8 +30,8 @@ from vitpipe.models.weights import save_weights
 from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_optimiser
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.decided import deciding, starting_weights
-from vitpipe.stages.lineage import record_datasets
+from vitpipe.stages.used_datasets import record_datasets
+from vitpipe.stages.weights_identity import starting_weights, weights_identity
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.loop import train
 from vitpipe.train.ranks import Ranks, joined
@@ -62,7 +62,7 @@ def train_classifier(ctx: StageContext) -> dict[str, float]:
             head_init_std=section.head_init_std,
         )
         start = start_from_weights(ctx, model)
-        method = Classify(model, Mix(section.augment, num_classes, section.label_smoothing))
+        method = Classify(model, Mixup(section.augment, num_classes, section.label_smoothing))
         plan = make_plan(ctx, section, train_set, ranks)
         groups = network_groups(model, section.optim)
         state = fit(ctx, method, groups, plan, train_set, ranks, start=start)
@@ -210,7 +210,7 @@ def fit(
 
 def states_of(ctx: StageContext) -> StateFolder:
     """The saved states of this stage's run: those that the same recipe values, data and weights have made."""
-    identity = digest_of(deciding(BY_NAME[ctx.stage], ctx.recipe, ctx.inputs))
+    identity = digest_of(weights_identity(BY_NAME[ctx.stage], ctx.recipe, ctx.inputs))
     return StateFolder(ctx.state, identity, ctx.logger.say)
 
 

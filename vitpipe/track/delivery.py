@@ -1,8 +1,8 @@
-"""Tell MLflow what is in a box: every final point exactly once, whatever was killed in between.
+"""Tell MLflow what is in an outbox: every final point exactly once, whatever was killed in between.
 
 Three places can be interrupted, and all are looked after:
 
-* between making the MLflow run and writing down its number: the run carries the box's random id as a
+* between making the MLflow run and writing down its number: the run carries the outbox's random id as a
   tag and is searched for before another one is made;
 * between sending points and writing down that they were sent: after a restart, or when a call failed
   with unknown outcome, the run's own history says which of the next points are there already;
@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.contracts.address import hidden
-from vitpipe.track.box import Box, Sent
 from vitpipe.track.journal import JournalReader, Point, Summary, UsedDataset, without_credentials
-from vitpipe.track.names import (
+from vitpipe.track.mlflow_names import (
     LONGEST_DATASET_NAME,
     LONGEST_DIGEST,
     LONGEST_TAG,
@@ -30,14 +29,15 @@ from vitpipe.track.names import (
     place_of,
     stage_tags,
 )
-from vitpipe.track.runs import Runs, in_batches
-from vitpipe.track.speaker import Speaker
-from vitpipe.track.store import (
+from vitpipe.track.mlflow_runs import Runs, in_batches
+from vitpipe.track.outbox import Outbox, Sent
+from vitpipe.track.producer import Producer
+from vitpipe.track.server import (
     address_in_environment,
     address_to_use,
     connect,
     does_not_exist,
-    store_errors,
+    tracking_errors,
 )
 
 _BATCH_POINTS = 1000  # MLflow's log_batch takes no more
@@ -49,33 +49,33 @@ def to_stderr(line: str) -> None:
 
 
 class Delivery:
-    """Sends one box; call `sync` as often as you like. The caller holds the box's lock.
+    """Sends one outbox; call `sync` as often as you like. The caller holds the outbox's lock.
 
     Args:
         say: is given a line when something should be known that stops nothing.
         answered: called as soon as MLflow is known to be there.
 
     Raises:
-        OSError, DamagedError: from the constructor, when there is no whole box.
+        OSError, DamagedError: from the constructor, when there is no whole outbox.
     """
 
     def __init__(
         self,
-        box: Box,
+        outbox: Outbox,
         *,
         say: Callable[[str], None] = to_stderr,
         answered: Callable[[], None] | None = None,
     ) -> None:
-        self.box, self.origin = box, box.origin()
-        sent = box.sent()
+        self.outbox, self.origin = outbox, outbox.origin()
+        sent = outbox.sent()
         if sent is None:
-            say(f"{box.folder} no longer knows what was sent (its sent.json is damaged); MLflow is asked")
+            say(f"{outbox.folder} no longer knows what was sent (its sent.json is damaged); MLflow is asked")
         self.sent = sent if sent is not None else Sent()
         # With a damaged sent.json nobody knows whether the run is in MLflow, so the address stays as well.
         is_told = sent is None or bool(sent.run_id)
         self.store = address_to_use(self.origin.store, address_in_environment(), is_told=is_told)
         self._say, self._answered = say, answered
-        self._reader = JournalReader(box.journal)
+        self._reader = JournalReader(outbox.journal)
         self._client: Any = None
         self._runs: Any = None
         self._unsure = True  # whether points after the cursor may be in MLflow already
@@ -86,15 +86,15 @@ class Delivery:
         """Send everything that is final.
 
         Raises:
-            StoreError: MLflow does not answer or refuses; what it did not get stays to be sent.
+            TrackingError: MLflow does not answer or refuses; what it did not get stays to be sent.
             StorageError: the disk refuses to take down what was sent.
         """
         if self._synced_or_run_is_gone():
             return
-        with store_errors(self.store):  # the run was deleted a moment ago: once more, with a new one
+        with tracking_errors(self.store):  # the run was deleted a moment ago: once more, with a new one
             self._guarded_sync()
 
-    def mark_killed(self, *, ended: Speaker | None = None, now_ms: int = 0) -> None:
+    def mark_killed(self, *, ended: Producer | None = None, now_ms: int = 0) -> None:
         """The stage died without a word: say so, unless its last word was another one. Raises as `sync`.
 
         A run that another process has taken up meanwhile, or that is not running in MLflow, stays as it is.
@@ -104,20 +104,20 @@ class Delivery:
             now_ms: the present, when its death was noticed as it happened.
         """
         ledger = self._reader.refresh()
-        speaker = self.box.speaker()
-        if speaker is not None and speaker != ended and self.box.may_be_filled():
+        producer = self.outbox.producer()
+        if producer is not None and producer != ended and self.outbox.may_be_filled():
             return
         is_running = bool(ledger.statuses) and ledger.statuses[-1][0] == "RUNNING"
         if not is_running or not self.sent.run_id or self._runs is None:
             return
-        with store_errors(self.store):
+        with tracking_errors(self.store):
             died_ms = min(max(ledger.last_ms, now_ms), int(time.time() * 1000))
             self._runs.mark_killed(self.sent.run_id, self.sent.parent_id, ledger.statuses[-1][1], died_ms)
             self._note(num_judged=len(ledger.statuses))
 
     def _synced_or_run_is_gone(self) -> bool:
         """False when MLflow refused because a run is no longer there."""
-        with store_errors(self.store):
+        with tracking_errors(self.store):
             try:
                 self._guarded_sync()
             except Exception as error:
@@ -138,7 +138,7 @@ class Delivery:
         ledger = self._reader.refresh()
         if ledger.num_damaged > self._num_damaged:
             self._num_damaged = ledger.num_damaged
-            self._say(f"{self.box.journal}: damaged lines that were passed over: {ledger.num_damaged}")
+            self._say(f"{self.outbox.journal}: damaged lines that were passed over: {ledger.num_damaged}")
             # Entries have moved up, so their counts say nothing; what MLflow has is asked for.
             self._unsure = True
             self._note(num_points=0, num_datasets=0, num_files=0, num_summaries=0, num_statuses=0)
@@ -172,8 +172,8 @@ class Delivery:
             self._note(num_statuses=len(ledger.statuses))
 
     def _note(self, **changes: Any) -> None:
-        self.sent = self.sent.model_copy(update={"box": self.origin.id, **changes})
-        self.box.write_sent(self.sent)
+        self.sent = self.sent.model_copy(update={"outbox": self.origin.id, **changes})
+        self.outbox.write_sent(self.sent)
 
     # --- runs ---------------------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class Delivery:
         self._client.log_inputs(self.sent.run_id, datasets=[DatasetInput(dataset=dataset, tags=[context])])
 
     def _send_file(self, run_id: str, path: str) -> None:
-        local = self.box.files / path
+        local = self.outbox.files / path
         if not local.is_file():
             self._say(f"{local} is no longer there and was passed over")
             return

@@ -4,7 +4,7 @@ A point is a name at a step. It is pending until a commit makes it final; only f
 sent. A resume rewinds: pending points after the resumed step are forgotten. A point that is final
 stays as it is, so steps that are computed again after a crash are not recorded twice.
 
-One JSON object per line, written by one process and read by another (the courier):
+One JSON object per line, written by one process and read by another (the uploader):
 
     {"time": ms, "step": n, "values": {name: number}}     points
     {"commit": n}  {"commit": null}                       final up to step n, or all of them
@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import disk_errors
-from vitpipe.track.sealed import SUM, DamagedError, checksum, unsealed
+from vitpipe.track.checked_json import SUM, DamagedError, checksum, parse_checked
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Target = Literal["run", "pipeline"]
@@ -166,7 +166,7 @@ class JournalReader:
         self._offset += len(complete)
         for line in complete.splitlines():
             try:
-                self.ledger.apply(unsealed(line))
+                self.ledger.apply(parse_checked(line))
             except DamagedError:
                 self.ledger.num_damaged += 1
         return self.ledger

@@ -1,7 +1,7 @@
 """Why MLflow did not take something, in words that lead to the right fix.
 
 A server that is not there, one that accepts connections and says nothing, one that answers with an error
-of its own, and one that refuses what it was asked are four different things to mend. MLflow wraps all of
+of its own, and one that refuses what it was asked are four different things to fix. MLflow wraps all of
 them into one kind of exception; what really happened stands in the chain of causes below it.
 """
 
@@ -27,17 +27,17 @@ _SEND_LATER = "then run `vitpipe send FOLDER`"
 _START = f"start the server or correct MLFLOW_TRACKING_URI, {_SEND_LATER}"
 
 
-class StoreError(RunError):
+class TrackingError(RunError):
     """MLflow does not answer, answers with an error, or refuses."""
 
 
-class SilentError(StoreError):
+class NoAnswerError(TrackingError):
     """MLflow does not answer at all: it need not be asked anything else for now."""
 
 
 @contextmanager
-def store_errors(address: Address | str) -> Iterator[None]:
-    """Turn whatever MLflow and the libraries below it raise into a `StoreError`."""
+def tracking_errors(address: Address | str) -> Iterator[None]:
+    """Turn whatever MLflow and the libraries below it raise into a `TrackingError`."""
     try:
         yield
     except (VitpipeError, AttributeError, TypeError, LookupError, AssertionError):
@@ -57,57 +57,55 @@ def error_code(error: Exception) -> str:
     return ""
 
 
-def _explained(error: Exception, address: Address) -> StoreError:
+def _explained(error: Exception, address: Address) -> TrackingError:
     names = {type(link).__name__ for link in _chain(error)}
     is_http = address.secret.lower().startswith(("http://", "https://"))
     if names & {"gaierror", "NameResolutionError"}:
         what = "MLflow does not answer (the name of its host is not known here)"
-        return SilentError(
-            what, where=str(address), mend=f"correct the host in MLFLOW_TRACKING_URI, {_SEND_LATER}"
+        return NoAnswerError(
+            what, where=str(address), fix=f"correct the host in MLFLOW_TRACKING_URI, {_SEND_LATER}"
         )
     if "SSLError" in names:
-        return StoreError(
+        return TrackingError(
             f"MLflow's certificate is not accepted ({_reason(error)})",
             where=str(address),
-            mend="name the certificate of its authority by MLFLOW_TRACKING_SERVER_CERT_PATH",
+            fix="name the certificate of its authority by MLFLOW_TRACKING_SERVER_CERT_PATH",
         )
     if "ConnectionRefusedError" in names:
-        return SilentError("MLflow does not answer (connection refused)", where=str(address), mend=_START)
+        return NoAnswerError("MLflow does not answer (connection refused)", where=str(address), fix=_START)
     if names & _TIMEOUTS:
         what = "MLflow does not answer (connected, or tried to, and heard nothing in time)"
-        mend = f"see whether the server is overloaded or something stands between, {_SEND_LATER}"
-        return SilentError(what, where=str(address), mend=mend)
+        fix = f"see whether the server is overloaded or something stands between, {_SEND_LATER}"
+        return NoAnswerError(what, where=str(address), fix=fix)
     if names & {"RetryError", "ResponseError"}:
         return _server_error(_reason(_chain(error)[-1]), address)
     if type(error).__module__.startswith("mlflow.") and _is_answer(error, strictly=False):
         return _refusal(error, address)
     if is_http:
-        return SilentError(f"MLflow does not answer ({_reason(error)})", where=str(address), mend=_START)
+        return NoAnswerError(f"MLflow does not answer ({_reason(error)})", where=str(address), fix=_START)
     return _unopened(error, address)
 
 
-def _refusal(error: Exception, address: Address) -> StoreError:
+def _refusal(error: Exception, address: Address) -> TrackingError:
     code, reason = str(getattr(error, "error_code", "")), _reason(error)
     if "Invalid Host header" in reason:
-        mend = "start the server with `--allowed-hosts` that names this host"
+        fix = "start the server with `--allowed-hosts` that names this host"
     elif code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
-        mend = credentials_mend(address)
+        fix = credentials_fix(address)
     elif code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED"):
         return _server_error(reason, address)
     elif code == "ENDPOINT_NOT_FOUND":
-        mend = "correct MLFLOW_TRACKING_URI: another program answers there, or the path to MLflow is missing"
+        fix = "correct MLFLOW_TRACKING_URI: another program answers there, or the path to MLflow is missing"
     elif "xperiment" in reason:
-        mend = (
-            "correct MLFLOW_EXPERIMENT_ID, or take it away and name an experiment by MLFLOW_EXPERIMENT_NAME"
-        )
+        fix = "correct MLFLOW_EXPERIMENT_ID, or take it away and name an experiment by MLFLOW_EXPERIMENT_NAME"
     elif "scheme" in reason:
-        mend = "correct MLFLOW_TRACKING_URI, for example http://HOST:5000 or sqlite:////PATH/mlflow.db"
+        fix = "correct MLFLOW_TRACKING_URI, for example http://HOST:5000 or sqlite:////PATH/mlflow.db"
     else:
-        mend = f"see the server's log for this request and compare versions of MLflow, {_SEND_LATER}"
-    return StoreError(f"MLflow at {address} refused ({reason})", where=str(address), mend=mend)
+        fix = f"see the server's log for this request and compare versions of MLflow, {_SEND_LATER}"
+    return TrackingError(f"MLflow at {address} refused ({reason})", where=str(address), fix=fix)
 
 
-def credentials_mend(address: Address) -> str:
+def credentials_fix(address: Address) -> str:
     """How to give MLflow the credentials that it asks for; they are never stored with what is to be sent."""
     if "***" in address.secret:
         return (
@@ -120,22 +118,22 @@ def credentials_mend(address: Address) -> str:
     )
 
 
-def _server_error(reason: str, address: Address) -> StoreError:
-    return StoreError(
+def _server_error(reason: str, address: Address) -> TrackingError:
+    return TrackingError(
         f"MLflow answers with an error ({reason})",
         where=str(address),
-        mend=f"see the server's log, {_SEND_LATER}",
+        fix=f"see the server's log, {_SEND_LATER}",
     )
 
 
-def _unopened(error: Exception, address: Address) -> StoreError:
+def _unopened(error: Exception, address: Address) -> TrackingError:
     """A database that MLflow opens itself, without a server."""
-    mend = f"correct MLFLOW_TRACKING_URI or make the database usable, {_SEND_LATER}"
+    fix = f"correct MLFLOW_TRACKING_URI or make the database usable, {_SEND_LATER}"
     if isinstance(error, ImportError):
-        mend = "install that module beside MLflow, or name a server by MLFLOW_TRACKING_URI"
+        fix = "install that module beside MLflow, or name a server by MLFLOW_TRACKING_URI"
     elif "***" in address.secret:
-        mend = credentials_mend(address)
-    return StoreError(f"MLflow's store cannot be opened ({_reason(error)})", where=str(address), mend=mend)
+        fix = credentials_fix(address)
+    return TrackingError(f"MLflow's store cannot be opened ({_reason(error)})", where=str(address), fix=fix)
 
 
 def _is_answer(error: Exception, *, strictly: bool = True) -> bool:

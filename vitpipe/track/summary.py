@@ -8,8 +8,8 @@ from typing import Any
 
 from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.logger import RunLogger
-from vitpipe.track.box import table_as_json
-from vitpipe.track.run import StageRun
+from vitpipe.track.outbox import table_as_json
+from vitpipe.track.stage_run import StageRun
 
 
 def log_pipeline_summary(

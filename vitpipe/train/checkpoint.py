@@ -111,12 +111,12 @@ class StateFolder:
             raise CheckpointError(
                 f"The training state cannot be read ({reason[:120]})",
                 where=path,
-                mend="with several nodes, put the state folder where all of them see it; a damaged one is of "
+                fix="with several nodes, put the state folder where all of them see it; a damaged one is of "
                 "no use any more",
             ) from error
         if identity != self.identity:
             raise CheckpointError(
-                "The training state belongs to another run", where=path, mend="give this run another --state"
+                "The training state belongs to another run", where=path, fix="give this run another --state"
             )
         return content
 
@@ -174,5 +174,5 @@ def _forbidden(error: PermissionError, path: Path) -> CheckpointError:
     return CheckpointError(
         f"The training state may not be read ({error.strerror})",
         where=path,
-        mend="give this user the right to read it, or start with another --state",
+        fix="give this user the right to read it, or start with another --state",
     )

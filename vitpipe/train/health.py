@@ -49,7 +49,7 @@ def stopped(folder: Path, step: int, num_steps: int) -> StoppedError:
     return StoppedError(
         f"Stopped by SIGTERM after step {step} of {num_steps}; the state is saved",
         where=folder,
-        mend="run the same command again, it goes on from there",
+        fix="run the same command again, it goes on from there",
     )
 
 
@@ -78,6 +78,6 @@ def divergence(folder: Path, suspect: tuple[Batch, Draw] | None, what: str, step
     return DivergenceError(
         f"Training diverged: {what} in step {step + 1}; the batch has been saved",
         where=place,
-        mend="lower optim.base_lr, lengthen optim.warmup_epochs, set optim.clip_grad_norm, "
+        fix="lower optim.base_lr, lengthen optim.warmup_epochs, set optim.clip_grad_norm, "
         "or use precision off or bf16",
     )

@@ -30,9 +30,9 @@ from vitpipe.optim.schedules import learning_rate
 from vitpipe.train.average import WeightAverage
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.health import divergence, stop_on_sigterm, stopped
-from vitpipe.train.pace import Pace, peak_memory_gib
 from vitpipe.train.precision import autocast, grad_scaler
 from vitpipe.train.ranks import Ranks
+from vitpipe.train.speedometer import Speedometer, peak_memory_gib
 from vitpipe.train.state import TrainState
 
 
@@ -69,7 +69,7 @@ def train(
     average = WeightAverage(method.model, section.ema_decay) if section.ema_decay else None
     state = TrainState(method, optimiser, grad_scaler(ranks.device, plan.precision), average)
     _resume(state, states, ranks, logger, start)
-    wrapped, stream, pace = ranks.wrap(method), batches(state.step), Pace(state.step)
+    wrapped, stream, pace = ranks.wrap(method), batches(state.step), Speedometer(state.step)
     method.train()
 
     with stop_on_sigterm() as stop:
@@ -197,7 +197,7 @@ def _resume(state: TrainState, states: StateFolder, ranks: Ranks, logger: RunLog
             raise CheckpointError(
                 f"The training state does not fit this network ({str(error).splitlines()[0][:120]})",
                 where=states.path_of(step),
-                mend="start again with another --state",
+                fix="start again with another --state",
             ) from error
         logger.say(f"Going on after step {step}")
     elif start:

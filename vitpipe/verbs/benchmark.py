@@ -105,7 +105,7 @@ def data(
     setting = Setting(wanted, image_size=image_size, batch=batch, num_rounds=rounds)
     if images < batch:
         raise InputError(
-            f"{images} images do not fill a batch of {batch}", where="--images", mend="give more images"
+            f"{images} images do not fill a batch of {batch}", where="--images", fix="give more images"
         )
     with _scratch(scratch) as root:
         num_bytes = photographs.write(root / "train", wanted)
@@ -214,7 +214,7 @@ def check_figure(path: Path | None) -> None:
         InputError: when the name does not end in .png.
     """
     if path is not None and path.suffix != ".png":
-        raise InputError(f"'{path}' is not the name of a PNG file", where="figures", mend="end it in .png")
+        raise InputError(f"'{path}' is not the name of a PNG file", where="figures", fix="end it in .png")
 
 
 def _print_json(found: Any) -> None:

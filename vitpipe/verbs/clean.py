@@ -38,7 +38,7 @@ def clean(
     from vitpipe.stages.leftovers import clear, leftovers
 
     if not folder.is_dir():
-        raise InputError("There is no such folder", where=folder, mend="name the folder of your runs")
+        raise InputError("There is no such folder", where=folder, fix="name the folder of your runs")
     items = leftovers(folder)
     gone = clear(items, folder) if remove and not dry_run else []
     rows = [

@@ -1,4 +1,4 @@
-"""The verb `doctor`: examine datasets, or this machine, and say how to mend what is wrong."""
+"""The verb `doctor`: examine datasets, or this machine, and say how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
             if finding.level == level:
                 print(f"{with_typed_commands(str(finding))}\n")
     if not any(finding.level in ("error", "warning") for finding in findings):
-        print("Nothing to mend.\n")
+        print("Nothing to fix.\n")
 
 
 def _tell(text: str) -> None:

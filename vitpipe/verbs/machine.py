@@ -22,7 +22,7 @@ _MIN_SHARED_GIB, _MIN_DISK_GIB, _MIN_MEMORY_GIB = 1, 10, 4
 
 
 def examine_machine(folder: Path) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """One row (`what`, `value`) per fact, and what is to be mended.
+    """One row (`what`, `value`) per fact, and what is to be fixed.
 
     Args:
         folder: where runs will write.
@@ -43,11 +43,11 @@ def examine_machine(folder: Path) -> tuple[list[dict[str, Any]], list[Finding]]:
         findings.append(Finding("warning", what, str(folder), "free some, or choose another --out folder"))
     if shared < _MIN_SHARED_GIB:
         what = f"There are {shared:.2f} GiB of shared memory"
-        mend = "start the container with --shm-size=2g, or set data.workers to 0"
-        findings.append(Finding("warning", what, str(shared_memory), mend))
+        fix = "start the container with --shm-size=2g, or set data.workers to 0"
+        findings.append(Finding("warning", what, str(shared_memory), fix))
     if memory < _MIN_MEMORY_GIB:
-        mend = "use a smaller batch and data.workers 0"
-        findings.append(Finding("warning", f"There are {memory:.1f} GiB of memory", mend=mend))
+        fix = "use a smaller batch and data.workers 0"
+        findings.append(Finding("warning", f"There are {memory:.1f} GiB of memory", fix=fix))
     _compare_libraries(rows, findings)
     return rows, findings
 
@@ -79,5 +79,5 @@ def _compare_libraries(rows: list[dict[str, Any]], findings: list[Finding]) -> N
         # 2.13.0+cpu is a build of 2.13.0.
         if name in locked and installed.partition("+")[0] != locked[name].partition("+")[0]:
             what = f"{name} is {installed or 'absent'}, the lock has {locked[name]}"
-            mend = "install from requirements.lock: results and golden values hold for its versions"
-            findings.append(Finding("warning" if installed else "error", what, mend=mend))
+            fix = "install from requirements.lock: results and golden values hold for its versions"
+            findings.append(Finding("warning" if installed else "error", what, fix=fix))

@@ -202,6 +202,6 @@ def shard_cache() -> RangeCache:
     except (ValueError, OverflowError) as error:
         raise InputError(
             f"VITPIPE_CACHE_GB is '{gigabytes}', which is no size",
-            mend="give a number of gigabytes, 0 to keep nothing",
+            fix="give a number of gigabytes, 0 to keep nothing",
         ) from error
     return RangeCache(cache_folder() / "shards", limit_bytes)

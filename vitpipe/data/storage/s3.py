@@ -55,7 +55,7 @@ class S3Storage:
         if found is None:
             raise DatasetError(
                 f"'{uri}' is no address of an object storage",
-                mend="write s3://bucket/prefix; credentials come from AWS_ACCESS_KEY_ID and "
+                fix="write s3://bucket/prefix; credentials come from AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY",
             )
         self.uri, self.bucket = uri.rstrip("/"), found["bucket"]
@@ -184,7 +184,7 @@ class S3Storage:
                     raise StorageError(
                         f"The object storage {reason}; tried {waited}",
                         where=f"{self.place(name)} at {_client().meta.endpoint_url}",
-                        mend="check that the storage runs and that AWS_ENDPOINT_URL is right, then run the "
+                        fix="check that the storage runs and that AWS_ENDPOINT_URL is right, then run the "
                         "same command again; what is finished and saved is kept",
                     ) from error
                 # Half of the pause is random, so that many readers do not come back at the same moment.
@@ -201,7 +201,7 @@ class S3Storage:
             return DatasetError(
                 f"There is no bucket '{self.bucket}'",
                 where=f"{self.uri} at {_client().meta.endpoint_url}",
-                mend="make it, or correct data.store and AWS_ENDPOINT_URL",
+                fix="make it, or correct data.store and AWS_ENDPOINT_URL",
             )
         if code in ("NoSuchKey", "404", "InvalidRange"):
             return self._missing(name)
@@ -209,19 +209,19 @@ class S3Storage:
             return StorageError(
                 f"There are no credentials for the object storage ({error})",
                 where=self.uri,
-                mend="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod a role",
+                fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod a role",
             )
         if code in _REFUSED_CODES:
             return StorageError(
                 f"The object storage refuses access ({code})",
                 where=self.place(name),
-                mend="give these credentials the right to list, read and, for the prepare stage, write there",
+                fix="give these credentials the right to list, read and, for the prepare stage, write there",
             )
         if isinstance(error, exceptions.ClientError | exceptions.BotoCoreError):
             return StorageError(
                 f"The object storage cannot be used ({_short(error)})",
                 where=self.place(name),
-                mend="correct data.store and the AWS_ variables",
+                fix="correct data.store and the AWS_ variables",
             )
         return error
 
@@ -232,7 +232,7 @@ class S3Storage:
             raise StorageError(
                 "The object storage sends whole objects where a range was asked for",
                 where=self.place(name),
-                mend="use a storage, or a proxy before it, that answers range requests",
+                fix="use a storage, or a proxy before it, that answers range requests",
             )
         return int(str(span).rpartition("/")[2])
 
@@ -240,7 +240,7 @@ class S3Storage:
         return DatasetError(
             "The object storage has no such object, or only a shorter one",
             where=self.place(name),
-            mend="check data.store, or run the prepare stage again with it: it sends what is missing",
+            fix="check data.store, or run the prepare stage again with it: it sends what is missing",
         )
 
 
@@ -285,7 +285,7 @@ def _client() -> Any:
                 raise StorageError(
                     f"The object storage's address cannot be used ({error})",
                     where="AWS_ENDPOINT_URL",
-                    mend="write it as http://host:port or https://host",
+                    fix="write it as http://host:port or https://host",
                 ) from error
         return _clients[key]
 

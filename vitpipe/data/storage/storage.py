@@ -102,7 +102,7 @@ class LocalStorage:
             raise DatasetError(
                 f"The folder of the shards cannot be listed ({error.strerror})",
                 where=self.folder,
-                mend=_PACK_AGAIN,
+                fix=_PACK_AGAIN,
             ) from error
 
     def fetch(self, name: str, to: Path) -> None:
@@ -149,7 +149,7 @@ class LocalStorage:
                 raise DatasetError(
                     f"A shard cannot be used: it cannot be opened ({error.strerror})",
                     where=self.folder / name,
-                    mend=_PACK_AGAIN,
+                    fix=_PACK_AGAIN,
                 ) from error
             self._files[name] = file
         return file
@@ -173,4 +173,4 @@ def beside(to: Path) -> Iterator[Path]:
 
 def changed_file(path: Path) -> DatasetError:
     """The error for a file whose checksum is not that of the manifest."""
-    return DatasetError("A file has changed since it was packed", where=path, mend=_PACK_AGAIN)
+    return DatasetError("A file has changed since it was packed", where=path, fix=_PACK_AGAIN)

@@ -8,8 +8,8 @@ from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.catalogue import class_names
 from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
+    FileTree,
     OriginalArchive,
-    Tree,
     need_folder,
     none_missing,
     open_tree,
@@ -43,7 +43,7 @@ def verify_ade20k(root: Path) -> DenseLayout:
         none_missing([f"{name[:-4]}.png" for name in image_names], label_names, tree.where(labels), again)
         none_missing([f"{name[:-4]}.jpg" for name in label_names], image_names, tree.where(images), again)
         if not image_names:
-            raise DatasetError("There are no pictures", where=tree.where(images), mend=again)
+            raise DatasetError("There are no pictures", where=tree.where(images), fix=again)
         counts[f"{split}_images"] = len(image_names)
         files += [f"{images}/{name}" for name in image_names] + [f"{labels}/{name}" for name in label_names]
     extra = [name for name in ("objectInfo150.txt", "sceneCategories.txt") if tree.is_file(name)]
@@ -81,14 +81,14 @@ def look_into_ade20k(layout: DenseLayout, number: int | None) -> Look:
         ),
     ]
     found = (
-        DatasetError(f"{len(names)} {what}: {some(names)}", where=layout.root, mend=mend)
-        for names, what, mend in problems
+        DatasetError(f"{len(names)} {what}: {some(names)}", where=layout.root, fix=fix)
+        for names, what, fix in problems
         if names
     )
     return Look(len(looked), tuple(found))
 
 
-def _classes(tree: Tree) -> tuple[str, ...]:
+def _classes(tree: FileTree) -> tuple[str, ...]:
     """Class names from objectInfo150.txt, else the 150 of the challenge."""
     if not tree.is_file("objectInfo150.txt"):
         return class_names("ade20k")
@@ -98,7 +98,7 @@ def _classes(tree: Tree) -> tuple[str, ...]:
         raise DatasetError(
             f"The list of classes is damaged ({error})",
             where=tree.where("objectInfo150.txt"),
-            mend="unpack ADEChallengeData2016.zip again, or remove the file: the 150 names are known",
+            fix="unpack ADEChallengeData2016.zip again, or remove the file: the 150 names are known",
         ) from error
     rows = [line.split("\t") for line in text.splitlines()[1:] if line.strip()]
     return tuple(row[-1].split(",")[0].strip() for row in rows)

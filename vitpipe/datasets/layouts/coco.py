@@ -10,8 +10,8 @@ from typing import Any
 from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
+    FileTree,
     OriginalArchive,
-    Tree,
     need_folder,
     none_missing,
     open_tree,
@@ -52,14 +52,14 @@ def verify_coco(root: Path) -> DenseLayout:
             raise DatasetError(
                 "The train and val annotations have different categories",
                 where=tree.where(instances),
-                mend=f"take both files from the same {_ANNOTATIONS}",
+                fix=f"take both files from the same {_ANNOTATIONS}",
             )
         classes, folder = found, f"{split}2017"
         need_folder(tree, folder, "coco", f"put {folder}.zip there, or unpack it")
         wanted = [image["file_name"] for image in content["images"]]
-        mend = f"unpack {folder}.zip completely, or remove the folder and leave {folder}.zip in its place"
+        fix = f"unpack {folder}.zip completely, or remove the folder and leave {folder}.zip in its place"
         present = tree.names(folder)
-        none_missing(wanted, present, tree.where(folder), mend)
+        none_missing(wanted, present, tree.where(folder), fix)
         if extra := sorted(set(present) - set(wanted)):
             notes.append(f"{len(extra)} files of {folder}/ are in no annotations: {some(extra)}")
         _check_references(content, tree.where(instances))
@@ -96,13 +96,13 @@ def _size_problems(
         yield DatasetError(
             f"{len(broken)} images cannot be opened: {some(broken)}",
             where=layout.root,
-            mend="take them out of the original zip again",
+            fix="take them out of the original zip again",
         )
     if wrong:
         yield DatasetError(
             f"{len(wrong)} images have another size than their annotations: {some(wrong)}",
             where=layout.tree.where(instances),
-            mend="take images and annotations of the same release, and do not resize images by hand: "
+            fix="take images and annotations of the same release, and do not resize images by hand: "
             "boxes and masks are in pixels of the original",
         )
 
@@ -111,12 +111,12 @@ def _num_images(layout: DenseLayout) -> int:
     return layout.counts["train_images"] + layout.counts["val_images"]
 
 
-def _read_annotations(tree: Tree, name: str) -> dict[str, Any]:
+def _read_annotations(tree: FileTree, name: str) -> dict[str, Any]:
     if not tree.is_file(name):
         raise DatasetError(
             "The annotations are missing",
             where=tree.where(name),
-            mend=f"put {_ANNOTATIONS} into the set's folder, or unpack it there",
+            fix=f"put {_ANNOTATIONS} into the set's folder, or unpack it there",
         )
     try:
         content = json.loads(tree.read(name), object_hook=_without_outlines)
@@ -130,7 +130,7 @@ def _read_annotations(tree: Tree, name: str) -> dict[str, Any]:
         raise DatasetError(
             f"The annotations are damaged ({type(error).__name__}: {error})",
             where=tree.where(name),
-            mend=f"unpack {_ANNOTATIONS} again",
+            fix=f"unpack {_ANNOTATIONS} again",
         ) from error
 
 
@@ -149,5 +149,5 @@ def _check_references(content: dict[str, Any], where: str) -> None:
             raise DatasetError(
                 f"Annotations name {len(unknown)} {listed} that are not listed, for example {unknown[0]}",
                 where=where,
-                mend="take the annotations and the images of the same release",
+                fix="take the annotations and the images of the same release",
             )

@@ -8,8 +8,8 @@ from pathlib import Path
 from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
+    FileTree,
     OriginalArchive,
-    Tree,
     need_folder,
     none_missing,
     open_tree,
@@ -39,7 +39,7 @@ def verify_davis(root: Path) -> DenseLayout:
             raise DatasetError(
                 "The list of sequences is missing",
                 where=tree.where(listing),
-                mend=f"put {_ZIP} there, or {_AGAIN}",
+                fix=f"put {_ZIP} there, or {_AGAIN}",
             )
         sequences = tree.read(listing).decode("utf-8", "replace").split()
         frames = [frame for name in sequences for frame in _frames_of(tree, name, listing)]
@@ -79,19 +79,19 @@ def look_into_davis(layout: DenseLayout, number: int | None) -> Look:
         (odd, "frames have another size than the first of their sequence", f"take all of it from {_ZIP}"),
     ]
     found = (
-        DatasetError(f"{len(names)} {what}: {some(names)}", where=layout.root, mend=mend)
-        for names, what, mend in problems
+        DatasetError(f"{len(names)} {what}: {some(names)}", where=layout.root, fix=fix)
+        for names, what, fix in problems
         if names
     )
     return Look(len(looked), tuple(found))
 
 
-def _frames_of(tree: Tree, sequence: str, listing: str) -> list[str]:
+def _frames_of(tree: FileTree, sequence: str, listing: str) -> list[str]:
     """`<sequence>/<number>` of every frame of a sequence, checked."""
     frames, labels = f"{_FRAMES}/{sequence}", f"{_LABELS}/{sequence}"
     if "/" in sequence or sequence.startswith("."):
         raise DatasetError(
-            f"The list names '{sequence}', which is no sequence", where=tree.where(listing), mend=_AGAIN
+            f"The list names '{sequence}', which is no sequence", where=tree.where(listing), fix=_AGAIN
         )
     for folder in (frames, labels):
         need_folder(tree, folder, "davis", f"{_AGAIN}, or remove '{sequence}' from {listing}")
@@ -100,13 +100,13 @@ def _frames_of(tree: Tree, sequence: str, listing: str) -> list[str]:
     none_missing([f"{name[:-4]}.jpg" for name in label_names], frame_names, tree.where(frames), _AGAIN)
     stems = [name[:-4] for name in frame_names]
     if not stems:
-        raise DatasetError("There are no frames", where=tree.where(frames), mend=_AGAIN)
+        raise DatasetError("There are no frames", where=tree.where(frames), fix=_AGAIN)
     numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
     gaps = [f"after {first:05d}" for first, then in pairwise(sorted(numbers)) if then > first + 1]
     if gaps:
         raise DatasetError(
             f"Frames are missing between others: {some(gaps)}",
             where=tree.where(frames),
-            mend=_AGAIN,
+            fix=_AGAIN,
         )
     return [f"{sequence}/{stem}" for stem in stems]

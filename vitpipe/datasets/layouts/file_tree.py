@@ -13,12 +13,12 @@ from typing import IO
 
 from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.archives import ZipEntry, safe_zip_members
-from vitpipe.datasets.sources.byte_ranges import FileSpan, Place, ZipMember
+from vitpipe.datasets.sources.byte_ranges import ByteRange, FileSpan, ZipMember
 
 _CHUNK = 2**20
 
 
-class Tree(ABC):
+class FileTree(ABC):
     """Files and folders by names with slashes, relative to the set. Hidden ones are passed over."""
 
     @abstractmethod
@@ -42,7 +42,7 @@ class Tree(ABC):
         """A file, opened for reading."""
 
     @abstractmethod
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> ByteRange:
         """Where a file is, for another process."""
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Tree(ABC):
             raise DatasetError(
                 f"A file cannot be read ({' '.join(str(error).split()) or type(error).__name__})",
                 where=self.where(name),
-                mend="get this file anew; of an archive, compare the checksum with the published one",
+                fix="get this file anew; of an archive, compare the checksum with the published one",
             ) from error
 
     def read(self, name: str) -> bytes:
@@ -75,7 +75,7 @@ class Tree(ABC):
         return b"".join(self.chunks(name))
 
 
-class FolderTree(Tree):
+class FolderTree(FileTree):
     """Files in a folder."""
 
     def __init__(self, root: Path) -> None:
@@ -105,7 +105,7 @@ class FolderTree(Tree):
         """A file, opened for reading."""
         return (self.root / name).open("rb")
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> ByteRange:
         """The file itself."""
         return FileSpan(str(self.root / name))
 
@@ -114,7 +114,7 @@ class FolderTree(Tree):
         return str(self.root / name)
 
 
-class ZipTree(Tree):
+class ZipTree(FileTree):
     """Files in zip archives, read in their place.
 
     Args:
@@ -163,7 +163,7 @@ class ZipTree(Tree):
             self._opened[path] = zipfile.ZipFile(path)
         return self._opened[path].open(entry.name)
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> ByteRange:
         """The member of the archive."""
         path, entry = self._files[name]
         return ZipMember(str(path), entry.name, entry.crc32)
@@ -188,10 +188,10 @@ class ZipTree(Tree):
             name = folder
 
 
-class LayeredTree(Tree):
+class LayeredTree(FileTree):
     """Several trees on top of each other; a file or folder is that of the first tree that has it."""
 
-    def __init__(self, layers: Sequence[Tree]) -> None:
+    def __init__(self, layers: Sequence[FileTree]) -> None:
         self.layers = tuple(layers)
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
@@ -214,7 +214,7 @@ class LayeredTree(Tree):
         """A file, opened for reading."""
         return self._layer_of(name).open(name)
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> ByteRange:
         """Where the file is."""
         return self._layer_of(name).place(name)
 
@@ -222,7 +222,7 @@ class LayeredTree(Tree):
         """What a person would call it."""
         return self._layer_of(name).where(name)
 
-    def _layer_of(self, name: str) -> Tree:
+    def _layer_of(self, name: str) -> FileTree:
         found = (layer for layer in self.layers if layer.is_file(name) or layer.is_dir(name))
         return next(found, self.layers[0])
 
@@ -258,7 +258,7 @@ class DenseLayout:
     classes: tuple[str, ...]
     counts: dict[str, int]
     files: tuple[str, ...]
-    tree: Tree
+    tree: FileTree
     notes: tuple[str, ...] = ()
 
     @property
@@ -274,7 +274,7 @@ class DenseLayout:
         return f"archives ({', '.join(archives)})" if archives else "folders"
 
 
-def open_tree(root: Path, dataset: str, archives: Iterable[OriginalArchive]) -> tuple[Path, Tree]:
+def open_tree(root: Path, dataset: str, archives: Iterable[OriginalArchive]) -> tuple[Path, FileTree]:
     """A set's folder, and its original archives for what is not unpacked.
 
     Returns:
@@ -290,13 +290,13 @@ def open_tree(root: Path, dataset: str, archives: Iterable[OriginalArchive]) -> 
         raise DatasetError(
             f"A folder of the dataset '{dataset}' is missing",
             where=root,
-            mend=f"put {files} there, or their content, or take '{dataset}' out of data.sets",
+            fix=f"put {files} there, or their content, or take '{dataset}' out of data.sets",
         )
     folder = FolderTree(root)
     inner = {archive.strip for archive in archives if folder.is_dir(archive.strip)} - {""}
     if inner and not any(folder.is_dir(part) for archive in archives for part in archive.parts):
         folder = FolderTree(root / inner.pop())
-    layers: list[Tree] = [folder]
+    layers: list[FileTree] = [folder]
     for archive in archives:
         unpacked = all(folder.is_dir(part) or folder.is_file(part) for part in archive.parts)
         if not unpacked and (root / archive.file).is_file():
@@ -304,19 +304,17 @@ def open_tree(root: Path, dataset: str, archives: Iterable[OriginalArchive]) -> 
     return folder.root, LayeredTree(layers) if len(layers) > 1 else folder
 
 
-def need_folder(tree: Tree, name: str, dataset: str, mend: str) -> None:
+def need_folder(tree: FileTree, name: str, dataset: str, fix: str) -> None:
     """Refuse a set without a folder.
 
     Raises:
         DatasetError: when it is not there.
     """
     if not tree.is_dir(name):
-        raise DatasetError(
-            f"A folder of the dataset '{dataset}' is missing", where=tree.where(name), mend=mend
-        )
+        raise DatasetError(f"A folder of the dataset '{dataset}' is missing", where=tree.where(name), fix=fix)
 
 
-def none_missing(wanted: Iterable[str], present: Iterable[str], where: str, mend: str) -> None:
+def none_missing(wanted: Iterable[str], present: Iterable[str], where: str, fix: str) -> None:
     """Refuse a folder without some of the wanted files.
 
     Raises:
@@ -325,7 +323,7 @@ def none_missing(wanted: Iterable[str], present: Iterable[str], where: str, mend
     present = set(present)
     missing = [name for name in wanted if name not in present]
     if missing:
-        raise DatasetError(f"{len(missing)} files are missing: {some(missing)}", where=where, mend=mend)
+        raise DatasetError(f"{len(missing)} files are missing: {some(missing)}", where=where, fix=fix)
 
 
 def spread(names: Sequence[str], number: int | None) -> list[str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitpipe.contracts.errors import DatasetError
-from vitpipe.datasets.layouts.file_tree import Tree
+from vitpipe.datasets.layouts.file_tree import FileTree
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Look:
     problems: tuple[DatasetError, ...]
 
 
-def size_of(tree: Tree, name: str) -> tuple[int, int] | str:
+def size_of(tree: FileTree, name: str) -> tuple[int, int] | str:
     """(width, height) of a picture from its header, or why there is none."""
     try:
         with tree.open(name) as file, warnings.catch_warnings():
@@ -38,7 +38,7 @@ def size_of(tree: Tree, name: str) -> tuple[int, int] | str:
         return _reason(error)
 
 
-def labels_of(tree: Tree, name: str) -> NDArray[np.uint8] | str:
+def labels_of(tree: FileTree, name: str) -> NDArray[np.uint8] | str:
     """The labels of a label map, (H, W) uint8, or why there are none."""
     try:
         with warnings.catch_warnings():

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 
-class Place(Protocol):
+class ByteRange(Protocol):
     """Anything that can be read once it is needed."""
 
     def read(self) -> bytes:

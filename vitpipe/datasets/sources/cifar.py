@@ -101,7 +101,7 @@ def read_cifar(root: Path, dataset: str) -> CifarSource:
     layout = _LAYOUTS[dataset]
     place = _find(root, layout)
     if place is None:
-        raise DatasetError(f"There is no {layout.archive}", where=root, mend=f"put it there: {layout.line}")
+        raise DatasetError(f"There is no {layout.archive}", where=root, fix=f"put it there: {layout.line}")
     if place.is_dir():
         for name in (layout.meta, *layout.batches["train"], *layout.batches["val"]):
             if not (place / name).is_file():
@@ -112,7 +112,7 @@ def read_cifar(root: Path, dataset: str) -> CifarSource:
         raise DatasetError(
             f"It names no classes under '{layout.class_names.decode()}'",
             where=place / layout.meta,
-            mend=f"get {layout.archive} again",
+            fix=f"get {layout.archive} again",
         )
     classes = tuple(name.decode("ascii", errors="replace") for name in names)
     form = "unpacked batches" if place.is_dir() else place.name
@@ -138,7 +138,7 @@ def _read_member(place: Path, name: str) -> bytes:
 
 
 def _missing(place: Path, name: str) -> DatasetError:
-    return DatasetError(f"'{name}' is missing", where=place, mend="unpack or get the archive again")
+    return DatasetError(f"'{name}' is missing", where=place, fix="unpack or get the archive again")
 
 
 def _checked(
@@ -154,21 +154,21 @@ def _checked(
     rows, labels, names = (content.get(key) for key in (b"data", labels_key, b"filenames"))
     if not (isinstance(rows, ByteArray) and isinstance(labels, list) and isinstance(names, list)):
         raise DatasetError(
-            f"The batch has no data, {labels_key.decode()} and filenames", where=where, mend=again
+            f"The batch has no data, {labels_key.decode()} and filenames", where=where, fix=again
         )
     numbers = rows.numbers
     if numbers.shape != (len(labels), 3 * _SIDE**2) or len(names) != len(labels):
         raise DatasetError(
             f"Data {numbers.shape}, {len(labels)} labels and {len(names)} names, which do not fit",
             where=where,
-            mend=again,
+            fix=again,
         )
     for row, label in enumerate(labels):
         if not isinstance(label, int) or not 0 <= label < num_classes:
             raise DatasetError(
                 f"Row {row} has the label {label} of {num_classes} classes",
                 where=where,
-                mend=again,
+                fix=again,
             )
     return numbers, labels, [_text(name) for name in names]
 

@@ -73,7 +73,7 @@ def need_same_classes(train: ImagesByClass, val: ImagesByClass) -> None:
         raise DatasetError(
             f"{train.where.name}/ and {val.where.name}/ have different classes, for example {some(odd)}",
             where=train.where.parent,
-            mend="class numbers come from the sorted folder names: make both hold the same folders",
+            fix="class numbers come from the sorted folder names: make both hold the same folders",
         )
 
 
@@ -88,7 +88,7 @@ def refuse_empty(part: FolderClasses) -> None:
         raise DatasetError(
             f"{len(empty)} class folders are empty: {some(empty)}",
             where=part.where,
-            mend="unpack their images, or remove the folders from train/ and val/",
+            fix="unpack their images, or remove the folders from train/ and val/",
         )
 
 
@@ -100,6 +100,6 @@ def order_notes(classes: tuple[str, ...]) -> tuple[str, ...]:
     return (f"class folders are named by numbers and sorted as text: class numbers 0, 1, 2 are {first}",)
 
 
-def _need_folder(folder: Path, dataset: str, mend: str) -> None:
+def _need_folder(folder: Path, dataset: str, fix: str) -> None:
     if not folder.is_dir():
-        raise DatasetError(f"A folder of the dataset '{dataset}' is missing", where=folder, mend=mend)
+        raise DatasetError(f"A folder of the dataset '{dataset}' is missing", where=folder, fix=fix)

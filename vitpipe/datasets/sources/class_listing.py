@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitpipe.contracts.errors import DatasetError, some
-from vitpipe.datasets.sources.byte_ranges import FileSpan, Place
+from vitpipe.datasets.sources.byte_ranges import ByteRange, FileSpan
 from vitpipe.datasets.sources.source import ImageEntry, Source
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -29,7 +29,7 @@ class FoundImage(NamedTuple):
     """An image whose class is known from where it was found; fields as in `ImageEntry`."""
 
     name: str
-    place: Place
+    place: ByteRange
     shown: str
 
 
@@ -77,7 +77,7 @@ class FolderClasses(ImagesByClass):
             raise DatasetError(
                 f"The class folder cannot be read any more ({error.strerror})",
                 where=folder,
-                mend="check that nothing else changes the set, then run the same command again",
+                fix="check that nothing else changes the set, then run the same command again",
             ) from error
         return [FoundImage(name, FileSpan(f"{folder}/{name}"), f"{shown}/{name}") for name in names]
 
@@ -152,7 +152,7 @@ def class_folders_of(folder: Path) -> tuple[str, ...]:
         raise DatasetError(
             f"{len(loose)} images lie directly in '{folder.name}', not in class folders: {some(loose)}",
             where=folder,
-            mend="move each image into the folder of its class; for ImageNet's val the classes are in "
+            fix="move each image into the folder of its class; for ImageNet's val the classes are in "
             "ILSVRC2012_validation_ground_truth.txt: with ILSVRC2012_devkit_t12.tar.gz or Kaggle's "
             "LOC_val_solution.csv beside train/ and val/ the images may stay where they are",
         )
@@ -162,11 +162,11 @@ def class_folders_of(folder: Path) -> tuple[str, ...]:
         raise DatasetError(
             f"{len(packed)} classes are not unpacked yet: {some(packed)}",
             where=folder,
-            mend="unpack each tar into a folder of its name, or remove the folders: tars are read as well",
+            fix="unpack each tar into a folder of its name, or remove the folders: tars are read as well",
         )
     if not classes:
         raise DatasetError(
-            "There are no class folders", where=folder, mend="unpack the set as <class>/<image>"
+            "There are no class folders", where=folder, fix="unpack the set as <class>/<image>"
         )
     return classes
 

@@ -64,7 +64,7 @@ def forms_of(dataset: str) -> tuple[Form, ...]:
         is_there = partial(domainnet.is_domain_there, dataset=dataset)
         return _FOLDERS, Form((domainnet.layout_of(dataset),), is_there, domainnet.read_domain)
     raise DatasetError(
-        f"There is no classification set '{dataset}'", mend="use a name that `vitpipe plan` lists"
+        f"There is no classification set '{dataset}'", fix="use a name that `vitpipe plan` lists"
     )
 
 
@@ -93,14 +93,14 @@ def find_source(root: Path, dataset: str) -> Source:
         dataset: name in the catalogue.
 
     Raises:
-        DatasetError: when the set is missing, incomplete, damaged or in no known form; it names the mend.
+        DatasetError: when the set is missing, incomplete, damaged or in no known form; it names the fix.
     """
     forms, folder = forms_of(dataset), folder_of(root, dataset)
     if not folder.is_dir():
         raise DatasetError(
             f"The folder of the dataset '{dataset}' is missing",
             where=folder,
-            mend=f"put the set there as {_or(layouts_of(dataset))}, or take '{dataset}' out of data.sets",
+            fix=f"put the set there as {_or(layouts_of(dataset))}, or take '{dataset}' out of data.sets",
         )
     there = [form for form in forms if form.is_there(folder)]
     if not there:
@@ -114,13 +114,13 @@ def find_source(root: Path, dataset: str) -> Source:
         raise DatasetError(
             f"A part of the dataset '{dataset}' cannot be read ({error.strerror or error})",
             where=error.filename or folder,
-            mend="check its rights, and that nothing else changes the folder",
+            fix="check its rights, and that nothing else changes the folder",
         ) from error
     except DatasetError as error:
         if not others:
             raise
         instead = f"; or move it away: this seems to be there, too: {others[0]}"
-        raise DatasetError(error.what, where=error.where, mend=error.mend + instead) from error
+        raise DatasetError(error.what, where=error.where, fix=error.fix + instead) from error
     if others:
         source.notes = (*source.notes, f"not read, because another form goes before it: {'; '.join(others)}")
     return source
@@ -129,12 +129,12 @@ def find_source(root: Path, dataset: str) -> Source:
 def _no_form(folder: Path, dataset: str, forms: tuple[Form, ...]) -> DatasetError:
     names = visible_names(folder)
     below = [name for name in names if any(form.is_there(folder / name) for form in forms)]
-    mend = f"put the set there as {_or(layouts_of(dataset))}"
+    fix = f"put the set there as {_or(layouts_of(dataset))}"
     if below:
-        mend = f"move the content of {below[0]}/ one folder up: it looks like the set"
+        fix = f"move the content of {below[0]}/ one folder up: it looks like the set"
     content = f"but {some(names)}" if names else "it is empty"
     return DatasetError(
-        f"The folder holds no known form of the dataset '{dataset}', {content}", where=folder, mend=mend
+        f"The folder holds no known form of the dataset '{dataset}', {content}", where=folder, fix=fix
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.archives import safe_zip_members
-from vitpipe.datasets.sources.byte_ranges import FileSpan, Place, ZipMember
+from vitpipe.datasets.sources.byte_ranges import ByteRange, FileSpan, ZipMember
 from vitpipe.datasets.sources.class_listing import (
     ClassSource,
     FoundImage,
@@ -74,7 +74,7 @@ def read_domain(root: Path, dataset: str) -> ClassSource:
             for entry in safe_zip_members(archive)
         }
     else:
-        raise DatasetError("The images are missing", where=archive, mend=f"put there {layout_of(dataset)}")
+        raise DatasetError("The images are missing", where=archive, fix=f"put there {layout_of(dataset)}")
     where = folder if folder.is_dir() else archive
     shown = "" if folder.is_dir() else f"{archive.name}/"
     parts: dict[str, ImagesByClass] = {}
@@ -84,7 +84,7 @@ def read_domain(root: Path, dataset: str) -> ClassSource:
             raise DatasetError(
                 f"{paths[split].name} names {len(missing)} images that are not there: {some(missing)}",
                 where=where,
-                mend=f"get {domain}.zip and the lists again, of the same version (cleaned or original)",
+                fix=f"get {domain}.zip and the lists again, of the same version (cleaned or original)",
             )
         parts[split] = ListedImages(
             ((PurePosixPath(row.path).parts[1], _found(row.path, there[row.path], shown)) for row in rows),
@@ -97,9 +97,7 @@ def read_domain(root: Path, dataset: str) -> ClassSource:
 def _list_path(root: Path, name: str, dataset: str) -> Path:
     path = first_existing(root / name, root / "splits" / name)
     if path is None:
-        raise DatasetError(
-            f"The list '{name}' is missing", where=root, mend=f"put there {layout_of(dataset)}"
-        )
+        raise DatasetError(f"The list '{name}' is missing", where=root, fix=f"put there {layout_of(dataset)}")
     return path
 
 
@@ -114,11 +112,11 @@ def _read_list(path: Path, domain: str) -> list[_Line]:
             raise DatasetError(
                 f"Line {number} is '{text[:80]}' and should be '{domain}/<class>/<file> <class number>'",
                 where=path,
-                mend="get the list again",
+                fix="get the list again",
             )
         lines.append(_Line(file, int(label)))
     if not lines or len({line.path for line in lines}) != len(lines):
-        raise DatasetError("The list is empty or names an image twice", where=path, mend="get the list again")
+        raise DatasetError("The list is empty or names an image twice", where=path, fix="get the list again")
     return lines
 
 
@@ -140,7 +138,7 @@ def _classes(
                     f"'{path}' has the class number {label}, which '{name_of[label]}' has as well, or "
                     f"'{name}' has another one elsewhere",
                     where=paths[split],
-                    mend="get both lists again, from the same place",
+                    fix="get both lists again, from the same place",
                 )
     classes = tuple(sorted(number_of))
     moved = sum(number_of[name] != label for label, name in enumerate(classes))
@@ -152,7 +150,7 @@ def _classes(
     )
 
 
-def _files_of_folder(root: Path, domain: str) -> dict[str, Place]:
+def _files_of_folder(root: Path, domain: str) -> dict[str, ByteRange]:
     folder = root / domain
     classes: Iterable[str] = (name for name in visible_names(folder) if (folder / name).is_dir())
     return {
@@ -162,5 +160,5 @@ def _files_of_folder(root: Path, domain: str) -> dict[str, Place]:
     }
 
 
-def _found(path: str, place: Place, shown: str) -> FoundImage:
+def _found(path: str, place: ByteRange, shown: str) -> FoundImage:
     return FoundImage(PurePosixPath(path).name, place, f"{shown}{path}")

@@ -96,7 +96,7 @@ def read_flowers(root: Path, dataset: str) -> Source:
             raise DatasetError(
                 f"'{name}' is missing, which says what the images are",
                 where=root,
-                mend=f"put it there: {LAYOUT}",
+                fix=f"put it there: {LAYOUT}",
             )
     lists = _read_lists(root)
     if (root / "jpg").is_dir():
@@ -105,7 +105,7 @@ def read_flowers(root: Path, dataset: str) -> Source:
         return FlowersArchive(
             dataset, root, f"{ARCHIVE} with its lists", lists.classes, lists, lists.class_names
         )
-    raise DatasetError("The images are missing", where=root / ARCHIVE, mend=f"put it there: {LAYOUT}")
+    raise DatasetError("The images are missing", where=root / ARCHIVE, fix=f"put it there: {LAYOUT}")
 
 
 def _from_folder(root: Path, dataset: str, lists: _Lists) -> ClassSource:
@@ -138,14 +138,14 @@ def _read_lists(root: Path) -> _Lists:
         raise DatasetError(
             f"The lists name images twice or beyond the {len(labels)} labels: {some(odd) or 'twice'}",
             where=sets_path,
-            mend="get setid.mat and imagelabels.mat again, from the same place",
+            fix="get setid.mat and imagelabels.mat again, from the same place",
         )
     num_classes = max(labels, default=0)
     if set(labels) != set(range(1, num_classes + 1)) or not labels:
         raise DatasetError(
             f"Labels are not 1 to {num_classes} without gaps",
             where=labels_path,
-            mend="get imagelabels.mat again",
+            fix="get imagelabels.mat again",
         )
     classes = tuple(str(label) for label in range(1, num_classes + 1))
     return _Lists({number: label - 1 for number, label in enumerate(labels, start=1)}, numbers, classes)
@@ -163,5 +163,5 @@ def _found(folder: Path, number: int) -> FoundImage:
 def _missing(numbers: set[int], where: Path) -> DatasetError:
     names = [_name(number) for number in sorted(numbers)]
     return DatasetError(
-        f"{len(names)} images are missing: {some(names)}", where=where, mend=f"get {ARCHIVE} again"
+        f"{len(names)} images are missing: {some(names)}", where=where, fix=f"get {ARCHIVE} again"
     )

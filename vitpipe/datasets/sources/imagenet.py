@@ -95,7 +95,7 @@ def read_imagenet(root: Path, dataset: str) -> ClassSource:
         if not unread:
             raise
         instead = f"; or move it away, to read {some(unread)} in its place"
-        raise DatasetError(error.what, where=error.where, mend=error.mend + instead) from error
+        raise DatasetError(error.what, where=error.where, fix=error.fix + instead) from error
     names = labels.class_names if labels else read_synset_mapping(root, root / "ILSVRC")
     notes = order_notes(train.classes)
     if unread:
@@ -175,7 +175,7 @@ def _labels(root: Path, part: _Part) -> ValLabels | None:
         raise DatasetError(
             "The classes of the validation images are missing: the tar holds them flat",
             where=root,
-            mend=f"put {DEVKIT}.tar.gz (2.5 MB; it has {GROUND_TRUTH}) or Kaggle's {SOLUTION} there",
+            fix=f"put {DEVKIT}.tar.gz (2.5 MB; it has {GROUND_TRUTH}) or Kaggle's {SOLUTION} there",
         )
     return labels
 
@@ -191,13 +191,13 @@ def _need_same_classes(
         raise DatasetError(
             f"{len(unknown)} training classes are unknown to {where_known.name}: {some(unknown)}",
             where=train.where,
-            mend=f"remove them if they are not of ILSVRC2012, or get {where_known.name} again",
+            fix=f"remove them if they are not of ILSVRC2012, or get {where_known.name} again",
         )
     if missing := sorted(known - set(train.classes)):
         raise DatasetError(
             f"{len(missing)} classes of {where_known.name} have no training images: {some(missing)}",
             where=train.where,
-            mend=f"unpack or get {TRAIN_TAR} completely; it holds one tar for each of them",
+            fix=f"unpack or get {TRAIN_TAR} completely; it holds one tar for each of them",
         )
     return None
 
@@ -209,12 +209,12 @@ def _no_train(root: Path, dataset: str) -> _Part:
         raise DatasetError(
             f"{packed} must be unpacked first",
             where=root / packed,
-            mend=f"unpack it into {root}; ILSVRC/ comes out",
+            fix=f"unpack it into {root}; ILSVRC/ comes out",
         )
     raise DatasetError(
         f"The training images of the dataset '{dataset}' are missing",
         where=root / "train",
-        mend=f"put {TRAIN_TAR} into {root}, or make train/ hold one folder of images per class",
+        fix=f"put {TRAIN_TAR} into {root}, or make train/ hold one folder of images per class",
     )
 
 
@@ -224,7 +224,7 @@ def _no_val(root: Path, dataset: str) -> _Part:
     raise DatasetError(
         f"The validation images of the dataset '{dataset}' are missing",
         where=root / "val",
-        mend=f"put {VAL_TAR} and {DEVKIT}.tar.gz into {root}, "
+        fix=f"put {VAL_TAR} and {DEVKIT}.tar.gz into {root}, "
         "or make val/ hold the same class folders as train/",
     )
 

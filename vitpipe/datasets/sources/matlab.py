@@ -43,17 +43,17 @@ def read_mat(source: Path | bytes, names: Sequence[str], where: Path) -> dict[st
         raise DatasetError(
             f"The file cannot be read ({error.strerror or error})",
             where=where,
-            mend="check its place and its rights",
+            fix="check its place and its rights",
         ) from error
     except Exception as error:
         # scipy raises ValueError, TypeError, struct.error, zlib.error, MatReadError and others on bad bytes.
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DatasetError(
-            f"The MATLAB file is damaged ({reason})", where=where, mend="get it again"
+            f"The MATLAB file is damaged ({reason})", where=where, fix="get it again"
         ) from error
     missing = [name for name in names if name not in found]
     if missing:
-        raise DatasetError(f"The MATLAB file has no '{missing[0]}'", where=where, mend="get it again")
+        raise DatasetError(f"The MATLAB file has no '{missing[0]}'", where=where, fix="get it again")
     return found
 
 
@@ -61,7 +61,7 @@ def _measure(file: BinaryIO, where: Path) -> None:
     """Refuse what is no MATLAB 5 file, is cut off, or is a bomb: a megabyte can hold a gigabyte of zeros."""
     header = file.read(_HEADER_BYTES)
     if header[126:128] not in (b"IM", b"MI"):
-        raise DatasetError("This is no MATLAB 5 file", where=where, mend="get it again")
+        raise DatasetError("This is no MATLAB 5 file", where=where, fix="get it again")
     order: Literal["little", "big"] = "little" if header[126:128] == b"IM" else "big"
     total = 0
     while tag := file.read(_TAG_BYTES):
@@ -71,7 +71,7 @@ def _measure(file: BinaryIO, where: Path) -> None:
             chunk = file.read(min(_CHUNK, left))
             if not chunk or len(tag) < _TAG_BYTES:
                 raise DatasetError(
-                    "The MATLAB file is damaged (it is cut off)", where=where, mend="get it again"
+                    "The MATLAB file is damaged (it is cut off)", where=where, fix="get it again"
                 )
             left -= len(chunk)
             if kind != _COMPRESSED:
@@ -83,5 +83,5 @@ def _measure(file: BinaryIO, where: Path) -> None:
                 raise DatasetError(
                     f"The MATLAB file inflates to more than {MAX_MAT_BYTES} bytes",
                     where=where,
-                    mend="get it again",
+                    fix="get it again",
                 )

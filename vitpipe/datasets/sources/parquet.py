@@ -76,7 +76,7 @@ class ParquetSource(Source):
                     raise DatasetError(
                         f"Image {position} of {split} has no bytes; maybe it only points at a file",
                         where=path,
-                        mend="get the parquet files with the images inside",
+                        fix="get the parquet files with the images inside",
                     )
                 name = _plain_name(image.get("path")) or f"{split}_{position:08d}{_ending(content)}"
                 yield ImageEntry(name, label, Inline(content), f"{shown}/{name}")
@@ -97,7 +97,7 @@ def read_parquet(root: Path, dataset: str) -> ParquetSource:
     """
     folder = _parquet_folder(root)
     if folder is None:
-        raise DatasetError("There are no parquet files", where=root, mend=f"put {LAYOUT} there")
+        raise DatasetError("There are no parquet files", where=root, fix=f"put {LAYOUT} there")
     files = _files_of_splits(folder, dataset)
     columns = _read_columns(files["train"][0])
     wnids, num_labels = _scan(files, columns)
@@ -134,7 +134,7 @@ def _files_of_splits(folder: Path, dataset: str) -> dict[str, list[Path]]:
         shards = found.get(prefix, [])
         if not shards:
             raise DatasetError(
-                f"There are no {prefix}-*.parquet files", where=folder, mend="get all files of the set"
+                f"There are no {prefix}-*.parquet files", where=folder, fix="get all files of the set"
             )
         wanted = max(total for _, total, _ in shards)
         missing = sorted(set(range(wanted)) - {number for number, _, _ in shards})
@@ -143,7 +143,7 @@ def _files_of_splits(folder: Path, dataset: str) -> dict[str, list[Path]]:
                 f"{prefix}: {len(shards)} files are there and {wanted} should be; missing numbers: "
                 f"{some(missing) or 'none, some are there twice'}",
                 where=folder,
-                mend="get the missing files, and remove files of another release",
+                fix="get the missing files, and remove files of another release",
             )
         files[split] = [folder / name for _, _, name in sorted(shards)]
     return files
@@ -161,7 +161,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _damaged(path: Path, error: Exception) -> DatasetError:
     reason = " ".join(str(error).split())[:120] or type(error).__name__
-    return DatasetError(f"The parquet file is damaged ({reason})", where=path, mend="get it again")
+    return DatasetError(f"The parquet file is damaged ({reason})", where=path, fix="get it again")
 
 
 def _read_columns(path: Path) -> _Columns:
@@ -174,7 +174,7 @@ def _read_columns(path: Path) -> _Columns:
             f"The columns are {', '.join(schema.names)}; there should be one of {', '.join(_IMAGE_COLUMNS)} "
             f"and one of {', '.join(_LABEL_COLUMNS)}",
             where=path,
-            mend="take the parquet files of the image classification set",
+            fix="take the parquet files of the image classification set",
         )
     try:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -202,7 +202,7 @@ def _rows(path: Path, columns: _Columns, wanted: list[str], num_rows: int) -> It
                         raise DatasetError(
                             f"Row {position} has the label {label}",
                             where=path,
-                            mend="take files whose labels are class numbers; -1 marks unlabelled test images",
+                            fix="take files whose labels are class numbers; -1 marks unlabelled test images",
                         )
                     yield image, label
                     position += 1
@@ -224,7 +224,7 @@ def _scan(files: dict[str, list[Path]], columns: _Columns) -> tuple[dict[int, st
                 raise DatasetError(
                     f"Row {row} has the label {label}; the schema names {len(columns.class_names)} classes",
                     where=path,
-                    mend="take all files from the same release of the set",
+                    fix="take all files from the same release of the set",
                 )
             wnid = _wnid(image.get("path") if isinstance(image, dict) else None)
             if wnid and (
@@ -234,7 +234,7 @@ def _scan(files: dict[str, list[Path]], columns: _Columns) -> tuple[dict[int, st
                     f"Row {row} with the label {label} is of {wnid}, but other rows say that {label} is "
                     f"{wnid_of[label]} or that {wnid} is {label_of.get(wnid, label)}",
                     where=path,
-                    mend="take all files from the same release of the set",
+                    fix="take all files from the same release of the set",
                 )
     return wnid_of, num_labels
 
@@ -248,7 +248,7 @@ def _classes(
         raise DatasetError(
             "The labels do not follow the order of the sorted wnids in the paths",
             where=folder,
-            mend="use files whose labels are the standard class numbers, or another form of the set",
+            fix="use files whose labels are the standard class numbers, or another form of the set",
         )
     if len(found) == num_classes:
         return tuple(found), "the wnids in the paths"
@@ -259,7 +259,7 @@ def _classes(
             raise DatasetError(
                 f"{len(odd)} wnids in the paths have other class numbers than usual: {some(sorted(odd))}",
                 where=folder,
-                mend="use files whose labels are the standard class numbers, or another form of the set",
+                fix="use files whose labels are the standard class numbers, or another form of the set",
             )
         return canonical, "the standard list of ILSVRC 2012, because the paths do not name all of them"
     if len(set(columns.class_names)) == num_classes:

@@ -89,5 +89,5 @@ def load_pickle(content: bytes, where: Path) -> Any:
         raise DatasetError(
             f"The pickle cannot be trusted or is damaged ({reason})",
             where=where,
-            mend="get the archive again from the authors' page and compare its checksum",
+            fix="get the archive again from the authors' page and compare its checksum",
         ) from error

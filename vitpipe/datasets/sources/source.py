@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitpipe.datasets.sources.byte_ranges import Place
+from vitpipe.datasets.sources.byte_ranges import ByteRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class ImageEntry:
 
     name: str
     label: int
-    place: Place
+    place: ByteRange
     shown: str
 
 

@@ -49,7 +49,7 @@ def take_classes(source: Source, dataset: str, wnids: Sequence[str]) -> Source:
         raise DatasetError(
             f"{len(missing)} of the {len(wnids)} classes of '{dataset}' are not there: {some(missing)}",
             where=source.root,
-            mend=f"put all of ImageNet-1K into imagenet/, or these classes, named by wnid, into {dataset}/",
+            fix=f"put all of ImageNet-1K into imagenet/, or these classes, named by wnid, into {dataset}/",
         )
     names = dict(zip(source.classes, source.class_names, strict=True)) if source.class_names else {}
     class_names = tuple(names[wnid] for wnid in wnids) if names else ()

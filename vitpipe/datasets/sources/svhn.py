@@ -53,7 +53,7 @@ class SvhnSource(Source):
                 f"X is {images.shape} {images.dtype} and y has {len(labels)} labels; "
                 "X should be (32, 32, 3, number of labels) uint8",
                 where=path,
-                mend="get the file again; it must be the one of cropped digits (format 2)",
+                fix="get the file again; it must be the one of cropped digits (format 2)",
             )
         height, width = images.shape[:2]
         for position, number in enumerate(labels.tolist()):
@@ -61,7 +61,7 @@ class SvhnSource(Source):
                 raise DatasetError(
                     f"Image {position + 1} has the label {number}; labels are 1 to 10",
                     where=path,
-                    mend="get it again",
+                    fix="get it again",
                 )
             name = f"{path.name.split('_')[0]}_{position + 1:06d}.png"
             pixels = Pixels(images[..., position].tobytes(), height, width)
@@ -81,5 +81,5 @@ def read_svhn(root: Path, dataset: str) -> SvhnSource:
     """
     for name in _FILES.values():
         if not (root / name).is_file():
-            raise DatasetError(f"'{name}' is missing", where=root, mend=f"put it there; SVHN is {LAYOUT}")
+            raise DatasetError(f"'{name}' is missing", where=root, fix=f"put it there; SVHN is {LAYOUT}")
     return SvhnSource(dataset, root)

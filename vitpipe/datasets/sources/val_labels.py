@@ -82,7 +82,7 @@ def label_images(images: list[FoundImage], labels: ValLabels, where: Path) -> Li
             f"{labels.where.name} labels {len(labels.wnids)} images and there are {len(images)}: "
             + "; ".join(parts),
             where=where,
-            mend="unpack or get ILSVRC2012_img_val.tar again; it begins with ILSVRC2012_val_00000001.JPEG",
+            fix="unpack or get ILSVRC2012_img_val.tar again; it begins with ILSVRC2012_val_00000001.JPEG",
         )
     labelled = ((labels.wnids[PurePosixPath(image.name).stem], image) for image in images)
     return ListedImages(labelled, where)
@@ -96,7 +96,7 @@ def _read_solution(path: Path, class_names: dict[str, str]) -> ValLabels:
         header = next(rows, [])
         if header[:2] != ["ImageId", "PredictionString"]:
             raise DatasetError(
-                "The first line is not 'ImageId,PredictionString'", where=path, mend=f"get {SOLUTION} again"
+                "The first line is not 'ImageId,PredictionString'", where=path, fix=f"get {SOLUTION} again"
             )
         for number, row in enumerate(rows, start=2):
             if not row:
@@ -106,7 +106,7 @@ def _read_solution(path: Path, class_names: dict[str, str]) -> ValLabels:
                 raise DatasetError(
                     f"Line {number} gives '{row[0]}' the class '{wnid}', which is unknown or the second one",
                     where=path,
-                    mend=f"get {SOLUTION} and LOC_synset_mapping.txt again, from the same place",
+                    fix=f"get {SOLUTION} and LOC_synset_mapping.txt again, from the same place",
                 )
             wnids[row[0]] = wnid
     return ValLabels(wnids, class_names, path)
@@ -115,7 +115,7 @@ def _read_solution(path: Path, class_names: dict[str, str]) -> ValLabels:
 def _read_devkit(files: dict[str, bytes], where: Path) -> ValLabels:
     for name in (_META, GROUND_TRUTH):
         if name not in files:
-            raise DatasetError(f"The devkit lacks data/{name}", where=where, mend=_DEVKIT_AGAIN)
+            raise DatasetError(f"The devkit lacks data/{name}", where=where, fix=_DEVKIT_AGAIN)
     class_of, class_names = _read_meta(files[_META], where / _META)
     wnids = {}
     for number, line in enumerate(files[GROUND_TRUTH].decode("ascii", errors="replace").split(), start=1):
@@ -123,7 +123,7 @@ def _read_devkit(files: dict[str, bytes], where: Path) -> ValLabels:
             raise DatasetError(
                 f"Line {number} of {GROUND_TRUTH} is '{line}'; meta.mat has the classes 1 to {len(class_of)}",
                 where=where,
-                mend=_DEVKIT_AGAIN + ": both files must be of ILSVRC2012",
+                fix=_DEVKIT_AGAIN + ": both files must be of ILSVRC2012",
             )
         wnids[f"ILSVRC2012_val_{number:08d}"] = class_of[line]
     return ValLabels(wnids, class_names, where)
@@ -135,7 +135,7 @@ def _read_meta(content: bytes, where: Path) -> tuple[dict[str, str], dict[str, s
     fields = ("ILSVRC2012_ID", "WNID", "words", "num_children")
     if not set(fields) <= set(synsets.dtype.names or ()):
         raise DatasetError(
-            f"meta.mat has no 'synsets' with the fields {', '.join(fields)}", where=where, mend=_DEVKIT_AGAIN
+            f"meta.mat has no 'synsets' with the fields {', '.join(fields)}", where=where, fix=_DEVKIT_AGAIN
         )
     class_of, class_names = {}, {}
     for record in np.ravel(synsets):
@@ -144,5 +144,5 @@ def _read_meta(content: bytes, where: Path) -> tuple[dict[str, str], dict[str, s
             class_of[str(int(number[0]))] = str(wnid[0])
             class_names[str(wnid[0])] = str(words[0])
     if len(class_names) != len(class_of) or not all(WNID.fullmatch(wnid) for wnid in class_names):
-        raise DatasetError("meta.mat names a class twice or not at all", where=where, mend=_DEVKIT_AGAIN)
+        raise DatasetError("meta.mat names a class twice or not at all", where=where, fix=_DEVKIT_AGAIN)
     return class_of, class_names

@@ -72,7 +72,7 @@ class TarClasses(ImagesByClass):
                 found.append(FoundImage(name, place, f"{self._shown}{key}.tar/{member.name}"))
         if not found:
             raise DatasetError(
-                f"'{key}.tar' holds no images", where=self.where, mend="get it again, or remove the class"
+                f"'{key}.tar' holds no images", where=self.where, fix="get it again, or remove the class"
             )
         return sorted(found, key=lambda image: (image.name, image.shown))
 
@@ -100,11 +100,11 @@ def tars_in_folder(folder: Path, root: Path) -> TarClasses:
         raise DatasetError(
             f"{len(unfinished)} downloads look unfinished: {some(unfinished)}",
             where=folder,
-            mend="finish them, or remove these files",
+            fix="finish them, or remove these files",
         )
     tars = {match[1]: FileSpan(str(folder / name)) for name in names if (match := _CLASS_TAR.fullmatch(name))}
     if not tars:
-        raise DatasetError("There are no <wnid>.tar files", where=folder, mend="put them there")
+        raise DatasetError("There are no <wnid>.tar files", where=folder, fix="put them there")
     return TarClasses(tars, folder, shown_below(folder, root))
 
 
@@ -119,7 +119,7 @@ def tars_in_tar(path: Path, root: Path) -> TarClasses:
         name = PurePosixPath(member.name).name
         if match := _CLASS_TAR.fullmatch(name):
             if match[1] in tars:
-                raise DatasetError(f"There are two '{name}' in it", where=path, mend="get the archive again")
+                raise DatasetError(f"There are two '{name}' in it", where=path, fix="get the archive again")
             tars[match[1]] = FileSpan(str(path), member.offset, member.size_bytes)
         elif not name.startswith("."):
             odd.append(member.name)
@@ -128,7 +128,7 @@ def tars_in_tar(path: Path, root: Path) -> TarClasses:
         raise DatasetError(
             f"The archive should hold one <wnid>.tar per class, and holds {found}",
             where=path,
-            mend=f"get the original {path.name} again, or unpack yours as train/<class>/<image>",
+            fix=f"get the original {path.name} again, or unpack yours as train/<class>/<image>",
         )
     return TarClasses(tars, path, f"{shown_below(path.parent, root)}{path.name}/")
 
@@ -175,7 +175,7 @@ def read_22k(root: Path, dataset: str) -> ClassSource:
         raise DatasetError(
             f"{compressed[0]} must be unpacked first: a compressed tar cannot be read by position",
             where=root / compressed[0],
-            mend=f"run: tar -xzf {compressed[0]}; the <wnid>.tar files inside stay as they are",
+            fix=f"run: tar -xzf {compressed[0]}; the <wnid>.tar files inside stay as they are",
         )
     # A folder is there and holds no classes: its own message says what should be in it.
     return source_of_folders(root, dataset, root / "train", root / "val")
@@ -200,7 +200,7 @@ def _held_out(root: Path, dataset: str, train: FolderClasses | TarClasses, form:
         raise DatasetError(
             f"{len(empty)} class folders are empty: {some(empty)}",
             where=train.where,
-            mend="unpack their images, or remove the folders",
+            fix="unpack their images, or remove the folders",
         )
     names = names_of(train.classes, read_synset_mapping(root))
     parts: dict[str, ImagesByClass] = {"train": train, "val": train}

@@ -139,7 +139,7 @@ def _kind_of(state: Mapping[str, Tensor], where: str | Path) -> Kind | None:
         raise CheckpointError(
             "The checkpoint is of the CLIP-supervised kind (it has layer-scale vectors)",
             where=where,
-            mend="give a pixel-supervised checkpoint; only those are converted",
+            fix="give a pixel-supervised checkpoint; only those are converted",
         )
     if "patch_embed.proj.weight" in state:
         if "decoder_pred.weight" in state:
@@ -164,7 +164,7 @@ def _shape_of(state: Mapping[str, Tensor], where: str | Path) -> HiViTShape:
     raise CheckpointError(
         f"The checkpoint has {len(blocks)} blocks and {width} channels at stride 4, which is no known size",
         where=where,
-        mend=f"the known sizes are {', '.join(SHAPES)}",
+        fix=f"the known sizes are {', '.join(SHAPES)}",
     )
 
 

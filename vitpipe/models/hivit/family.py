@@ -66,7 +66,7 @@ class HiViTFamily(Family):
             raise RecipeError(
                 f"A decoder {decode.width} wide cannot be cut into 16 sub-tokens and {decode.heads} heads",
                 where="model.decoder.width, model.decoder.heads",
-                mend="use a width that is a multiple of 16 and of the number of heads",
+                fix="use a width that is a multiple of 16 and of the number of heads",
             )
         backbone = HiViT(SHAPES[model.name], image_size=model.image_size)
         gain = backbone.shape.init_gain

@@ -221,7 +221,7 @@ class HiViT(nn.Module):
                 f"The relative position bias is made for {self.image_size} x {self.image_size} pixels, "
                 f"but got {images_BCHW.shape[-2]} x {images_BCHW.shape[-1]}",
                 where=self.shape.name,
-                mend="feed that size, or build the network with the other image_size (tables are resized "
+                fix="feed that size, or build the network with the other image_size (tables are resized "
                 "when weights are loaded) or without relative positions",
             )
         return grid

@@ -37,7 +37,7 @@ def rename_revcol(official: Mapping[str, Tensor], where: str | Path) -> Renamed 
         raise CheckpointError(
             f"The checkpoint has {columns} columns, with widths and blocks of no known size",
             where=where,
-            mend=f"the known sizes are {', '.join(SHAPES)}",
+            fix=f"the known sizes are {', '.join(SHAPES)}",
         )
     rows: list[KeyRow] = []
     state: dict[str, Tensor] = {}

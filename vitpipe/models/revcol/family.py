@@ -42,7 +42,7 @@ class RevColFamily(Family):
             raise RecipeError(
                 f"The columns of {model.name} are of one kind, {SHAPES[model.name].num_columns} of them",
                 where=", ".join(f"model.columns.{kind}" for kind in given),
-                mend="take it out (the model's name says how many there are), or choose a revcolv2 model",
+                fix="take it out (the model's name says how many there are), or choose a revcolv2 model",
             )
 
     def backbone(self, name: str, *, image_size: int, **options: Any) -> RevCol:
@@ -63,7 +63,7 @@ class RevColFamily(Family):
         raise RecipeError(
             f"{model.name} has no masked pre-training: RevCol's first version was trained with labels only",
             where="stages: pretrain",
-            mend="take the stage out, or choose a revcolv2 model (`vitpipe models`)",
+            fix="take the stage out, or choose a revcolv2 model (`vitpipe models`)",
         )
 
     def classifier(
@@ -85,7 +85,7 @@ class RevColFamily(Family):
             raise RecipeError(
                 f"{model.name} has no relative positions",
                 where="relative_position",
-                mend="take relative_position out of the section",
+                fix="take relative_position out of the section",
             )
         _check_image_size(model.name, model.image_size)
         columns = model.columns or ColumnsConfig()
@@ -109,7 +109,7 @@ class RevColFamily(Family):
         raise RecipeError(
             f"{model.name} classifies only: there are no maps for the heads of detection and segmentation",
             where=f"stages: {task}",
-            mend="take the stage out, or choose a hivit or revcolv2 model (`vitpipe models`)",
+            fix="take the stage out, or choose a hivit or revcolv2 model (`vitpipe models`)",
         )
 
     def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
@@ -158,7 +158,7 @@ def _check_image_size(name: str, image_size: int) -> None:
         raise InputError(
             f"{name} halves images five times, and {image_size} pixels do not allow it",
             where="model.image_size",
-            mend=f"use a multiple of {STRIDE}",
+            fix=f"use a multiple of {STRIDE}",
         )
 
 

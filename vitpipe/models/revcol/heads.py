@@ -80,7 +80,7 @@ class SupervisedRevCol(RevCol):
                 f"Intermediate supervision needs {NUM_PARTS} columns, and {self.shape.name} has "
                 f"{self.shape.num_columns}",
                 where="model.columns",
-                mend="use a larger size, or no intermediate supervision",
+                fix="use a larger size, or no intermediate supervision",
             )
         decoder = Decoder if num_classes <= _MANY_CLASSES else PlainDecoder
         self.cls_blocks = nn.ModuleList(

@@ -212,7 +212,7 @@ class RevCol(Classifier):
         super().__init__()
         if shape.num_columns < 1:
             raise InputError(
-                f"{shape.num_columns} columns are too few", where="model.columns", mend="give at least one"
+                f"{shape.num_columns} columns are too few", where="model.columns", fix="give at least one"
             )
         self.shape, self._num_classes = shape, num_classes
         self.memory = MemoryPolicy(memory_mode, allow_reversible_amp=allow_reversible_amp)
@@ -265,7 +265,7 @@ class RevCol(Classifier):
             raise InputError(
                 f"The network halves images five times, but got {height} x {breadth} pixels",
                 where=self.shape.name,
-                mend=f"resize or pad the images to multiples of {STRIDE}",
+                fix=f"resize or pad the images to multiples of {STRIDE}",
             )
         x, columns = self.stem(images_BCHW), self.columns
         states: States | None = None

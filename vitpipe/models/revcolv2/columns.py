@@ -223,13 +223,13 @@ def check_shape(shape: RevColV2Shape) -> None:
         raise InputError(
             f"{shape.num_bottom_up} bottom-up and {shape.num_top_down} top-down columns are too few",
             where="model.columns",
-            mend="give at least one of each kind",
+            fix="give at least one of each kind",
         )
     if shape.width % shape.num_heads or shape.width % 4:
         raise InputError(
             f"A width of {shape.width} cannot be split into {shape.num_heads} heads and 4 position parts",
             where=shape.name,
-            mend="use a width that is a multiple of the heads and of 4",
+            fix="use a width that is a multiple of the heads and of 4",
         )
 
 

@@ -71,7 +71,7 @@ class RevColV2Family(Family):
             raise RecipeError(
                 f"{model.name} has no relative positions",
                 where="relative_position",
-                mend="take relative_position out of the section",
+                fix="take relative_position out of the section",
             )
         backbone = _backbone(model, model.image_size, drop_path=drop_path, trainable_positions=True)
         return RevColV2Classifier(backbone, num_classes, head_init_std)
@@ -86,7 +86,7 @@ class RevColV2Family(Family):
         """
         if pyramid_depth is not None:
             raise RecipeError(
-                f"{model.name} has no pyramid", where="pyramid_depth", mend="take it out of the section"
+                f"{model.name} has no pyramid", where="pyramid_depth", fix="take it out of the section"
             )
         window = _DETECTION_WINDOW if task == "detect" else None
         return RevColV2Dense(

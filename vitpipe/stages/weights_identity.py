@@ -29,7 +29,7 @@ _NOT_IN_WEIGHTS = {
 }
 
 
-def deciding(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+def weights_identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """What decides the weights of a training stage, or else the result of a stage, as digests."""
     plain = recipe.model_dump(mode="json")
     dataset = TRAINED_ON.get(stage.name)

@@ -1,4 +1,4 @@
-"""What is in a box reaches MLflow exactly once, whatever fails on the way."""
+"""What is in an outbox reaches MLflow exactly once, whatever fails on the way."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitpipe.track import delivery as delivery_module
-from vitpipe.track.box import Box, Origin
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal, UsedDataset
-from vitpipe.track.send import keep_unsent, send_pending
-from vitpipe.track.store import StoreError
+from vitpipe.track.outbox import Origin, Outbox
+from vitpipe.track.server import TrackingError
+from vitpipe.track.sync import keep_unsent, sync_pending
 
 ORIGIN = Origin(
     store="fake", experiment="e", pipeline="p", pipeline_title="P", stage="pretrain",
@@ -110,31 +110,31 @@ class FlakyClient:
 
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 0.3]), st.integers(0, 12))
 def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps):
-    """Failures before and after each call, couriers that are replaced, points that keep coming."""
+    """Failures before and after each call, uploaders that are replaced, points that keep coming."""
     chance, client = random.Random(seed), FlakyClient(seed, failure_ratio)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(delivery_module, "connect", lambda address, **_: client)
         patch.setattr(delivery_module, "_BATCH_POINTS", 3)
         patch.delenv("MLFLOW_TRACKING_URI")
-        box = Box(Path(folder) / "box")
-        box.open(ORIGIN)
-        journal = Journal(box.journal)
+        outbox = Outbox(Path(folder) / "outbox")
+        outbox.open(ORIGIN)
+        journal = Journal(outbox.journal)
         journal.status("RUNNING")
-        delivery = Delivery(box)
+        delivery = Delivery(outbox)
         for step in range(num_steps):
             journal.dataset(UsedDataset(f"set {step % 3}", "d", "/data", "training", {}))
             journal.points({"loss": float(step), "weird@name": float(step)}, step)
             if chance.random() < 0.5:
                 journal.commit(step)
             if chance.random() < 0.3:
-                delivery = Delivery(box)  # the courier was killed, another one came
-            with contextlib.suppress(StoreError):
+                delivery = Delivery(outbox)  # the uploader was killed, another one came
+            with contextlib.suppress(TrackingError):
                 delivery.sync()
         journal.commit()
         journal.status("FINISHED")
         client.failure_ratio = 0.0
         delivery.sync()
-        stages = [r for r in client.runs.values() if "vitpipe.box" in r.data.tags]
+        stages = [r for r in client.runs.values() if "vitpipe.outbox" in r.data.tags]
         assert len(stages) == 1
         assert len(client.runs) == 2
         wanted = [(name, s, float(s)) for s in range(num_steps) for name in ("loss", "weird_name")]
@@ -145,39 +145,39 @@ def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps)
         if failure_ratio == 0.0:
             assert stages[0].num_log_inputs == len(names)
         assert stages[0].data.params == {"a": "1"}
-        assert box.is_delivered()
+        assert outbox.is_delivered()
 
 
-def test_a_kill_between_sending_and_writing_it_down(store, client, new_box, monkeypatch):
-    box = new_box(store)
-    journal = Journal(box.journal)
+def test_a_kill_between_sending_and_writing_it_down(store, client, new_outbox, monkeypatch):
+    outbox = new_outbox(store)
+    journal = Journal(outbox.journal)
     journal.points({"loss": 1.0}, 1)
     journal.commit()
-    delivery = Delivery(box)
-    monkeypatch.setattr(box, "write_sent", lambda sent: None)  # nothing gets written down any more
+    delivery = Delivery(outbox)
+    monkeypatch.setattr(outbox, "write_sent", lambda sent: None)  # nothing gets written down any more
     delivery.sync()
     journal.points({"loss": 2.0}, 2)
     journal.commit()
-    again = Delivery(Box(box.folder))
+    again = Delivery(Outbox(outbox.folder))
     again.sync()
     history = client.get_metric_history(again.sent.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 2.0)]
     assert again.sent.run_id == delivery.sent.run_id
 
 
-def test_a_whole_stage_in_a_real_store(store, client, new_box):
-    box = new_box(store)
-    journal = Journal(box.journal)
+def test_a_whole_stage_in_a_real_store(store, client, new_outbox):
+    outbox = new_outbox(store)
+    journal = Journal(outbox.journal)
     journal.status("RUNNING")
     journal.points({"train/loss": 0.5}, 10)
     journal.commit()
-    (box.files / "tables").mkdir()
-    (box.files / "tables" / "x.json").write_text(json.dumps({"columns": ["a"], "data": [[1], [2]]}))
+    (outbox.files / "tables").mkdir()
+    (outbox.files / "tables" / "x.json").write_text(json.dumps({"columns": ["a"], "data": [[1], [2]]}))
     journal.file("tables/x.json")
     journal.file("tables/x.json")
     journal.dataset(UsedDataset("imagenet/train", "d" * 64, "/data", "training", {}))
     journal.status("FINISHED")
-    delivery = Delivery(box)
+    delivery = Delivery(outbox)
     delivery.sync()
     run = client.get_run(delivery.sent.run_id)
     parent = client.get_run(delivery.sent.parent_id)
@@ -193,24 +193,24 @@ def test_a_whole_stage_in_a_real_store(store, client, new_box):
     assert (Path(store.removeprefix("sqlite:///")).parent / "mlartifacts").is_dir()
 
 
-def test_datasets_show_on_the_runs_page(store, client, new_box):
+def test_datasets_show_on_the_runs_page(store, client, new_outbox):
     from mlflow.data import get_source
 
-    box = new_box(store)
-    journal = Journal(box.journal)
+    outbox = new_outbox(store)
+    journal = Journal(outbox.journal)
     digest, facts = "0123456789abcdef" * 4, {"num_images": 12, "dvc_md5": "x.dir"}
     places = ("s3://bucket/sets/imagenet", "https://host/x", "/data/prepared")
     for place in places:
         journal.dataset(UsedDataset(f"imagenet of {place[:5]}", digest, place, "training", facts))
     journal.dataset(UsedDataset("n" * 600, digest, "/data", "validation", {}))
     journal.status("RUNNING")
-    delivery = Delivery(box)
+    delivery = Delivery(outbox)
     delivery.sync()
-    for _ in range(2):  # a courier that could not write down how far it was sends again
-        box.write_sent(delivery.sent.model_copy(update={"num_datasets": 0}))
-        Delivery(Box(box.folder)).sync()
+    for _ in range(2):  # a uploader that could not write down how far it was sends again
+        outbox.write_sent(delivery.sent.model_copy(update={"num_datasets": 0}))
+        Delivery(Outbox(outbox.folder)).sync()
     journal.status("FINISHED")
-    Delivery(Box(box.folder)).sync()
+    Delivery(Outbox(outbox.folder)).sync()
     inputs = client.get_run(delivery.sent.run_id).inputs.dataset_inputs
     by_name = {used.dataset.name: used for used in inputs}
     assert len(inputs) == 4  # and not the prepared folder as a whole, because sets are named
@@ -223,19 +223,19 @@ def test_datasets_show_on_the_runs_page(store, client, new_box):
     assert [getattr(source, "uri", None) or source.url for source in found] == list(places)
 
 
-def test_stages_of_one_pipeline_share_their_parent(store, client, new_box):
+def test_stages_of_one_pipeline_share_their_parent(store, client, new_outbox):
     parents = set()
     for stage in ("pretrain", "finetune"):
-        delivery = Delivery(new_box(store, stage))
+        delivery = Delivery(new_outbox(store, stage))
         delivery.sync()
         parents.add(delivery.sent.parent_id)
-    other = Delivery(new_box(store, "probe", pipeline="q"))
+    other = Delivery(new_outbox(store, "probe", pipeline="q"))
     other.sync()
     assert len(parents) == 1
     assert other.sent.parent_id not in parents
 
 
-def test_of_two_pipeline_runs_made_at_once_one_is_kept(new_box, monkeypatch):
+def test_of_two_pipeline_runs_made_at_once_one_is_kept(new_outbox, monkeypatch):
     client = FlakyClient(0, 0.0)
     monkeypatch.setattr(delivery_module, "connect", lambda address, **_: client)
     make, tags = client.create_run, {"vitpipe.role": "pipeline", "vitpipe.pipeline": "p"}
@@ -251,54 +251,56 @@ def test_of_two_pipeline_runs_made_at_once_one_is_kept(new_box, monkeypatch):
         "create_run",
         lambda e, start_time, tags, run_name: make_second(e, start_time or 0, tags, run_name),
     )
-    delivery = Delivery(new_box("fake"))
+    delivery = Delivery(new_outbox("fake"))
     delivery.sync()
     pipelines = [r.info.run_id for r in client.runs.values() if r.data.tags.get("vitpipe.role") == "pipeline"]
     assert pipelines == [delivery.sent.parent_id]
 
 
-def test_a_killed_stage_is_marked_and_a_finished_one_is_not(store, client, new_box):
+def test_a_killed_stage_is_marked_and_a_finished_one_is_not(store, client, new_outbox):
     for stage, last in (("pretrain", None), ("finetune", "FINISHED")):
-        box = new_box(store, stage)
-        journal = Journal(box.journal)
+        outbox = new_outbox(store, stage)
+        journal = Journal(outbox.journal)
         journal.status("RUNNING")
         if last:
             journal.status(last)
-        delivery = Delivery(box)
+        delivery = Delivery(outbox)
         delivery.sync()
         delivery.mark_killed()
         assert client.get_run(delivery.sent.run_id).info.status == (last or "KILLED")
 
 
-def test_what_was_left_behind_is_sent_to_the_corrected_address_and_removed(store, client, new_box, tmp_path):
-    box = new_box("http://127.0.0.1:9")  # the discard port: nobody listens
-    journal = Journal(box.journal)
+def test_what_was_left_behind_is_sent_to_the_corrected_address_and_removed(
+    store, client, new_outbox, tmp_path
+):
+    outbox = new_outbox("http://127.0.0.1:9")  # the discard port: nobody listens
+    journal = Journal(outbox.journal)
     journal.points({"loss": 1.0}, 1)
     journal.commit()
-    kept = keep_unsent(box, tmp_path / ".pretrain.unsent")
-    shutil.rmtree(box.folder)
+    kept = keep_unsent(outbox, tmp_path / ".pretrain.unsent")
+    shutil.rmtree(outbox.folder)
     assert kept is not None
-    assert send_pending(tmp_path) == 1
+    assert sync_pending(tmp_path) == 1
     assert not kept.parent.exists()
     runs = client.search_runs([client.get_experiment_by_name("vitpipe").experiment_id])
     assert sorted(r.data.metrics.get("loss", 0.0) for r in runs) == [0.0, 1.0]
-    assert send_pending(tmp_path) == 0
+    assert sync_pending(tmp_path) == 0
 
 
-def test_a_box_that_somebody_else_sends_is_left_alone(store, new_box, tmp_path):
-    box = new_box(store)
-    Journal(box.journal).status("RUNNING")
-    with box.locked(wait=True):
-        assert send_pending(tmp_path) == 0
+def test_a_box_that_somebody_else_sends_is_left_alone(store, new_outbox, tmp_path):
+    outbox = new_outbox(store)
+    Journal(outbox.journal).status("RUNNING")
+    with outbox.locked(wait=True):
+        assert sync_pending(tmp_path) == 0
 
 
-def test_nobody_listening_is_one_clear_error(new_box, monkeypatch):
+def test_nobody_listening_is_one_clear_error(new_outbox, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(StoreError, match=r"MLflow does not answer \(.*refused.*127.0.0.1:9"):
-        Delivery(new_box("http://127.0.0.1:9")).sync()
+    with pytest.raises(TrackingError, match=r"MLflow does not answer \(.*refused.*127.0.0.1:9"):
+        Delivery(new_outbox("http://127.0.0.1:9")).sync()
 
 
-def test_a_server_that_refuses_is_quoted(new_box, monkeypatch):
+def test_a_server_that_refuses_is_quoted(new_outbox, monkeypatch):
     class Refuse(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(403)
@@ -314,8 +316,8 @@ def test_a_server_that_refuses_is_quoted(new_box, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     try:
-        with pytest.raises(StoreError, match="Invalid Host header"):
-            Delivery(new_box(f"http://127.0.0.1:{server.server_port}")).sync()
+        with pytest.raises(TrackingError, match="Invalid Host header"):
+            Delivery(new_outbox(f"http://127.0.0.1:{server.server_port}")).sync()
     finally:
         server.shutdown()
         server.server_close()

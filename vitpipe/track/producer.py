@@ -1,4 +1,4 @@
-"""The process that fills a box: who it is, and whether it still lives."""
+"""The process that fills an outbox: who it is, and whether it still lives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 SILENT_SECONDS = 180.0
 
 
-class Speaker(BaseModel):
+class Producer(BaseModel):
     """A process, told apart from every other one that had its number before or has it elsewhere.
 
     Attributes:
@@ -31,7 +31,7 @@ class Speaker(BaseModel):
     started: str
 
     @classmethod
-    def of_this_process(cls) -> Speaker:
+    def of_this_process(cls) -> Producer:
         """Who we are."""
         pid = os.getpid()
         return cls(host=socket.gethostname(), kernel=_kernel(), pid=pid, started=_started(pid) or "")
@@ -40,7 +40,7 @@ class Speaker(BaseModel):
         """Whether the process lives, as far as can be known from here.
 
         Args:
-            last_change: when something in its box changed last (seconds since the epoch).
+            last_change: when something in its outbox changed last (seconds since the epoch).
         """
         if (self.host, self.kernel) != (socket.gethostname(), _kernel()):
             return changed_lately(last_change)

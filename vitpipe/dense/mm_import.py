@@ -115,7 +115,7 @@ def _open(scope: str, modules: Sequence[str]) -> None:
         raise RunError(
             f"The dense stages need mmcv, mmdet and mmseg, which cannot be imported ({error})",
             where="detect, segment",
-            mend="install the extra 'dense' (`make setup` does)",
+            fix="install the extra 'dense' (`make setup` does)",
         ) from error
     # Until a runner brings its own logger, this one would tell every start value on the terminal.
     MMLogger.get_instance("mmengine").setLevel("WARNING")

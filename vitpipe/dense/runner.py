@@ -40,8 +40,8 @@ from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_adamw, set_learning_rate
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.health import StopRequest, stop_on_sigterm, stopped
-from vitpipe.train.pace import Pace, peak_memory_gib
 from vitpipe.train.ranks import Ranks
+from vitpipe.train.speedometer import Speedometer, peak_memory_gib
 
 _NEVER = 10**9
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -197,7 +197,7 @@ class DenseRun:
             raise CheckpointError(
                 f"The training state does not fit this network ({str(error).splitlines()[0][:120]})",
                 where=self.states.path_of(step),
-                mend="start again with another --state",
+                fix="start again with another --state",
             ) from error
         self.step, self.window = step, dict(saved["window"])
         self.logger.rewind(step)
@@ -211,7 +211,7 @@ class _StepHook(Hook):
 
     def __init__(self, run: DenseRun, stop: StopRequest) -> None:
         self.run, self.stop = run, stop
-        self.pace = Pace(run.step)
+        self.pace = Speedometer(run.step)
         self.losses: dict[str, float] = {}
 
     def before_run(self, runner: Runner) -> None:
@@ -284,7 +284,7 @@ class _StepHook(Hook):
         return DivergenceError(
             f"Training diverged: the loss is not finite in step {run.step + 1}; the batch has been saved",
             where=place,
-            mend="lower base_lr, lengthen warmup_steps, or use precision off or bf16",
+            fix="lower base_lr, lengthen warmup_steps, or use precision off or bf16",
         )
 
 

@@ -1,4 +1,4 @@
-"""The MLflow runs of one box: found again or made, completed, and their statuses set with care.
+"""The MLflow runs of one outbox: found again or made, completed, and their statuses set with care.
 
 A run may have been deleted in MLflow since; a process that was thought dead may have been followed by
 another one. So a run is looked at before anything about it is decided, and every status that we set
@@ -11,17 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vitpipe.contracts.address import Address, hidden
-from vitpipe.track.box import Origin
 from vitpipe.track.journal import Status
-from vitpipe.track.names import LONGEST_PARAM, LONGEST_TAG, PREFIX, metric_name
-from vitpipe.track.store import does_not_exist, experiment_id, given_experiment
+from vitpipe.track.mlflow_names import LONGEST_PARAM, LONGEST_TAG, PREFIX, metric_name
+from vitpipe.track.outbox import Origin
+from vitpipe.track.server import does_not_exist, experiment_id, given_experiment
 
 BATCH = 100  # log_batch takes so many parameters or tags at once
 STATUS_TIME, STATUS_BOX = f"{PREFIX}status_ms", f"{PREFIX}status_box"
 
 
 class Runs:
-    """Finds, makes and changes the runs that belong to a box."""
+    """Finds, makes and changes the runs that belong to an outbox."""
 
     def __init__(self, client: Any, store: Address, origin: Origin, started_ms: int | None) -> None:
         self._client, self._store, self._origin, self._started_ms = client, store, origin, started_ms
@@ -37,7 +37,7 @@ class Runs:
         return None if run.info.lifecycle_stage == "deleted" else run
 
     def experiment(self) -> str:
-        """Number of the experiment for new runs. Raises StoreError when it was deleted."""
+        """Number of the experiment for new runs. Raises TrackingError when it was deleted."""
         if self._origin.experiment_id:
             return given_experiment(self._client, self._store, self._origin.experiment_id)
         return experiment_id(self._client, self._store, self._origin.experiment)
@@ -55,12 +55,12 @@ class Runs:
         return first
 
     def stage_run(self, experiment: str, parent_id: str) -> str:
-        """The run of the box, made below the pipeline's run if need be."""
-        found = self._search(experiment, {f"{PREFIX}box": self._origin.id})
+        """The run of the outbox, made below the pipeline's run if need be."""
+        found = self._search(experiment, {f"{PREFIX}outbox": self._origin.id})
         if found:
             self.put_below(found[0], parent_id)
             return found[0]
-        tags = {f"{PREFIX}box": self._origin.id, "mlflow.parentRunId": parent_id}
+        tags = {f"{PREFIX}outbox": self._origin.id, "mlflow.parentRunId": parent_id}
         return self._create(experiment, tags, self._origin.stage)
 
     def put_below(self, run_id: str, parent_id: str) -> None:
@@ -83,7 +83,7 @@ class Runs:
             self._client.log_batch(run_id, params=some_params, tags=some_tags)
 
     def set_status(self, run_id: str, parent_id: str, status: Status, time_ms: int) -> None:
-        """Set the status of the box's run and of the pipeline's, unless a younger one is there."""
+        """Set the status of the outbox's run and of the pipeline's, unless a younger one is there."""
         for run in self._both(run_id, parent_id):
             if self._told_ms(run) > time_ms:
                 continue
@@ -108,7 +108,7 @@ class Runs:
                 self._client.set_terminated(run.info.run_id, "KILLED", max(died_ms, running_ms))
 
     def _both(self, run_id: str, parent_id: str) -> Iterator[Any]:
-        """The box's run and the pipeline's as they are now; a run of Kubeflow's is ended by its plugin."""
+        """The outbox's run and the pipeline's as they are now; a run of Kubeflow's is ended by its plugin."""
         own = self.find(run_id)
         if own is not None:
             yield own

@@ -9,7 +9,7 @@ import pytest
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Card, open_artifact, write_card, write_metrics, writing
 from vitpipe.contracts.errors import ArtifactError
-from vitpipe.stages.places import settle
+from vitpipe.stages.output_folders import check_output_folders
 
 CARD = Card(
     stage="prepare", recipe="r", profile="demo", recipe_digest="a", data_digest="b", code_digest="c", image="train",
@@ -64,7 +64,7 @@ def refused(here, recipe, out, state=None, stage="prepare", inputs=None):
     """Settling is refused in one paragraph, and nothing has changed anywhere."""
     before = everything(here.parent)
     with pytest.raises(ArtifactError, match="nothing was touched") as caught:
-        settle(stage, recipe, inputs or {}, here / out, here / state if state else None)
+        check_output_folders(stage, recipe, inputs or {}, here / out, here / state if state else None)
     assert everything(here.parent) == before
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
@@ -89,7 +89,7 @@ def test_places_that_hold_what_is_read_or_everything(here, recipe, option, place
 )
 def test_places_that_are_free(here, recipe, place):
     (here / "empty").mkdir()
-    places = settle("prepare", recipe, {}, here / place, None)
+    places = check_output_folders("prepare", recipe, {}, here / place, None)
     assert places.out == (here / place).resolve()
     assert places.state == places.out.with_name(f".{places.out.name}.state")
 
@@ -109,7 +109,7 @@ def test_a_file_put_into_an_output_is_not_replaced_with_it(here, recipe):
     assert "notes.txt" in refused(here, recipe, "out")
     (here / "out" / "notes.txt").unlink()
     (here / "out" / ".DS_Store").write_text("")
-    settle("prepare", recipe, {}, here / "out", None)
+    check_output_folders("prepare", recipe, {}, here / "out", None)
 
 
 def test_the_output_of_another_stage(here, recipe):
@@ -122,7 +122,7 @@ def test_our_own_output_of_any_version_may_be_replaced(here, recipe):
     text = (here / "out" / "card.json").read_text()
     for version in ('"schema_version": 1', '"schema_version": 99'):
         (here / "out" / "card.json").write_text(text.replace('"schema_version": 2', version))
-        settle("prepare", recipe, {}, here / "out", None)
+        check_output_folders("prepare", recipe, {}, here / "out", None)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "", '{"stage": "x"}'])
@@ -141,7 +141,7 @@ def test_a_link_is_followed_each_time(here, recipe):
     (here / "disk").mkdir()
     (here / "out").symlink_to(here / "disk" / "result")
     for number in (1.0, 2.0):
-        places = settle("prepare", recipe, {}, here / "out", None)
+        places = check_output_folders("prepare", recipe, {}, here / "out", None)
         assert places.out == here / "disk" / "result"
         with writing(here / "out") as folder:
             write_metrics(folder, {"x": number})

@@ -128,23 +128,23 @@ def coco_places(root: Path, split: str) -> tuple[Path, Path]:
     """
     annotations = root / "annotations" / f"instances_{split}2017.json"
     images = root / f"{split}2017"
-    mend = (
+    fix = (
         "a COCO folder has annotations/instances_train2017.json, annotations/instances_val2017.json, "
         "train2017/ and val2017/; run the prepare stage again"
     )
     if not annotations.is_file():
-        raise DatasetError("The annotation file is missing", where=annotations, mend=mend)
+        raise DatasetError("The annotation file is missing", where=annotations, fix=fix)
     if not images.is_dir():
-        raise DatasetError("The image folder is missing", where=images, mend=mend)
+        raise DatasetError("The image folder is missing", where=images, fix=fix)
     try:
         content = json.loads(annotations.read_bytes())
         missing = {"images", "annotations", "categories"} - set(content)
     except (ValueError, TypeError) as error:
         raise DatasetError(
-            f"The annotation file cannot be read ({error})", where=annotations, mend=mend
+            f"The annotation file cannot be read ({error})", where=annotations, fix=fix
         ) from error
     if missing:
         raise DatasetError(
-            f"The annotation file has no {', '.join(sorted(missing))}", where=annotations, mend=mend
+            f"The annotation file has no {', '.join(sorted(missing))}", where=annotations, fix=fix
         )
     return annotations, images

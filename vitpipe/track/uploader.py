@@ -1,11 +1,11 @@
-"""The courier: a process beside the stage that brings its box to MLflow while it is being filled.
+"""The uploader: a process beside the stage that brings its outbox to MLflow while it is being filled.
 
 Importing MLflow costs three seconds and a quarter of a gigabyte, and a server may be slow or gone; the
 training process is spared all of that. It only writes the journal and says "look again" on a pipe.
 
-The stage says "end" when it is over: the courier sends what is left and goes. A stage that was killed
+The stage says "end" when it is over: the uploader sends what is left and goes. A stage that was killed
 cannot say so, and its pipe need not end, because loader workers that it forked may live on and hold the
-other end. So the courier also watches whether the stage is still its parent. After the stage's death it
+other end. So the uploader also watches whether the stage is still its parent. After the stage's death it
 sends what is final, marks the run KILLED, and is gone at the latest after `GRACE_SECONDS`.
 """
 
@@ -26,39 +26,39 @@ from typing import IO
 import vitpipe
 from vitpipe.contracts.address import Address, hidden
 from vitpipe.contracts.errors import StorageError
-from vitpipe.track.box import Box, Contact
-from vitpipe.track.refusal import StoreError
-from vitpipe.track.speaker import Speaker
-from vitpipe.track.store import URI, is_server
+from vitpipe.track.outbox import Contact, Outbox
+from vitpipe.track.producer import Producer
+from vitpipe.track.refusal import TrackingError
+from vitpipe.track.server import URI, is_server
 
-LOG = "courier.log"
+LOG = "uploader.log"
 GRACE_SECONDS = 24.0
 # How long a stage waits in all for a server that says nothing, and at least for a last try at its end.
 PATIENCE_SECONDS, LAST_TRY_SECONDS = 6.0, 2.0
-START_SECONDS = 20.0  # for the courier itself to start, on a machine that is busy
+START_SECONDS = 20.0  # for the uploader itself to start, on a machine that is busy
 FINISH_SECONDS, STALLED_SECONDS = 120.0, 60.0  # while MLflow answers: in all, and without anything being sent
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 300.0
 _LOOK_SECONDS, _SIGN_OF_LIFE_SECONDS, _TICK_SECONDS = 1.0, 30.0, 0.05
 _END = b"end\n"
 
 
-class Courier:
-    """The stage's handle on its courier. A courier that dies changes nothing for the stage.
+class Uploader:
+    """The stage's handle on its uploader. A uploader that dies changes nothing for the stage.
 
     Args:
-        store: with credentials, which the courier is given in its environment.
+        store: with credentials, which the uploader is given in its environment.
     """
 
-    def __init__(self, box: Box, store: Address) -> None:
-        box.write_contact(None)
-        speaker = Speaker.of_this_process().model_dump_json()
-        with (box.folder / LOG).open("ab") as log:
+    def __init__(self, outbox: Outbox, store: Address) -> None:
+        outbox.write_contact(None)
+        producer = Producer.of_this_process().model_dump_json()
+        with (outbox.folder / LOG).open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vitpipe.track.courier", str(box.folder.resolve()), speaker],
+                [sys.executable, "-m", "vitpipe.track.uploader", str(outbox.folder.resolve()), producer],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
                 env=_environment(store),
             )  # fmt: skip
-        self._box, self._store = box, store
+        self._box, self._store = outbox, store
         self._patience, self._start = PATIENCE_SECONDS, START_SECONDS
 
     def wake(self) -> None:
@@ -66,7 +66,7 @@ class Courier:
         self._tell(b"look\n")
 
     def contact(self) -> Contact | None:
-        """Whether MLflow answers this courier; an earlier one may still write into the same box."""
+        """Whether MLflow answers this uploader; an earlier one may still write into the same outbox."""
         contact = self._box.contact()
         return contact if contact is not None and contact.pid == self._process.pid else None
 
@@ -92,7 +92,7 @@ class Courier:
             self._process.wait()
 
     def _wait(self, is_done: Callable[[], bool], seconds: float, stalled_seconds: float) -> None:
-        """Wait for the courier; long only while MLflow answers and things get sent."""
+        """Wait for the uploader; long only while MLflow answers and things get sent."""
         started = last_change = last_tick = time.monotonic()
         sent = self._box.sent()
         while self._process.poll() is None and not is_done():
@@ -112,27 +112,27 @@ class Courier:
                 return
 
     def _tell(self, word: bytes) -> None:
-        with contextlib.suppress(OSError):  # it is gone; the box is kept
+        with contextlib.suppress(OSError):  # it is gone; the outbox is kept
             if self._process.stdin is not None and not self._process.stdin.closed:
                 self._process.stdin.write(word)
                 self._process.stdin.flush()
 
 
 class Parent:
-    """The stage as its courier sees it: what it says on the pipe, and whether it lives.
+    """The stage as its uploader sees it: what it says on the pipe, and whether it lives.
 
     Attributes:
         is_over: the stage has ended, in whatever way.
     """
 
-    def __init__(self, speaker: Speaker, words: IO[bytes]) -> None:
-        self.speaker, self.is_over = speaker, False
+    def __init__(self, producer: Producer, words: IO[bytes]) -> None:
+        self.producer, self.is_over = producer, False
         self._words = words
 
     @property
     def is_dead(self) -> bool:
         """Whether the process has died; its children are then somebody else's."""
-        return os.getppid() != self.speaker.pid
+        return os.getppid() != self.producer.pid
 
     def wait(self, pause: float) -> None:
         """Wait for a word, or with a `pause` for its end whatever is said; at most while the stage lives."""
@@ -147,21 +147,21 @@ class Parent:
                 if not pause:
                     return
 
-    def watch(self, box: Box) -> None:
+    def watch(self, outbox: Outbox) -> None:
         """Leave signs of life while the stage lives, and end this process soon after it has died."""
         last_sign = 0.0
         while not self.is_dead:
             if time.monotonic() - last_sign > _SIGN_OF_LIFE_SECONDS:
                 last_sign = time.monotonic()
-                box.speaker_lives()
+                outbox.producer_lives()
             time.sleep(_LOOK_SECONDS)
         time.sleep(GRACE_SECONDS)
         print("the stage has died and MLflow did not take everything in time", file=sys.stderr, flush=True)
         os._exit(1)  # the main thread may be waiting for a server that says nothing
 
 
-def carry(box: Box, parent: Parent) -> bool:
-    """Send the box again and again until the stage is over; pauses grow while MLflow does not answer.
+def carry(outbox: Outbox, parent: Parent) -> bool:
+    """Send the outbox again and again until the stage is over; pauses grow while MLflow does not answer.
 
     Returns:
         Whether everything was sent.
@@ -175,9 +175,9 @@ def carry(box: Box, parent: Parent) -> bool:
         to_stderr(line)
 
     def answered() -> None:
-        box.write_contact(Contact(reached=True, note="; ".join(notes)))
+        outbox.write_contact(Contact(reached=True, note="; ".join(notes)))
 
-    delivery = Delivery(box, say=say, answered=answered)
+    delivery = Delivery(outbox, say=say, answered=answered)
     pause, is_sent = 0.0, False
     while True:
         parent.is_over = parent.is_over or parent.is_dead
@@ -186,12 +186,12 @@ def carry(box: Box, parent: Parent) -> bool:
             delivery.sync()
             if is_last:
                 died_ms = int(time.time() * 1000) if parent.is_dead else 0
-                delivery.mark_killed(ended=parent.speaker, now_ms=died_ms)
+                delivery.mark_killed(ended=parent.producer, now_ms=died_ms)
             is_sent, pause = True, 0.0
             answered()
-        except (StoreError, StorageError) as error:
+        except (TrackingError, StorageError) as error:
             is_sent, pause = False, min(max(2 * pause, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
-            box.write_contact(Contact(reached=False, reason=error.what, mend=error.mend))
+            outbox.write_contact(Contact(reached=False, reason=error.what, fix=error.fix))
             to_stderr(str(error))
         if is_last:
             return is_sent
@@ -229,20 +229,20 @@ def _environment(store: Address) -> dict[str, str]:
 
 
 def main() -> None:
-    """Carry one box, then those that other stages left behind beside it."""
+    """Carry one outbox, then those that other stages left behind beside it."""
     sys.stdout, sys.stderr = _WithoutCredentials(sys.stdout), _WithoutCredentials(sys.stderr)
-    box = Box(Path(sys.argv[1]))
-    parent = Parent(Speaker.model_validate_json(sys.argv[2]), sys.stdin.buffer)
-    threading.Thread(target=parent.watch, args=(box,), daemon=True).start()
-    box.write_contact(Contact(reached=False, is_asking=True))
-    with box.locked(wait=True):
-        is_sent = carry(box, parent)
+    outbox = Outbox(Path(sys.argv[1]))
+    parent = Parent(Producer.model_validate_json(sys.argv[2]), sys.stdin.buffer)
+    threading.Thread(target=parent.watch, args=(outbox,), daemon=True).start()
+    outbox.write_contact(Contact(reached=False, is_asking=True))
+    with outbox.locked(wait=True):
+        is_sent = carry(outbox, parent)
     if is_sent and not parent.is_dead:
-        from vitpipe.track.send import send_beside
+        from vitpipe.track.sync import sync_beside
 
         try:
-            send_beside(box)
-        except (StoreError, StorageError) as error:
+            sync_beside(outbox)
+        except (TrackingError, StorageError) as error:
             print(error, file=sys.stderr)
     sys.exit(0 if is_sent else 1)
 

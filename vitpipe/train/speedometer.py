@@ -8,7 +8,7 @@ import time
 import torch
 
 
-class Pace:
+class Speedometer:
     """Wall time since the last logged point and since the last save; starts now, at `step`."""
 
     def __init__(self, step: int) -> None:

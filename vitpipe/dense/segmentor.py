@@ -203,15 +203,15 @@ def ade_places(root: Path, split: str) -> tuple[Path, Path]:
         DatasetError: when a folder is missing or empty, or a picture has no label map.
     """
     images, labels = root / "images" / _SPLITS[split], root / "annotations" / _SPLITS[split]
-    mend = (
+    fix = (
         "an ADE20K folder has images/training, images/validation (.jpg) and annotations/training, "
         "annotations/validation (.png of the same names); run the prepare stage again"
     )
     for place, suffix in ((images, ".jpg"), (labels, ".png")):
         if not any(place.glob(f"*{suffix}")):
-            raise DatasetError(f"The folder is missing or has no {suffix} files", where=place, mend=mend)
+            raise DatasetError(f"The folder is missing or has no {suffix} files", where=place, fix=fix)
     orphans = {file.stem for file in images.glob("*.jpg")} - {file.stem for file in labels.glob("*.png")}
     if orphans:
         named = ", ".join(sorted(orphans)[:3])
-        raise DatasetError(f"{len(orphans)} pictures have no label map ({named})", where=labels, mend=mend)
+        raise DatasetError(f"{len(orphans)} pictures have no label map ({named})", where=labels, fix=fix)
     return images, labels

@@ -1,4 +1,4 @@
-"""The courier goes when its stage has gone, and a server that says nothing costs a stage seconds, not minutes."""
+"""The uploader goes when its stage has gone, and a server that says nothing costs a stage seconds, not minutes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from killed_stage import kill_stage
 from mlflow_servers import answering_server, silent_server
 
 from vitpipe.contracts.address import Address
-from vitpipe.track import courier as courier_module
-from vitpipe.track.box import Box, Contact
-from vitpipe.track.courier import Courier, Parent, carry
-from vitpipe.track.run import stage_run
-from vitpipe.track.speaker import Speaker
+from vitpipe.track import uploader as uploader_module
+from vitpipe.track.outbox import Contact, Outbox
+from vitpipe.track.producer import Producer
+from vitpipe.track.stage_run import stage_run
+from vitpipe.track.uploader import Parent, Uploader, carry
 
 
 @pytest.mark.slow
 def test_a_courier_goes_when_its_stage_was_killed_though_a_worker_lives_on(store, client, tmp_path):
-    box = Box(tmp_path / ".out.state" / "track")
-    lived_on = kill_stage(tmp_path, lambda: box.sent().num_points == 3)
+    outbox = Outbox(tmp_path / ".out.state" / "track")
+    lived_on = kill_stage(tmp_path, lambda: outbox.sent().num_points == 3)
     assert lived_on < 30
     experiment = client.get_experiment_by_name("vitpipe").experiment_id
     runs = client.search_runs([experiment], filter_string="tags.`vitpipe.stage` = 'pretrain'")
@@ -40,10 +40,10 @@ def test_a_courier_goes_though_the_server_accepts_and_never_answers(tmp_path, mo
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
         lived_on = kill_stage(tmp_path, lambda: bool(times))
     assert lived_on < 30
-    assert not Box(tmp_path / ".out.state" / "track").is_delivered()
+    assert not Outbox(tmp_path / ".out.state" / "track").is_delivered()
 
 
-def test_a_courier_that_is_held_up_is_ended_by_its_own_watch(new_box, monkeypatch):
+def test_a_courier_that_is_held_up_is_ended_by_its_own_watch(new_outbox, monkeypatch):
     """A request that never ends, in the main thread, after the stage has died."""
     waited, left = [], []
 
@@ -51,40 +51,40 @@ def test_a_courier_that_is_held_up_is_ended_by_its_own_watch(new_box, monkeypatc
         left.append(code)
         raise SystemExit
 
-    monkeypatch.setattr(courier_module.time, "sleep", waited.append)
-    monkeypatch.setattr(courier_module.os, "_exit", exit_now)
+    monkeypatch.setattr(uploader_module.time, "sleep", waited.append)
+    monkeypatch.setattr(uploader_module.os, "_exit", exit_now)
     alive = iter([True, True, False])
     monkeypatch.setattr(Parent, "is_dead", property(lambda self: not next(alive, False)))
     with pytest.raises(SystemExit):
-        Parent(Speaker.of_this_process(), sys.stdin).watch(new_box("http://127.0.0.1:9"))
+        Parent(Producer.of_this_process(), sys.stdin).watch(new_outbox("http://127.0.0.1:9"))
     assert left == [1]
     assert sum(waited) < 30
 
 
-def test_a_courier_whose_stage_is_dead_already_sends_once_and_goes(store, client, new_box):
+def test_a_courier_whose_stage_is_dead_already_sends_once_and_goes(store, client, new_outbox):
     from vitpipe.track.journal import Journal
 
-    box = new_box(store)
-    journal = Journal(box.journal)
+    outbox = new_outbox(store)
+    journal = Journal(outbox.journal)
     journal.status("RUNNING")
     journal.points({"loss": 1.0}, 1)
     journal.commit()
-    dead = Speaker.of_this_process().model_copy(update={"pid": 2**22 + 1})
-    box.write_speaker(dead)
+    dead = Producer.of_this_process().model_copy(update={"pid": 2**22 + 1})
+    outbox.write_producer(dead)
     reading, writing = os.pipe()  # the other end stays open, as with a worker that lives on
     try:
         with os.fdopen(reading, "rb") as words:
-            assert carry(box, Parent(dead, words))
+            assert carry(outbox, Parent(dead, words))
     finally:
         os.close(writing)
-    assert client.get_run(box.run_id).info.status == "KILLED"
+    assert client.get_run(outbox.run_id).info.status == "KILLED"
 
 
 def test_pauses_are_kept_though_the_stage_speaks(monkeypatch):
     """Each commit says "look"; a server that does not answer is all the same not asked each time."""
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as words, os.fdopen(writing, "wb", buffering=0) as voice:
-        parent = Parent(Speaker.of_this_process().model_copy(update={"pid": os.getppid()}), words)
+        parent = Parent(Producer.of_this_process().model_copy(update={"pid": os.getppid()}), words)
         voice.write(b"look\n")
         started = time.monotonic()
         parent.wait(0.3)
@@ -99,7 +99,7 @@ def test_a_death_ends_the_wait_though_the_pipe_stays_open():
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as words, os.fdopen(writing, "wb"):
         for pause in (0.0, 60.0):
-            parent = Parent(Speaker.of_this_process().model_copy(update={"pid": 2**22 + 1}), words)
+            parent = Parent(Producer.of_this_process().model_copy(update={"pid": 2**22 + 1}), words)
             parent.wait(pause)
             assert parent.is_over
 
@@ -118,10 +118,10 @@ class Clock:
 
 
 @pytest.fixture
-def handle(new_box, monkeypatch):
-    """A stage's handle on a courier that never ends by itself, with a clock of its own."""
+def handle(new_outbox, monkeypatch):
+    """A stage's handle on a uploader that never ends by itself, with a clock of its own."""
     clock = Clock()
-    monkeypatch.setattr(courier_module, "time", clock)
+    monkeypatch.setattr(uploader_module, "time", clock)
     killed = []
     process = SimpleNamespace(
         pid=7,
@@ -130,55 +130,55 @@ def handle(new_box, monkeypatch):
         kill=lambda: killed.append(clock.now),
         wait=lambda: 0,
     )
-    monkeypatch.setattr(courier_module.subprocess, "Popen", lambda *_, **__: process)
+    monkeypatch.setattr(uploader_module.subprocess, "Popen", lambda *_, **__: process)
 
     def make(address="http://127.0.0.1:9"):
-        return Courier(new_box(address), Address(address)), clock
+        return Uploader(new_outbox(address), Address(address)), clock
 
     return make
 
 
 def test_a_silent_server_costs_the_patience_once_for_all_waits(handle):
-    courier, clock = handle()
-    courier._box.write_contact(Contact(reached=False, is_asking=True, pid=7))
+    uploader, clock = handle()
+    uploader._box.write_contact(Contact(reached=False, is_asking=True, pid=7))
     for _ in range(5):
-        courier.wait_for_run(30.0)
-    courier.finish()
-    assert clock.now <= courier_module.PATIENCE_SECONDS + courier_module.LAST_TRY_SECONDS + 1.0 <= 10.0
+        uploader.wait_for_run(30.0)
+    uploader.finish()
+    assert clock.now <= uploader_module.PATIENCE_SECONDS + uploader_module.LAST_TRY_SECONDS + 1.0 <= 10.0
 
 
 def test_a_server_that_is_known_not_to_answer_gets_one_last_try(handle):
-    courier, clock = handle()
-    courier._box.write_contact(Contact(reached=False, reason="connection refused", pid=7))
-    courier.wait_for_run(30.0)
+    uploader, clock = handle()
+    uploader._box.write_contact(Contact(reached=False, reason="connection refused", pid=7))
+    uploader.wait_for_run(30.0)
     assert clock.now == 0.0
-    courier._patience = 0.0
-    courier.finish()
-    assert clock.now == pytest.approx(courier_module.LAST_TRY_SECONDS, abs=0.2)
+    uploader._patience = 0.0
+    uploader.finish()
+    assert clock.now == pytest.approx(uploader_module.LAST_TRY_SECONDS, abs=0.2)
 
 
 def test_what_an_older_courier_says_is_not_taken_for_the_present_ones(handle):
-    courier, _ = handle()
-    courier._box.write_contact(Contact(reached=True, pid=6))
-    assert courier.contact() is None
+    uploader, _ = handle()
+    uploader._box.write_contact(Contact(reached=True, pid=6))
+    assert uploader.contact() is None
 
 
 def test_a_server_that_answers_gets_time_while_things_are_sent(handle, monkeypatch):
-    courier, clock = handle()
-    courier._box.write_contact(Contact(reached=True, pid=7))
-    real, sent = courier._box.sent, courier._box.sent()
-    monkeypatch.setattr(courier._box, "sent", lambda: sent.model_copy(update={"num_points": int(clock.now)}))
-    courier.finish()
-    assert clock.now == pytest.approx(courier_module.FINISH_SECONDS, abs=1.0)
-    clock.now, courier._process.poll = 0.0, lambda: None
-    monkeypatch.setattr(courier._box, "sent", real)
-    courier.finish()
-    assert clock.now == pytest.approx(courier_module.STALLED_SECONDS, abs=1.0)
+    uploader, clock = handle()
+    uploader._box.write_contact(Contact(reached=True, pid=7))
+    real, sent = uploader._box.sent, uploader._box.sent()
+    monkeypatch.setattr(uploader._box, "sent", lambda: sent.model_copy(update={"num_points": int(clock.now)}))
+    uploader.finish()
+    assert clock.now == pytest.approx(uploader_module.FINISH_SECONDS, abs=1.0)
+    clock.now, uploader._process.poll = 0.0, lambda: None
+    monkeypatch.setattr(uploader._box, "sent", real)
+    uploader.finish()
+    assert clock.now == pytest.approx(uploader_module.STALLED_SECONDS, abs=1.0)
 
 
 def test_a_database_file_is_waited_for_without_an_answer(handle):
-    courier, clock = handle("sqlite:////tmp/mlflow.db")
-    courier.wait_for_run(30.0)
+    uploader, clock = handle("sqlite:////tmp/mlflow.db")
+    uploader.wait_for_run(30.0)
     assert clock.now == pytest.approx(30.0, abs=1.0)
 
 
@@ -202,7 +202,7 @@ def test_three_steps_with_a_silent_server(recipe, tmp_path, monkeypatch, capsys)
 
 
 def test_the_probe_is_a_request_without_credentials_that_follows_nobody(tmp_path, monkeypatch):
-    from vitpipe.track.store import probe
+    from vitpipe.track.server import probe
 
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password PLANTED\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

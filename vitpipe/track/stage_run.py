@@ -3,7 +3,7 @@
     with stage_run(stage="finetune", recipe=recipe, folder=folder, state=state, ...) as logger:
         ...
 
-Everything goes into a box (a folder in `state`, see box.py) and from there to MLflow by a courier, so
+Everything goes into an outbox (a folder in `state`, see outbox.py) and from there to MLflow by a uploader, so
 that neither a slow server nor a kill costs the stage anything. The same `state` continues the same run.
 """
 
@@ -25,15 +25,15 @@ from vitpipe.contracts.address import Address
 from vitpipe.contracts.artifact import METRICS, write_table
 from vitpipe.contracts.errors import StoppedError, StorageError, disk_errors
 from vitpipe.contracts.files import write_whole
-from vitpipe.track.box import Box, Origin, plain_value, table_as_json
 from vitpipe.track.console import Console
-from vitpipe.track.courier import Courier
 from vitpipe.track.journal import Journal, Status, Target, UsedDataset, without_credentials
-from vitpipe.track.send import UNSENT_SUFFIX, keep_unsent
-from vitpipe.track.speaker import Speaker
-from vitpipe.track.store import EXPERIMENT, OFF, address_to_use, store_address
+from vitpipe.track.outbox import Origin, Outbox, plain_value, table_as_json
+from vitpipe.track.producer import Producer
+from vitpipe.track.server import EXPERIMENT, OFF, address_to_use, store_address
+from vitpipe.track.sync import UNSENT_SUFFIX, keep_unsent
+from vitpipe.track.uploader import Uploader
 
-BOX_FOLDER = "track"
+OUTBOX_FOLDER = "track"
 HISTORY = "history"
 _RUN_SECONDS, _SECONDS_BETWEEN_LOOKS = 30.0, 5.0
 
@@ -69,24 +69,24 @@ class SilentLogger:
 class StageRun:
     """The logger of rank 0 (`RunLogger`). Made by `stage_run`."""
 
-    def __init__(self, stage: str, folder: Path, box: Box, store: Address) -> None:
-        self.stage, self.folder, self.box, self.store = stage, folder, box, store
+    def __init__(self, stage: str, folder: Path, outbox: Outbox, store: Address) -> None:
+        self.stage, self.folder, self.outbox, self.store = stage, folder, outbox, store
         self.console = Console(stage)
-        box.write_speaker(Speaker.of_this_process())
-        self.journal = Journal(box.journal)
+        outbox.write_producer(Producer.of_this_process())
+        self.journal = Journal(outbox.journal)
         if num_damaged := self.journal.ledger.num_damaged:
-            self.say(f"{box.journal}: damaged lines that were passed over: {num_damaged}")
+            self.say(f"{outbox.journal}: damaged lines that were passed over: {num_damaged}")
         self.journal.status("RUNNING")
-        self._courier = None if store == OFF else Courier(box, store)
+        self._uploader = None if store == OFF else Uploader(outbox, store)
         self._has_warned, self._has_succeeded = False, False
         self._noted, self._last_look = "", 0.0
 
     @property
     def run_id(self) -> str:
         """Number of the MLflow run; waits for MLflow's first answer. Empty when it does not answer."""
-        if self._courier is not None:
-            self._courier.wait_for_run(_RUN_SECONDS)
-        return self.box.run_id
+        if self._uploader is not None:
+            self._uploader.wait_for_run(_RUN_SECONDS)
+        return self.outbox.run_id
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers at an optimiser step; pending until `commit`."""
@@ -121,7 +121,7 @@ class StageRun:
 
     def hand_over(self, name: str, content: str | Path, target: Target = "run") -> None:
         """Give MLflow a file under `name`: a text, or a copy of a file as it is now."""
-        path = self.box.files / name
+        path = self.outbox.files / name
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, Path):
@@ -166,35 +166,35 @@ class StageRun:
         """Record how it ended and wait until it is sent; what cannot be sent is kept.
 
         Args:
-            keep_at: where the box is copied when the stage has finished, because its state folder goes.
+            keep_at: where the outbox is copied when the stage has finished, because its state folder goes.
         """
         # The disk that stopped a stage must not hide why behind a second error.
         with contextlib.nullcontext() if status == "FINISHED" else contextlib.suppress(StorageError):
             self.journal.status(status)
         self.journal.close()
         self.console.close()
-        if self._courier is None:
+        if self._uploader is None:
             return
-        self._courier.finish()
+        self._uploader.finish()
         self._look()
-        if self.box.is_delivered():
+        if self.outbox.is_delivered():
             return
-        kept = keep_unsent(self.box, keep_at) if status == "FINISHED" else self.box.folder
+        kept = keep_unsent(self.outbox, keep_at) if status == "FINISHED" else self.outbox.folder
         self.say(
             f"MLflow at {self.store} has not got everything of stage {self.stage}; it is kept in {kept}. "
             f"The next stage sends it, or: vitpipe send {kept}"
         )
 
     def _wake(self) -> None:
-        if self._courier is not None:
-            self._courier.wake()
+        if self._uploader is not None:
+            self._uploader.wake()
             self._look()
 
     def _look(self) -> None:
-        """One warning per run when MLflow does not answer; what the courier has to note, once each."""
+        """One warning per run when MLflow does not answer; what the uploader has to note, once each."""
         self._last_look = time.monotonic()
-        self.box.speaker_lives()
-        contact = self._courier.contact() if self._courier is not None else None
+        self.outbox.producer_lives()
+        contact = self._uploader.contact() if self._uploader is not None else None
         if contact is None:
             return
         if contact.note and contact.note != self._noted:
@@ -202,10 +202,10 @@ class StageRun:
             self.say(contact.note)
         if contact.reason and not self._has_warned:
             self._has_warned = True
-            mend = f" To mend it: {contact.mend}." if contact.mend else ""
+            fix = f" Fix: {contact.fix}." if contact.fix else ""
             self.say(
-                f"{contact.reason}: {self.store}. The run goes on; what it logs is kept in {self.box.folder} "
-                f"and sent when MLflow answers.{mend}"
+                f"{contact.reason}: {self.store}. The run goes on; what it logs is kept in "
+                f"{self.outbox.folder} and sent when MLflow answers.{fix}"
             )
 
 
@@ -229,7 +229,7 @@ def stage_run(
 
     Args:
         folder: the stage's output folder, for tables.
-        state: survives a kill; the box lies in it. Unsent things are kept beside it at the end.
+        state: survives a kill; the outbox lies in it. Unsent things are kept beside it at the end.
         tags: `git_commit`, `data_digest`, and whatever else tells where the numbers come from.
         params: the recipe sections that the stage reads, nested.
         pipeline: key that the stages of one pipeline run share; by default recipe, profile and digest.
@@ -238,11 +238,11 @@ def stage_run(
     given = (
         store_address(Path.cwd()) if store is None else Address(store) if isinstance(store, str) else store
     )
-    box = Box(state / BOX_FOLDER)
-    origin = box.open(_origin(stage, recipe, dict(tags or {}), params or {}, pipeline, given))
-    sent = box.sent()
+    outbox = Outbox(state / OUTBOX_FOLDER)
+    origin = outbox.open(_origin(stage, recipe, dict(tags or {}), params or {}, pipeline, given))
+    sent = outbox.sent()
     is_told = sent is None or bool(sent.run_id)
-    run = StageRun(stage, folder, box, address_to_use(origin.store, given, is_told=is_told))
+    run = StageRun(stage, folder, outbox, address_to_use(origin.store, given, is_told=is_told))
     keep_at = state.parent / f"{state.stem}{UNSENT_SUFFIX}"
     status: Status = "FAILED"
     try:

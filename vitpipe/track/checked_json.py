@@ -1,4 +1,4 @@
-"""Small JSON files of a box with a checksum in them, so that a damaged one is recognised, never believed."""
+"""Small JSON files of an outbox with a checksum in them, so that a damaged one is recognised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class DamagedError(ValueError):
-    """A file of a box is empty, cut short or altered."""
+    """A file of an outbox is empty, cut short or altered."""
 
 
 def checksum(values: Mapping[str, Any]) -> str:
@@ -25,7 +25,7 @@ def checksum(values: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(values).encode()):08x}"
 
 
-def unsealed(text: str | bytes) -> dict[str, Any]:
+def parse_checked(text: str | bytes) -> dict[str, Any]:
     """The JSON object in a text, its checksum verified and removed; older texts carry none.
 
     Raises:
@@ -43,7 +43,7 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
     return values
 
 
-def write_sealed(path: Path, model: BaseModel) -> None:
+def write_checked(path: Path, model: BaseModel) -> None:
     """Write a model as JSON with its checksum, whole or not at all.
 
     Raises:
@@ -53,14 +53,14 @@ def write_sealed(path: Path, model: BaseModel) -> None:
     write_whole(path, json.dumps({**values, SUM: checksum(values)}, indent=2) + "\n")
 
 
-def read_sealed(path: Path, kind: type[_Model]) -> _Model:
-    """Read what `write_sealed` wrote, or an older file without a checksum.
+def read_checked(path: Path, kind: type[_Model]) -> _Model:
+    """Read what `write_checked` wrote, or an older file without a checksum.
 
     Raises:
         OSError: there is no such file.
         DamagedError: it is not what was written.
     """
-    values = unsealed(path.read_bytes())
+    values = parse_checked(path.read_bytes())
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -13,14 +13,15 @@ import time
 import pytest
 
 from vitpipe.contracts.errors import ArtifactError
-from vitpipe.stages import owner
-from vitpipe.stages.owner import holder_of, lock_of, sole_owner
+from vitpipe.stages import folder_lock
+from vitpipe.stages.folder_lock import holder_of, lock_of, locked_folders
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vitpipe.stages.owner import sole_owner
-with sole_owner(Path(sys.argv[1])):
+from vitpipe.stages import folder_lock
+from vitpipe.stages.folder_lock import locked_folders
+with locked_folders(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(60)
 """
@@ -48,7 +49,7 @@ def test_the_second_one_is_told_who_has_it(tmp_path, holder):
     said = []
     with (
         pytest.raises(ArtifactError, match=f"process {holder.pid} on {socket.gethostname()}") as caught,
-        sole_owner(tmp_path / "state", tmp_path / "out", wait_seconds=1, say=said.append),
+        locked_folders(tmp_path / "state", tmp_path / "out", wait_seconds=1, say=said.append),
     ):
         raise AssertionError("must not begin")
     assert caught.value.exit_code == 2
@@ -61,7 +62,7 @@ def test_the_second_one_is_told_who_has_it(tmp_path, holder):
 
 def test_it_waits_for_one_that_ends(tmp_path, holder):
     holder.send_signal(signal.SIGTERM)
-    with sole_owner(tmp_path / "out", wait_seconds=30):
+    with locked_folders(tmp_path / "out", wait_seconds=30):
         assert holder_of(tmp_path / "out") == f"process {os.getpid()} on {socket.gethostname()}"
     assert list(tmp_path.iterdir()) == []
 
@@ -70,7 +71,7 @@ def test_a_killed_owner_does_not_hold_anything(tmp_path, holder):
     holder.kill()
     holder.wait()
     assert lock_of(tmp_path / "out").exists()
-    with sole_owner(tmp_path / "out", wait_seconds=0):
+    with locked_folders(tmp_path / "out", wait_seconds=0):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -85,16 +86,16 @@ def test_an_owner_on_another_machine_that_is_at_work(tmp_path, monkeypatch):
         write_owner(out)
         real_sleep(0.01)
 
-    monkeypatch.setattr(owner.time, "sleep", refreshed)
-    with pytest.raises(ArtifactError, match="pod-1"), sole_owner(out, wait_seconds=0.2):
+    monkeypatch.setattr(folder_lock.time, "sleep", refreshed)
+    with pytest.raises(ArtifactError, match="pod-1"), locked_folders(out, wait_seconds=0.2):
         raise AssertionError("must not begin")
 
 
 def test_an_owner_on_another_machine_that_has_died_is_waited_for_until_that_is_certain(tmp_path, monkeypatch):
     out = tmp_path / "out"
     write_owner(out)
-    monkeypatch.setattr(owner, "STALE_SECONDS", 1.0)
-    with sole_owner(out, wait_seconds=0, say=lambda line: None):
+    monkeypatch.setattr(folder_lock, "STALE_SECONDS", 1.0)
+    with locked_folders(out, wait_seconds=0, say=lambda line: None):
         assert json.loads(lock_of(out).read_text())["pid"] == os.getpid()
 
 
@@ -112,28 +113,28 @@ def test_an_owner_on_another_machine_that_has_died_is_waited_for_until_that_is_c
 def test_files_that_hold_nobody(tmp_path, content):
     lock_of(tmp_path / "out").write_text(content)
     assert not holder_of(tmp_path / "out")
-    with sole_owner(tmp_path / "out", wait_seconds=0):
+    with locked_folders(tmp_path / "out", wait_seconds=0):
         pass
 
 
 def test_without_locks_the_file_decides(tmp_path, monkeypatch):
     """A mounted bucket refuses flock, or grants it to everybody."""
-    monkeypatch.setattr(owner, "_flock", lambda descriptor: False)
-    monkeypatch.setattr(owner, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(folder_lock, "_flock", lambda descriptor: False)
+    monkeypatch.setattr(folder_lock, "_SETTLE_SECONDS", 0.0)
     out = tmp_path / "out"
-    with sole_owner(out, wait_seconds=0):
+    with locked_folders(out, wait_seconds=0):
         entry = json.loads(lock_of(out).read_text())
         assert entry["pid"] == os.getpid()
         assert holder_of(out) == ""  # by flock alone; who starts looks at the file:
-        assert owner._try(lock_of(out)) is None
+        assert folder_lock._try(lock_of(out)) is None
     write_owner(out, host=socket.gethostname(), pid=2**22 + 1, pod="")
-    with sole_owner(out, wait_seconds=0):
+    with locked_folders(out, wait_seconds=0):
         pass
 
 
 def test_the_file_is_refreshed(tmp_path, monkeypatch):
-    monkeypatch.setattr(owner, "REFRESH_SECONDS", 0.05)
-    with sole_owner(tmp_path / "out"):
+    monkeypatch.setattr(folder_lock, "REFRESH_SECONDS", 0.05)
+    with locked_folders(tmp_path / "out"):
         first = json.loads(lock_of(tmp_path / "out").read_text())["time"]
         deadline = time.monotonic() + 20
         while json.loads(lock_of(tmp_path / "out").read_text() or "{}").get("time", first) == first:

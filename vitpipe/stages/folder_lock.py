@@ -30,7 +30,7 @@ def lock_of(folder: Path) -> Path:
 
 
 @contextmanager
-def sole_owner(
+def locked_folders(
     *folders: Path, wait_seconds: float = WAIT_SECONDS, say: Callable[[str], None] = print
 ) -> Iterator[None]:
     """Be the only process that writes these folders.
@@ -73,7 +73,7 @@ def _owned(folder: Path, until: float, say: Callable[[str], None]) -> Iterator[N
                 raise ArtifactError(
                     f"Another process writes this folder: {_named(owner)}",
                     where=folder,
-                    mend="wait for it, stop it, or choose another --out and --state; a lock whose owner has "
+                    fix="wait for it, stop it, or choose another --out and --state; a lock whose owner has "
                     f"died is taken over after {STALE_SECONDS / 60:.0f} minutes",
                 )
             time.sleep(_LOOK_SECONDS)

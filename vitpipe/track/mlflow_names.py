@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vitpipe.track.box import Origin
+from vitpipe.track.outbox import Origin
 
 PREFIX = "vitpipe."
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000

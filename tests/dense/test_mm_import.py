@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from vitpipe.contracts.errors import RunError
-from vitpipe.dense.library import open_detection
+from vitpipe.dense.mm_import import open_detection
 
 # Kept out: trackers, other backbones, and the augmentation and statistics libraries that they pull in.
 _PROBE = """
 import sys
-from vitpipe.dense.library import open_detection, open_segmentation
+from vitpipe.dense.mm_import import open_detection, open_segmentation
 open_detection()
 open_segmentation()
 heavy = {"sklearn", "imgaug", "imagecorruptions", "timm", "torchvision", "pandas", "mmdet.models.mot",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from vitpipe.track.store import (
+from vitpipe.track.server import (
     OFF,
-    StoreError,
+    TrackingError,
     connect,
     experiment_id,
     store_address,
-    store_errors,
+    tracking_errors,
     ui_command,
 )
 
@@ -50,24 +50,24 @@ def test_an_experiment_is_made_once_with_its_artifacts_beside_the_database(store
 
 def test_a_database_that_cannot_be_opened_is_one_clear_error(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"this is no database, " * 50)
-    with pytest.raises(StoreError, match=r"MLflow's store cannot be opened .*not a database"):
+    with pytest.raises(TrackingError, match=r"MLflow's store cannot be opened .*not a database"):
         connect(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_a_defect_of_ours_keeps_its_traceback():
     def fail(error):
-        with store_errors("x"):
+        with tracking_errors("x"):
             raise error
 
     with pytest.raises(AttributeError):
         fail(AttributeError("x"))
-    with pytest.raises(StoreError, match="ConnectionError"):
+    with pytest.raises(TrackingError, match="ConnectionError"):
         fail(ConnectionError())
 
 
 @pytest.mark.slow
 def test_two_stages_may_start_at_once_on_a_new_database(tmp_path):
-    code = "import sys; from vitpipe.track.store import connect, experiment_id as e; a = sys.argv[1]; e(connect(a), a, 'x')"
+    code = "import sys; from vitpipe.track.server import connect, experiment_id as e; a = sys.argv[1]; e(connect(a), a, 'x')"
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outcomes = [(p.communicate()[1], p.returncode) for p in processes]

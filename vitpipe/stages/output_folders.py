@@ -17,14 +17,16 @@ from vitpipe.contracts.errors import ArtifactError
 
 
 @dataclass(frozen=True)
-class Places:
+class OutputFolders:
     """A stage's own folders, symbolic links followed."""
 
     out: Path
     state: Path
 
 
-def settle(stage: str, recipe: Recipe, inputs: Mapping[str, Path], out: Path, state: Path | None) -> Places:
+def check_output_folders(
+    stage: str, recipe: Recipe, inputs: Mapping[str, Path], out: Path, state: Path | None
+) -> OutputFolders:
     """Decide where a stage writes and see that it may.
 
     Args:
@@ -36,7 +38,9 @@ def settle(stage: str, recipe: Recipe, inputs: Mapping[str, Path], out: Path, st
             stage reads, or cannot appear by a rename.
     """
     real_out = out.resolve()
-    places = Places(real_out, state.resolve() if state else real_out.with_name(f".{real_out.name}.state"))
+    places = OutputFolders(
+        real_out, state.resolve() if state else real_out.with_name(f".{real_out.name}.state")
+    )
     for option, place in (("--out", places.out), ("--state", places.state)):
         _check_place(option, place)
         _check_overlap(option, place, recipe, inputs)
@@ -100,7 +104,7 @@ def _check_stage(stage: str, out: Path) -> None:
         return
     try:
         made_by = read_card(out).stage
-    except (OSError, ValueError):  # damaged: to run its stage again is the way to mend it
+    except (OSError, ValueError):  # damaged: to run its stage again is the way to fix it
         return
     if made_by != stage:
         raise _refused("--out", out, f"is the finished output of stage '{made_by}'")
@@ -121,5 +125,5 @@ def _refused(option: str, place: Path, why: str) -> ArtifactError:
     return ArtifactError(
         f"{option} {why}; nothing was touched",
         where=place,
-        mend="choose a folder of its own, for example artifacts/RECIPE/PROFILE/STAGE",
+        fix="choose a folder of its own, for example artifacts/RECIPE/PROFILE/STAGE",
     )

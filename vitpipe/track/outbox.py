@@ -1,11 +1,11 @@
-"""The box: a folder that holds all that one run of a stage has to tell MLflow, and what was told.
+"""The outbox: a folder that holds all that one run of a stage has to tell MLflow, and what was told.
 
 box.json        who speaks: stage, pipeline, parameters, tags, where to; written once
 journal.jsonl   what is said (see journal.py); written by the stage
 files/          tables, figures, pages to hand over; written by the stage
-speaker.json    the stage's process; its time of change says when it was seen alive
-sent.json       how far it has been told; written by the courier
-contact.json    whether MLflow answers; written by the courier
+producer.json   the stage's process; its time of change says when it was seen alive
+sent.json       how far it has been told; written by the uploader
+contact.json    whether MLflow answers; written by the uploader
 
 No file holds credentials. Whatever is read back carries a checksum: what is damaged is recognised.
 """
@@ -21,22 +21,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.errors import StorageError, disk_errors
+from vitpipe.track.checked_json import DamagedError, read_checked, write_checked
 from vitpipe.track.journal import JournalReader, Ledger
-from vitpipe.track.sealed import DamagedError, read_sealed, write_sealed
-from vitpipe.track.speaker import Speaker, changed_lately
+from vitpipe.track.producer import Producer, changed_lately
 
-BOX, JOURNAL, FILES, SENT, CONTACT, LOCK, SPEAKER = (
+OUTBOX_FILE, JOURNAL, FILES, SENT, CONTACT, LOCK, PRODUCER = (
     "box.json",
     "journal.jsonl",
     "files",
     "sent.json",
     "contact.json",
     "lock",
-    "speaker.json",
+    "producer.json",
 )
 
 
@@ -71,13 +71,14 @@ class Sent(BaseModel):
     """How far MLflow has been told: run numbers and the count of journal entries of each kind.
 
     Attributes:
-        box: the box's id, in case that box.json is damaged.
+        outbox: the outbox's id, in case that box.json is damaged.
         num_judged: statuses of the journal when it was last decided whether the run's process had died.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    box: str = ""
+    # "box" in files written before the outbox had its name.
+    outbox: str = Field(default="", validation_alias=AliasChoices("outbox", "box"))
     run_id: str = ""
     parent_id: str = ""
     num_points: int = 0
@@ -103,21 +104,21 @@ class Contact(BaseModel):
 
     Attributes:
         is_asking: nothing has been heard yet; somebody asks at this moment.
-        mend: what the user can do about the reason.
+        fix: what the user can do about the reason.
         note: something that went well but that the user should know.
-        pid: the courier that wrote this; an older one may still be at work.
+        pid: the uploader that wrote this; an older one may still be at work.
     """
 
     reached: bool
     is_asking: bool = False
     reason: str = ""
-    mend: str = ""
+    fix: str = ""
     note: str = ""
     pid: int = Field(default_factory=os.getpid)
 
 
-class Box:
-    """One box folder."""
+class Outbox:
+    """One outbox folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -133,7 +134,7 @@ class Box:
         return self.folder / FILES
 
     def open(self, origin: Origin) -> Origin:
-        """Start a box, or continue the one that is here: MLflow then goes on with the same run."""
+        """Start an outbox, or continue the one that is here: MLflow then goes on with the same run."""
         sent = self.sent()
         try:
             known = self.origin()
@@ -141,23 +142,23 @@ class Box:
                 return known
             origin = origin.model_copy(update={"id": known.id})
         except OSError:
-            pass  # a new box
+            pass  # a new outbox
         except DamagedError:
-            if sent is not None and sent.box:
-                origin = origin.model_copy(update={"id": sent.box})
+            if sent is not None and sent.outbox:
+                origin = origin.model_copy(update={"id": sent.outbox})
         with disk_errors(self.folder):
             self.files.mkdir(parents=True, exist_ok=True)
-            write_sealed(self.folder / BOX, origin)
+            write_checked(self.folder / OUTBOX_FILE, origin)
         return origin
 
     def origin(self) -> Origin:
-        """Read who speaks. Raises OSError or DamagedError when there is no whole box here."""
-        return read_sealed(self.folder / BOX, Origin)
+        """Read who speaks. Raises OSError or DamagedError when there is no whole outbox here."""
+        return read_checked(self.folder / OUTBOX_FILE, Origin)
 
     def sent(self) -> Sent | None:
         """How far it has been told; None when that was written down and is damaged."""
         try:
-            return read_sealed(self.folder / SENT, Sent)
+            return read_checked(self.folder / SENT, Sent)
         except OSError:
             return Sent()
         except DamagedError:
@@ -165,7 +166,7 @@ class Box:
 
     def write_sent(self, sent: Sent) -> None:
         """Remember how far it has been told. Raises StorageError."""
-        write_sealed(self.folder / SENT, sent)
+        write_checked(self.folder / SENT, sent)
 
     @property
     def run_id(self) -> str:
@@ -176,7 +177,7 @@ class Box:
     def contact(self) -> Contact | None:
         """Whether MLflow answers; None while nobody has asked yet."""
         try:
-            return read_sealed(self.folder / CONTACT, Contact)
+            return read_checked(self.folder / CONTACT, Contact)
         except (OSError, DamagedError):
             return None
 
@@ -186,33 +187,33 @@ class Box:
             if contact is None:
                 (self.folder / CONTACT).unlink(missing_ok=True)
             elif contact != self.contact():
-                write_sealed(self.folder / CONTACT, contact)
+                write_checked(self.folder / CONTACT, contact)
 
-    def speaker(self) -> Speaker | None:
-        """The process that fills this box; None when nobody has said so."""
+    def producer(self) -> Producer | None:
+        """The process that fills this outbox; None when nobody has said so."""
         try:
-            return read_sealed(self.folder / SPEAKER, Speaker)
+            return read_checked(self.folder / PRODUCER, Producer)
         except (OSError, DamagedError):
             return None
 
-    def write_speaker(self, speaker: Speaker) -> None:
-        """Say who fills this box from now on. Raises StorageError."""
-        write_sealed(self.folder / SPEAKER, speaker)
+    def write_producer(self, producer: Producer) -> None:
+        """Say who fills this outbox from now on. Raises StorageError."""
+        write_checked(self.folder / PRODUCER, producer)
 
-    def speaker_lives(self) -> None:
+    def producer_lives(self) -> None:
         """Leave a sign of life for other machines."""
         with contextlib.suppress(OSError):  # mounted buckets cannot change times
-            os.utime(self.folder / SPEAKER)
+            os.utime(self.folder / PRODUCER)
 
     def may_be_filled(self) -> bool:
-        """Whether the process that fills this box is alive, or may be: it is then not for others to send."""
+        """Whether the process that fills this outbox is alive, or may be: then others leave it alone."""
         statuses = JournalReader(self.journal).refresh().statuses
         if statuses and statuses[-1][0] != "RUNNING":
             return False  # it has had its last word
-        speaker = self.speaker()
-        if speaker is None:
+        producer = self.producer()
+        if producer is None:
             return changed_lately(self._last_change())
-        return speaker.may_live(self._last_change())
+        return producer.may_live(self._last_change())
 
     def is_delivered(self) -> bool:
         """True when MLflow has been told everything that is final."""
@@ -229,7 +230,7 @@ class Box:
 
     @contextmanager
     def locked(self, *, wait: bool) -> Iterator[bool]:
-        """Be the only one who sends this box.
+        """Be the only one who sends this outbox.
 
         Yields:
             False when another process has it and `wait` is false.

@@ -1,4 +1,4 @@
-"""What is read back from a box is what was written; what is damaged is recognised and costs nothing twice."""
+"""What is read back from an outbox is what was written; what is damaged is recognised and costs nothing twice."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import time
 import pytest
 
 from vitpipe.contracts.errors import StorageError
-from vitpipe.track.box import BOX, SENT, Box, Origin, Sent
+from vitpipe.track.checked_json import DamagedError, read_checked, write_checked
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal, JournalReader
-from vitpipe.track.sealed import DamagedError, read_sealed, write_sealed
-from vitpipe.track.send import keep_unsent, send_pending
-from vitpipe.track.speaker import Speaker
+from vitpipe.track.outbox import OUTBOX_FILE, SENT, Origin, Outbox, Sent
+from vitpipe.track.producer import Producer
+from vitpipe.track.sync import keep_unsent, sync_pending
 
 
 def _empty(data):
@@ -38,8 +38,8 @@ def _other_key(data):
 DAMAGES = [_empty, _half, _flipped, _other_key]
 
 
-def _filled(box: Box, values=(1.0, 2.0)) -> Journal:
-    journal = Journal(box.journal)
+def _filled(outbox: Outbox, values=(1.0, 2.0)) -> Journal:
+    journal = Journal(outbox.journal)
     journal.status("RUNNING")
     for step, value in enumerate(values, start=1):
         journal.points({"loss": value}, step)
@@ -52,20 +52,20 @@ def _history(client, run_id):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_with_a_damaged_sent_json_nothing_is_sent_twice(store, client, new_box, damage, capsys):
-    box = new_box(store)
-    journal = _filled(box)
-    first = Delivery(box)
+def test_with_a_damaged_sent_json_nothing_is_sent_twice(store, client, new_outbox, damage, capsys):
+    outbox = new_outbox(store)
+    journal = _filled(outbox)
+    first = Delivery(outbox)
     first.sync()
-    path = box.folder / SENT
+    path = outbox.folder / SENT
     path.write_bytes(damage(path.read_bytes()))
-    assert box.sent() is None
-    assert not box.is_delivered()
-    origin = box.open(box.origin().model_copy(update={"id": "another", "given_run_id": "another"}))
+    assert outbox.sent() is None
+    assert not outbox.is_delivered()
+    origin = outbox.open(outbox.origin().model_copy(update={"id": "another", "given_run_id": "another"}))
     assert origin.id == first.origin.id
     journal.points({"loss": 3.0}, 3)
     journal.commit()
-    again = Delivery(Box(box.folder))
+    again = Delivery(Outbox(outbox.folder))
     again.sync()
     assert again.sent.run_id == first.sent.run_id
     assert _history(client, first.sent.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
@@ -74,24 +74,24 @@ def test_with_a_damaged_sent_json_nothing_is_sent_twice(store, client, new_box, 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_with_a_damaged_box_json_the_run_goes_on_in_the_same_mlflow_run(
-    store, client, new_box, damage, capsys
+    store, client, new_outbox, damage, capsys
 ):
-    box = new_box(store)
-    _filled(box).status("FINISHED")
-    first = Delivery(box)
+    outbox = new_outbox(store)
+    _filled(outbox).status("FINISHED")
+    first = Delivery(outbox)
     first.sync()
-    path = box.folder / BOX
+    path = outbox.folder / OUTBOX_FILE
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
-    box.write_sent(first.sent.model_copy(update={"num_points": 0}))
-    assert send_pending(box.folder) == 0
+    outbox.write_sent(first.sent.model_copy(update={"num_points": 0}))
+    assert sync_pending(outbox.folder) == 0
     assert "is damaged" in capsys.readouterr().err
     path.write_bytes(whole)
-    origin = box.origin()
+    origin = outbox.origin()
     path.write_bytes(damage(whole))
-    again = box.open(origin.model_copy(update={"id": "another"}))
+    again = outbox.open(origin.model_copy(update={"id": "another"}))
     assert again.id == first.origin.id
-    Delivery(Box(box.folder)).sync()
+    Delivery(Outbox(outbox.folder)).sync()
     assert _history(client, first.sent.run_id) == [(1, 1.0), (2, 2.0)]
 
 
@@ -104,29 +104,29 @@ def test_of_two_statuses_in_a_journal_the_later_one_is_the_younger(tmp_path):
 
 def test_any_flipped_bit_is_recognised(tmp_path):
     path, chance = tmp_path / "sent.json", random.Random(0)
-    sent = Sent(box="b" * 32, run_id="1" * 32, parent_id="2" * 32, num_points=1234, num_files=2)
-    write_sealed(path, sent)
+    sent = Sent(outbox="b" * 32, run_id="1" * 32, parent_id="2" * 32, num_points=1234, num_files=2)
+    write_checked(path, sent)
     whole = path.read_bytes()
     for _ in range(300):
         data = bytearray(whole)
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         path.write_bytes(data)
         with contextlib.suppress(DamagedError):
-            assert read_sealed(path, Sent) == sent  # white space, or upper case in the checksum's name
+            assert read_checked(path, Sent) == sent  # white space, or upper case in the checksum's name
 
 
 def test_what_the_code_before_wrote_is_read(tmp_path, store, client):
     """box.json, sent.json and a journal without checksums, times of commits, or the newer fields."""
-    box = Box(tmp_path / ".probe.state" / "track")
-    box.files.mkdir(parents=True)
+    outbox = Outbox(tmp_path / ".probe.state" / "track")
+    outbox.files.mkdir(parents=True)
     origin = {
         "id": "0" * 32, "store": store, "experiment": "vitpipe", "experiment_id": "", "given_run_id": "",
         "pipeline": "p", "pipeline_title": "P", "stage": "probe", "params": {"a": "1"}, "pipeline_params": {}, "tags": {},
     }  # fmt: skip
-    (box.folder / BOX).write_text(json.dumps(origin, indent=2) + "\n")
+    (outbox.folder / OUTBOX_FILE).write_text(json.dumps(origin, indent=2) + "\n")
     old = {"run_id": "", "parent_id": "", "num_points": 0, "num_datasets": 0, "num_files": 0, "num_summaries": 0,
            "num_statuses": 0}  # fmt: skip
-    (box.folder / SENT).write_text(json.dumps(old) + "\n")
+    (outbox.folder / SENT).write_text(json.dumps(old) + "\n")
     lines = [
         {"status": "RUNNING", "time": 1000},
         {"time": 2000, "step": 1, "values": {"loss": 1.0}},
@@ -135,12 +135,12 @@ def test_what_the_code_before_wrote_is_read(tmp_path, store, client):
         {"summary": {"metrics": {"x": 1.0}, "tags": {}}, "time": 3000},
         {"status": "FINISHED", "time": 4000},
     ]
-    box.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert send_pending(tmp_path) == 1
-    assert box.sent().run_id
-    assert _history(client, box.sent().run_id) == [(1, 1.0)]
-    assert JournalReader(box.journal).refresh().num_damaged == 0
-    assert send_pending(tmp_path) == 0
+    outbox.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert sync_pending(tmp_path) == 1
+    assert outbox.sent().run_id
+    assert _history(client, outbox.sent().run_id) == [(1, 1.0)]
+    assert JournalReader(outbox.journal).refresh().num_damaged == 0
+    assert sync_pending(tmp_path) == 0
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,15 @@ def test_what_the_code_before_wrote_is_read(tmp_path, store, client):
      b'{"commit": "x", "time": 1}', b"\x00\xff\x00"],
 )  # fmt: skip
 def test_a_damaged_line_is_passed_over_with_a_message_and_loses_no_other(
-    store, client, new_box, line, capsys
+    store, client, new_outbox, line, capsys
 ):
-    box = new_box(store)
-    journal = _filled(box)
-    with box.journal.open("ab") as handle:
+    outbox = new_outbox(store)
+    journal = _filled(outbox)
+    with outbox.journal.open("ab") as handle:
         handle.write(line + b"\n")
     journal.points({"loss": 3.0}, 3)
     journal.commit()
-    delivery = Delivery(box)
+    delivery = Delivery(outbox)
     delivery.sync()
     assert _history(client, delivery.sent.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
     said = capsys.readouterr().err
@@ -167,23 +167,23 @@ def test_a_damaged_line_is_passed_over_with_a_message_and_loses_no_other(
     )  # a record of an unknown kind is none of ours
 
 
-def test_a_line_that_was_sent_and_then_damaged_shifts_no_other(store, client, new_box):
-    box = new_box(store)
-    journal = _filled(box, (1.0, 2.0, 3.0))
-    Delivery(box).sync()
-    data = box.journal.read_bytes()
-    box.journal.write_bytes(data.replace(b'"loss": 2.0', b'"loss": 9.0'))  # the checksum no longer fits
+def test_a_line_that_was_sent_and_then_damaged_shifts_no_other(store, client, new_outbox):
+    outbox = new_outbox(store)
+    journal = _filled(outbox, (1.0, 2.0, 3.0))
+    Delivery(outbox).sync()
+    data = outbox.journal.read_bytes()
+    outbox.journal.write_bytes(data.replace(b'"loss": 2.0', b'"loss": 9.0'))  # the checksum no longer fits
     journal.points({"loss": 4.0}, 4)
     journal.commit()
-    again = Delivery(Box(box.folder))
+    again = Delivery(Outbox(outbox.folder))
     again.sync()
     assert _history(client, again.sent.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
 
 
-def test_a_copy_that_waits_to_be_sent_is_never_without_a_whole_copy(new_box, tmp_path, monkeypatch):
-    box, place = new_box("http://127.0.0.1:9"), tmp_path / ".pretrain.unsent"
-    journal = _filled(box)
-    first = keep_unsent(box, place)
+def test_a_copy_that_waits_to_be_sent_is_never_without_a_whole_copy(new_outbox, tmp_path, monkeypatch):
+    outbox, place = new_outbox("http://127.0.0.1:9"), tmp_path / ".pretrain.unsent"
+    journal = _filled(outbox)
+    first = keep_unsent(outbox, place)
     journal.points({"loss": 3.0}, 3)
     journal.commit()
 
@@ -191,51 +191,51 @@ def test_a_copy_that_waits_to_be_sent_is_never_without_a_whole_copy(new_box, tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitpipe.track.send.shutil.copytree", killed)
+        patch.setattr("vitpipe.track.sync.shutil.copytree", killed)
         with pytest.raises(KeyboardInterrupt):
-            keep_unsent(box, place)
-    assert Box(first).origin().stage == "pretrain"
+            keep_unsent(outbox, place)
+    assert Outbox(first).origin().stage == "pretrain"
     with monkeypatch.context() as patch:
-        patch.setattr("vitpipe.track.send.Path.replace", killed)
+        patch.setattr("vitpipe.track.sync.Path.replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            keep_unsent(box, place)
-    assert len(JournalReader(Box(first).journal).refresh().final) == 2
-    second = keep_unsent(box, place)
+            keep_unsent(outbox, place)
+    assert len(JournalReader(Outbox(first).journal).refresh().final) == 2
+    second = keep_unsent(outbox, place)
     assert [path.name for path in place.iterdir() if not path.name.startswith(".")] == [second.name]
-    assert len(JournalReader(Box(second).journal).refresh().final) == 3
+    assert len(JournalReader(Outbox(second).journal).refresh().final) == 3
 
 
-def test_a_copy_that_says_more_or_is_being_sent_stays(new_box, tmp_path):
-    box, place = new_box("http://127.0.0.1:9"), tmp_path / ".pretrain.unsent"
-    _filled(box)
-    first = keep_unsent(box, place)
-    with Box(first).locked(wait=True):
-        second = keep_unsent(box, place)
+def test_a_copy_that_says_more_or_is_being_sent_stays(new_outbox, tmp_path):
+    outbox, place = new_outbox("http://127.0.0.1:9"), tmp_path / ".pretrain.unsent"
+    _filled(outbox)
+    first = keep_unsent(outbox, place)
+    with Outbox(first).locked(wait=True):
+        second = keep_unsent(outbox, place)
     assert first.is_dir()
-    box.journal.unlink()  # the state folder came to harm, and the stage began again
-    _filled(box, (7.0,))
-    keep_unsent(box, place)
+    outbox.journal.unlink()  # the state folder came to harm, and the stage began again
+    _filled(outbox, (7.0,))
+    keep_unsent(outbox, place)
     assert first.is_dir()
     assert second.is_dir()
 
 
-def test_a_box_whose_own_file_is_damaged_can_still_be_kept(new_box, tmp_path):
-    box = new_box("http://127.0.0.1:9")
-    _filled(box)
-    (box.folder / BOX).write_bytes(b"")
-    kept = keep_unsent(box, tmp_path / ".pretrain.unsent")
+def test_a_box_whose_own_file_is_damaged_can_still_be_kept(new_outbox, tmp_path):
+    outbox = new_outbox("http://127.0.0.1:9")
+    _filled(outbox)
+    (outbox.folder / OUTBOX_FILE).write_bytes(b"")
+    kept = keep_unsent(outbox, tmp_path / ".pretrain.unsent")
     assert (kept / "journal.jsonl").is_file()
 
 
-def test_files_are_written_whole_or_not_at_all(new_box, monkeypatch):
-    box = new_box("http://127.0.0.1:9")
-    box.write_sent(Sent(run_id="a", num_points=1))
+def test_files_are_written_whole_or_not_at_all(new_outbox, monkeypatch):
+    outbox = new_outbox("http://127.0.0.1:9")
+    outbox.write_sent(Sent(run_id="a", num_points=1))
     forced = []
     real = __import__("os").fsync
     monkeypatch.setattr(
         "vitpipe.contracts.files.os.fsync", lambda descriptor: (forced.append(1), real(descriptor))
     )
-    box.write_sent(Sent(run_id="a", num_points=2))
+    outbox.write_sent(Sent(run_id="a", num_points=2))
     assert forced
 
     def full(descriptor):
@@ -243,12 +243,12 @@ def test_files_are_written_whole_or_not_at_all(new_box, monkeypatch):
 
     monkeypatch.setattr("vitpipe.contracts.files.os.fsync", full)
     with pytest.raises(StorageError):
-        box.write_sent(Sent(run_id="a", num_points=3))
-    assert box.sent().num_points == 2
+        outbox.write_sent(Sent(run_id="a", num_points=3))
+    assert outbox.sent().num_points == 2
 
 
 def test_who_lives(monkeypatch):
-    me, long_ago = Speaker.of_this_process(), time.time() - 10_000
+    me, long_ago = Producer.of_this_process(), time.time() - 10_000
     assert me.may_live(long_ago)
     assert not me.model_copy(update={"started": "1"}).may_live(time.time())  # its number was given away again
     assert not me.model_copy(update={"pid": 2**22 + 1}).may_live(time.time())
@@ -266,7 +266,7 @@ def test_a_zombie_does_not_live():
     if child == 0:
         os._exit(0)
     time.sleep(0.2)
-    from vitpipe.track.speaker import _started
+    from vitpipe.track.producer import _started
 
     assert _started(child) is None
     os.waitpid(child, 0)
@@ -277,7 +277,7 @@ def test_an_origin_keeps_the_fields_that_it_has(tmp_path):
         store="http://me:PLANTED@host", experiment="e", pipeline="p", pipeline_title="P", stage="s", params={},
         pipeline_params={}, tags={},
     )  # fmt: skip
-    box = Box(tmp_path / "track")
-    assert box.open(origin).store.secret == "http://me:PLANTED@host"
-    assert str(box.origin().store) == box.origin().store.secret == "http://me:***@host"
-    shutil.rmtree(box.folder)
+    outbox = Outbox(tmp_path / "track")
+    assert outbox.open(origin).store.secret == "http://me:PLANTED@host"
+    assert str(outbox.origin().store) == outbox.origin().store.secret == "http://me:***@host"
+    shutil.rmtree(outbox.folder)

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.shell import typed
-from vitpipe.track.refusal import StoreError, error_code, store_errors
+from vitpipe.track.refusal import TrackingError, error_code, tracking_errors
 
-__all__ = ["StoreError", "store_errors"]
+__all__ = ["TrackingError", "tracking_errors"]
 
 OFF = Address("off")
 EXPERIMENT = "vitpipe"
@@ -46,10 +46,10 @@ def store_address(folder: Path) -> Address:
 
 
 def address_to_use(stored: Address, given: Address | None, *, is_told: bool) -> Address:
-    """The address for a box: where its run is, with the credentials that only the environment has.
+    """The address for an outbox: where its run is, with the credentials that only the environment has.
 
     Args:
-        stored: from the box, without credentials.
+        stored: from the outbox, without credentials.
         given: the present one, with credentials.
         is_told: whether the run is in MLflow already; before that, a corrected address is the better one.
     """
@@ -86,10 +86,10 @@ def connect(address: Address | str, *, answered: Callable[[], None] | None = Non
         answered: called as soon as it is known that something answers, before MLflow is imported.
 
     Raises:
-        StoreError: when it does not answer within `PROBE_SECONDS`, refuses, or cannot be opened.
+        TrackingError: when it does not answer within `PROBE_SECONDS`, refuses, or cannot be opened.
     """
     address = _address(address)
-    with store_errors(address):
+    with tracking_errors(address):
         probe(address)
         if answered is not None:
             answered()
@@ -107,7 +107,7 @@ def experiment_id(client: Any, address: Address | str, name: str) -> str:
     """The number of an experiment, made if need be; two processes may ask at the same time.
 
     Raises:
-        StoreError: the experiment was deleted; MLflow then refuses everything that has its name.
+        TrackingError: the experiment was deleted; MLflow then refuses everything that has its name.
     """
     from mlflow.exceptions import MlflowException
 
@@ -126,9 +126,9 @@ def given_experiment(client: Any, address: Address | str, number: str) -> str:
     """The experiment that `MLFLOW_EXPERIMENT_ID` names.
 
     Raises:
-        StoreError: there is none of that number, or it was deleted.
+        TrackingError: there is none of that number, or it was deleted.
     """
-    with store_errors(address):
+    with tracking_errors(address):
         return _not_deleted(client.get_experiment(number), _address(address))
 
 
@@ -174,10 +174,10 @@ def _address(address: Address | str) -> Address:
 
 def _not_deleted(found: Any, address: Address) -> str:
     if found.lifecycle_stage == "deleted":
-        raise StoreError(
+        raise TrackingError(
             f"MLflow's experiment '{found.name}' was deleted",
             where=str(address),
-            mend="with MLFLOW_TRACKING_URI set to this address, run "
+            fix="with MLFLOW_TRACKING_URI set to this address, run "
             f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or name another experiment "
             "by MLFLOW_EXPERIMENT_NAME",
         )
