@@ -1,4 +1,4 @@
-"""Cascade R-CNN's heads as ViTDet trains them; importing it needs mmdet, see `library.open_detection`.
+"""Cascade R-CNN's heads as ViTDet trains them; importing it needs mmdet, see `mm_import.open_detection`.
 
 Cai and Vasconcelos, Cascade R-CNN, arXiv 1712.00726. ViTDet (Li et al., arXiv 2203.16527) uses the cascade of
 its own library, which differs from mmdet's: boxes are refined in stages of equal weight whose gradients are

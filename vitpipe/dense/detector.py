@@ -224,7 +224,7 @@ def _test_rules(detect: DetectConfig) -> dict[str, Any]:
 
 
 def build_detector(config: dict[str, Any]) -> Any:
-    """mmdet's detector; `library.open_detection` must have run. Its `init_weights` draws the heads."""
+    """mmdet's detector; `mm_import.open_detection` must have run. Its `init_weights` draws the heads."""
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
 

@@ -150,7 +150,7 @@ def multi_scale_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
 
 
 def build_segmentor(config: dict[str, Any]) -> Any:
-    """mmseg's segmentor; `library.open_segmentation` must have run. Its `init_weights` draws the heads.
+    """mmseg's segmentor; `mm_import.open_segmentation` must have run. Its `init_weights` draws the heads.
 
     The cross entropy's mean counts ignored pixels, as in the released configurations; mmseg warns of that.
     """
