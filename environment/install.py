@@ -38,8 +38,8 @@ FIRST_TIME_BYTES = 7 * 2**30
 # Imported when everything is installed, side by side: what does not work is found now, and what every chain
 # imports is compiled now (6,000 files; all 27,000 would take a minute). The first line says what was found.
 TRIALS = (
-    "import torch; print(torch.__version__); from vitpipe.dense import mm_import; mm_import.open_detection(); "
-    "mm_import.open_segmentation('mask2former'); import timm.optim, torchvision, safetensors.torch",
+    "import torch; print(torch.__version__); from vitpipe.dense import mm_import; mm_import.open_detection()"
+    "; mm_import.open_segmentation('mask2former'); import timm.optim, torchvision, safetensors.torch",
     "import mlflow; print(mlflow.__version__); import mlflow.store.tracking.sqlalchemy_store, dvc.cli, "
     "dvc.commands.repro, numba, sklearn.datasets, skimage.data, scipy.ndimage, matplotlib.pyplot, pandas",
 )

@@ -134,7 +134,7 @@ def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps)
         journal.status("FINISHED")
         client.failure_ratio = 0.0
         delivery.sync()
-        stages = [r for r in client.runs.values() if "vitpipe.outbox" in r.data.tags]
+        stages = [r for r in client.runs.values() if "vitpipe.box" in r.data.tags]
         assert len(stages) == 1
         assert len(client.runs) == 2
         wanted = [(name, s, float(s)) for s in range(num_steps) for name in ("loss", "weird_name")]

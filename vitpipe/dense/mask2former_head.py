@@ -1,4 +1,4 @@
-"""Mask2Former's head in full precision; importing it needs mmseg and mmdet (`mm_import.open_segmentation`)."""
+"""Mask2Former's head in full precision; it needs mmseg and mmdet, see `mm_import.open_segmentation`."""
 
 from __future__ import annotations
 

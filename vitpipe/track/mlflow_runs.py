@@ -17,7 +17,9 @@ from vitpipe.track.outbox import Origin
 from vitpipe.track.server import does_not_exist, experiment_id, given_experiment
 
 BATCH = 100  # log_batch takes so many parameters or tags at once
-STATUS_TIME, STATUS_BOX = f"{PREFIX}status_ms", f"{PREFIX}status_box"
+# Named when an outbox was called a box: runs of earlier versions are found by it.
+OUTBOX_TAG = f"{PREFIX}box"
+STATUS_TIME, STATUS_OUTBOX = f"{PREFIX}status_ms", f"{PREFIX}status_box"
 
 
 class Runs:
@@ -56,11 +58,11 @@ class Runs:
 
     def stage_run(self, experiment: str, parent_id: str) -> str:
         """The run of the outbox, made below the pipeline's run if need be."""
-        found = self._search(experiment, {f"{PREFIX}outbox": self._origin.id})
+        found = self._search(experiment, {OUTBOX_TAG: self._origin.id})
         if found:
             self.put_below(found[0], parent_id)
             return found[0]
-        tags = {f"{PREFIX}outbox": self._origin.id, "mlflow.parentRunId": parent_id}
+        tags = {OUTBOX_TAG: self._origin.id, "mlflow.parentRunId": parent_id}
         return self._create(experiment, tags, self._origin.stage)
 
     def put_below(self, run_id: str, parent_id: str) -> None:
@@ -101,7 +103,7 @@ class Runs:
             died_ms: when it died, as far as is known.
         """
         for run in self._both(run_id, parent_id):
-            is_ours = run.data.tags.get(STATUS_BOX, self._origin.id) == self._origin.id
+            is_ours = run.data.tags.get(STATUS_OUTBOX, self._origin.id) == self._origin.id
             if run.info.status == "RUNNING" and is_ours and self._told_ms(run) <= running_ms:
                 # Not the time of death: whoever resumes the run says so later than this in any case.
                 self._client.log_batch(run.info.run_id, tags=self._signature(running_ms))
@@ -123,7 +125,7 @@ class Runs:
     def _signature(self, time_ms: int) -> list[Any]:
         from mlflow.entities import RunTag
 
-        return [RunTag(STATUS_TIME, str(time_ms)), RunTag(STATUS_BOX, self._origin.id)]
+        return [RunTag(STATUS_TIME, str(time_ms)), RunTag(STATUS_OUTBOX, self._origin.id)]
 
     def _create(self, experiment: str, tags: Mapping[str, str], title: str) -> str:
         """Make a run that started when the stage did, not when MLflow hears of it."""
