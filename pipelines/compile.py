@@ -16,6 +16,7 @@ from pipelines.placement import Placement
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import InputError, disk_errors
+from vitpipe.contracts.files import written_aside
 from vitpipe.contracts.graph import BY_NAME, Image
 
 _MEND = "compile it again: vitpipe compile --out FILE"
@@ -93,15 +94,11 @@ def compile_pipeline(
     from pipelines.reproduce import reproduce
 
     pipeline = reproduce(chosen, overrides, {**default_images(), **(images or {})}, placement or Placement())
-    partial = out.with_name(f".{out.stem}.partial.yaml")
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            compiler.Compiler().compile(pipeline, str(partial))
-            validate_package(partial)
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+    with written_aside(out) as partial:
+        compiler.Compiler().compile(pipeline, str(partial))
+        validate_package(partial)
     return validate_package(out)
 
 

@@ -93,7 +93,7 @@ def test_packing_that_ends_early_leaves_nothing_that_looks_complete(raw_copy, tm
     victim.mkdir()  # a folder cannot be read as a file
     with pytest.raises(DatasetError, match=r"A file cannot be read.*ade20k"):
         pack_dense(layout, tmp_path / "ade20k")
-    assert [p.name for p in (tmp_path / "ade20k").iterdir()] == [".ade20k.tar.partial"]
+    assert not list((tmp_path / "ade20k").iterdir())
     victim.rmdir()
     victim.write_bytes(content)
     pack_dense(layout, tmp_path / "ade20k")

@@ -17,8 +17,6 @@ from vitpipe.prepare.packing_cost import (
     pack_speed,
     packing_cost,
     plan_rows,
-    shown_bytes,
-    shown_hours,
     shown_rows,
     speed_file,
     write_pack_speed,
@@ -134,13 +132,6 @@ def test_rows_for_machines_and_for_people():
     assert len(shown) == len(rows) + 1
     assert shown[0]["source"] == "154.6 GB"
     assert len(shown_rows(DataConfig(root="x", sets=("svhn",)), SPEED)) == 1
-
-
-def test_numbers_as_people_read_them():
-    assert [shown_bytes(n) for n in (500, 5_000_000, 154_642_401_280, 1_310_000_000_000)] == [
-        "0 kB", "5.0 MB", "154.6 GB", "1.31 TB",
-    ]  # fmt: skip
-    assert [shown_hours(h) for h in (0.0, 1e-6, 0.5, 3.2)] == ["—", "1 s", "30 min", "3.2 h"]
 
 
 def test_the_forecast_is_what_a_shard_really_takes(tmp_path):

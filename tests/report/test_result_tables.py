@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from vitpipe.report.page import signed
 from vitpipe.report.result_tables import (
     coco_table,
-    duration,
     in_unit,
     is_percent,
     markdown,
@@ -43,13 +42,6 @@ def test_metrics(name, value, text):
 )
 def test_percent(name, expected):
     assert is_percent(name) is expected
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.44, "0.4 s"), (42.2, "42 s"), (3599.7, "1 h 00 min"), (200000, "2 d 7 h")]
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_published_numbers_keep_their_digits():

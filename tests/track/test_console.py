@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import io
 
-import pytest
-
 from vitpipe.track import console
 from vitpipe.track.console import Console
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
-)
-def test_durations(seconds, text):
-    assert console._duration(seconds) == text
 
 
 def test_a_log_gets_a_line_now_and_then_and_the_last_one(capsys, monkeypatch):

@@ -24,7 +24,7 @@ from vitpipe.config.resolve import TrainPlan
 from vitpipe.contracts.errors import VitpipeError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.batches import Batch
-from vitpipe.data.mixup import Mix
+from vitpipe.data.mixup import Mixup
 from vitpipe.data.order import train_chunks
 from vitpipe.methods.classify import Classify
 from vitpipe.models.hivit.hivit import HiViT, HiViTClassifier, HiViTShape
@@ -88,7 +88,7 @@ def digit_method(drop_path: float = 0.3, mixup_alpha: float = 0.8) -> Classify:
     """A classifier that draws in every step: drop path from the global generator, mixup from its own."""
     torch.manual_seed(1)
     backbone = HiViT(SHAPE, image_size=16, drop_path=drop_path)
-    mix = Mix(AugmentConfig(mixup_alpha=mixup_alpha), num_classes=10, label_smoothing=0.1)
+    mix = Mixup(AugmentConfig(mixup_alpha=mixup_alpha), num_classes=10, label_smoothing=0.1)
     return Classify(HiViTClassifier(backbone, 10), mix)
 
 

@@ -4,30 +4,53 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vitpipe.contracts.errors import disk_errors
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, a kill or a full disk leaves the old or the new content, never half of
-    it.
+@contextmanager
+def written_aside(path: Path, partial: Path | None = None) -> Iterator[Path]:
+    """Write a file under another name, then rename it: a reader, a kill or a full disk leaves the old or the
+    new content, never half of it.
+
+    Args:
+        partial: the other name. Give one that stays the same from attempt to attempt where a killed process
+            would leave a large file behind.
+
+    Yields:
+        The path to write to. It must exist when the block ends.
 
     Raises:
         StorageError: when the disk refuses; the old content is still there.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Two processes or threads may write the same file at once: each has its own name, the last rename wins.
+    # The suffix stays because kfp's compiler chooses the format by it.
+    writer = f"{os.getpid()}-{threading.get_ident()}"
+    aside = partial or path.with_name(f".{path.stem}.{writer}{path.suffix}")
     with disk_errors(path):
         try:
-            with aside.open("w", encoding="utf-8") as handle:
-                handle.write(text)
-                handle.flush()
-                os.fsync(handle.fileno())
+            yield aside
+            with aside.open("rb+") as handle:
+                os.fsync(handle.fileno())  # before the rename: ext4 may write the name first
             aside.replace(path)
             sync_folder(path.parent)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """`written_aside` for a small text file (UTF-8).
+
+    Raises:
+        StorageError: when the disk refuses; the old content is still there.
+    """
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitpipe.contracts.errors import CheckpointError, disk_errors
+from vitpipe.contracts.errors import CheckpointError
+from vitpipe.contracts.files import written_aside
 
 Outcome = Literal["matched", "renamed", "resized", "missing", "fresh", "unused", "dropped"]
 Resize = Callable[[str, Tensor, Tensor], Tensor]
@@ -106,14 +107,9 @@ def save_weights(
     """
     state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    partial = path.with_name(f".{path.name}.partial")
-    with disk_errors(path):
-        try:
-            save_file(tensors, partial, metadata=dict(metadata or {}))
-            _sort_header(partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with written_aside(path) as partial:
+        save_file(tensors, partial, metadata=dict(metadata or {}))
+        _sort_header(partial)
 
 
 def _sort_header(path: Path) -> None:
@@ -130,8 +126,6 @@ def _sort_header(path: Path) -> None:
         if len(text) <= num_bytes:  # as long as it was, without its padding
             handle.seek(8)
             handle.write(text.ljust(num_bytes))
-        handle.flush()
-        os.fsync(handle.fileno())
     umask = os.umask(0)  # can only be read by setting it
     os.umask(umask)
     path.chmod(0o666 & ~umask)

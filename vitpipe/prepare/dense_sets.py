@@ -7,12 +7,12 @@ images) and are unpacked once beside the training; a user's folder may be used w
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from vitpipe.config.digest import digest_of, file_digest
 from vitpipe.contracts.errors import DatasetError, disk_errors
+from vitpipe.contracts.files import written_aside
 from vitpipe.data.manifest import DenseManifest, content_digest, write_manifest
 from vitpipe.datasets.layouts import DenseLayout
 from vitpipe.prepare.shard_writer import tar_header
@@ -30,18 +30,15 @@ def pack_dense(layout: DenseLayout, out: Path) -> DenseManifest:
         StorageError: when the disk refuses a write.
     """
     name = f"{layout.dataset}.tar"
-    partial = out / f".{name}.partial"
     sha256, size = hashlib.sha256(), 0
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as archive:
+        # One name for all attempts: a killed one leaves at most one partial tar, which the next overwrites.
+        with written_aside(out / name, out / f".{name}.partial") as partial, partial.open("wb") as archive:
             for block in _tar_blocks(layout):
                 archive.write(block)
                 sha256.update(block)
                 size += len(block)
-            archive.flush()
-            os.fsync(archive.fileno())
-        partial.replace(out / name)
         manifest = DenseManifest(
             dataset=layout.dataset,
             classes=layout.classes,

@@ -18,6 +18,7 @@ from vitpipe.config.data import DENSE_SETS, DataConfig
 from vitpipe.config.resolve import num_packers
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import write_whole
+from vitpipe.contracts.units import format_bytes, format_duration
 from vitpipe.datasets.catalogue import DatasetFacts, facts
 
 SPEED_FILE = "pack-speed.json"
@@ -160,33 +161,15 @@ def shown_rows(data: DataConfig, speed: PackSpeed | None = None) -> list[dict[st
             "set": cost.dataset,
             "train": f"{cost.num_train:,}",
             "val": f"{cost.num_val:,}",
-            "source": shown_bytes(cost.source_bytes),
-            "packed": shown_bytes(cost.packed_bytes) if cost.packed_bytes else "—",
+            "source": format_bytes(cost.source_bytes),
+            "packed": format_bytes(cost.packed_bytes) if cost.packed_bytes else "—",
             "shards": f"{cost.num_shards:,}",
-            "time": shown_hours(cost.hours),
-            "disk": shown_bytes(cost.disk_bytes) if cost.disk_bytes else "—",
+            "time": format_duration(3600 * cost.hours) if cost.hours else "—",
+            "disk": format_bytes(cost.disk_bytes) if cost.disk_bytes else "—",
             "note": cost.note,
         }
         for cost in costs
     ]
-
-
-def shown_bytes(size_bytes: int) -> str:
-    """`967 MB`, `154.6 GB`, `1.31 TB`; powers of 1000, as disks are sold."""
-    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
-        if size_bytes >= 10**power:
-            value = size_bytes / 10**power
-            return f"{value:.2f} {unit}" if unit == "TB" else f"{value:,.1f} {unit}"
-    return f"{size_bytes / 1000:,.0f} kB"
-
-
-def shown_hours(hours: float) -> str:
-    """`—`, `12 s`, `4 min`, `3.2 h`."""
-    if hours <= 0:
-        return "—"
-    if hours < 1 / 60:
-        return f"{max(1, round(3600 * hours))} s"
-    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.1f} h"
 
 
 def _shard_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:

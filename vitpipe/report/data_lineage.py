@@ -13,9 +13,9 @@ from pathlib import Path
 
 from vitpipe.config.data import DENSE_SETS
 from vitpipe.contracts.artifact import Artifact
+from vitpipe.contracts.units import format_bytes
 from vitpipe.data.manifest import FINDINGS
 from vitpipe.datasets.catalogue import FACTS
-from vitpipe.prepare.packing_cost import shown_bytes
 from vitpipe.report.result_tables import ShownTable
 from vitpipe.report.results import RunResults
 
@@ -118,7 +118,7 @@ def _set_row(name: str, splits: Sequence[Row], source: Row, odd_images: str) -> 
         source.get("form") or "",
         *(_count(by_split.get(split, {}).get("num_images")) for split in ("train", "val")),
         f"{num_classes:,}" if num_classes else "—",
-        shown_bytes(size) if size else "—",
+        format_bytes(size) if size else "—",
         odd_images,
         source.get("encoding") or "",
         source.get("kept_in") or "",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe import __version__
+from vitpipe.contracts.units import format_duration
 from vitpipe.report import figures
 from vitpipe.report.compare import Verdict, verdicts_of
 from vitpipe.report.data_lineage import (
@@ -24,7 +25,6 @@ from vitpipe.report.result_tables import (
     HEADLINE,
     ShownTable,
     coco_table,
-    duration,
     in_unit,
     markdown,
     metric_label,
@@ -170,7 +170,8 @@ def _environment(*, escaping: bool) -> Any:
     )  # fmt: skip
     environment.globals["rows_of"] = rows_of
     environment.filters |= {
-        "in_unit": in_unit, "signed": signed, "gauge": gauge, "markdown": markdown, "duration": duration,
+        "in_unit": in_unit, "signed": signed, "gauge": gauge, "markdown": markdown,
+        "duration": format_duration,
         "metric_label": metric_label,
         "digest": lambda text: str(text)[:_DIGEST_DIGITS], "kind": lambda text: str(text).replace(" ", "-"),
     }  # fmt: skip
@@ -198,7 +199,7 @@ def _run_view(anchor: str, label: str, run: RunResults, with_figures: bool) -> R
         verdicts=verdicts,
         graph=_graph(run, anchor) if with_figures else "",
         times=_times(run, anchor) if with_figures else "",
-        total_time=duration(run.wall_seconds),
+        total_time=format_duration(run.wall_seconds),
         headlines=_headlines(run, verdicts),
         stages=[stage for stage in stages if stage.name not in ("prepare", "report")],
         data=data,
@@ -227,7 +228,7 @@ def _stage_view(run: RunResults, name: str, anchor: str) -> StageView:
     metric = HEADLINE.get(name, "")
     headline = show(metric, artifact.metrics[metric]) if metric in artifact.metrics else ""
     return StageView(
-        name, duration(artifact.card.wall_seconds), headline, metric_table(artifact),
+        name, format_duration(artifact.card.wall_seconds), headline, metric_table(artifact),
         coco_table(artifact.metrics), stage_tables(artifact, class_names), pictures, confusion, artifact.card,
     )  # fmt: skip
 
@@ -269,7 +270,7 @@ def _graph(run: RunResults, anchor: str) -> str:
         if node.name == "prepare":
             result = f"data {artifact.card.data_digest[:8]}"
         link = "" if node.name == "report" else f"{anchor}-{node.name}"
-        texts[node.name] = NodeText(duration(seconds), result, seconds / total, True, link)
+        texts[node.name] = NodeText(format_duration(seconds), result, seconds / total, True, link)
     return draw_graph(run.nodes(), texts)
 
 
@@ -277,7 +278,7 @@ def _times(run: RunResults, anchor: str) -> str:
     seconds = {name: artifact.card.wall_seconds for name, artifact in run.stages()}
     if not seconds:
         return ""
-    texts = {name: duration(value) for name, value in seconds.items()}
+    texts = {name: format_duration(value) for name, value in seconds.items()}
     drawn = figures.draw_times(seconds, texts, figures.THEMED)
     return figures.inline_svg(drawn, f"{run.title}: time per stage", f"{anchor} times")
 

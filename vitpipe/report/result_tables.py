@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitpipe.contracts.artifact import Artifact
+from vitpipe.contracts.units import format_bytes, format_duration
 from vitpipe.report.results import RunResults, labels
 
 LONG_TABLE_ROWS = 12
@@ -99,9 +100,9 @@ def show(name: str, value: float) -> str:
     if name.endswith("gmacs"):
         return f"{value:.3g} G"
     if name.endswith("num_bytes"):
-        return f"{value / 1e6:,.1f} MB"
+        return format_bytes(value)
     if name.endswith("seconds"):
-        return duration(value)
+        return format_duration(value)
     if value == int(value) and abs(value) < 1e15:
         return f"{value:,.0f}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
@@ -119,20 +120,6 @@ def in_unit(value: float | str | None, unit: str, decimals: int | None = None) -
     if decimals is not None:
         digits = f"{value:,.{decimals}f}"
     return f"{digits} {'%' if unit == 'percent' else unit}".strip()
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `0.4 s`, `42 s`, `3 min 05 s`, `2 h 10 min`, `5 d 3 h`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    days, hours_left = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours_left} h"
-    if hours:
-        return f"{hours} h {minutes_left:02d} min"
-    return f"{minutes} min {left:02d} s" if minutes else f"{left} s"
 
 
 def metric_label(name: str) -> str:

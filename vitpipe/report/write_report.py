@@ -10,10 +10,11 @@ from pathlib import Path
 
 from vitpipe.contracts.artifact import TABLES, is_being_written, is_marked, write_table
 from vitpipe.contracts.errors import ArtifactError, disk_errors
+from vitpipe.contracts.units import format_duration
 from vitpipe.report import figures
 from vitpipe.report.compare import Judgement, Verdict, counts_of, verdict_rows, verdicts_of
 from vitpipe.report.page import signed, stage_panels, verdict_markdown, write_markdown, write_page
-from vitpipe.report.result_tables import duration, in_unit
+from vitpipe.report.result_tables import in_unit
 from vitpipe.report.results import RunResults, labels
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
@@ -102,7 +103,7 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
     console = Console(file=screen, width=width, force_terminal=colour, no_color=not colour, highlight=False)
     for label, run in zip(labels(runs), runs, strict=True):
         table = Table(
-            title=f"{label}: {run.recipe.profile}, {duration(run.wall_seconds)}", title_justify="left"
+            title=f"{label}: {run.recipe.profile}, {format_duration(run.wall_seconds)}", title_justify="left"
         )
         table.add_column("")
         for heading in ("ours", "published", "difference", "tolerance"):
@@ -141,7 +142,7 @@ def _write_figures(runs: Sequence[RunResults], folder: Path) -> dict[str, Path]:
                 found[f"Confusion matrix of {stage}{where}"] = figures.save_png(drawn, path)
         seconds = {name: artifact.card.wall_seconds for name, artifact in run.stages()}
         if seconds:
-            texts = {name: duration(value) for name, value in seconds.items()}
+            texts = {name: format_duration(value) for name, value in seconds.items()}
             figure = figures.draw_times(seconds, texts, figures.PAPER)
             found[f"Time per stage{where}"] = figures.save_png(figure, folder / f"times{suffix}.png")
     return found

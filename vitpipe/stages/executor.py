@@ -22,6 +22,7 @@ from typing import Any
 from vitpipe.config.digest import code_digest, file_digest
 from vitpipe.contracts.artifact import CARD, METRICS, Card, open_artifact
 from vitpipe.contracts.errors import ArtifactError, InputError, disk_errors
+from vitpipe.contracts.files import write_whole
 from vitpipe.contracts.graph import BY_NAME
 
 OUT, METRICS_OUTPUT, RECEIPT = "out", "metrics", "receipt"
@@ -223,6 +224,4 @@ def _is_main() -> bool:
 
 def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.shell import with_typed_commands
+from vitpipe.contracts.units import format_duration
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -42,7 +43,11 @@ class Console:
             self._draw(step, num_steps, numbers)
         elif step >= num_steps or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = f"  {_duration(self._seconds_left(step, num_steps))} left" if step < num_steps else ""
+            left = (
+                f"  {format_duration(round(self._seconds_left(step, num_steps)))} left"
+                if step < num_steps
+                else ""
+            )
             share = f"{step / num_steps:.0%}" if num_steps else ""
             print(f"{self.stage}: step {step}/{num_steps} ({share})  {numbers}{left}", flush=True)
 
@@ -67,12 +72,3 @@ class Console:
             self._task = self._bar.add_task(self.stage, total=num_steps, completed=step, numbers="")
             self._bar.start()
         self._bar.update(self._task, completed=step, total=num_steps, numbers=numbers)
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as `42 s`, `3 min 05 s`, `2 h 10 min`."""
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes_left:02d} min"
-    return f"{minutes} min {whole:02d} s" if minutes else f"{whole} s"

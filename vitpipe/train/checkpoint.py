@@ -7,7 +7,6 @@ found out before anything is made of them. torch.load reads such a file as any o
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -15,7 +14,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from vitpipe.contracts.errors import CheckpointError, disk_errors
-from vitpipe.contracts.files import sync_folder
+from vitpipe.contracts.files import written_aside
 
 _KEPT = 2
 _TRAILER = b"vitpipe-sha256:"
@@ -56,19 +55,14 @@ class StateFolder:
         Raises:
             StorageError: when the disk refuses it; the states that were there are untouched.
         """
-        partial = self.folder / "saving.partial"
-        with disk_errors(self.folder):
-            try:
-                with partial.open("wb") as handle:
-                    hashed = _Hashed(handle)
-                    torch.save({**content, "identity": self.identity}, cast(IO[bytes], hashed))
-                    handle.write(_TRAILER + hashed.digest())
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                partial.replace(self.path_of(step))
-                sync_folder(self.folder)
-            finally:
-                partial.unlink(missing_ok=True)
+        # One name for all steps: a kill leaves at most one partial file, and the next save overwrites it.
+        with (
+            written_aside(self.path_of(step), self.folder / "saving.partial") as partial,
+            partial.open("wb") as handle,
+        ):
+            hashed = _Hashed(handle)
+            torch.save({**content, "identity": self.identity}, cast(IO[bytes], hashed))
+            handle.write(_TRAILER + hashed.digest())
         self._damaged.discard(step)
         sound = [known for known in self.steps() if known not in self._damaged]
         for old in self.steps():

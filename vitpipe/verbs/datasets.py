@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vitpipe.contracts.units import format_bytes
 from vitpipe.datasets.catalogue import FACTS, Archive, DatasetFacts, class_names, class_order, facts
-from vitpipe.prepare.packing_cost import shown_bytes
 from vitpipe.verbs.show import print_rows
 
 _SHOWN_CLASSES = 6
@@ -105,7 +105,7 @@ def _whole(known: DatasetFacts) -> dict[str, Any]:
 
 
 def _size(known: DatasetFacts) -> str:
-    return ("about " if known.size_is_estimate else "") + shown_bytes(known.size_bytes)
+    return ("about " if known.size_is_estimate else "") + format_bytes(known.size_bytes)
 
 
 def _images(known: DatasetFacts) -> str:

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from vitpipe.config.data import S3_ADDRESS
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import DatasetError, StorageError, VitpipeError
-from vitpipe.data.storage.storage import beside, blocks_of, changed_file
+from vitpipe.contracts.files import written_aside
+from vitpipe.data.storage.storage import blocks_of, changed_file
 
 _PART_BYTES = 64 * 2**20
 _CONNECTIONS = 32
@@ -104,7 +105,7 @@ class S3Storage:
         size = self.size_bytes(name)
         if size is None:
             raise self._missing(name)
-        with beside(to) as aside, aside.open("wb") as file:
+        with written_aside(to) as aside, aside.open("wb") as file:
             for block in blocks_of(self, name, size):
                 file.write(block)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from vitpipe.config.digest import file_digest
 from vitpipe.contracts.errors import DatasetError, disk_errors
+from vitpipe.contracts.files import written_aside
 
 # The usual limit of a process is 1,024 open files; the largest sets have several thousand shards.
 _MAX_OPEN_FILES = 256
@@ -108,7 +107,7 @@ class LocalStorage:
     def fetch(self, name: str, to: Path) -> None:
         """See `Storage.fetch`."""
         self._open(name)
-        with beside(to) as aside:
+        with written_aside(to) as aside:
             shutil.copyfile(self.folder / name, aside)
 
     def put(self, path: Path, name: str, sha256: str) -> bool:
@@ -118,7 +117,7 @@ class LocalStorage:
             return False
         with disk_errors(target):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with beside(target) as aside:
+        with written_aside(target) as aside:
             try:
                 aside.hardlink_to(path)
             except OSError:  # another disk, or a file system without links
@@ -153,22 +152,6 @@ class LocalStorage:
                 ) from error
             self._files[name] = file
         return file
-
-
-@contextmanager
-def beside(to: Path) -> Iterator[Path]:
-    """A path beside `to` to write to: it replaces `to` when the block ends well, and vanishes when not.
-
-    Raises:
-        StorageError: when the disk refuses a write.
-    """
-    aside = to.with_name(f".{to.name}.{os.getpid()}.{threading.get_ident()}")
-    with disk_errors(to):
-        try:
-            yield aside
-            aside.replace(to)
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def changed_file(path: Path) -> DatasetError:

@@ -1,0 +1,39 @@
+"""Numbers with units as people read them: bytes, durations, counts."""
+
+from __future__ import annotations
+
+_DECIMAL = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6))
+_BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20))
+
+
+def format_bytes(size_bytes: float, *, binary: bool = False) -> str:
+    """`12 kB`, `967.0 MB`, `154.6 GB`, `1.31 TB`; with `binary` `2.0 MiB`, `23.4 GiB`.
+
+    Args:
+        binary: powers of 1024, which memory is counted in. Disks and transfers are sold in powers of 1000.
+    """
+    for unit, size in _BINARY if binary else _DECIMAL:
+        if size_bytes >= size:
+            digits = 2 if unit.startswith("T") else 1  # 0.1 TB is too coarse to plan a disk with
+            return f"{size_bytes / size:,.{digits}f} {unit}"
+    return f"{size_bytes / 1024:,.0f} KiB" if binary else f"{size_bytes / 1000:,.0f} kB"
+
+
+def format_duration(seconds: float) -> str:
+    """`0.4 s`, `42 s`, `3 min 05 s`, `2 h 10 min`, `5 d 3 h`; whole seconds below 10 without a decimal."""
+    # 9.95 s and more would be shown as "10.0 s": from there on whole seconds are exact enough.
+    if seconds < 9.95 and seconds != int(seconds):
+        return f"{seconds:.1f} s"
+    minutes, seconds_left = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    days, hours_left = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours_left} h"
+    if hours:
+        return f"{hours} h {minutes_left:02d} min"
+    return f"{minutes} min {seconds_left:02d} s" if minutes else f"{seconds_left} s"
+
+
+def format_count(number: float) -> str:
+    """A whole number with thousands marks: `14,197,122`."""
+    return f"{number:,.0f}"
