@@ -1,8 +1,8 @@
-# The one vocabulary of tasks: people, hooks and CI use these names.
+# The tasks of the project; developers, hooks and CI use these names.
 
 VENV   := .venv
 BIN    := $(VENV)/bin
-# One thread per process: two test processes or one training process share the cores without fighting.
+# One thread per process: otherwise each of the two test processes starts as many threads as there are cores.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .PHONY: help setup demo test test-fast test-chain pythons check format lock compile clean
@@ -10,11 +10,14 @@ TEST   := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 help:  ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup:  ## the locked environment; PYTHON=... chooses among the three Pythons
+# The first line is the fast path: a tenth of a second when the environment is current. It cannot be used when PYTHON
+# is set, because the existing environment may have another one.
+setup:  ## install the locked environment; PYTHON=... chooses the Python
 	@test -z "$(PYTHON)" && $(BIN)/python environment/install.py --venv $(VENV) --check 2>/dev/null || \
 	  { python=$$(environment/find_python.sh $(VENV)) && "$$python" environment/install.py --venv $(VENV); }
 
-demo: setup  ## the whole chain of params.yaml on real small images, then the verdict
+# dvc runs `vitpipe` from the PATH. Only the recipe line gets it: the shell of the user is not changed.
+demo: setup  ## run all stages of params.yaml, by default on small embedded images, then show the verdict
 	@$(BIN)/vitpipe compile --dvc
 	@PATH="$$(cd $(BIN) && pwd):$$PATH" dvc repro --quiet
 	@$(BIN)/vitpipe verdict
@@ -22,13 +25,13 @@ demo: setup  ## the whole chain of params.yaml on real small images, then the ve
 test: setup  ## every test
 	@$(TEST)
 
-test-fast: setup  ## the inner loop: nothing slow, no engines
+test-fast: setup  ## tests without the slow ones and without Docker
 	@$(TEST) -m "not slow and not docker"
 
-test-chain: setup  ## the whole chain at its smallest, by DVC and by the compiled commands
+test-chain: setup  ## all stages at the smallest size, by DVC and by the compiled commands
 	@$(BIN)/pytest -m "not docker" tests/pipelines/test_chain.py
 
-pythons: setup  ## installation, fast tests and smallest chain on the other Pythons that the lock is for
+pythons: setup  ## installation, fast tests and smallest pipeline on the other supported Pythons
 	@for version in 3.13 3.12 3.11; do \
 	  $(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] == sys.argv[1])' $$version || continue; \
 	  python=$$(PYTHON= ONLY=$$version environment/find_python.sh) || exit 2; \
@@ -36,20 +39,23 @@ pythons: setup  ## installation, fast tests and smallest chain on the other Pyth
 	  $(MAKE) --no-print-directory VENV=build/pythons/$$version PYTHON="$$python" test-fast test-chain || exit 1; \
 	done
 
-check: setup  ## format, lint, types, house rules
-	@$(BIN)/ruff format --check --quiet . || { echo "make: run 'make format'"; exit 1; }
+# A second mypy call, because environment/install.py imports its sibling as a script does.
+check: setup  ## check format, lint, types, house rules
+	@$(BIN)/ruff format --check --quiet . || { echo "make: files are not formatted. Fix: run 'make format'"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy && MYPYPATH=environment $(BIN)/mypy environment/install.py
 	@$(BIN)/pytest tests/test_house_rules.py
 
-format: setup  ## let ruff format and sort
+format: setup  ## format the code and sort imports with ruff
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --quiet --fix .
 
-compile: setup  ## dvc.yaml and the Kubeflow package for params.yaml
+compile: setup  ## write dvc.yaml and the Kubeflow package for params.yaml
 	@$(BIN)/vitpipe compile --dvc
 	@$(BIN)/vitpipe compile --out build/pipeline.yaml
 
-lock:  ## resolve requirements.lock again from pyproject.toml, for all three Pythons
+# No index URLs in the lock: everybody installs from their own index. --universal resolves for all platforms and
+# Pythons at once.
+lock:  ## resolve requirements.lock from pyproject.toml, for all supported Pythons
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --quiet --upgrade \
 	  --no-emit-package opencv-python -o requirements.lock

@@ -15,10 +15,12 @@ def detect(
     data: dsl.Input[dsl.Dataset],
     out: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    # Optional: without a stage upstream that has weights, the network starts from random values.
     weights: dsl.Input[dsl.Model] | None = None,
 ) -> dsl.ContainerSpec:
-    """Train and evaluate a detector on the pre-trained pyramid."""
+    """Train and evaluate a detector (boxes and masks) from the pre-trained weights."""
     return dsl.ContainerSpec(
+        # The image with mmdet and mmseg, which only detect and segment need.
         image="vitpipe-dense",
         command=["vitpipe", "run", "detect"],
         args=["--recipe", recipe, "--profile", profile, "--executor-input", EXECUTOR_INPUT],

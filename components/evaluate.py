@@ -17,7 +17,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     weights: dsl.Input[dsl.Model] | None = None,
 ) -> dsl.ContainerSpec:
-    """Measure the fine-tuned network once more, independently of its training."""
+    """Evaluate the fine-tuned network again, independently of its training stage."""
     return dsl.ContainerSpec(
         image="vitpipe-train",
         command=["vitpipe", "run", "evaluate"],

@@ -15,6 +15,7 @@ def finetune(
     data: dsl.Input[dsl.Dataset],
     out: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    # Optional: without a stage upstream that has weights, the network starts from random values.
     weights: dsl.Input[dsl.Model] | None = None,
 ) -> dsl.ContainerSpec:
     """Fine-tune on the target classes (ImageNet-1K)."""

@@ -1,4 +1,4 @@
-"""Intermediate: supervised fine-tuning on the larger label set before the target one."""
+"""Intermediate: supervised fine-tuning on the larger label set before the target classes."""
 
 from kfp import dsl
 from kfp.dsl import PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER as EXECUTOR_INPUT
@@ -15,6 +15,7 @@ def intermediate(
     data: dsl.Input[dsl.Dataset],
     out: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    # Optional: without a stage upstream that has weights, the network starts from random values.
     weights: dsl.Input[dsl.Model] | None = None,
 ) -> dsl.ContainerSpec:
     """Fine-tune on the intermediate classes (ImageNet-22K)."""

@@ -1,4 +1,4 @@
-"""Pretrain: masked image modelling on the prepared images, no labels used."""
+"""Pretrain: self-supervised pre-training on the prepared images."""
 
 from kfp import dsl
 from kfp.dsl import PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER as EXECUTOR_INPUT
@@ -16,7 +16,7 @@ def pretrain(
     out: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
-    """Pre-train the backbone and its feature pyramid."""
+    """Pre-train the network on the prepared images without labels."""
     return dsl.ContainerSpec(
         image="vitpipe-train",
         command=["vitpipe", "run", "pretrain"],

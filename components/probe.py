@@ -17,7 +17,7 @@ def probe(
     metrics: dsl.Output[dsl.Metrics],
     weights: dsl.Input[dsl.Model] | None = None,
 ) -> dsl.ContainerSpec:
-    """Measure frozen features without fine-tuning."""
+    """Evaluate the frozen features: k-nearest neighbours and a linear classifier."""
     return dsl.ContainerSpec(
         image="vitpipe-train",
         command=["vitpipe", "run", "probe"],

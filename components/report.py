@@ -1,4 +1,4 @@
-"""Report: every result beside the published row it claims to reproduce."""
+"""Report: comparison of every result with the published row that the recipe reproduces."""
 
 from kfp import dsl
 from kfp.dsl import PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER as EXECUTOR_INPUT
@@ -14,6 +14,7 @@ def report(
     data_digest: str,
     prepare: dsl.Input[dsl.Dataset],
     out: dsl.Output[dsl.Artifact],
+    # A type of its own, so that Kubeflow shows the page in its interface.
     report: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
     pretrain: dsl.Input[dsl.Model] | None = None,
@@ -24,7 +25,7 @@ def report(
     segment: dsl.Input[dsl.Model] | None = None,
     evaluate: dsl.Input[dsl.Artifact] | None = None,
 ) -> dsl.ContainerSpec:
-    """Write the page that puts the run beside the paper."""
+    """Write the report that compares the run with the published results."""
     return dsl.ContainerSpec(
         image="vitpipe-train",
         command=["vitpipe", "run", "report"],

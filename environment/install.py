@@ -1,11 +1,10 @@
-"""Make the locked environment; `make setup` runs this with the Python that `find_python.sh` found.
+"""Install the locked environment; `make setup` runs this with the Python that `find_python.sh` found.
 
     PYTHON environment/install.py [--venv .venv] [--check]
 
-Everything is installed into a folder beside the environment, tried, and renamed into its place, so that
-whatever goes wrong (network, disk, a kill) leaves the earlier environment as it was, or none, never half of
-one. What it was made from is written into it; a second call with the same lock does nothing. Standard
-library only.
+Everything is installed into a new folder beside the environment, imported as a test, and renamed into its
+place: after any failure (network, disk, a kill) the earlier environment is unchanged. A second call with the
+same lock does nothing. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,16 +27,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+# A sibling script, not a package: this file runs before vitpipe is installed.
 from uv_runner import SetupError, cache_folder, find_uv, locked, requirement_files, run, say
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK_FILE = ROOT / "requirements.lock"
-STAMP = ".ready"  # in a finished environment: what it was made from
-MARK = ".made-by-vitpipe-setup"  # in a folder of ours that may be removed
-# A first installation: 3 GB of downloads, unpacked to 6.5 GB in uv's cache and linked from there.
+STAMP = ".ready"  # file in a finished environment with the inputs it was made from
+MARK = ".made-by-vitpipe-setup"  # file in a temporary folder that this script may remove
+# A first installation downloads 3 GB and unpacks them to 6.5 GB in uv's cache. The environment takes no
+# further space, because uv links its files from the cache (on the same disk).
 FIRST_TIME_BYTES = 7 * 2**30
-# Imported when everything is installed, side by side: what does not work is found now, and what every chain
-# imports is compiled now (6,000 files; all 27,000 would take a minute). The first line says what was found.
+# Run after the installation, in parallel. A package that does not work is found now, and the modules that
+# every pipeline imports get their bytecode (6,000 files; all 27,000 would take a minute). The first trial
+# must print the version of torch.
 TRIALS = (
     "import torch; print(torch.__version__); from vitpipe.dense import mm_import; mm_import.open_detection()"
     "; mm_import.open_segmentation('mask2former'); import timm.optim, torchvision, safetensors.torch",
@@ -46,16 +49,21 @@ TRIALS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the environment unless it is there already; 0 when it is there afterwards, else 1."""
+    """Install the environment unless it is current. Exit code 0, 1 (error) or 130 (interrupted)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
-    parser.add_argument("--check", action="store_true", help="only say by the exit code whether it is there")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 0 if the environment is current, else 1"
+    )
     options = parser.parse_args(arguments)
-    venv = options.venv.resolve()  # a link is followed, so that it stays one and the disk behind it is filled
+    # A symbolic link is followed: it must stay one, and the environment belongs on the disk that it points
+    # to.
+    venv = options.venv.resolve()
     try:
         if options.check:
             return 0 if is_current(venv) else 1
         with one_at_a_time():
+            # Under the lock: another process may just have finished.
             if not is_current(venv):
                 make(venv)
     except SetupError as error:
@@ -64,26 +72,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = error.filename or venv
         print(
-            f"make: The environment was not made: {error.strerror or error}. Where: {place}. Fix: make the "
-            "folder writable and see that its disk is not full, then run this again.",
+            f"make: The environment was not installed: {error.strerror or error}. Where: {place}. Fix: make "
+            "the folder writable and check that its disk is not full, then run this again.",
             file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
-        print("make: stopped; no half-made environment is left", file=sys.stderr)
-        return 130
+        print("make: interrupted; no incomplete environment was left", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells report it
     return 0
 
 
-# What is there
+# The state on disk
 
 
 def wanted(version: str, torch_index: str) -> dict[str, str]:
-    """What decides the packages, by name, for a Python such as `3.13`.
+    """The inputs that decide the content of an environment, for a Python version such as `3.13`.
 
     Args:
-        torch_index: `as_stamped` of another index for torch.
+        torch_index: `as_stamped` of the index for torch; empty for the common index.
     """
+    # Only these two tables of pyproject.toml are installed; settings of tools change nothing.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     installed = {name: project.get(name) for name in ("project", "build-system")}
     return {
@@ -91,28 +100,29 @@ def wanted(version: str, torch_index: str) -> dict[str, str]:
         "lock": hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest(),
         "project": hashlib.sha256(json.dumps(installed, sort_keys=True).encode()).hexdigest(),
         "torch_index": torch_index,
-        "checkout": str(ROOT),
+        "checkout": str(ROOT),  # the editable installation holds this path: a moved checkout needs a new one
     }
 
 
 def as_stamped(torch_index: str) -> str:
-    """An index's address as it is remembered: its digest, because it may hold a password."""
+    """SHA-256 of an index's address, for the stamp: the address may contain a password."""
     return hashlib.sha256(torch_index.encode()).hexdigest() if torch_index else ""
 
 
 def made_from(venv: Path) -> dict[str, str] | None:
-    """`wanted` of a finished environment; None where there is none."""
+    """The stamp of a finished environment, as `wanted` made it; None where there is none."""
     try:
         found = json.loads((venv / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    # Without the Python check, an environment whose base Python was uninstalled would count as finished.
     return found if isinstance(found, dict) and os.access(venv / "bin" / "python", os.X_OK) else None
 
 
 def is_current(venv: Path) -> bool:
-    """Whether the environment is what the checkout asks for.
+    """Whether the environment matches the checkout.
 
-    Any of the three Pythons and any index of torch will do, unless PYTHON or TORCH_INDEX is set.
+    Any of the supported Pythons and any index of torch is accepted, unless PYTHON or TORCH_INDEX is set.
     """
     found = made_from(venv)
     if found is None:
@@ -123,65 +133,68 @@ def is_current(venv: Path) -> bool:
 
 
 def asked_index() -> str | None:
-    """What TORCH_INDEX says: an address, empty for `none`, None when it is not set."""
-    said = os.environ.get("TORCH_INDEX")
-    return "" if said == "none" else said or None
+    """The value of TORCH_INDEX: an address, empty for `none`, None when it is not set."""
+    value = os.environ.get("TORCH_INDEX")
+    return "" if value == "none" else value or None
 
 
 def this_version() -> str:
-    """Of the Python that runs this, such as `3.13`."""
+    """Version of the Python that runs this script, such as `3.13`."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Wait until no other process installs for this checkout."""
-    # The folder itself is the lock: nothing to leave behind.
+    # flock on the folder itself needs no lock file, and the kernel releases it when the process ends,
+    # however.
     handle = os.open(ROOT, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another process makes the environment of this checkout; waiting for it")
+            say("another process is installing the environment of this checkout; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
 
 
-# Making it
+# Installation
 
 
 def make(venv: Path) -> None:
-    """Install beside `venv`, try it, rename it into its place.
+    """Install into a folder beside `venv`, test it, rename it to `venv`.
 
     Raises:
-        SetupError: when a package cannot be had or does not work, or `venv` is not ours.
+        SetupError: when a package cannot be fetched or does not work, or `venv` was not made by this script.
     """
     started = time.monotonic()
-    refuse_foreign(venv)
+    refuse_foreign(venv)  # before minutes of downloads
     index = index_to_use(venv)
     venv.parent.mkdir(parents=True, exist_ok=True)
-    say_what_comes(venv)
+    announce(venv)
     with _end_on_sigterm(), workshop(venv) as folder:
         install(folder / "new", folder, index)
         stamp = wanted(this_version(), as_stamped(index))
+        # Last, after the trials: an environment with a stamp is complete.
         (folder / "new" / STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
-        gone = extra_packages(venv, folder / "new")
+        removed = extra_packages(venv, folder / "new")
         replace(venv, folder / "new", folder / "old")
-    if gone:
-        say(f"no longer installed, because the lock does not name them: {', '.join(gone)}")
+    if removed:
+        say(f"no longer installed, because they are not in the lock: {', '.join(removed)}")
     shown = os.path.relpath(venv)
     say(f"{shown} is ready after {time.monotonic() - started:.0f} s (Python {this_version()})")
-    say(f"`. {shown}/bin/activate` puts vitpipe, dvc and mlflow on your path")
+    say(f"run `. {shown}/bin/activate` to have vitpipe, dvc and mlflow on your PATH")
 
 
 @contextlib.contextmanager
 def workshop(venv: Path) -> Iterator[Path]:
-    """A folder on the same disk for the time of the installation; what killed ones left there is removed."""
+    """A temporary folder beside `venv`; removes those that killed installations left."""
+    # Beside it, because a rename works within one file system only.
     prefix = f"{venv.name}.setup-"
     for leftover in venv.parent.glob(f"{prefix}*"):
-        if (leftover / MARK).exists():
+        if (leftover / MARK).exists():  # a folder of this name may also be the user's
             shutil.rmtree(leftover, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=venv.parent))
     try:
@@ -192,117 +205,142 @@ def workshop(venv: Path) -> Iterator[Path]:
 
 
 def index_to_use(venv: Path) -> str:
-    """The index of torch, empty for that of all packages.
+    """The index to take torch from, empty for the index of all packages.
 
     Raises:
-        SetupError: when the environment has torch from another one and nobody says which to take now.
+        SetupError: when the environment has torch from another index and TORCH_INDEX is not set now.
     """
+    # The stamp has the digest of the address only, so it cannot be used again without being given.
     asked, found = asked_index(), made_from(venv)
     if asked is None and found is not None and found.get("torch_index"):
         raise SetupError(
-            f"{venv} must be made again, and its torch came from an index that TORCH_INDEX named, which is "
-            "not set now. Fix: set it again, or TORCH_INDEX=none to take torch from where the other packages "
-            "come from."
+            f"{venv} must be installed again. Its torch came from the index that TORCH_INDEX named, which is "
+            "not set now. Fix: set it again, or set TORCH_INDEX=none to take torch from the index of the "
+            "other packages."
         )
     return asked or ""
 
 
 def refuse_foreign(venv: Path) -> None:
-    """Only an environment that this script made is ever replaced.
+    """Refuse to replace anything but an environment that this script made.
 
     Raises:
-        SetupError: when something else is there.
+        SetupError: when `venv` is something else.
     """
     if not venv.exists() or (venv.is_dir() and not any(venv.iterdir())):
         return
-    # Earlier versions of the Makefile left an empty stamp, or, interrupted, uv in an environment without one.
+    # Earlier versions of the Makefile wrote an empty stamp, and when interrupted left an environment with uv
+    # in it and without a stamp.
     if (venv / STAMP).exists() or ((venv / "pyvenv.cfg").exists() and (venv / "bin" / "uv").exists()):
         return
     raise SetupError(
-        f"{venv} was not made by `make setup`, so it is left alone. Fix: move it away, or choose another "
+        f"{venv} was not made by `make setup`, so it is not replaced. Fix: move it away, or choose another "
         "folder: make VENV=.venv-vitpipe setup."
     )
 
 
-def say_what_comes(venv: Path) -> None:
-    """How much is to be installed, and whether the disk looks too small for it."""
+def announce(venv: Path) -> None:
+    """Print how much will be installed, with a note if the disk seems too small."""
     free = shutil.disk_usage(venv.parent).free
     say(f"installing {len(locked(LOCK_FILE))} locked packages for Python {this_version()} (6.5 GB, once)")
     if free < FIRST_TIME_BYTES:
-        say(f"note: {free / 2**30:.1f} GB are free; 7 are needed unless uv's cache already has the packages")
+        # Only a note: with a filled cache on this disk almost nothing is needed.
+        say(f"note: {free / 2**30:.1f} GiB are free; 7 GiB are needed unless uv's cache has the packages")
 
 
 def install(venv: Path, scratch: Path, torch_index: str) -> None:
-    """Everything into a new environment.
+    """Install everything into a new environment.
 
     Args:
-        scratch: for files that are needed on the way; /tmp is often small.
+        scratch: folder for temporary files; /tmp is often small.
 
     Raises:
         SetupError: when a step fails.
     """
     uv = find_uv(LOCK_FILE, scratch)
+    # When this runs in the environment that will be replaced, the new one must not depend on that one's
+    # Python.
     base = getattr(sys, "_base_executable", sys.executable)
-    # Relocatable, because it is renamed when it is finished.
+    # Relocatable: scripts of an environment hold its path, and this one is renamed when it is finished.
     run(uv, "venv", "--quiet", "--relocatable", "--prompt", "vitpipe", "--python", base, str(venv))
     into = ("--python", str(venv / "bin" / "python"))
-    # A source distribution (mmcv) is built apart from torch, so that it leaves its operators out, with the
-    # build tools that the lock names.
+    # mmcv is a source distribution. uv builds it in an isolated environment without torch, so that it skips
+    # its compiled operators (which needed a compiler and ten minutes); build tools come from the lock, too.
+    # No dependencies are resolved: the lock is complete.
     common = ("pip", "install", *into, "--no-deps", "--build-constraints", str(LOCK_FILE))
     for requirements, options in requirement_files(LOCK_FILE, scratch, torch_index):
-        # No --compile-bytecode: it compiles 27,000 files in 50 s, of which a chain imports a fifth.
+        # No --compile-bytecode: it compiles 27,000 files in 50 s, of which a pipeline imports a fifth.
         run(uv, *common, "--requirements", str(requirements), *options)
     run(uv, *common, "--quiet", "--editable", str(ROOT))
     say(f"torch {try_out(venv)} works")
 
 
 def try_out(venv: Path) -> str:
-    """Import what a chain imports; the version of torch.
+    """Import what a pipeline imports; returns the version of torch.
 
     Raises:
-        SetupError: when something cannot be imported.
+        SetupError: when an import fails.
     """
-    # Where Python writes no bytecode (many container images say so), every later start would compile anew.
+    # Many container images set this variable; without the bytecode every later start would compile again.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     started = [
         subprocess.Popen(
+            # -I: neither PYTHONPATH nor the current folder may provide a module that is missing here.
             [venv / "bin" / "python", "-I", "-c", trial],
             cwd=venv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for trial in TRIALS
     ]  # fmt: skip
     try:
-        said = [process.communicate() for process in started]
+        printed = [process.communicate() for process in started]
     finally:
         for process in started:
             process.kill()
-    for process, (_, errors) in zip(started, said, strict=True):
+    for process, (_, errors) in zip(started, printed, strict=True):
         if process.returncode:
-            died = f"signal {-process.returncode}" if process.returncode < 0 else "no message"
-            reason = (errors.strip().splitlines() or [died])[-1][:300]
-            raise SetupError(
-                f"The packages were installed but do not work ({reason}); nothing has been changed. Fix: "
-                f"most likely one is damaged in uv's cache; remove the cache ({cache_folder()}), which is "
-                "filled again, and run this again."
-            )
-    return said[0][0].strip()
+            # Popen reports a signal as a negative code, for instance -4 for an instruction the CPU lacks.
+            ended = f"signal {-process.returncode}" if process.returncode < 0 else "no message"
+            # The last line of a traceback is the exception.
+            raise SetupError(explain_trial((errors.strip().splitlines() or [ended])[-1][:300]))
+    return printed[0][0].strip()
+
+
+def explain_trial(reason: str) -> str:
+    """One paragraph for a failed trial import.
+
+    Args:
+        reason: the exception, as the last line of a traceback shows it.
+    """
+    # A module of the checkout itself that was renamed or deleted: TRIALS names it, uv's cache does not hold
+    # it.
+    if re.match(r"(ModuleNotFound|Import)Error\b.*'vitpipe[.']", reason):
+        return (
+            f"The packages were installed, but a module of this checkout cannot be imported ({reason}); "
+            "nothing has been changed. Fix: restore the module (`git status` shows what was changed), or "
+            "correct its name where it is imported: TRIALS in environment/install.py, or vitpipe itself."
+        )
+    return (
+        f"The packages were installed but do not work ({reason}); nothing has been changed. Fix: remove uv's "
+        f"cache ({cache_folder()}), in which a package is probably damaged, and run this again."
+    )
 
 
 def replace(venv: Path, new: Path, old: Path) -> None:
-    """Put `new` in the place of `venv`, which becomes `old`; should that fail, nothing has happened."""
+    """Rename `venv` to `old` and `new` to `venv`; undoes the first if the second fails."""
+    # Two renames, because rename(2) cannot replace a folder that is not empty.
     if not venv.exists():
         new.rename(venv)
         return
     venv.rename(old)
     try:
         new.rename(venv)
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt, too
         old.rename(venv)
         raise
 
 
 def extra_packages(venv: Path, new: Path) -> list[str]:
-    """What somebody installed by hand into the earlier environment."""
+    """Packages of the earlier environment that the new one does not have."""
     before, after = ({name.name.partition("-")[0] for name in _metadata(f)} for f in (venv, new))
     return sorted(before - after)
 
@@ -313,7 +351,7 @@ def _metadata(venv: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _end_on_sigterm() -> Iterator[None]:
-    """SIGTERM cleans up as Ctrl-C does."""
+    """Handle SIGTERM like Ctrl-C, so that temporary folders are removed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Write a recipe's pipeline as a package, and read any package back strictly."""
+"""Compile a recipe into a Kubeflow pipeline package, and validate any package strictly."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.files import written_aside
 from vitpipe.contracts.graph import BY_NAME, Image
 
-_MEND = "compile it again: vitpipe compile --out FILE"
-# User and password of an address, whatever characters the password has.
+_RECOMPILE = "compile it again: vitpipe compile --out FILE"
+# User and password of an address. The password may hold any character but the three that end the authority
+# part of a URL (RFC 3986, section 3.2).
 _CREDENTIALS = re.compile(r"://[^/?#]*:[^/?#]*@")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a package: `inputs` maps input name -> feeding stage, `command` has the arguments too."""
+    """One task of a package: `inputs` maps input name -> upstream stage, `command` includes the arguments."""
 
     stage: str
     image: str
@@ -36,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Package:
-    """A compiled pipeline that passed the strict reading. Tasks stand in running order."""
+    """A compiled pipeline that passed `validate_package`. Tasks are in running order."""
 
     path: Path
     name: str
@@ -50,7 +51,7 @@ class Package:
 
     @property
     def images_without_digest(self) -> tuple[str, ...]:
-        """Images that are named by a tag: whoever moves the tag changes results behind the cache's back."""
+        """Images named by a tag: Kubeflow's cache key is the reference, so a moved tag goes unnoticed."""
         return tuple(sorted({task.image for task in self.tasks if "@sha256:" not in task.image}))
 
 
@@ -69,26 +70,29 @@ def compile_pipeline(
     images: Mapping[Image, str] | None = None,
     placement: Placement | None = None,
 ) -> Package:
-    """Compile the pipeline of one recipe into `out`, which appears when it has passed the strict reading.
+    """Compile the pipeline of one recipe into `out`, which is written only if it passes `validate_package`.
 
     Args:
         recipe: name of a recipe.
         profile: name of a profile.
-        overrides: `section.key=value`; they decide the graph (`stages=...`) and become parameters.
+        overrides: `section.key=value`; they decide the graph (`stages=...`) and become pipeline parameters.
         out: file ending in .yaml.
-        images: image reference for `train` and `dense`; those left out are the project's own.
+        images: image reference for `train` and `dense`; default: `default_images`.
         placement: a cluster's labels and volumes; none by default.
 
     Raises:
         RecipeError: the recipe cannot be read.
-        InputError: `out` does not end in .yaml, or a value cannot stand in a package (`check_texts`).
+        InputError: `out` does not end in .yaml or is another file, or a value is refused (`check_texts`).
+        StorageError: when the disk refuses the write.
     """
     chosen = load_recipe(recipe, profile, overrides)
     check_texts((recipe, profile, *overrides), "recipe, profile and overrides")
     if out.suffix not in (".yaml", ".yml"):
+        # kfp's compiler chooses the format by the suffix and refuses others with a message of its own.
         raise InputError("A pipeline package ends in .yaml", where=out, fix="choose another --out name")
     _refuse_foreign_file(out)
 
+    # After all checks of the input: importing kfp costs 3 s.
     from kfp import compiler
 
     from pipelines.reproduce import reproduce
@@ -103,34 +107,37 @@ def compile_pipeline(
 
 
 def _refuse_foreign_file(out: Path) -> None:
-    """A package takes the place of a package only: params.yaml and recipes end in .yaml, too."""
+    """Overwrite nothing but an earlier package: params.yaml and recipes end in .yaml, too."""
     if not out.exists() and not out.is_symlink():
         return
     text = out.read_text(encoding="utf-8", errors="replace") if out.is_file() else ""
     if not out.is_file() or (text.strip() and "pipelineInfo:" not in text):
         raise InputError(
-            "The file to write is there already and is no pipeline package; nothing was touched",
+            "The output file exists and is not a pipeline package; nothing was written",
             where=out,
             fix="choose another --out name",
         )
 
 
 def validate_package(path: Path) -> Package:
-    """Read a package with the protocol's own message types: unknown or mistyped fields are refused.
+    """Parse a package with Kubeflow's protobuf messages: unknown or mistyped fields are refused.
 
     Beyond the types: every executor exists, every task runs `vitpipe run` with the stage of its name, and
-    every input comes from a task that is there.
+    every input comes from a task of the package.
 
     Raises:
-        InputError: when the file is not such a package; all findings at once.
+        InputError: when the file is not such a package; names all findings at once.
     """
     from google.protobuf import json_format
     from kfp.kubernetes import kubernetes_executor_config_pb2
     from kfp.pipeline_spec import pipeline_spec_pb2
 
-    with _strictly(path, json_format.ParseError):
+    with _parse_errors(path, json_format.ParseError):
+        # The first document is the pipeline; the second, if any, is what kfp-kubernetes adds (PlatformSpec).
         documents = [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d is not None]
         spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+        # PipelineSpec declares deploymentSpec as a free-form Struct, so its fields are checked by a message
+        # of their own; the same holds for the executors of PlatformSpec.
         deployment = json_format.ParseDict(
             documents[0]["deploymentSpec"], pipeline_spec_pb2.PipelineDeploymentConfig()
         )
@@ -141,7 +148,9 @@ def validate_package(path: Path) -> Package:
         for config in placed.values():
             json_format.ParseDict(config, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
     executors = {label: executor.container for label, executor in deployment.executors.items()}
-    found = [f"there are settings for '{label}', which is no executor" for label in placed.keys() - executors]
+    found = [
+        f"there are settings for '{label}', which is not an executor" for label in placed.keys() - executors
+    ]
     tasks = []
     for name, task in spec.root.dag.tasks.items():
         label = spec.components[task.component_ref.name].executor_label
@@ -154,20 +163,21 @@ def validate_package(path: Path) -> Package:
     found += [problem for task in tasks for problem in _problems(task, {t.stage for t in tasks})]
     if found or not tasks:
         what = "; ".join(found) or "it has no tasks"
-        raise InputError(f"The pipeline package is wrong: {what}", where=path, fix=_MEND)
+        raise InputError(f"The pipeline package is invalid: {what}", where=path, fix=_RECOMPILE)
     parameters = {
         name: json_format.MessageToDict(definition.default_value)
         for name, definition in spec.root.input_definitions.parameters.items()
     }
+    # A protobuf map has no order: the graph's order is a valid running order of every recipe.
     tasks.sort(key=lambda task: list(BY_NAME).index(task.stage))
     return Package(path, spec.pipeline_info.name, tuple(tasks), parameters)
 
 
 def check_arguments(package: Package, arguments: Mapping[str, Any]) -> None:
-    """Refuse parameters that the package does not have, and values that cannot be one (`check_texts`).
+    """Refuse parameters that the package does not have, and values that `check_texts` refuses.
 
     Raises:
-        InputError: names them all.
+        InputError: names all unknown parameters, or the first refused value.
     """
     check_texts(_texts_in(list(arguments.values())), "--argument")
     unknown = sorted(set(arguments) - set(package.parameters))
@@ -175,41 +185,46 @@ def check_arguments(package: Package, arguments: Mapping[str, Any]) -> None:
         raise InputError(
             f"The pipeline has no parameter {', '.join(map(repr, unknown))}",
             where=package.path,
-            fix=f"its parameters are {', '.join(sorted(package.parameters))}",
+            fix=f"use one of its parameters: {', '.join(sorted(package.parameters))}",
         )
 
 
 def check_texts(texts: Iterable[str], where: str) -> None:
-    """Refuse what other programs would change, or other people read, in a package or a run's parameters.
+    """Refuse credentials and placeholder syntax in the texts of a package or of a run's parameters.
 
-    Every parameter becomes an argument of a container. No shell reads it, but Kubernetes replaces `$(NAME)`
-    there by environment variables, and Kubeflow and Argo replace what stands between double braces.
+    Args:
+        where: where the texts come from, for the message.
 
     Raises:
         InputError: names the first such text.
     """
     for text in texts:
+        # Kubeflow stores packages and parameters in plain text and shows them on its pages.
         if hidden(text) != text or _CREDENTIALS.search(text):
+            # Only the key is named: the message must not repeat the password.
             name, equals, _ = text.partition("://")[0].partition("=")
             subject = f"The address of {name}" if equals else "An address"
             raise InputError(
-                f"{subject} holds credentials, which others could read in the package and in Kubeflow",
+                f"{subject} contains credentials, which others could read in the package and in Kubeflow",
                 where=where,
-                fix="leave them out of the address; in a pod git finds them by a credential helper in its "
-                "configuration, which may be a mounted secret that GIT_CONFIG_GLOBAL names, and S3 by "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a role",
+                fix="remove them from the address; in a pod, give git a credential helper in a configuration "
+                "file (a mounted secret named by GIT_CONFIG_GLOBAL), and S3 the variables AWS_ACCESS_KEY_ID "
+                "and AWS_SECRET_ACCESS_KEY or a role",
             )
+        # Every parameter becomes an argument of a container. No shell reads it, but Kubernetes expands
+        # $(NAME) in arguments to environment variables, and Kubeflow and Argo replace text between double
+        # braces.
         for found, program in (("$(", "Kubernetes"), ("{{", "Kubeflow"), ("}}", "Kubeflow")):
             if found in text:
                 raise InputError(
-                    f"'{text}' holds {found}, which {program} would replace by something else",
+                    f"'{text}' contains {found}, which {program} would replace",
                     where=where,
-                    fix="write the value without it",
+                    fix=f"write the value without {found}",
                 )
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    """All texts of a JSON value."""
+    """All strings of a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -222,26 +237,29 @@ def _texts_in(value: Any) -> Iterator[str]:
 def _problems(task: Task, present: set[str]) -> Iterator[str]:
     if task.stage not in BY_NAME:
         yield f"there is no stage '{task.stage}'"
+    # "{{$}}" is KFP's placeholder of the executor input. Without it a container cannot write its receipt.
     if task.command[:3] != ("vitpipe", "run", task.stage) or "{{$}}" not in task.command:
-        yield f"task '{task.stage}' does not run `vitpipe run {task.stage}` with an executor input"
+        yield f"task '{task.stage}' does not run `vitpipe run {task.stage}` with the executor input {{{{$}}}}"
     if not task.image:
-        yield f"task '{task.stage}' names no image"
+        yield f"task '{task.stage}' has no image"
     for name, feeder in task.inputs.items():
         if feeder not in present:
-            yield f"input '{name}' of task '{task.stage}' comes from '{feeder}', which is not there"
+            yield f"input '{name}' of task '{task.stage}' comes from '{feeder}', which is not a task"
 
 
 @contextmanager
-def _strictly(path: Path, parse_error: type[Exception]) -> Iterator[None]:
-    """Whatever a broken file provokes becomes one InputError."""
+def _parse_errors(path: Path, parse_error: type[Exception]) -> Iterator[None]:
+    """Turn every error that a malformed file can cause into one InputError."""
+    # `parse_error` is a parameter, because protobuf is imported late, like kfp.
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"The pipeline package cannot be read ({error.strerror})", where=path, fix=_MEND
+            f"The pipeline package cannot be read ({error.strerror})", where=path, fix=_RECOMPILE
         ) from error
+    # KeyError to TypeError: YAML that is no mapping, or lacks a section that is read above.
     except (parse_error, yaml.YAMLError, KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"The file is not a Kubeflow pipeline package ({first})", where=path, fix=_MEND
+            f"The file is not a Kubeflow pipeline package ({first})", where=path, fix=_RECOMPILE
         ) from error

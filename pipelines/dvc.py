@@ -1,11 +1,7 @@
-"""The same graph for the laptop: write `dvc.yaml`.
+"""Write the graph of a recipe as `dvc.yaml`, for `dvc repro` on one machine.
 
-DVC depends on one small identity file per stage instead of on the recipe and the source tree. The first stage
-writes these files on every run; a file whose content did not change re-runs nothing. Recipe, profile and
-overrides stand in `params.yaml` only, which `vitpipe` reads itself.
-
-DVC puts values of `params.yaml` into paths, and hands commands to a shell. So no command names a folder: a
-value may hold anything that a shell would run, and no quoting holds for every value.
+Every stage depends on a small identity file instead of on the recipe and the source tree. Recipe, profile and
+overrides are in `params.yaml` only, which `vitpipe` reads itself.
 """
 
 from __future__ import annotations
@@ -18,6 +14,7 @@ from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.graph import Node
 from vitpipe.stages.identity import folders_of, identity_file
 
+# DVC fills ${...} from params.yaml in paths of `deps` and `outs`.
 _RUN = run_folder("${recipe}", "${profile}")
 _HEAD = """\
 # The graph of the recipe that params.yaml names. `dvc repro` runs what has changed, `dvc dag` draws it.
@@ -33,7 +30,7 @@ _ABOUT = {
     "detect": "detection and instance segmentation on COCO",
     "segment": "semantic segmentation on ADE20K",
     "evaluate": "accuracy, cost and throughput of the result",
-    "report": "every result beside the published row",
+    "report": "every result compared with the published row",
 }
 
 
@@ -43,19 +40,22 @@ def render_dvc(nodes: Sequence[Node]) -> str:
 
 
 def write_dvc(nodes: Sequence[Node], path: Path) -> bool:
-    """Write `dvc.yaml`; False when it was so already.
+    """Write `dvc.yaml`; False when the file already has this content.
 
     Raises:
-        InputError: when `path` is somebody's own file.
+        InputError: when `path` is a file that vitpipe did not write.
         StorageError: when the disk refuses the write.
     """
     text = render_dvc(nodes)
+    if path.exists() and not path.is_file():
+        raise InputError("dvc.yaml is not a file", where=path, fix="move it away")
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     if before == text:
         return False
+    # The head names the command that wrote it. An empty file, as `touch` leaves it, may be filled.
     if before.strip() and "vitpipe compile --dvc" not in before:
         raise InputError(
-            "The file was not written by vitpipe; nothing was touched",
+            "The file was not written by vitpipe, so it is not overwritten",
             where=path,
             fix="move your own stages to the dvc.yaml of another folder (DVC reads all of them)",
         )
@@ -65,12 +65,15 @@ def write_dvc(nodes: Sequence[Node], path: Path) -> bool:
 
 
 def _identity(nodes: Iterable[Node]) -> str:
+    # Runs every time (always_changed) and rewrites the identity files. DVC compares their checksums, so a
+    # file with the same content re-runs nothing.
     lines = [
         "  identity:",
         f"    desc: {_ABOUT['identity']}",
         "    cmd: vitpipe identity",
         "    always_changed: true",
         "    outs:",
+        # Small text that is written anew each time: not worth a copy in DVC's cache.
         *(f"      - {identity_file(node, _RUN)}: {{cache: false}}" for node in nodes),
     ]
     return "\n".join(lines) + "\n"
@@ -81,12 +84,16 @@ def _stage(node: Node) -> str:
     lines = [
         f"  {node.name}:",
         f"    desc: {_ABOUT[node.name]}",
+        # No folder, recipe or override in the command: DVC passes it to a shell with the values of
+        # params.yaml unquoted, so a recipe named "; touch x" would run touch. No quoting is safe for every
+        # value.
         f"    cmd: vitpipe run {node.name}",
         "    deps:",
         f"      - {identity_file(node, _RUN)}",
         *(f"      - {folder}" for folder in folders.inputs.values()),
         "    outs:",
-        # Kept until the new one is complete: sets that have not changed are taken from it, not packed again.
+        # DVC deletes an output before it runs the stage, unless it is persistent. The earlier one is needed:
+        # datasets that have not changed are taken from it, not packed again.
         f"      - {folders.out}" + (": {persist: true}" if node.name == "prepare" else ""),
     ]
     return "\n".join(lines) + "\n"

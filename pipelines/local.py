@@ -1,9 +1,7 @@
-"""Run a compiled package on this machine: kfp's Docker runner, made truthful.
+"""Run a compiled package on this machine with kfp's Docker runner, and check that every stage finished.
 
-The runner reports some failed containers as succeeded and loses what they said, because it lets the daemon
-remove a container before it asks how it ended; it deletes the workspace folder that it is given; and it lets
-the daemon make missing folders as root. So containers are run and removed here, every stage must leave a
-receipt, the workspace is a scratch folder of our own, and the run's folder is made first.
+kfp 2.17's runner reports some failed containers as succeeded. So containers are started and removed by this
+module, and every stage must leave a receipt: `executor_output.json` with the SHA-256 of its card.
 
 Development mode needs no built image: the checkout and the Python environment of this process are mounted
 read-only, at their own paths, into a plain Debian image (docker/dev-image.sh makes it).
@@ -37,13 +35,15 @@ from vitpipe.stages.executor import OUT, RECEIPT
 DEV_IMAGE = "vitpipe-dev:latest"
 CHECKOUT = Path(__file__).resolve().parent.parent
 _WITHOUT_DOCKER = "start Docker, or run the same graph without it: dvc repro"
+# Only what a stage reads itself: the environment of a shell may hold credentials.
 _PASSED_ON = ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI", "VITPIPE_TRACKING")
 _NUM_LOG_LINES = 12
+# 126 and 127 are the codes of POSIX shells and of Docker; above 128 it is 128 + the number of the signal.
 _EXIT_MEANS = {
     126: "the command cannot be executed in this image",
-    127: "the image holds no `vitpipe`",
-    135: "a bus error, usually too little shared memory: give more with --shm-gib",
-    137: "killed from outside, usually out of memory",
+    127: "the image does not contain `vitpipe`",
+    135: "bus error (SIGBUS), usually too little shared memory: increase --shm-gib",
+    137: "killed (SIGKILL), usually out of memory",
 }
 
 
@@ -71,8 +71,8 @@ def run_locally(
         root: folder for runs; each gets a folder of its own, with one log per stage in `logs`.
         arguments: pipeline parameters.
         data: raw datasets, mounted read-only at the same path.
-        shm_gib: size of /dev/shm, GiB.
-        development: mount this checkout and environment instead of trusting the image to hold them.
+        shm_gib: size of /dev/shm in each container, GiB.
+        development: mount this checkout and environment instead of using those inside the image.
 
     Raises:
         InputError: the package, a parameter or the data folder is wrong.
@@ -81,23 +81,30 @@ def run_locally(
     package = validate_package(package_path)
     check_arguments(package, arguments or {})
     if data is not None and not data.is_dir():
-        raise InputError("The data folder does not exist", where=data, fix="give that of the raw datasets")
+        raise InputError(
+            "The data folder does not exist", where=data, fix="give the folder that holds the raw datasets"
+        )
     with _engine(package) as engine_error:
+        # The process id keeps two runs of the same second apart.
         folder = root.resolve() / f"{package.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         containers = Containers(folder / "logs")
+        # Made before the runner mounts it: the Docker daemon creates a missing folder as root, and a
+        # container that runs as this user then fails with "Permission denied".
         with disk_errors(root):
             (folder / "logs").mkdir(parents=True)
         failure = None
         try:
             settings = _container_settings(folder, data, shm_gib, development)
             _run(package, folder, dict(arguments or {}), settings, containers)
+        # kfp raises RuntimeError for a failed task and ValueError for a missing output of one. The exit codes
+        # and receipts tell more, so they are looked at before this error is reported.
         except (RuntimeError, ValueError, engine_error) as error:
             failure = error
-    return LocalRun(folder, _demand_receipts(package, folder, containers, failure))
+    return LocalRun(folder, _require_receipts(package, folder, containers, failure))
 
 
 class Containers:
-    """Runs containers in the runner's place: their exit codes and their logs are kept.
+    """Runs containers in place of kfp's `run_docker_container`; keeps their exit codes and logs.
 
     Args:
         logs: folder for one log per stage.
@@ -110,7 +117,7 @@ class Containers:
     def run(
         self, client: Any, image: str, command: list[str], volumes: dict[str, Any], **settings: Any
     ) -> int:
-        """Run one container to its end and remove it, also when this process is interrupted.
+        """Run one container until it exits and remove it, also when this process is interrupted.
 
         Args:
             client: docker client.
@@ -122,9 +129,13 @@ class Containers:
             The exit code.
         """
         stage = command[2]
-        self.exit_codes[stage] = None
+        self.exit_codes[stage] = None  # started; a stage that is missing here was never started
+        # No auto_remove: kfp 2.17 sets it, and when the daemon removes the container before wait() is called,
+        # kfp takes docker's NotFound for exit code 0. Of 40 containers with `exit 3`, 4 were reported as
+        # succeeded (kubeflow/pipelines#13332).
         container = client.containers.run(image, command, volumes=volumes, detach=True, **settings)
         try:
+            # Docker streams chunks of bytes, which may end inside a multi-byte character.
             decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
             with self.log(stage).open("w", encoding="utf-8", buffering=1) as log:
                 for piece in container.logs(stream=True, follow=True):
@@ -138,7 +149,7 @@ class Containers:
             container.remove(force=True)
 
     def log(self, stage: str) -> Path:
-        """Where a stage's output is kept."""
+        """File with everything that a stage's container printed."""
         return self.logs / f"{stage}.log"
 
     def last_lines(self, stage: str) -> str:
@@ -156,17 +167,20 @@ def _run(
     settings: dict[str, Any],
     containers: Containers,
 ) -> None:
-    from kfp import components, local
+    from kfp import components, local  # costs 3 s of CPU time, which `vitpipe --help` must not pay
     from kfp.local import docker_task_handler
 
     with (
         tempfile.TemporaryDirectory(prefix="vitpipe-scratch-") as scratch,
         (containers.logs / "runner.log").open("w", encoding="utf-8") as chatter,
-        contextlib.redirect_stdout(chatter),
+        contextlib.redirect_stdout(chatter),  # kfp prints progress there; our stdout holds results only
         warnings.catch_warnings(),
+        # Patched, because DockerRunner(auto_remove=False) is a TypeError: kfp already passes that argument.
         mock.patch.object(docker_task_handler, "run_docker_container", containers.run),
     ):
-        warnings.simplefilter("ignore")  # one per request and limit: they have no effect here
+        warnings.simplefilter("ignore")  # kfp warns once per resource request and limit: no effect locally
+        # kfp 2.17 deletes workspace_root at the end of every pipeline, even if the user named it and no task
+        # used it. So it gets a folder that holds nothing else.
         workspace = Path(scratch) / "workspace"
         workspace.mkdir()
         local.init(local.DockerRunner(**settings), pipeline_root=str(folder), workspace_root=str(workspace))
@@ -174,7 +188,7 @@ def _run(
 
 
 def _without_retries(path: Path) -> str:
-    """The package's text without retries: they are for nodes that vanish and would only delay an error."""
+    """The package's text without retries, which are for lost nodes: here they would only delay an error."""
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     for task in documents[0]["root"]["dag"]["tasks"].values():
         task.pop("retryPolicy", None)
@@ -187,23 +201,26 @@ def _container_settings(folder: Path, data: Path | None, shm_gib: int, developme
 
     read_only = [data.resolve()] if data is not None else []
     environment = {
-        "HOME": "/tmp",
-        "USER": "vitpipe",  # a uid without a name makes getpass fail, and libraries with it
-        "PYTHONUNBUFFERED": "1",
+        "HOME": "/tmp",  # the uid has no home in the image, and caches need a writable one
+        "USER": "vitpipe",  # getpass.getuser() fails for a uid without a name, and libraries call it
+        "PYTHONUNBUFFERED": "1",  # else the last lines before a crash are lost
         **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
     }
     if development:
         own = (CHECKOUT, Path(sys.prefix), Path(sys.base_prefix))
+        # Without duplicates: outside a virtual environment prefix and base_prefix are the same folder, and
+        # Docker refuses two mounts at one place.
         read_only += [path for path in dict.fromkeys(own) if path not in read_only]
         environment["PATH"] = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
         environment["PYTHONPATH"] = str(CHECKOUT)
     settings: dict[str, Any] = {
-        "user": f"{os.getuid()}:{os.getgid()}",
-        "shm_size": f"{shm_gib}g",
+        "user": f"{os.getuid()}:{os.getgid()}",  # Docker's default is root, which would own the outputs
+        "shm_size": f"{shm_gib}g",  # Docker's default of 64 MiB is too small for loader processes
+        # Same path inside as outside, so that paths in recipes and error messages hold in both.
         "mounts": [Mount(str(path), str(path), type="bind", read_only=True) for path in read_only],
         "environment": environment,
-        "working_dir": str(folder),  # the sqlite store of MLflow appears in the working folder
-        "init": True,  # hands SIGTERM on and reaps data workers
+        "working_dir": str(folder),  # MLflow creates its default sqlite store in the working folder
+        "init": True,  # process 1 that forwards SIGTERM and reaps loader processes
     }
     if environment.get("MLFLOW_TRACKING_URI", "").startswith("http"):
         settings["network_mode"] = "host"  # the server may be one on this machine
@@ -212,7 +229,7 @@ def _container_settings(folder: Path, data: Path | None, shm_gib: int, developme
 
 @contextlib.contextmanager
 def _engine(package: Package) -> Iterator[type[Exception]]:
-    """See that Docker answers and that every image is there or can be had; yields its error class."""
+    """Check that Docker answers and has or can pull every image; yields Docker's error class."""
     try:
         import docker
     except ImportError as error:
@@ -225,6 +242,7 @@ def _engine(package: Package) -> Iterator[type[Exception]]:
     except docker.errors.DockerException as error:
         raise EngineError("No Docker engine answers", where="docker", fix=_WITHOUT_DOCKER) from error
     with contextlib.closing(client):
+        # All images before the first stage: a missing one is not found after hours of training.
         for image in sorted({task.image for task in package.tasks}):
             _find_image(client, image)
     yield docker.errors.DockerException
@@ -236,42 +254,44 @@ def _find_image(client: Any, image: str) -> None:
     try:
         client.images.get(image)
     except docker.errors.ImageNotFound:
-        fix = "docker/dev-image.sh makes it" if image == DEV_IMAGE else "build it or name another"
+        fix = "run docker/dev-image.sh" if image == DEV_IMAGE else "build it, or choose another with --image"
         try:
             client.images.pull(image)
         except docker.errors.DockerException as error:
             raise EngineError(
-                f"The image {image} is neither here nor can it be pulled", where="docker", fix=fix
+                f"The image {image} does not exist locally and cannot be pulled", where="docker", fix=fix
             ) from error
 
 
-def _demand_receipts(
+def _require_receipts(
     package: Package, folder: Path, containers: Containers, failure: BaseException | None
 ) -> dict[str, Path]:
     """Each stage's output folder.
 
     Raises:
-        EngineError: a stage left no valid receipt; names the first one that was started, with its last lines.
+        EngineError: a stage left no valid receipt; names the first one started, with its last lines.
     """
     outputs: dict[str, Path] = {}
+    # Started stages first: after a failure kfp starts no further task, and those are not the cause.
     never_started = [stage for stage in package.stages if stage not in containers.exit_codes]
     for stage in (*containers.exit_codes, *never_started):
+        # kfp puts outputs into PIPELINE_ROOT/PIPELINE-TIMESTAMP/TASK/OUTPUT.
         task_folder = next(iter(folder.glob(f"{package.name}-*/{stage}")), folder / stage)
         problem = _receipt_problem(task_folder, stage)
         if problem:
             code = containers.exit_codes.get(stage)
             known = f", {_EXIT_MEANS[code]}" if code in _EXIT_MEANS else ""
             ended = f" (exit code {code}{known})" if code else ""
-            said = containers.last_lines(stage) or (str(failure) if failure else "")
+            printed = containers.last_lines(stage) or (str(failure) if failure else "")
             raise EngineError(
-                f"Stage '{stage}' {problem}{ended}" + (f". It said: {said}" if said else ""),
+                f"Stage '{stage}' {problem}{ended}" + (f". Last output: {printed}" if printed else ""),
                 where=containers.log(stage),
-                fix="fix the cause and run again; `dvc repro` runs the same stages without Docker",
+                fix="correct the cause and run again; `dvc repro` runs the same stages without Docker",
             ) from failure
         outputs[stage] = task_folder / OUT
     if failure is not None:
         raise EngineError(
-            f"All stages are complete, but the runner failed: {failure}", where=folder, fix="run again"
+            f"All stages finished, but kfp's runner failed: {failure}", where=folder, fix="run again"
         ) from failure
     return {stage: outputs[stage] for stage in package.stages}
 
@@ -280,11 +300,11 @@ def _receipt_problem(task_folder: Path, stage: str) -> str:
     try:
         message = json.loads((task_folder / "executor_output.json").read_text(encoding="utf-8"))
         receipt = message["artifacts"][OUT]["artifacts"][0]["metadata"][RECEIPT]
-        open_artifact(task_folder / OUT, stage)
+        open_artifact(task_folder / OUT, stage)  # compares the checksums of the folder's files
         if receipt != file_digest(task_folder / OUT / CARD):
-            return "left a receipt that is not of its card"
+            return "left a receipt that does not match its card.json"
     except (OSError, ValueError, LookupError, TypeError):
-        return "did not come to its end"
+        return "did not finish"
     except ArtifactError as error:
-        return f"left no finished folder ({error.what})"
+        return f"left an incomplete output folder ({error.what})"
     return ""

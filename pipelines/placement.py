@@ -1,6 +1,6 @@
-"""Where a task runs and with what: requests, GPUs, node labels, shared memory, time limit, retries.
+"""Where a task runs and with which resources: requests, GPUs, node labels, /dev/shm, time limit, retries.
 
-Vendor labels come from one profile file and never from code; without a profile there are none. Example:
+Vendor-specific labels come from one profile file, never from code. Example for A100 nodes of GKE:
 
     node_selector: {cloud.google.com/gke-accelerator: nvidia-tesla-a100}
     tolerations:
@@ -23,12 +23,17 @@ from vitpipe.contracts.graph import Resources, Stage
 if TYPE_CHECKING:
     from kfp import dsl
 
+# Detection at demo size needs 963 MiB with Docker's default /dev/shm of 64 MiB (measured in a container).
 _DEMO = Resources(gpus=0, cpus=2, memory_gib=8, shm_gib=1, retries=1)
-_BACKOFF, _BACKOFF_FACTOR, _LONGEST_BACKOFF = "60s", 2.0, "900s"
+# Pauses of 60 s, 120 s, 240 s, ...
+_BACKOFF, _BACKOFF_FACTOR = "60s", 2.0
+# kfp's `backoff_max_duration` is not the longest pause: it is the whole window, counted from the first start
+# of the task, in which a failure is retried. A failure later than this is final.
+_RETRY_WINDOW = "900s"
 
 
 class Toleration(BaseModel):
-    """A node taint that GPU tasks accept; fields as in Kubernetes."""
+    """A node taint that GPU tasks tolerate; fields as in Kubernetes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,22 +47,25 @@ class Placement(BaseModel):
     """One cluster's labels and volumes.
 
     Attributes:
-        gpu_resource: the resource name of a GPU, which is what Kubeflow calls the accelerator type.
-        node_selector: labels of the nodes that GPU tasks need.
-        tolerations: taints that GPU tasks accept.
-        timeout_hours: a task is stopped after this long.
-        data_claim: volume claim with the raw datasets, mounted at `data_path` into every task.
-        user: uid and gid that the containers run as.
+        gpu_resource: Kubernetes resource name of a GPU.
+        node_selector: node labels that GPU tasks require.
+        tolerations: taints that GPU tasks tolerate.
+        timeout_hours: a task is stopped after this time.
+        data_claim: PersistentVolumeClaim with the raw datasets, mounted at `data_path` into every task.
+        user: uid and gid that the containers run as; None leaves it to the image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # kfp calls this the accelerator type and writes it verbatim into the pod's limits. The name of a GPU
+    # model here ("nvidia-tesla-a100") gives a pod that no node can run; the model is chosen by node_selector.
     gpu_resource: str = "nvidia.com/gpu"
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
     timeout_hours: float = Field(default=72.0, gt=0.0)
     data_claim: str = ""
     data_path: str = "/data"
+    # Not root (ge=1): `place` asks for runAsNonRoot, and Kubernetes then refuses to start uid 0.
     user: int | None = Field(default=1000, ge=1)
 
 
@@ -72,33 +80,32 @@ def read_placement(path: Path) -> Placement:
     except (OSError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not YAML"
         raise InputError(
-            f"The placement profile cannot be read ({reason})", where=path, fix="check the path"
+            f"The placement profile cannot be read ({reason})", where=path, fix="give a readable YAML file"
         ) from error
     except ValidationError as error:
         wrong = "; ".join(f"'{'.'.join(map(str, item['loc']))}': {item['msg']}" for item in error.errors())
         known = ", ".join(Placement.model_fields)
         raise InputError(
-            f"The placement profile is wrong: {wrong}", where=path, fix=f"known keys are {known}"
+            f"The placement profile is invalid: {wrong}", where=path, fix=f"correct it; the keys are {known}"
         ) from error
 
 
 def resources_of(stage: Stage, recipe: Recipe) -> Resources:
-    """What the graph says for real data; two cores without a GPU for the embedded data."""
+    """The graph's resources for real data; two cores without a GPU for the embedded data."""
     return _DEMO if recipe.data.source == "embedded" else stage.resources
 
 
 def place(task: dsl.PipelineTask, resources: Resources, placement: Placement) -> None:
-    """Put requests, limits, volumes, time limit and retries on a task.
-
-    Shared memory is a memory-backed volume, because pods have 64 MB of it and data workers die of that with
-    a bus error; it counts against the memory limit.
-    """
+    """Set requests, limits, volumes, time limit and retries of a task."""
     from kfp import kubernetes
 
+    # No CPU limit: the kernel would throttle the task at it even when other cores of the node are idle.
     task.set_cpu_request(str(resources.cpus))
     task.set_memory_request(f"{resources.memory_gib}Gi").set_memory_limit(f"{resources.memory_gib}Gi")
-    task.set_retry(resources.retries, _BACKOFF, _BACKOFF_FACTOR, _LONGEST_BACKOFF)
+    task.set_retry(resources.retries, _BACKOFF, _BACKOFF_FACTOR, _RETRY_WINDOW)
     kubernetes.set_timeout(task, round(placement.timeout_hours * 3600))
+    # Pods have 64 MB of /dev/shm, with which loader processes die of a bus error. A memory-backed volume
+    # there replaces it; what it holds counts against the memory limit.
     kubernetes.empty_dir_mount(
         task,
         volume_name="shared-memory",
@@ -111,11 +118,15 @@ def place(task: dsl.PipelineTask, resources: Resources, placement: Placement) ->
             task, run_as_user=placement.user, run_as_group=placement.user, run_as_non_root=True
         )
     if placement.data_claim:
+        # Datasets are mounted, never artifacts: KFP copies every input artifact into the pod. kfp-kubernetes
+        # 2.17 has no readOnly switch for mounts.
         kubernetes.mount_pvc(task, placement.data_claim, placement.data_path)
+    # The labels are those of GPU nodes: with them, a CPU task would wait for a GPU node.
     if resources.gpus == 0:
         return
     task.set_accelerator_type(placement.gpu_resource).set_accelerator_limit(resources.gpus)
     for label, value in placement.node_selector.items():
         kubernetes.add_node_selector(task, label, value)
     for toleration in placement.tolerations:
+        # exclude_none: Kubernetes refuses `Exists` with a value, and reads an absent effect as "all effects".
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))

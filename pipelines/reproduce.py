@@ -1,9 +1,10 @@
-"""One recipe as a Kubeflow pipeline: its stages in order, each fed by the stages before it.
+"""One recipe as a Kubeflow pipeline: its stages in running order, each fed by the stages before it.
 
-Which stages there are is decided here, when the pipeline is built: a task may not depend on a task inside a
-condition, and a recipe knows its own graph. Recipe, profile and overrides stay parameters of the run.
-kfp reads annotations as objects: no `annotations` from `__future__` here.
+Recipe, profile and overrides stay parameters of the run.
 """
+
+# No `from __future__ import annotations` here: kfp's decorators read the annotations as objects, not as
+# strings.
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -45,9 +46,11 @@ def reproduce(
     Args:
         chosen: the recipe with the overrides in it; its stages are the tasks.
         overrides: the same overrides as texts, `section.key=value`.
-        images: image reference by kind, best with a digest: Kubeflow's cache does not look behind a tag.
+        images: image reference by kind, preferably with a digest.
         placement: which nodes the tasks may run on.
     """
+    # The graph is fixed at compile time. A flag of the run is not possible: kfp refuses a task that depends
+    # on a task inside `dsl.If` (InvalidTopologyException), and `dsl.OneOf` of artifacts does not run locally.
     nodes = graph_of(chosen.stages, chosen.start_from)
     for_all, for_one = split_overrides(overrides, nodes)
 
@@ -65,10 +68,13 @@ def reproduce(
                 profile=profile,
                 overrides=overrides,
                 stage_overrides=for_one[node.name],
+                # KFP's cache key is made of component, image reference, command and inputs. It sees neither
+                # the code inside an image nor the files of a volume, so both enter as inputs.
                 code_digest=identity_of(chosen, node.stage)["code_digest"],
                 data_digest=data_digest,
                 **{name: tasks[feeder].outputs["out"] for name, feeder in node.inputs.items()},
             )
+            # The cache key holds the image reference only: with a tag, a rebuilt image goes unnoticed.
             task.set_container_image(images[node.stage.image])
             place(task, resources_of(node.stage, chosen), placement)
             tasks[node.name] = task
@@ -79,11 +85,12 @@ def reproduce(
 def split_overrides(
     overrides: Sequence[str], nodes: Iterable[Node]
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """Overrides for every task, and by task those of its own section and of the stages before it.
+    """(overrides for every task, task -> overrides of its own section and of the sections upstream).
 
-    A task re-runs when one of its parameters changes. An override of `finetune.epochs` therefore reaches
-    `finetune` and what stands behind it, which re-runs anyway; pre-training stays cached.
+    An override of `finetune.epochs` reaches `finetune` and the tasks downstream; `pretrain` stays cached.
     """
+    # KFP runs a task again when one of its parameters changes, so a task must get no override of a section
+    # that it does not depend on. The tasks downstream run again anyway, and they read the same recipe.
     before: dict[str, set[str]] = {}
     for node in nodes:
         before[node.name] = {node.name}.union(*(before[feeder] for feeder in node.inputs.values()))
@@ -99,6 +106,8 @@ def _section(override: str) -> str:
 
 
 def pipeline_name(recipe: Recipe) -> str:
-    """`itpn/pixel_base` at profile `demo` is `itpn-pixel-base-demo`: what Kubeflow allows in a name."""
+    """`itpn/pixel_base` at profile `demo` is `itpn-pixel-base-demo`."""
+    # kfp allows lower-case letters, digits and hyphens. Its cache is per pipeline name, so the name has no
+    # time.
     text = f"{recipe.name.removesuffix('.yaml')}-{recipe.profile}".lower()
     return "-".join("".join(c if c.isalnum() else " " for c in text).split())

@@ -1,4 +1,4 @@
-"""The verbs of the engines: `compile`, `local`, `submit`. kfp is imported when one of them runs."""
+"""The verbs `compile`, `local` and `submit`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ import typer
 
 from vitpipe.contracts.errors import InputError
 
-RecipeOption = Annotated[str | None, typer.Option("--recipe", help="recipe name; params.yaml's if not given")]
+# Every other import is inside a verb: `vitpipe --help` has a budget of 0.5 s of CPU time, kfp alone takes 3
+# s.
+
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="recipe name  [default: that of params.yaml]")
+]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="demo, full, ...")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")]
 ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile, overrides")]
-PackageOption = Annotated[Path | None, typer.Option("--package", help="a compiled package; else compile now")]
+PackageOption = Annotated[
+    Path | None, typer.Option("--package", help="a compiled package  [default: compile one now]")
+]
 ArgumentOption = Annotated[
     list[str] | None, typer.Option("--argument", help="pipeline parameter NAME=VALUE, the value in YAML")
 ]
 ImageOption = Annotated[
-    list[str] | None, typer.Option("--image", help="train=REFERENCE or dense=REFERENCE, best with a digest")
+    list[str] | None,
+    typer.Option("--image", help="train=REFERENCE or dense=REFERENCE, preferably with a digest"),
 ]
 PlacementOption = Annotated[
     Path | None, typer.Option("--placement", help="YAML with a cluster's node labels, tolerations, volumes")
 ]
-
 
 _BUILD = Path("build")
 
@@ -46,15 +53,16 @@ def compile_verb(
     placement: PlacementOption = None,
     dvc: Annotated[bool, typer.Option("--dvc", help="write dvc.yaml instead of a package")] = False,
 ) -> None:
-    """Write the recipe's graph for an engine: a Kubeflow package, or dvc.yaml."""
+    """Write the recipe's graph as a Kubeflow package, or as dvc.yaml."""
     if dvc:
         from pipelines.dvc import write_dvc
         from vitpipe.config.read import load_recipe
         from vitpipe.contracts.graph import graph_of
 
         loaded = load_recipe(*_chosen(recipe, profile, overrides, params))
+        # No --out: DVC finds stages only in files of this name.
         changed = write_dvc(graph_of(loaded.stages, loaded.start_from), Path("dvc.yaml"))
-        print("dvc.yaml written" if changed else "dvc.yaml was right already")
+        print("dvc.yaml written" if changed else "dvc.yaml is up to date")
         return
     from pipelines.compile import compile_pipeline
     from pipelines.placement import read_placement
@@ -66,7 +74,7 @@ def compile_verb(
     print(f"{package.path}: pipeline {package.name}, stages {', '.join(package.stages)}")
     if package.images_without_digest:
         names = ", ".join(package.images_without_digest)
-        print(f"Named by tag, so Kubeflow's cache will not see when they change: {names}")
+        print(f"Images named by a tag, whose changes Kubeflow's cache does not detect: {names}")
 
 
 def local_verb(
@@ -78,14 +86,15 @@ def local_verb(
     argument: ArgumentOption = None,
     out: Annotated[Path, typer.Option("--out", help="folder for runs")] = Path("artifacts/local"),
     data: Annotated[Path | None, typer.Option("--data", help="raw datasets, mounted read-only")] = None,
-    dev: Annotated[bool, typer.Option("--dev", help="mount this checkout into the plain image")] = False,
+    dev: Annotated[bool, typer.Option("--dev", help="mount this checkout into a plain Debian image")] = False,
     shm_gib: Annotated[int, typer.Option("--shm-gib", min=1, help="size of /dev/shm, GiB")] = 2,
 ) -> None:
-    """Run the compiled pipeline on this machine, every stage in its container."""
+    """Run the compiled pipeline on this machine, each stage in a Docker container."""
     from pipelines.compile import compile_pipeline
     from pipelines.local import DEV_IMAGE, run_locally
 
     if package is None:
+        # Not build/pipeline.yaml: that one, perhaps with a cluster's images, is what people submit.
         package = _BUILD / "pipeline-local.yaml"
         images: dict[Any, str] = {"train": DEV_IMAGE, "dense": DEV_IMAGE} if dev else {}
         compile_pipeline(*_chosen(recipe, profile, overrides, params), package, images=images)
@@ -107,12 +116,16 @@ def submit_verb(
     image: ImageOption = None,
     placement: PlacementOption = None,
     argument: ArgumentOption = None,
-    experiment: Annotated[str, typer.Option(help="made when missing")] = "vitpipe",
-    namespace: Annotated[str | None, typer.Option(help="for an endpoint with many users")] = None,
+    experiment: Annotated[str, typer.Option(help="created when it does not exist")] = "vitpipe",
+    namespace: Annotated[
+        str | None, typer.Option(help="Kubernetes namespace, for a multi-user endpoint")
+    ] = None,
     token: Annotated[str | None, typer.Option(envvar="KFP_TOKEN", help="bearer token")] = None,
-    service_account: Annotated[str | None, typer.Option(help="of the run's pods")] = None,
+    service_account: Annotated[
+        str | None, typer.Option(help="Kubernetes service account of the run's pods")
+    ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="until the run has ended; exit 1 if it failed")
+        bool, typer.Option("--wait", help="wait for the end of the run; exit code 1 if it failed")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
@@ -146,7 +159,7 @@ def submit_verb(
 def _chosen(
     recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path
 ) -> tuple[str, str, tuple[str, ...]]:
-    """Recipe, profile and overrides: the command line's, else those of params.yaml."""
+    """Recipe, profile and overrides from the command line, else from params.yaml."""
     from vitpipe.config.read import choose
 
     chosen = choose(recipe, profile, overrides or (), params, default_profile="demo")
@@ -156,6 +169,7 @@ def _chosen(
 def _arguments(texts: list[str] | None) -> dict[str, Any]:
     import yaml
 
+    # YAML, because a pipeline parameter is typed: a list must arrive as a list, not as its text.
     arguments = {}
     for name, value in _pairs(texts, "--argument").items():
         try:
@@ -164,22 +178,29 @@ def _arguments(texts: list[str] | None) -> dict[str, Any]:
             raise InputError(
                 f"The value of '{name}' is not YAML",
                 where="--argument",
-                fix="quote text that holds special characters, for example overrides=['data.root=/a?b']",
+                fix="quote text that contains special characters, for example overrides=['data.root=/a?b']",
             ) from error
     return arguments
 
 
 def _pairs(texts: list[str] | None, option: str, known: tuple[str, ...] = ()) -> dict[Any, str]:
-    """`NAME=VALUE` texts as a mapping.
+    """Parse `NAME=VALUE` texts into a mapping.
+
+    Args:
+        known: allowed names; all when empty.
 
     Raises:
-        InputError: when one is not of that form or its name is not known.
+        InputError: when a text is not of that form or its name is not allowed.
     """
     pairs = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name or not value or (known and name not in known):
             names = f" with NAME one of {', '.join(known)}" if known else ""
-            raise InputError(f"'{text}' is not of the form NAME=VALUE{names}", where=option, fix="correct it")
+            raise InputError(
+                f"'{text}' is not of the form NAME=VALUE{names}",
+                where=option,
+                fix=f"write {option} NAME=VALUE",
+            )
         pairs[name] = value
     return pairs

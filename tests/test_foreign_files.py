@@ -12,7 +12,7 @@ from vitpipe.contracts.errors import VitpipeError
 from vitpipe.contracts.graph import graph_of
 from vitpipe.models.convert import convert
 from vitpipe.prepare.examine_parallel import PackOptions
-from vitpipe.prepare.pack import _claim
+from vitpipe.prepare.pack import _open_scratch
 from vitpipe.report.write_report import build_report
 from vitpipe.stages.identity import write_identities
 
@@ -108,9 +108,9 @@ def test_half_packed_shards_are_moved_aside(tmp_path, mark):
     (scratch / "train-000000.tar").write_bytes(b"hours of work")
     if mark:
         (scratch / "options").write_text(mark)
-    _claim(scratch, PackOptions(1000))
+    _open_scratch(scratch, PackOptions(1000))
     (aside,) = tmp_path.glob("pack.aside-*")
     assert (aside / "train-000000.tar").read_bytes() == b"hours of work"
     assert [path.name for path in scratch.iterdir()] == ["options"]
-    _claim(scratch, PackOptions(1000))
+    _open_scratch(scratch, PackOptions(1000))
     assert len(list(tmp_path.iterdir())) == 2

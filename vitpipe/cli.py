@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from vitpipe.verbs.show import print_rows
 
 
 class _Verbs(TyperGroup):
-    """The command line; what it says about wrong arguments holds no credentials of an address among them."""
+    """The command line; its usage errors hide the credentials of addresses among the arguments."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _hidden_in_usage_errors():
@@ -86,11 +87,11 @@ def run(
     profile: ProfileOption = None,
     overrides: SetOption = None,
     params: ParamsOption = Path("params.yaml"),
-    state: Annotated[Path | None, typer.Option("--state", help="where resumable states live")] = None,
+    state: Annotated[Path | None, typer.Option("--state", help="folder of resumable training states")] = None,
     executor_input: Annotated[str | None, typer.Option(help="Kubeflow's executor input, JSON")] = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="processes; one per GPU if not given")] = None,
 ) -> None:
-    """Run one stage; what dvc.yaml and the Kubeflow components call.
+    """Run one stage. dvc.yaml and the Kubeflow components call this.
 
     Without --in and --out the folders are those of dvc.yaml: artifacts/RECIPE/PROFILE/STAGE.
     """
@@ -103,7 +104,7 @@ def run(
     )
     from vitpipe.stages.run import run_stage
 
-    share_the_cores()
+    share_the_cores()  # sets OMP_WAIT_POLICY, which OpenMP reads when torch is imported
     die_with_torchrun()
     if not under_torchrun() and (num_ranks := num_ranks_wanted(stage, ranks)) > 1:
         restart_under_torchrun(num_ranks)
@@ -115,7 +116,7 @@ def run(
         io.check_code(stage)
         io.finish(run_stage(stage, loaded, io.inputs(), io.output_folder(), state=state))
         return
-    folders = dict(_name_and_folder(item) for item in inputs or ())
+    folders = _named_folders(inputs or ())
     chosen = _chosen(recipe, profile, overrides, params)
     loaded = _load(chosen)
     if out is None:
@@ -130,6 +131,15 @@ def run(
         own = folders_of(node_of(loaded, stage), run_folder(chosen.recipe, chosen.profile))
         folders, out = own.inputs, own.out
     run_stage(stage, loaded, folders, out, state=state)
+
+
+def _named_folders(texts: Sequence[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for name, folder in map(_name_and_folder, texts):
+        if name in folders:
+            raise typer.BadParameter(f"the input '{hidden(name)}' is given twice", param_hint="--in")
+        folders[name] = folder
+    return folders
 
 
 def _name_and_folder(text: str) -> tuple[str, Path]:
@@ -149,7 +159,7 @@ def identity(
     overrides: SetOption = None,
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
-    """Write what decides each stage (recipe, code, image); DVC depends on these files."""
+    """Write each stage's identity (digests of recipe, code, image); DVC depends on these files."""
     from vitpipe.config.read import run_folder
     from vitpipe.stages.identity import IDENTITY, check_dvc_file, write_identities
 
@@ -165,11 +175,11 @@ def plan(
     profile: ProfileOption = None,
     overrides: SetOption = None,
     params: ParamsOption = Path("params.yaml"),
-    artifacts: Annotated[Path, typer.Option(help="where finished stages lie")] = Path("artifacts"),
+    artifacts: Annotated[Path, typer.Option(help="folder of finished stages")] = Path("artifacts"),
     ranks: Annotated[int, typer.Option(min=1, help="GPUs that share a training stage")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which stages would run and why, how long training is, and what the data costs. Starts nothing."""
+    """Show which stages would run and why, their steps, and disk and time of the data. Starts nothing."""
     from vitpipe.config.read import run_folder
     from vitpipe.prepare.packing_cost import pack_speed, plan_rows, shown_rows
     from vitpipe.stages.identity import forecast
@@ -215,7 +225,7 @@ def show_recipe(
     ranks: Annotated[int, typer.Option(min=1, help="GPUs that share a training stage")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one recipe resolved: every value, and every derived value with its reason."""
+    """Show one recipe: every value, and every derived value with its reason."""
     from vitpipe.stages.resolved import resolved_rows
 
     loaded = _load(_chosen(name, profile, overrides, Path("params.yaml")))
@@ -231,10 +241,6 @@ def show_recipe(
         for row in rows
     ]
     print_rows(shown, False, "Derived values")
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 @app.command()
@@ -253,7 +259,7 @@ def cost(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Parameters and multiply-adds of a network at any size, the convention named."""
+    """Parameters and multiply-adds of a network at any image size, by the named convention."""
     from vitpipe.benchmarks.model_cost import cost_of
 
     found = cost_of(model, image_size=image_size)
@@ -318,13 +324,20 @@ def verdict(
 
 
 @app.command()
-def send(
-    folder: Annotated[Path, typer.Argument(help="where unsent points were kept")] = Path("artifacts"),
+def sync(
+    folder: Annotated[Path, typer.Argument(help="folder with undelivered records")] = Path("artifacts"),
 ) -> None:
-    """Send what an unreachable MLflow server did not get."""
+    """Send to MLflow what it did not receive, for example because the server was unreachable."""
     from vitpipe.track.sync import sync_pending
 
     print(f"{sync_pending(folder)} runs sent")
+
+
+@app.command(hidden=True)
+def send(folder: Annotated[Path, typer.Argument()] = Path("artifacts")) -> None:
+    """Former name of `sync`, kept for one version."""
+    print("`vitpipe send` is now `vitpipe sync`; the old name goes with the next version", file=sys.stderr)
+    sync(folder)
 
 
 for verbs in (datasets, doctor, benchmark, clean):
@@ -348,7 +361,24 @@ def main() -> None:
     except VitpipeError as error:
         print(f"vitpipe: {with_typed_commands(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except Exception:
+    except Exception as error:
+        if _is_about_a_path(error):
+            print(f"vitpipe: {_about_the_path(error)}", file=sys.stderr)
+            sys.exit(2)
         # A defect of ours keeps its traceback, without the credentials that a library may quote there.
         print(hidden(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)
+
+
+def _is_about_a_path(error: Exception) -> bool:
+    """Whether the file system refused a path: the user's mistake, as far as anybody can tell."""
+    named = isinstance(error, OSError) and error.errno is not None and error.filename is not None
+    return named and not os.environ.get("VITPIPE_TRACEBACK")
+
+
+def _about_the_path(error: Any) -> str:
+    return (
+        f"The file system refused a path ({error.strerror}). Where: {hidden(str(error.filename))}. "
+        "Fix: check this path and the options that name it; with VITPIPE_TRACEBACK=1 in the environment the "
+        "same command shows where it happened."
+    )

@@ -63,7 +63,7 @@ def test_json_holds_settings_steps_and_scales(tmp_path: Path):
         (["--columns", "two"], "should be a valid integer"),
         (["--batch", "0"], "greater than or equal to 1"),
         (["--device", "tpu"], "This machine has no device 'tpu'"),
-        (["--device", "cuda"], "no device 'cuda'. Where: --device. Fix: choose from cpu"),
+        (["--device", "cuda"], "no device 'cuda'. Where: --device. Fix: choose one of cpu"),
         (["--image-size", "50"], "50"),
         (["--image-size", "16"], "mask_ratio"),
         (["--width", "130"], "width of 130"),

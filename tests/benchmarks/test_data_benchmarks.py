@@ -75,7 +75,7 @@ def test_index_opens_and_shuffles(run):
     ("arguments", "word"),
     [
         (("data", "--images", "32", "--batch", "64"), "do not fill a batch of 64"),
-        (("data", "--figure", "x.pdf"), "end it in .png"),
+        (("data", "--figure", "x.pdf"), "ends in .png"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(run, arguments, word):

@@ -10,14 +10,14 @@ from torch.autograd.profiler import profile
 
 from vitpipe.benchmarks.memory_mode_figures import draw_errors, draw_steps, notes, step_rows
 from vitpipe.benchmarks.memory_modes import (
-    WAYS,
+    MODES,
     Setting,
     _Trial,
     find_device,
+    forced_mode,
     measure_scales,
     measure_steps,
     relative_difference,
-    remembering,
 )
 from vitpipe.benchmarks.tensor_memory import LiveMemory
 from vitpipe.contracts.errors import InputError
@@ -37,7 +37,7 @@ def costs():
     return {(cost.columns, cost.way): cost for cost in measure_steps(SMALL, CPU)}
 
 
-# Live memory
+# Memory of live tensors
 
 
 def test_a_peak_by_hand():
@@ -65,7 +65,7 @@ def test_the_peak_of_a_backward_by_hand():
         assert memory.peak_bytes(without=[x.grad]) == 4000 + 4 + 4
 
 
-def test_addresses_that_are_used_again_count_again():
+def test_reused_addresses_are_counted_again():
     x = torch.randn(1000)
     with LiveMemory() as memory:
         for _ in range(50):
@@ -86,7 +86,7 @@ def test_what_a_checkpoint_keeps_is_seen():
     assert memory.peak_bytes() > after
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", MODES)
 def test_the_count_is_that_of_the_allocator(way):
     trial = _Trial(MANY_TOKENS, 4, CPU)
     trial.step(way)
@@ -110,7 +110,7 @@ def _chain_peak(num_columns, way):
     """Of the bottom-up chain alone, forward and backward, gradients of parameters left out."""
     trial = _Trial(MANY_TOKENS, num_columns, CPU)
     x = trial.backbone.embed(trial.images_BCHW).detach().requires_grad_()
-    with LiveMemory() as memory, remembering(trial.backbone, way):
+    with LiveMemory() as memory, forced_mode(trial.backbone, way):
         sum(state.sum() for state in trial.backbone.encode(x)).backward()
     return memory.peak_bytes(without=trial.gradients().values())
 
@@ -124,8 +124,8 @@ def test_reversible_memory_does_not_grow_with_the_columns():
     assert reversible[2] < block[2] < plain[2]
 
 
-def test_every_way_has_its_costs(costs):
-    assert set(costs) == {(count, way) for count in (4, 8) for way in WAYS}
+def test_every_mode_is_measured(costs):
+    assert set(costs) == {(count, way) for count in (4, 8) for way in MODES}
     for (_, way), cost in costs.items():
         assert 0 < cost.activation_mib <= cost.peak_mib
         assert 0 < cost.seconds_min <= cost.seconds
@@ -135,7 +135,7 @@ def test_every_way_has_its_costs(costs):
         assert cost.gradient_error == 0 if way != "reversible" else 0 < cost.gradient_error < 1e-4
     for count in (4, 8):
         plain = costs[count, "plain"].activation_mib
-        assert all(costs[count, way].activation_mib < plain for way in WAYS if way != "plain")
+        assert all(costs[count, way].activation_mib < plain for way in MODES if way != "plain")
     assert costs[4, "reversible"].inverse_error < costs[8, "reversible"].inverse_error
 
 
@@ -144,21 +144,21 @@ def test_memory_is_repeatable():
     assert first == second
 
 
-def test_a_way_is_left_as_it_was_entered():
+def test_the_backbone_is_restored_after_a_forced_mode():
     trial = _Trial(SMALL, 2, CPU)
     policy, block = trial.backbone.memory, trial.backbone.bottom_up[0].levels[0].blocks[0]
-    with remembering(trial.backbone, "block"):
+    with forced_mode(trial.backbone, "block"):
         assert "forward" in vars(block)
         assert trial.backbone.memory is not policy
     assert "forward" not in vars(block)
     assert trial.backbone.memory is policy
 
 
-def test_where_inverting_ends_training_keeps_columns():
+def test_where_inversion_is_inaccurate_training_keeps_column_inputs():
     setting = Setting(columns=(16,), width=16, image_size=64, batch=1, num_rounds=1)
     costs = measure_steps(setting, CPU)
     assert {cost.auto for cost in costs} == {"column"}
-    (past,) = [note for note in notes(costs) if "past what float32" in note]
+    (past,) = [note for note in notes(costs) if "exceed what float32" in note]
     inverse_error = next(cost.inverse_error for cost in costs if cost.way == "reversible")
     assert past.startswith("16 columns")
     assert f"{inverse_error:.1e}" in past
@@ -199,7 +199,7 @@ def test_columns_that_cannot_be_halved(count):
 def test_devices_that_are_not_there(name):
     with pytest.raises(InputError, match="has no device") as caught:
         find_device(name)
-    assert "choose from cpu" in str(caught.value)
+    assert "choose one of cpu" in str(caught.value)
     assert find_device("cpu") == CPU
 
 
@@ -222,8 +222,8 @@ def test_figures_show_what_was_measured(costs, tmp_path):
     figure = draw_steps(list(costs.values()), PAPER)
     memory, time = figure.axes
     lines = {line.get_label(): line for line in memory.lines}
-    assert set(lines) == set(WAYS)
-    for way in WAYS:
+    assert set(lines) == set(MODES)
+    for way in MODES:
         assert list(lines[way].get_xdata()) == [4, 8]
         assert list(lines[way].get_ydata()) == [costs[count, way].activation_mib for count in (4, 8)]
     assert list(time.lines[0].get_ydata()) == [1, 1]
@@ -237,5 +237,5 @@ def test_figures_show_what_was_measured(costs, tmp_path):
 
 def test_the_table_has_a_row_per_measurement(costs):
     rows = step_rows(list(costs.values()))
-    assert [(row["columns"], row["way"]) for row in rows] == list(costs)
-    assert {row["gradient error"] for row in rows if row["way"] == "block"} == {"0"}
+    assert [(row["columns"], row["mode"]) for row in rows] == list(costs)
+    assert {row["gradient error"] for row in rows if row["mode"] == "block"} == {"0"}

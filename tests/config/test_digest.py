@@ -22,7 +22,7 @@ def _identities(*overrides: str) -> dict[str, str]:
     [
         ("pretrain.epochs=3", {"pretrain"}),
         ("finetune.drop_path=0.3", {"finetune"}),
-        ("detect.base_lr=0.5", {"detect"}),
+        ("detect.optim.base_lr=0.5", {"detect"}),
         ("report.sample_images=3", {"report"}),
         ("data.embedded.seed=3", {"prepare"}),
         (
@@ -47,7 +47,7 @@ def test_the_seed_reaches_every_stage_but_the_report():
 def test_code_decides_only_its_stages(tmp_path, monkeypatch):
     package = tmp_path / "vitpipe"
     for stage in STAGES:
-        for place in (*stage.code, f"stages/{stage.name}.py"):
+        for place in stage.all_code:
             path = package / place if place.endswith(".py") else package / place / "code.py"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("first = 1\n")

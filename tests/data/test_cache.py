@@ -1,4 +1,4 @@
-"""The cache of remote ranges: bounded, shared without locks, healed by checksums, never in the way."""
+"""The cache of remote ranges: bounded, shared without locks, verified by checksums, suspended by disk errors."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ for _ in range(int(sys.argv[3])):
     found = cache.read(f"{key:064x}", place * 20_000, 20_000)
     # Another process may be in the middle of writing: some of it is there, the rest is still a hole.
     if found not in (None, expected) and any(a not in (0, b) for a, b in zip(found, expected)):
-        sys.exit("foreign bytes")
+        sys.exit("wrong bytes")
     if found != expected:
         cache.write(f"{key:064x}", place * 20_000, expected)
 """
@@ -111,7 +111,7 @@ def test_a_file_that_another_process_deleted_is_begun_again(cache):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_disk_that_refuses_makes_it_step_aside(cache, monkeypatch, number):
+def test_a_disk_error_suspends_the_cache(cache, monkeypatch, number):
     cache.write(KEY, 0, b"kept" * 100_000)
     cache.write(OTHER, 0, b"kept" * 100_000)
     real = os.pwrite
@@ -120,16 +120,16 @@ def test_a_disk_that_refuses_makes_it_step_aside(cache, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "pwrite", refuse)
-    with pytest.warns(UserWarning, match="is not used for a while.*VITPIPE_CACHE_GB"):
+    with pytest.warns(UserWarning, match="is not used for 60 s.*VITPIPE_CACHE_GB"):
         cache.write(KEY, 10**6, b"new")
     left = [key for key in (KEY, OTHER) if cache.read(key, 0, 4) == b"kept"]
-    assert len(left) == (1 if number == errno.ENOSPC else 2)  # a full disk gets something back
+    assert len(left) == (1 if number == errno.ENOSPC else 2)  # a full disk gets some space back
     monkeypatch.setattr(os, "pwrite", real)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cache.write(KEY, 10**6, b"new")
     assert cache.read(KEY, 10**6, 3) != b"new"
-    cache._aside_until = 0.0
+    cache._suspended_until = 0.0
     cache.write(KEY, 10**6, b"new")
     assert cache.read(KEY, 10**6, 3) == b"new"
 
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         assert cache.index(KEY, 1, lambda: [b"x"], check=True) is None
 
 
-def test_others_filled_the_disk(cache, monkeypatch):
+def test_a_disk_filled_by_other_files_empties_the_cache(cache, monkeypatch):
     cache.write(KEY, 0, b"x" * 100_000)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda folder: usage)
@@ -154,7 +154,7 @@ def test_others_filled_the_disk(cache, monkeypatch):
     assert cache.size_bytes == 0
 
 
-def test_an_index_is_fetched_once_checked_and_healed(cache):
+def test_an_index_is_fetched_once_verified_and_replaced_when_damaged(cache):
     content = os.urandom(5000)
     sha256, fetched = hashlib.sha256(content).hexdigest(), []
 
@@ -180,7 +180,7 @@ def test_an_index_is_fetched_once_checked_and_healed(cache):
     assert [entry.name for entry in cache.folder.iterdir()] == [path.name]
 
 
-def test_indexes_go_last(cache):
+def test_indexes_are_evicted_last(cache):
     content = bytes(300_000)
     path = cache.index(hashlib.sha256(content).hexdigest(), len(content), lambda: [content], check=True)
     small = RangeCache(cache.folder, 500_000)
@@ -190,7 +190,7 @@ def test_indexes_go_last(cache):
     assert small.size_bytes <= 500_000
 
 
-def test_it_travels_and_can_be_switched_off(cache, tmp_path):
+def test_it_can_be_pickled_and_switched_off(cache, tmp_path):
     cache.write(KEY, 0, b"abc")
     assert pickle.loads(pickle.dumps(cache)).read(KEY, 0, 3) == b"abc"
     off = RangeCache(tmp_path / "off", 0)

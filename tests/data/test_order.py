@@ -94,7 +94,7 @@ def test_evaluation_sees_every_sample_once(num_samples, batch, num_ranks):
 
 
 def test_impossible_batches_are_refused():
-    with pytest.raises(InputError, match="no multiple"):
+    with pytest.raises(InputError, match="not a multiple"):
         list(train_chunks(
             100, seed=0, global_batch=10, micro_batch=4, rank=0, num_ranks=1, start_step=0, num_steps=1
         ))  # fmt: skip

@@ -93,7 +93,7 @@ def test_a_forked_process_reads_on_its_own(shards):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_damaged_cache_heals(shards, s3):  # noqa: F811
+def test_damaged_cache_entries_are_fetched_again(shards, s3):  # noqa: F811
     good = shards.read_many(range(30))
     for number, file in enumerate(cached_files(shards)):
         content = bytearray(file.read_bytes())
@@ -109,7 +109,7 @@ def test_a_damaged_cache_heals(shards, s3):  # noqa: F811
     assert s3.counts["RANGE"] == 30 + num_again
 
 
-def test_a_damaged_index_in_the_cache_heals_when_the_set_is_opened(remote, shards):
+def test_a_damaged_index_in_the_cache_is_replaced_when_the_set_is_opened(remote, shards):
     (index,) = shards.cache.folder.glob("*.index")
     index.write_bytes(bytes(len(index.read_bytes())))
     assert open_shards(remote, "imagenet", "train").read(3).image_bytes == picture(3)
@@ -126,18 +126,18 @@ def test_bytes_that_change_on_the_way_are_asked_for_once_more(shards, s3):  # no
     assert shards.read(7).image_bytes == picture(7)
 
 
-def test_trouble_on_the_way_is_waited_for(shards, s3):  # noqa: F811
+def test_transient_errors_are_retried(shards, s3):  # noqa: F811
     s3.faults.extend(["500", "short", "reset", "SlowDown", "short"])
     assert [sample.image_bytes for sample in shards.read_many(range(5))] == [picture(n) for n in range(5)]
     assert s3.counts["RANGE"] == 10
 
 
-def test_what_is_not_as_the_manifest_says_is_named(remote, tmp_path):
+def test_files_that_differ_from_the_manifest_are_named(remote, tmp_path):
     storage = S3Storage(STORE)
     short = tmp_path / "short"
     short.write_bytes(b"short")
     storage.put(short, LAST, "f9b0078b5df596d2ea19010c001bbd009e651de2c57e8fb7e355f31eb9d3f739")
-    with pytest.raises(DatasetError, match=rf"has 5 bytes instead of.*{STORE}/{LAST}.*sends what is missing"):
+    with pytest.raises(DatasetError, match=rf"has 5 bytes instead of.*{STORE}/{LAST}.*sends missing"):
         open_shards(remote, "imagenet", "train")
     with pytest.raises(DatasetError, match=rf"Checksums differ: {LAST}\."):
         verify_checksums(remote, "imagenet")
@@ -149,7 +149,7 @@ def test_what_is_not_as_the_manifest_says_is_named(remote, tmp_path):
 def test_a_wrong_address_is_an_error_at_once(remote):
     manifest = remote / "imagenet" / "manifest.json"
     manifest.write_text(manifest.read_text().replace("s3://shards/", "s3://elsewhere/"))
-    with pytest.raises(DatasetError, match=r"no bucket 'elsewhere'"):
+    with pytest.raises(DatasetError, match=r"bucket 'elsewhere' does not exist"):
         open_shards(remote, "imagenet", "train")
     manifest.write_text(manifest.read_text().replace("s3://elsewhere/", "s3://shards/wrong/"))
     with pytest.raises(DatasetError, match=r"A shard is missing.*s3://shards/wrong/"):
@@ -159,7 +159,7 @@ def test_a_wrong_address_is_an_error_at_once(remote):
 def test_a_cache_that_cannot_be_used_changes_nothing(remote, s3, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VITPIPE_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="is not used for a while"):
+    with pytest.warns(UserWarning, match="is not used for 60 s"):
         shards = open_shards(remote, "imagenet", "train")
     for _ in range(2):
         assert [sample.image_bytes for sample in shards.read_many(range(6))] == [picture(n) for n in range(6)]
@@ -167,7 +167,7 @@ def test_a_cache_that_cannot_be_used_changes_nothing(remote, s3, tmp_path, monke
     s3.faults.extend(["corrupt"] * 3)
     with (
         pytest.warns(UserWarning, match="."),
-        pytest.raises(DatasetError, match=r"another checksum.*train\.index"),
+        pytest.raises(DatasetError, match=r"checksum of the index differs.*train\.index"),
     ):
         open_shards(remote, "imagenet", "train")
 
@@ -204,7 +204,7 @@ def test_batches_while_the_cache_overflows(remote, local, monkeypatch):
     assert 0 < shards.cache.size_bytes <= 40_000
 
 
-def test_a_storage_that_goes_away_ends_the_training_without_a_traceback(shards, s3):  # noqa: F811
+def test_a_failing_storage_ends_the_training_without_a_traceback(shards, s3):  # noqa: F811
     s3.faults.extend(["500"] * 1000)
     with pytest.raises(StorageError, match=r"fails \(InternalError\); tried 10 times") as caught:
         batches(shards, workers=1)

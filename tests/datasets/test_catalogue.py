@@ -1,4 +1,4 @@
-"""Facts hold together: counts, sizes, checksums in form, class orders; reading them is cheap."""
+"""Facts are consistent: counts, sizes, format of checksums, class orders; reading them is cheap."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from vitpipe.datasets.catalogue import (
     class_order,
     embedded_facts,
     facts,
-    find_archive,
     train_sizes,
 )
 from vitpipe.datasets.sources.detect_format import layouts_of
@@ -43,7 +42,7 @@ def test_every_set_of_the_recipes_has_facts():
 
 
 @pytest.mark.parametrize("name", [*SHARD_SETS, *DENSE_SETS])
-def test_checksums_have_their_form_and_their_place(name):
+def test_checksums_have_the_right_length_and_a_source(name):
     files = [archive.file for archive in facts(name).every_archive]
     assert len(files) == len(set(files))
     for archive in facts(name).every_archive:
@@ -53,7 +52,7 @@ def test_checksums_have_their_form_and_their_place(name):
             assert archive.source is None
         else:
             assert re.fullmatch(rf"[0-9a-f]{{{HEX_DIGITS[archive.algorithm]}}}", archive.checksum)
-            assert archive.source, "each checksum says who published it"
+            assert archive.source, "every checksum names its publisher"
         assert archive.size_bytes is None or archive.size_bytes > 0
 
 
@@ -68,12 +67,12 @@ def test_the_size_of_a_set_is_that_of_its_image_archives(name):
 
 @pytest.mark.parametrize("name", SHARD_SETS)
 def test_forms_are_those_that_the_readers_accept(name):
-    accepted, told = " ".join(layouts_of(name)), " ".join(facts(name).forms)
+    accepted, listed = " ".join(layouts_of(name)), " ".join(facts(name).forms)
     named = set(re.findall(r"[\w-]+\.(?:tar\.gz|tar|tgz|zip|mat|txt|csv)", accepted))
-    if "ImageNet-1K" in told:
-        told += " ".join(facts("imagenet").forms)
-    assert all(file in told for file in named)
-    assert ("parquet" in accepted) == ("parquet" in told)
+    if "ImageNet-1K" in listed:  # the subsets refer to the formats of the whole set
+        listed += " ".join(facts("imagenet").forms)
+    assert all(file in listed for file in named)
+    assert ("parquet" in accepted) == ("parquet" in listed)
 
 
 def test_counts_of_the_papers():
@@ -82,7 +81,7 @@ def test_counts_of_the_papers():
     assert sizes["svhn"] == (73_257, 26_032)
     assert sizes["flowers102"] == (2_040, 6_149)
     assert sizes["imagenet100"] == (126_689, 5_000)
-    # What is left of each domain after its makers had removed repetitions.
+    # Images of each domain after its authors removed duplicates ("cleaned version").
     cleaned = {"clipart": 48_129, "infograph": 51_605, "painting": 72_266, "sketch": 69_128}
     assert {name: sum(sizes[f"domainnet_{name}"]) for name in cleaned} == cleaned
     releases = {
@@ -98,7 +97,7 @@ def test_counts_of_the_papers():
 
 
 @pytest.mark.parametrize("name", [*SHARD_SETS, *DENSE_SETS])
-def test_class_orders_are_whole(name):
+def test_class_orders_are_complete(name):
     order, names = class_order(name), class_names(name)
     assert len(set(order)) == len(order)
     assert len(names) == len(order)
@@ -133,10 +132,10 @@ def test_releases_have_orders_of_their_own():
         class_order("imagenet22k", "spring")
 
 
-def test_archives_are_found_by_file_name():
-    assert find_archive("imagenet22k", "winter21_whole.tar.gz").size_bytes == 1_185_381_173_159
-    assert find_archive("cifar10", "data_batch_3").algorithm == "md5"
-    assert find_archive("imagenet", "something.tar") is None
+def test_archives_of_all_releases_and_parts():
+    by_file = {archive.file: archive for archive in facts("imagenet22k").every_archive}
+    assert by_file["winter21_whole.tar.gz"].size_bytes == 1_185_381_173_159
+    assert "data_batch_3" in {archive.file for archive in facts("cifar10").every_archive}
 
 
 def test_embedded_facts_exist_for_embedded_sets_only():

@@ -29,7 +29,7 @@ def test_an_unpacked_set_is_the_one_that_was_packed(raw, prepared, tmp_path, nam
     assert VERIFY_DENSE[name](dense.root).files == layout.files
     assert all((dense.root / file).read_bytes() == (raw / name / file).read_bytes() for file in layout.files)
     assert (dense.classes, dense.counts) == (layout.classes, layout.counts)
-    assert [path.name for path in tmp_path.iterdir()] == [dense.root.name], "nothing half is left"
+    assert [path.name for path in tmp_path.iterdir()] == [dense.root.name], "no temporary folder is left"
 
 
 def test_an_archive_is_unpacked_once(prepared, tmp_path):
@@ -51,13 +51,13 @@ def test_packing_twice_gives_the_same_bytes(raw, prepared, tmp_path):
 
 @pytest.fixture
 def prepared_copy(prepared, tmp_path):
-    """The same, free to be damaged."""
+    """A copy that a test may damage."""
     return shutil.copytree(prepared, tmp_path / "prepared")
 
 
 @pytest.fixture
 def davis_zip(raw_copy):
-    """The set as it is published: one archive in its folder."""
+    """The set as published: one archive in its folder."""
     root = raw_copy / "davis"
     with zipfile.ZipFile(raw_copy / "davis.zip", "w") as archive:
         for path in root.rglob("*"):
@@ -79,7 +79,7 @@ def test_an_original_archive_packs_to_the_same_bytes(davis_zip, prepared, tmp_pa
     assert [p.read_bytes() for p in davis_zip.iterdir()] == [before]
 
 
-def test_an_original_archive_cannot_be_used_in_its_place(davis_zip, tmp_path):
+def test_an_original_archive_cannot_be_used_in_place(davis_zip, tmp_path):
     with pytest.raises(DatasetError, match=r"DAVIS-2017.*data\.keep_dense"):
         point_dense(verify_davis(davis_zip), tmp_path / "davis")
     assert not (tmp_path / "davis").exists()
@@ -104,7 +104,7 @@ def test_a_file_that_grows_while_it_is_packed(raw_copy, tmp_path, monkeypatch):
     layout = verify_ade20k(raw_copy / "ade20k")
     real = layout.tree.chunks
     monkeypatch.setattr(layout.tree, "chunks", lambda name: iter([*real(name), b"more"]))
-    with pytest.raises(DatasetError, match="changed while it was being packed"):
+    with pytest.raises(DatasetError, match="changed while it was"):
         pack_dense(layout, tmp_path / "ade20k")
 
 
@@ -121,7 +121,7 @@ def test_a_changed_or_missing_archive(prepared_copy, tmp_path):
 
 
 @pytest.mark.parametrize("trick", ["parent", "absolute link", "device"])
-def test_hostile_archives_are_refused_and_leave_nothing(prepared_copy, tmp_path, trick):
+def test_malicious_archives_are_refused_and_leave_nothing(prepared_copy, tmp_path, trick):
     archive = prepared_copy / "davis" / "davis.tar"
     with tarfile.open(archive, "w") as tar:
         info = tarfile.TarInfo("../escaped" if trick == "parent" else "entry")
@@ -130,6 +130,7 @@ def test_hostile_archives_are_refused_and_leave_nothing(prepared_copy, tmp_path,
         elif trick == "device":
             info.type = tarfile.CHRTYPE
         tar.addfile(info, io.BytesIO())
+    # The manifest is as untrusted as the archive: whoever exchanged one can exchange both.
     manifest = read_manifest(prepared_copy / "davis", DenseManifest)
     changed = manifest.model_copy(update={"archive_sha256": file_digest(archive)})
     write_manifest(prepared_copy / "davis", changed)
@@ -140,7 +141,7 @@ def test_hostile_archives_are_refused_and_leave_nothing(prepared_copy, tmp_path,
     assert not (tmp_path / "escaped").exists()
 
 
-def test_a_users_folder_is_used_where_it_lies(raw_copy, tmp_path):
+def test_a_users_folder_is_used_in_place(raw_copy, tmp_path):
     manifest = point_dense(verify_ade20k(raw_copy / "ade20k"), tmp_path / "ade20k")
     dense = open_dense(tmp_path, "ade20k", tmp_path / "scratch")
     assert dense.root == raw_copy / "ade20k"
@@ -156,5 +157,5 @@ def test_a_users_folder_is_used_where_it_lies(raw_copy, tmp_path):
     with pytest.raises(DatasetError, match="has changed since it was prepared"):
         open_dense(tmp_path, "ade20k", tmp_path / "scratch")
     raw_copy.rename(tmp_path / "moved")
-    with pytest.raises(DatasetError, match="is not there"):
+    with pytest.raises(DatasetError, match="prepared folder of 'ade20k' is missing"):
         open_dense(tmp_path, "ade20k", tmp_path / "scratch")

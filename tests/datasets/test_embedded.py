@@ -124,7 +124,7 @@ def test_annotation_ids_are_unique(raw):
 
 
 def _composed(tiny, name, split, number):
-    """The scene drawn once more, by the rule that the writers document."""
+    """The scene, composed a second time by the rules of embedded/write.py."""
     generator = generator_of(name, tiny.seed, split, number)
     num_things = 0 if number % 40 == 1 else int(generator.integers(1, 6))
     return compose_scene(split, tiny.scene_size, generator, num_things=num_things, with_crowd=number % 9 == 3)

@@ -94,7 +94,7 @@ def test_an_empty_or_truncated_class_tar(tmp_path):
     folder = tmp_path / "imagenet22k" / "winter21_whole"
     write_class_tars(MINI, folder)
     for content, word in (
-        (tar_bytes([]), "holds no images"),
+        (tar_bytes([]), "contains no images"),
         (b"", ""),
         (class_tar(MINI, WNIDS[1])[:99_000], ""),
     ):

@@ -1,4 +1,4 @@
-"""Class folders of any set, the embedded ones among them."""
+"""Class folders of any set, including the embedded ones."""
 
 import shutil
 
@@ -33,7 +33,7 @@ def test_the_embedded_sets(raw):
 @pytest.mark.parametrize(
     "name", ["imagenet", "imagenet22k", "imagenet100", "cifar10", "svhn", "flowers102", "domainnet_sketch"]
 )
-def test_a_missing_or_empty_dataset_says_what_belongs_there(tmp_path, name):
+def test_a_missing_or_empty_dataset_names_the_required_files(tmp_path, name):
     error = refuse(tmp_path, name)
     assert f"'{name}'" in error.what
     assert "data.sets" in error.fix
@@ -50,7 +50,7 @@ def test_one_folder_too_deep(raw_copy):
     assert "content of ILSVRC2012/ one folder up" in refuse(raw_copy).fix
 
 
-def test_a_folder_without_rights(raw_copy, monkeypatch):
+def test_a_folder_without_permission(raw_copy, monkeypatch):
     def closed(folder):
         raise PermissionError(13, "Permission denied", str(folder))
 
@@ -73,13 +73,13 @@ def test_a_flat_val_folder(raw_copy):
         if folder.is_dir():
             folder.rmdir()
     error = refuse(raw_copy)
-    assert "50 images lie directly in 'val'" in error.what
+    assert "50 images are directly in 'val'" in error.what
     assert "ground_truth" in error.fix
 
 
 def test_loose_images_beside_class_folders(raw_copy):
     write(raw_copy / "imagenet" / "train" / "stray.jpeg", b"x")
-    assert "1 images lie directly in 'train', not in class folders: stray.jpeg" in refuse(raw_copy).what
+    assert "1 images are directly in 'train', not in class folders: stray.jpeg" in refuse(raw_copy).what
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet22k", "cifar100"])
@@ -115,7 +115,7 @@ def test_a_class_that_is_still_packed(raw_copy):
     folder = raw_copy / "imagenet" / "train" / "n99900003"
     shutil.rmtree(folder)
     write(folder.with_name("n99900003.tar"), b"x")
-    assert "1 classes are not unpacked yet: n99900003.tar" in refuse(raw_copy).what
+    assert "1 classes are still packed: n99900003.tar" in refuse(raw_copy).what
 
 
 def test_hidden_files_are_passed_over_and_others_are_not(raw_copy):

@@ -79,7 +79,7 @@ def test_every_form_of_any_set_is_the_same(tmp_path_factory, seed, num_train, nu
         }
 
 
-def test_what_is_shown_leads_to_the_image(any_form):
+def test_the_display_path_leads_to_the_image(any_form):
     root, form = any_form
     entries = list(find_source(root, "imagenet").entries("val"))
     top = {
@@ -161,7 +161,7 @@ def test_a_class_folder_that_vanishes(tmp_path):
     entries = find_source(tmp_path, "imagenet").entries("train")
     next(entries)
     shutil.rmtree(tmp_path / "imagenet" / "train" / MINI.wnids[1])
-    with pytest.raises(DatasetError, match="cannot be read any more"):
+    with pytest.raises(DatasetError, match="can no longer be read"):
         list(entries)
 
 
@@ -181,7 +181,7 @@ def test_links_to_images_and_folders_are_followed(tmp_path):
     ]
 
 
-def test_folders_go_before_archives_and_a_note_says_so(original):
+def test_folders_take_precedence_over_archives_with_a_note(original):
     write_class_folders(MINI, original)
     source = find_source(original.parent, "imagenet")
     assert source.form == "class folders"
@@ -223,7 +223,7 @@ def test_no_train_tar(original):
 @pytest.mark.parametrize("kept", [0.0, 0.4, 0.8])
 def test_truncated_archives(original, name, kept):
     path = original / name
-    content = path.read_bytes().rstrip(b"\0")  # less than the end mark is no damage
+    content = path.read_bytes().rstrip(b"\0")  # a shorter end-of-archive padding is no damage
     path.write_bytes(content[: int(kept * len(content))])
     assert name in refuse(original.parent).where
 
@@ -241,7 +241,7 @@ def test_a_truncated_class_tar(tmp_path):
 def test_an_empty_class_tar_is_found_before_packing(original):
     tars = [(f"{wnid}.tar", class_tar(MINI, wnid)) for wnid in MINI.wnids[:-1]]
     write(original / "ILSVRC2012_img_train.tar", tar_bytes([*tars, (f"{MINI.wnids[-1]}.tar", tar_bytes([]))]))
-    with pytest.raises(DatasetError, match=r"'n02056570.tar' holds no images"):
+    with pytest.raises(DatasetError, match=r"'n02056570.tar' contains no images"):
         find_source(original.parent, "imagenet")
 
 
@@ -261,7 +261,7 @@ def test_a_train_tar_that_is_something_else(original):
     refuse(original.parent)
 
 
-def test_a_hostile_train_tar(original):
+def test_a_malicious_train_tar(original):
     write(original / "ILSVRC2012_img_train.tar", tar_bytes([("../n01440764.tar", b"x")]))
     assert "n01440764.tar" in refuse(original.parent).what
 
@@ -270,7 +270,7 @@ def test_more_or_fewer_val_images_than_labels(original):
     images = [(name, content) for name, _, content in MINI.val]
     write(original / "ILSVRC2012_img_val.tar", tar_bytes(images[:-1]))
     error = refuse(original.parent)
-    assert "labels 10 images and there are 9" in error.what
+    assert "labels of 10 images and 9 were found" in error.what
     assert "ILSVRC2012_val_00000010" in error.what
     write(original / "ILSVRC2012_img_val.tar", tar_bytes([*images, ("ILSVRC2012_val_00000011.JPEG", b"x")]))
     assert "1 images have no label (ILSVRC2012_val_00000011)" in refuse(original.parent).what
@@ -287,7 +287,8 @@ def test_ground_truth_out_of_range(original, label):
     assert f"Line 4 of ILSVRC2012_validation_ground_truth.txt is '{label}'" in refuse(original.parent).what
 
 
-# Named: the file holds the time it was written at, and workers must agree on what the tests are called.
+# Explicit ids: meta.mat contains its time of writing, and pytest-xdist needs the same test ids in every
+# worker.
 @pytest.mark.parametrize(
     "content",
     [b"", b"x" * 300, meta_mat(MINI)[:-40], meta_mat(MINI)[:200], None],
@@ -308,7 +309,7 @@ def test_kaggles_list(tmp_path):
     for damaged, word in (
         ([lines[0], *lines[2:]], "1 images have no label"),
         ([*lines, "ILSVRC2012_val_00000077,n01440764 1 2 3 4"], "1 images are missing"),
-        ([*lines, lines[1]], "the second one"),
+        ([*lines, lines[1]], "its second one"),
         ([*lines[:-1], lines[-1].split(",")[0] + ",n09999999 1 2 3 4"], "unknown"),
         ([*lines[:-1], lines[-1].split(",")[0]], "Line 11"),
         (lines[1:], "first line"),
@@ -319,7 +320,7 @@ def test_kaggles_list(tmp_path):
         assert word in error.what
     path.unlink()
     error = refuse(tmp_path)
-    assert "10 images lie directly in 'val'" in error.what
+    assert "10 images are directly in 'val'" in error.what
     assert "LOC_val_solution.csv" in error.fix
 
 
@@ -388,4 +389,4 @@ def test_a_subset_in_a_folder_of_its_own(tmp_path):
     for split in ("train", "val"):
         shutil.rmtree(tmp_path / "imagenet10" / split / wnids[4])
     error = refuse(tmp_path, "imagenet10")
-    assert f"1 of the 10 classes of 'imagenet10' are not there: {wnids[4]}" in error.what
+    assert f"1 of the 10 classes of 'imagenet10' are missing: {wnids[4]}" in error.what

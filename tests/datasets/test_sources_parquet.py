@@ -1,4 +1,4 @@
-"""Parquet files as the hub hands them out."""
+"""Parquet files in the format of the Hugging Face hub."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_the_same_images_as_from_folders(folder):
     assert first.shown == f"{VAL}/{first.name}"
 
 
-def test_folders_go_first_and_a_note_says_so(folder):
+def test_folders_take_precedence_with_a_note(folder):
     write_class_folders(MINI, folder)
     source = find_source(folder.parent, "imagenet")
     assert source.form == "class folders"
@@ -53,7 +53,7 @@ def test_without_paths_the_schema_names_the_classes(tmp_path):
     entries = listed(source, "train")
     assert [name for name, _, _ in entries[:2]] == ["train_00000000.jpg", "train_00000001.jpg"]
     assert sorted(entry[1:] for entry in entries) == sorted(e[1:] for e in MINI.expected("train"))
-    assert "'imagenet100' are not there" in refuse(tmp_path, "imagenet100").what
+    assert "'imagenet100' are missing" in refuse(tmp_path, "imagenet100").what
 
 
 def test_the_whole_set_without_paths_has_the_standard_classes(tmp_path):
@@ -66,14 +66,14 @@ def test_the_whole_set_without_paths_has_the_standard_classes(tmp_path):
     assert {entry.label for entry in find_source(tmp_path, "imagenet100").entries("val")} == set(range(100))
 
 
-def test_the_test_set_of_imagenet_is_no_val(folder):
+def test_the_test_set_of_imagenet_is_not_used_as_val(folder):
     (folder / VAL).rename(folder / "data" / "test-00000-of-00001.parquet")
     assert "no validation-*.parquet" in refuse(folder.parent).what
 
 
 def test_missing_files(folder):
     (folder / "data" / "train-00001-of-00002.parquet").unlink()
-    assert "1 files are there and 2 should be; missing numbers: 1" in refuse(folder.parent).what
+    assert "1 files found, 2 expected; missing numbers: 1" in refuse(folder.parent).what
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
@@ -99,17 +99,17 @@ def val_rows():
 @pytest.mark.parametrize(
     ("row", "word"),
     [
-        (("n01440764_1.JPEG", 3, b"x"), "is of n01440764, but other rows say"),
-        (("n09999999_1.JPEG", 3, b"x"), "is of n09999999, but other rows say"),
-        (("ILSVRC2012_val_00000099_n01440764.JPEG", 2, b"x"), "is of n01440764"),
-        ((None, 5, b"x"), "has the label 5; the schema names 5 classes"),
+        (("n01440764_1.JPEG", 3, b"x"), "and the wnid n01440764, but in other rows"),
+        (("n09999999_1.JPEG", 3, b"x"), "and the wnid n09999999, but in other rows"),
+        (("ILSVRC2012_val_00000099_n01440764.JPEG", 2, b"x"), "and the wnid n01440764"),
+        ((None, 5, b"x"), "has the label 5; the schema has 5 classes"),
         ((None, -1, b"x"), "has the label -1"),
         ((None, None, b"x"), "has the label None"),
         (("n01440764_1.JPEG", 0, None), "has no bytes"),
     ],
 )
-def test_labels_that_cannot_be(folder, row, word):
-    # The column names of the first file hold for all of them, as do its class names.
+def test_impossible_labels(folder, row, word):
+    # Column and class names are read from the first file only, so those of this one do not matter.
     write_parquet_file(folder / VAL, [*val_rows(), row], names=["?"] * 5)
     assert word in refuse(folder.parent).what
 

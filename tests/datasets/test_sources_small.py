@@ -93,7 +93,7 @@ def damage_names(batch):
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
-        (damage_rows, "do not fit"),
+        (damage_rows, "do not match"),
         (damage_label, "Row 1 has the label 10"),
         (damage_type, "not of bytes"),
         (damage_names, "filenames"),
@@ -130,7 +130,7 @@ def test_truncated_cifar(tmp_path, kept):
 
 
 class Attack:
-    """Runs a command when an ordinary unpickler loads it."""
+    """Runs a command when `pickle.loads` loads it."""
 
     def __init__(self, function, *arguments) -> None:
         self.call = function, arguments
@@ -141,7 +141,7 @@ class Attack:
 
 @pytest.mark.parametrize("attack", [(os.system, "touch {}"), (eval, "open('{}', 'w')"), (os.mkdir, "{}")])
 @pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_a_hostile_pickle_runs_nothing(tmp_path, attack, protocol):
+def test_a_malicious_pickle_executes_nothing(tmp_path, attack, protocol):
     target = tmp_path / "owned"
     function, argument = attack
     content = pickle.dumps({"data": Attack(function, argument.format(target))}, protocol)
@@ -153,7 +153,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, attack, protocol):
         target.unlink()
     write_cifar(cifar10_files(), tmp_path / "cifar10", "cifar-10-batches-py", packed=False)
     write(tmp_path / "cifar10" / "cifar-10-batches-py" / "data_batch_1", content)
-    assert "cannot be trusted" in refuse(tmp_path, "cifar10").what
+    assert "unsafe or damaged" in refuse(tmp_path, "cifar10").what
     assert not target.exists()
 
 
@@ -177,7 +177,7 @@ def test_pickles_of_anything_but_byte_arrays(tmp_path, content):
         load_pickle(content, tmp_path)
 
 
-def test_pickles_of_today_are_read_too(tmp_path):
+def test_pickles_of_current_numpy_are_read_as_well(tmp_path):
     rows = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for content in (python2_pickle({"data": rows}), pickle.dumps({b"data": rows}, 4)):
         assert (load_pickle(content, tmp_path)[b"data"].numbers == rows).all()
@@ -208,7 +208,7 @@ def test_damaged_svhn(tmp_path):
         ({"X": images, "y": labels + 1}, "label 11"),
         ({"X": images, "y": labels - 1}, "label 0"),
         ({"X": images[..., 0], "y": labels}, "X is"),
-        ({"X": images}, "no 'y'"),
+        ({"X": images}, "no variable 'y'"),
     ):
         write(path, mat_bytes(variables))
         error = refuse(tmp_path, "svhn")
@@ -283,7 +283,7 @@ def test_flowers_lists_that_do_not_fit(tmp_path):
         ({"trnid": [1, 2], "valid": [2, 3], "tstid": [4]}, "twice"),
         ({"trnid": [1, 2], "valid": [3], "tstid": [37]}, "beyond the 36 labels: 37"),
         ({"trnid": [1, 2], "valid": [0], "tstid": [4]}, "beyond"),
-        ({"trnid": [1, 2], "valid": [3]}, "no 'tstid'"),
+        ({"trnid": [1, 2], "valid": [3]}, "no variable 'tstid'"),
     ):
         write(folder / "setid.mat", mat_bytes({key: np.array([value]) for key, value in lists.items()}))
         assert word in refuse(tmp_path, "flowers102").what
@@ -312,7 +312,7 @@ def test_domainnet(tmp_path, packed, place):
     assert source.classes == ("The_Eiffel_Tower", "aircraft_carrier", "bat", "zebra")
     assert "differ for 2 of 4" in source.notes[0]
     for split in source.splits:
-        # The lists number the two first classes the other way round.
+        # The lists number the first two classes in the opposite order.
         renumbered = [
             (name, {0: 1, 1: 0}.get(label, label), content) for name, label, content in images[split]
         ]
@@ -328,10 +328,10 @@ def test_domainnet_lists_that_do_not_fit(tmp_path, packed):
     path = folder / "sketch_test.txt"
     lines = path.read_text().splitlines()
     for damaged, word in (
-        ([*lines, "sketch/bat/none.jpg 2"], "names 1 images that are not there: sketch/bat/none.jpg"),
+        ([*lines, "sketch/bat/none.jpg 2"], "lists 1 images that do not exist: sketch/bat/none.jpg"),
         ([*lines, "sketch/bat/none.jpg 3"], "class number 3"),
         ([*lines, "sketch/owl/none.jpg 2"], "class number 2"),
-        ([*lines, "sketch/owl/none.jpg 999999"], "names 1 images that are not there: sketch/owl/none.jpg"),
+        ([*lines, "sketch/owl/none.jpg 999999"], "lists 1 images that do not exist: sketch/owl/none.jpg"),
         ([*lines, "sketch/../../etc/passwd 2"], "should be"),
         ([*lines, "sketch/../passwd 2"], "should be"),
         ([*lines, "/sketch/bat/x.jpg 2"], "should be"),
@@ -361,7 +361,7 @@ def test_a_domain_is_the_same_from_its_lists_and_from_class_folders(tmp_path):
         assert listed(folders, split) == listed(listed_source, split)
 
 
-def test_damaged_or_hostile_domain_archives(tmp_path):
+def test_damaged_or_malicious_domain_archives(tmp_path):
     folder = tmp_path / "domainnet_sketch"
     write_domain(folder, "sketch", packed=True)
     path = folder / "sketch.zip"

@@ -14,6 +14,7 @@ from vitpipe.datasets.embedded.write import write_embedded
 from vitpipe.datasets.layouts import VERIFY_DENSE
 from vitpipe.prepare.dense_sets import pack_dense
 from vitpipe.stages.context import StageContext
+from vitpipe.train.ranks import Ranks
 
 TINY = (
     "model.pyramid.width=16",
@@ -26,7 +27,7 @@ TINY = (
     "detect.head_width=8",
     "detect.fc_width=16",
     "detect.proposals=16",
-    "detect.warmup_steps=1",
+    "detect.optim.warmup_steps=1",
     "detect.drop_path=0.1",
     "detect.log_every_steps=2",
     "segment.global_batch=2",
@@ -36,7 +37,7 @@ TINY = (
     "segment.stride=43",
     "segment.head_width=8",
     "segment.auxiliary_width=8",
-    "segment.warmup_steps=1",
+    "segment.optim.warmup_steps=1",
     "segment.drop_path=0.1",
     "segment.log_every_steps=2",
 )
@@ -63,8 +64,8 @@ HEADS = {
         "segment.mask2former.decoder_layers=1",
         "segment.mask2former.points=64",
         "segment.inference=slide",
-        "segment.clip_grad_norm=0.01",
-        "segment.warmup_steps=0",
+        "segment.optim.clip_grad_norm=0.01",
+        "segment.optim.warmup_steps=0",
         "segment.steps=3",
     ),
 }
@@ -126,9 +127,9 @@ def vitdet_recipe():
         "detect.epochs=50",
         "detect.lr_drop_epochs=[44.4444,48.1481]",
         "detect.global_batch=32",
-        "detect.base_lr=1.0e-4",
-        "detect.weight_decay=0.1",
-        "detect.warmup_steps=250",
+        "detect.optim.base_lr=1.0e-4",
+        "detect.optim.weight_decay=0.1",
+        "detect.optim.warmup_steps=250",
     )
     return load_recipe("itpn/pixel_base", "full", overrides)
 
@@ -143,7 +144,7 @@ def make_context(prepared, tiny_recipe, tmp_path):
         state.mkdir(exist_ok=True)
         data = Artifact(prepared, prepare_card(), {})
         chosen, log = recipe or tiny_recipe, logger or MemoryLogger()
-        return StageContext(stage, chosen, {"data": data}, folder, state, log, 0, 1, 0, "cpu")
+        return StageContext(stage, chosen, {"data": data}, folder, state, log, Ranks())
 
     return make
 

@@ -14,18 +14,20 @@ from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.stages.context import StageContext
+from vitpipe.train.ranks import joined
 
 
 def main(stage: str, head: str, prepared: Path, out: Path) -> None:
-    rank, num_ranks, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, num_ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     folder, state = out / f"folder{rank}", out / "state"
     folder.mkdir(parents=True)
     state.mkdir(exist_ok=True)
     recipe = load_recipe("itpn/pixel_base", "demo", (*TINY, *HEADS.get(head, ()), f"{stage}.global_batch=4"))
     data = {"data": Artifact(prepared, prepare_card(), {})}
     logger = MemoryLogger()
-    context = StageContext(stage, recipe, data, folder, state, logger, rank, num_ranks, local_rank, "cpu")
-    metrics = importlib.import_module(f"vitpipe.stages.{stage}").run(context)
+    with joined(rank, num_ranks, "cpu") as ranks:
+        context = StageContext(stage, recipe, data, folder, state, logger, ranks)
+        metrics = importlib.import_module(f"vitpipe.stages.{stage}").run(context)
     losses = [(step, value) for step, name, value in logger.points if name == "train/loss"]
     files = sorted(path.name for path in folder.iterdir())
     (out / f"rank{rank}.json").write_text(json.dumps({"metrics": metrics, "losses": losses, "files": files}))

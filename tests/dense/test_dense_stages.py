@@ -159,7 +159,7 @@ def test_a_finished_training_is_only_judged_again(undisturbed, make_context, sta
     _, metrics, _ = undisturbed.of(stage, make_context)
     module = importlib.import_module(f"vitpipe.stages.{stage}")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_judge", lambda *given: crash())
+        patch.setattr(module, "_evaluate", lambda *given: crash())
         with pytest.raises(CrashError):
             run_stage(make_context(stage, "judged"))
     again = make_context(stage, "judged")
@@ -189,7 +189,9 @@ def test_pretrained_pyramid_is_taken_over(make_context, stage, tiny_recipe, tmp_
 
 def test_divergence_keeps_the_batch(make_context, tiny_overrides):
     recipe = load_recipe(
-        "itpn/pixel_base", "demo", (*tiny_overrides, "segment.base_lr=1e30", "segment.warmup_steps=0")
+        "itpn/pixel_base",
+        "demo",
+        (*tiny_overrides, "segment.optim.base_lr=1e30", "segment.optim.warmup_steps=0"),
     )
     context = make_context("segment", "diverged", recipe=recipe)
     with pytest.raises(DivergenceError, match="not finite") as caught:

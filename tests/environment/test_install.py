@@ -176,8 +176,7 @@ def test_a_changed_lock_replaces_it_and_names_what_goes(checkout):
     done = checkout.install()
     assert checkout.packages() == {"torch", "torchvision", "dummy", "vitpipe"}
     assert (
-        "no longer installed, because the lock does not name them: by_hand, nvidia_cudnn, triton"
-        in done.stdout
+        "no longer installed, because they are not in the lock: by_hand, nvidia_cudnn, triton" in done.stdout
     )
 
 
@@ -208,7 +207,7 @@ def test_a_file_that_is_not_the_locked_one_is_refused(checkout):
     wheel(checkout.index, "dummy", **{"more.py": "something else"})
     failed = checkout.install()
     assert failed.returncode == 1
-    assert "not the one that the lock names" in failed.stderr
+    assert "the checksum of a package differs from the lock" in failed.stderr
     assert checkout.leftovers() == []
 
 
@@ -222,15 +221,25 @@ def test_a_program_that_dies_is_named_by_its_signal(checkout):
 
 
 def test_packages_that_do_not_work_are_not_put_in_place(checkout):
-    checkout.lines["torch"] = wheel(
-        checkout.index, "torch", **{"torch.py": "raise ImportError('libtorch.so')"}
-    )
+    content = "raise ImportError('libtorch.so')"
+    checkout.lines["torch"] = wheel(checkout.index, "torch", **{"torch.py": content})
     checkout.write_lock("torch", "torchvision")
     failed = checkout.install()
-    assert failed.returncode == 1
+    assert (failed.returncode, checkout.leftovers()) == (1, [])
     assert "do not work (ImportError: libtorch.so)" in failed.stderr
     assert str(checkout.root / "cache") in failed.stderr
-    assert checkout.leftovers() == []
+
+
+@pytest.mark.parametrize("statement", ["import vitpipe.gone", "from vitpipe.cli import gone"])
+def test_a_missing_module_of_the_checkout_is_not_blamed_on_the_cache(checkout, statement):
+    # As after a renaming that forgot TRIALS.
+    checkout.lines["torch"] = wheel(checkout.index, "torch", **{"torch.py": statement})
+    checkout.write_lock("torch", "torchvision")
+    failed = checkout.install()
+    assert (failed.returncode, checkout.leftovers()) == (1, [])
+    assert "a module of this checkout cannot be imported" in failed.stderr
+    assert "TRIALS" in failed.stderr
+    assert str(checkout.root / "cache") not in failed.stderr
 
 
 def test_a_damaged_package_in_the_cache_is_named(checkout):
@@ -255,7 +264,7 @@ def test_what_it_did_not_make_is_left_alone(checkout, kind):
         subprocess.run([UV, "venv", "--quiet", checkout.venv], check=True)
     refused = checkout.install()
     assert refused.returncode == 1
-    assert "was not made by `make setup`, so it is left alone" in refused.stderr
+    assert "was not made by `make setup`, so it is not replaced" in refused.stderr
     assert checkout.leftovers() == [".venv"]
     assert (checkout.venv / ("thesis.tex" if kind == "folder" else "pyvenv.cfg")).exists()
 
@@ -336,7 +345,7 @@ def test_asked_to_stop_it_cleans_up_itself(checkout, number):
     os.killpg(process.pid, number)
     said = process.communicate(timeout=30)
     assert process.returncode == 130, said
-    assert "stopped; no half-made environment is left" in said[1]
+    assert "interrupted; no incomplete environment was left" in said[1]
     assert checkout.leftovers() == []
 
 

@@ -100,7 +100,7 @@ def test_shares_of_different_ranks_add_up(monkeypatch):
 
 
 def test_no_matrix_for_very_many_classes(monkeypatch):
-    monkeypatch.setattr(accuracy, "_MOST_CONFUSED_CLASSES", 2)
+    monkeypatch.setattr(accuracy, "_MAX_CONFUSION_CLASSES", 2)
     found = _evaluate(LOGITS, LABELS)
     assert found.confusion is None
     assert found.confusion_rows(["a", "b", "c"]) == []

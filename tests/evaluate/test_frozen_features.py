@@ -63,7 +63,7 @@ def test_a_query_that_is_in_the_bank_finds_itself_when_cold(num_images, num_neig
     assert torch.equal(found, labels)
 
 
-def test_no_queries_give_no_answers():
+def test_no_queries_give_no_predictions():
     nothing = knn_predict(
         torch.randn(3, 2),
         torch.zeros(3).long(),

@@ -77,13 +77,15 @@ def test_the_picture_has_a_row_per_image_and_a_column_per_tensor(tmp_path):
     grey = torch.zeros(2, 3, 8, 8)
     save_columns([red, grey], mean, std, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.size == (8 + 2 + 8, 8 + 2 + 8)
-        assert picture.getpixel((0, 0)) == (255, 0, 0)
-        assert picture.getpixel((9, 0)) == (255, 255, 255)
-        assert picture.getpixel((17, 17)) == (128, 102, 76)
+        # Tiles of 8 pixels with gaps of 8 between them and around.
+        assert picture.size == (8 * 5, 8 * 5)
+        assert picture.getpixel((0, 0)) == (255, 255, 255)
+        assert picture.getpixel((8, 8)) == picture.getpixel((15, 31)) == (255, 0, 0)
+        assert picture.getpixel((16, 8)) == (255, 255, 255)
+        assert picture.getpixel((31, 31)) == (128, 102, 76)
 
 
-def test_a_full_disk_is_said(tmp_path):
+def test_a_full_disk_is_a_storage_error(tmp_path):
     (tmp_path / "picture.png").symlink_to("/dev/full")
     with pytest.raises(StorageError):
         save_columns([torch.zeros(1, 3, 64, 64)], (0.0,) * 3, (1.0,) * 3, tmp_path / "picture.png")

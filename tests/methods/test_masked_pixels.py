@@ -1,4 +1,4 @@
-"""The target and loss of masked pre-training against the released numbers, and what must hold."""
+"""Target and loss of masked pre-training compared with recorded values of the released code; properties."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_loss_of_the_base_network_is_the_released_one(fill, variant):
     assert loss.item() == pytest.approx(entry[variant]["loss"], rel=1e-5)
 
 
-def test_units_go_back_to_images():
+def test_images_of_inverts_patchify():
     images = torch.randn(2, 3, 32, 48)
     assert torch.equal(images_of(patchify(images), rows=2, columns=3), images)
 
@@ -97,7 +97,7 @@ def test_only_masked_units_count():
     assert masked_error(pred, target, mask).item() == pytest.approx((9 + 3) / 4)
 
 
-def test_what_is_hidden_does_not_reach_the_prediction():
+def test_hidden_pixels_do_not_affect_the_prediction():
     method, batch = _nano().eval(), _batch()
     noise = torch.rand(4, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_the_mask_is_a_function_of_the_draw():
     assert len(set(losses[1:])) == 4
 
 
-def test_it_learns_to_paint():
+def test_training_reduces_the_loss():
     method, batch = _nano(), _batch(8)
     smooth = F.interpolate(torch.randn(8, 3, 2, 2), size=64, mode="bilinear")
     batch = batch._replace(images_BCHW=smooth)

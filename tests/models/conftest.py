@@ -1,4 +1,4 @@
-"""Golden numbers and official checkpoints made of them, for the tests of the networks."""
+"""Recorded numbers of the released code and checkpoints filled from them, for the tests of the networks."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def golden() -> Golden:
 
 @pytest.fixture(scope="session")
 def nano() -> ModelConfig:
-    """The demo's network at the smallest size that still has something to hide."""
+    """The demo's network at the smallest image size that can be masked well: 4 x 4 units."""
     return ModelConfig(
         name="hivit_nano",
         image_size=64,

@@ -1,4 +1,4 @@
-"""Official checkpoints in: kinds found from keys, every key accounted for, damaged files named."""
+"""Conversion of official checkpoints: kinds found from keys, every key reported, damaged files named."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_bare_and_safetensors_files(official_nano, tmp_path):
     assert first.keys() == second.keys()
 
 
-def test_what_is_missing_changed_or_strange_is_named(official_nano):
+def test_missing_changed_and_unknown_keys_are_named(official_nano):
     state = official_nano["pixel_base_pretrain"]
     with pytest.raises(CheckpointError, match=r"pyramid.lateral4.weight is missing"):
         convert_state({k: v for k, v in state.items() if k != "align_dim_8to4.weight"})
@@ -143,7 +143,7 @@ def test_other_networks_are_refused(official_nano):
 
 
 class _Evil:
-    """What an attacker's file would hold: restoring it writes a file."""
+    """An object of a malicious file: restoring it writes a file."""
 
     def __init__(self, path: Path):
         self.path = path

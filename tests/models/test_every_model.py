@@ -1,4 +1,4 @@
-"""What must hold for every network that can be built, whatever its size."""
+"""Properties of every network that can be built, whatever its size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL_SIZE = 64
 
 
 def _config(entry):
-    """Small ones run on the CPU, as users have them; of the others only shapes, on the meta device."""
+    """Small networks run on the CPU, at their own settings; of the others only shapes, on the meta device."""
     config = ModelConfig(name=entry.name, image_size=entry.image_size)
     change = SMALL_DECODER if entry.name == "hivit_nano" else {}
     if entry.image_size > SMALL_SIZE and "columns" in family_of(config).parts:
@@ -93,7 +93,7 @@ def _cost(name, kind):
 
 
 def _is_built(family, kind):
-    """What the family itself says, for its first network."""
+    """Whether the family builds this kind, asked for its first network."""
     name = next(name for name, entry in MODELS.items() if entry.family == family)
     try:
         _build(name, kind, "meta")
@@ -107,7 +107,7 @@ KINDS = {family: [kind for kind in BUILDERS if _is_built(family, kind)] for fami
 EVERY = [(name, kind) for name, entry in MODELS.items() for kind in KINDS[entry.family]]
 
 
-def test_nothing_is_left_out():
+def test_every_network_is_pinned():
     assert {f"{name}/{kind}" for name, kind in EVERY} == set(PINNED)
 
 
@@ -163,7 +163,7 @@ def test_names_parameters_and_macs_stay(name, kind):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_registry_tells_the_truth(name):
+def test_registry_entries_hold_the_measured_counts(name):
     entry = MODELS[name]
     cost = _cost(name, "classifier")
     assert (cost.params, cost.macs) == (entry.classifier_params, entry.classifier_macs)

@@ -1,4 +1,4 @@
-"""Which layer a parameter belongs to, for layer-wise learning rates: three rules, in official names."""
+"""Layer ids of parameters for layer-wise learning rates: three rules, checked by official names."""
 
 from __future__ import annotations
 

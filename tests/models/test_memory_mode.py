@@ -1,4 +1,4 @@
-"""Which way of remembering is used: what was asked for, autocast, the scales, the length of the chain."""
+"""The memory mode, from the requested mode, autocast, the scales and the length of the chain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vitpipe.models.memory_mode import SAFE_ERROR, SAFE_SCALE, expected_error, r
         ("plain", True, 0.01, 8, False, "plain", ""),
     ],
 )
-def test_the_mode_that_is_used(requested, under_autocast, smallest, inversions, allowed, mode, reason):
+def test_resolve_mode(requested, under_autocast, smallest, inversions, allowed, mode, reason):
     choice = resolve_mode(
         requested,
         under_autocast=under_autocast,

@@ -1,4 +1,4 @@
-"""The list of networks: light to read, and it names the nearest for a misspelt one."""
+"""The registry: read without torch, in agreement with the networks, with suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def test_listing_needs_no_torch():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_entries_agree_with_the_networks(name):
+    # `num_layers` and `decay_stated_for` are stated in both places, because the registry is read without torch.
     entry = MODELS[name]
     with torch.device("meta"):
         model = build_classifier(ModelConfig(name=name, image_size=entry.image_size), num_classes=2)
@@ -35,8 +36,8 @@ def test_another_familys_setting_is_refused():
         build_classifier(ModelConfig(name="hivit_nano", columns=ColumnsConfig()), num_classes=2)
 
 
-def test_a_misspelt_name_gets_its_neighbour():
+def test_a_misspelt_name_gets_a_suggestion():
     with pytest.raises(RecipeError, match="did you mean 'hivit_large'"):
         find_model("hivit_larg")
-    with pytest.raises(RecipeError, match="hivit_nano, hivit_base"):
+    with pytest.raises(RecipeError, match="give one of hivit_nano, hivit_base"):
         create_backbone("something else")

@@ -1,4 +1,4 @@
-"""Chains of columns: every way of remembering gives the gradients of ordinary autograd."""
+"""Chains of columns: every memory mode gives the gradients of ordinary autograd."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODES = ["plain", "column", "reversible"]
 
 
 class ToyLevel(nn.Module):
-    """A level that draws twice and looks at some of the states above it."""
+    """A level that draws random numbers twice and reads some of the states above it."""
 
     def __init__(self, num_above, drop_ratio):
         super().__init__()
@@ -158,7 +158,7 @@ def test_unused_outputs_and_frozen_parts(mode):
     assert _difference(ours, plain) < 1e-12
 
 
-def test_nothing_is_kept_when_nothing_is_trained():
+def test_nothing_is_kept_when_no_parameter_is_trained():
     columns, x, states = _chain(2)
     columns.requires_grad_(False)
     out = run_chain(list(columns), x.detach(), states, mode="reversible")
@@ -180,7 +180,7 @@ def test_accumulated_and_scaled_gradients_and_hooks():
         out = run_chain(list(columns), x, states, mode="reversible")
         (1024 * sum((y * y).sum() for y in out)).backward()
     assert calls == ["before", "after"] * 2
-    # Powers of two are exact, as a gradient scaler has them.
+    # Gradient scalers use powers of two, which are exact.
     assert all(torch.equal(p.grad, 2048 * once[name]) for name, p in columns.named_parameters())
 
 
@@ -246,7 +246,7 @@ def _kept_bytes(columns, x, states, mode):
     return sum(size for size, _ in kept.values())
 
 
-def test_what_is_kept_does_not_grow_with_the_columns():
+def test_kept_memory_does_not_grow_with_the_columns():
     kept = {
         mode: [_kept_bytes(*_chain(n, drop_ratio=0.1), mode) for n in (1, 2, 4, 8)]
         for mode in ("plain", "reversible")
@@ -288,7 +288,7 @@ def test_the_error_of_the_inverse():
 
 @given(values=st.lists(st.floats(-2, 2, width=32), min_size=WIDTH, max_size=WIDTH))
 @settings(max_examples=50, deadline=None)
-def test_scales_are_held_off_zero(values):
+def test_scales_are_kept_away_from_zero(values):
     column = ToyColumn(1, is_first=False)
     given_scale = torch.tensor(values)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Weights between stages: every key accounted for, nothing lost in silence, damaged files named."""
+"""Weights between stages: every key is reported, none is dropped silently, damaged files are named."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _accounted(report, model, path):
     assert all(row.why for row in report.rows if row.outcome != "matched")
 
 
-def test_a_file_gives_back_what_was_saved(pretrained, nano):
+def test_saved_weights_load_unchanged(pretrained, nano):
     model, path = pretrained
     other = build_pretrainer(nano)
     report = load_into(other, load_state(path), where=path)
@@ -65,7 +65,7 @@ def test_a_file_gives_back_what_was_saved(pretrained, nano):
     assert [p.name for p in path.parent.iterdir()] == ["weights.safetensors"]
 
 
-def test_a_file_says_what_it_is(pretrained, classified, nano):
+def test_describe_recognises_a_file(pretrained, classified, nano):
     info = describe(load_state(pretrained[1]))
     assert (info.kind, info.model, info.image_size) == ("pretrain", "hivit_nano", 64)
     assert (info.relative_position, info.num_classes, info.pyramid_width) == (False, 0, 48)
@@ -188,7 +188,7 @@ def test_pretraining_weights_are_never_resized(pretrained, nano):
         transfer_weights(model, pretrained[1])
 
 
-def test_another_size_is_named_and_changes_nothing(classified):
+def test_weights_of_another_size_are_refused(classified):
     from vitpipe.config.recipe import ModelConfig
 
     with torch.device("meta"):
@@ -237,14 +237,14 @@ def test_a_truncated_file_is_named(pretrained, tmp_path, share):
     assert str(path) in str(caught.value)
 
 
-def test_foreign_and_missing_files_are_named(tmp_path, nano):
+def test_files_of_other_formats_and_missing_files_are_named(tmp_path, nano):
     torch.save({"model": {}}, tmp_path / "official.pth")
     with pytest.raises(CheckpointError, match="vitpipe convert"):
         load_state(tmp_path / "official.pth")
     with pytest.raises(CheckpointError, match="does not exist"):
         load_state(tmp_path / "none.safetensors")
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.safetensors")
-    with pytest.raises(CheckpointError, match="not from a vitpipe network"):
+    with pytest.raises(CheckpointError, match="of no vitpipe network"):
         transfer_weights(build_classifier(nano, num_classes=2), tmp_path / "resnet.safetensors")
 
 
@@ -270,11 +270,11 @@ def test_the_same_tensors_are_the_same_bytes_in_a_file_that_others_may_read(tmp_
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_state(path).items())
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+def test_a_file_without_read_permission_is_not_reported_as_damaged(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_weights({"a": torch.ones(1)}, path)
     monkeypatch.setattr(os, "access", lambda *asked: False)  # root may read everything
-    with pytest.raises(CheckpointError, match="may not be read") as caught:
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
         load_state(path)
     assert "truncated" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Parameter groups against the released layer-decay map, name by name."""
+"""Parameter groups compared with the released layer-decay map, name by name."""
 
 from __future__ import annotations
 

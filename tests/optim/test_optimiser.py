@@ -1,4 +1,4 @@
-"""The optimisers against their textbook forms."""
+"""The optimisers compared with plain implementations."""
 
 from __future__ import annotations
 

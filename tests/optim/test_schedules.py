@@ -1,4 +1,4 @@
-"""Learning rates against the numbers of the released schedules, and what must hold for any schedule."""
+"""Learning rates compared with recorded values of the released schedules; properties of any schedule."""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ def test_detection_is_as_printed(size: str, kind: str, head: str) -> None:
     for name, ours in (
         ("epochs", detect.epochs),
         ("batch_size", detect.global_batch),
-        ("lr", detect.base_lr),
-        ("layer_decay", detect.layer_decay),
+        ("lr", detect.optim.base_lr),
+        ("layer_decay", detect.optim.layer_decay),
         ("drop_path", detect.drop_path),
         ("lsj_min", detect.jitter_range[0]),
         ("lsj_max", detect.jitter_range[1]),
@@ -96,7 +96,7 @@ def test_detection_is_as_printed(size: str, kind: str, head: str) -> None:
 def test_segmentation_is_as_printed(size: str, kind: str, lr: float, decay: float, drop: float) -> None:
     printed, segment = published("section-1.4", SIZES[size]), recipe(size, kind).segment
     assert segment is not None
-    assert (segment.base_lr, segment.layer_decay, segment.drop_path) == (lr, decay, drop)
+    assert (segment.optim.base_lr, segment.optim.layer_decay, segment.drop_path) == (lr, decay, drop)
     assert lr in printed["lr"]
     assert decay in printed["layer_decay"]
     assert drop in printed["drop_path"]

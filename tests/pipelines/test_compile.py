@@ -118,12 +118,12 @@ def test_commands_are_lists_of_arguments_that_no_shell_reads(package):
     [
         (
             "data.pinned.repo=https://me:hunter2@host/a.git",
-            r"The address of data\.pinned\.repo holds credentials.*GIT_CONFIG_GLOBAL",
+            r"The address of data\.pinned\.repo contains credentials.*GIT_CONFIG_GLOBAL",
         ),
-        ("data.pinned.repo=https://me:hun'hunter2@host/a.git", r"data\.pinned\.repo holds credentials"),
-        ("data.pinned.repo=https://host/a.git?token=hunter2", "holds credentials"),
-        ("data.root=/$(AWS_SECRET_ACCESS_KEY)", r"holds \$\(, which Kubernetes would replace"),
-        ("data.root=/{{workflow.name}}", r"holds \{\{, which Kubeflow would replace"),
+        ("data.pinned.repo=https://me:hun'hunter2@host/a.git", r"data\.pinned\.repo contains credentials"),
+        ("data.pinned.repo=https://host/a.git?token=hunter2", "contains credentials"),
+        ("data.root=/$(AWS_SECRET_ACCESS_KEY)", r"contains \$\(, which Kubernetes would replace"),
+        ("data.root=/{{workflow.name}}", r"contains \{\{, which Kubeflow would replace"),
     ],
 )
 def test_what_others_would_read_or_replace_is_not_compiled_and_not_sent(package, tmp_path, override, words):
@@ -228,7 +228,7 @@ def executors(spec):
         (lambda s, p: executors(s).pop("exec-probe"), "'exec-probe' of task 'probe' does not exist"),
         (
             lambda s, p: executors(s)["exec-probe"]["container"].update(image=""),
-            "task 'probe' names no image",
+            "task 'probe' has no image",
         ),
         (
             lambda s, p: executors(s)["exec-probe"]["container"].update(command=["sh"]),
@@ -238,7 +238,7 @@ def executors(spec):
             lambda s, p: s["root"]["dag"]["tasks"]["evaluate"]["inputs"]["artifacts"]["weights"][
                 "taskOutputArtifact"
             ].update(producerTask="training"),
-            "comes from 'training', which is not there",
+            "comes from 'training', which is not a task",
         ),
         (lambda s, p: s["root"]["dag"]["tasks"].clear(), "it has no tasks"),
     ],

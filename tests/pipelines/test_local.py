@@ -71,10 +71,10 @@ def test_development_mode_and_data_are_mounted_read_only(package, engine, tmp_pa
     [
         (
             "FAIL_STAGE",
-            r"Stage 'detect' did not come to its end \(exit code 3\). It said: working on detect | it broke",
+            r"Stage 'detect' did not finish \(exit code 3\). Last output: working on detect | it broke",
         ),
-        ("QUIET_STAGE", "Stage 'detect' did not come to its end"),
-        ("LIE_STAGE", "Stage 'detect' left a receipt that is not of its card"),
+        ("QUIET_STAGE", "Stage 'detect' did not finish"),
+        ("LIE_STAGE", "Stage 'detect' left a receipt that does not match its card.json"),
     ],
 )
 def test_a_stage_that_fails_is_named(package, engine, tmp_path, monkeypatch, variable, message):
@@ -117,7 +117,7 @@ def test_without_docker_the_other_way_is_named(package, tmp_path, monkeypatch):
 
 def test_a_missing_image(package, tmp_path, monkeypatch):
     monkeypatch.setattr(docker, "from_env", lambda: DockerDouble(images=()))
-    with pytest.raises(EngineError, match="neither here nor can it be pulled"):
+    with pytest.raises(EngineError, match="does not exist locally and cannot be pulled"):
         run_locally(package.path, root=tmp_path / "runs")
 
 

@@ -49,7 +49,7 @@ def test_compile_takes_recipe_and_overrides_from_params(folder):
 
 def test_compile_writes_dvc_yaml_too(folder):
     assert "written" in call("compile", "--dvc")
-    assert "right already" in call("compile", "--dvc")
+    assert "up to date" in call("compile", "--dvc")
     assert "finetune" in yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 

@@ -209,8 +209,8 @@ def test_the_sheet_shows_pairs_side_by_side(found, photographs, tmp_path):
     assert duplicate_sheet(found, read, tmp_path / "pairs.png")
     assert set(asked) == {(split, number) for split in ("train", "val") for number in range(3)}
     with Image.open(tmp_path / "pairs.png") as sheet:
-        assert sheet.size[0] > 3 * 400
-        left, right = sheet.crop((10, 10, 200, 140)), sheet.crop((215, 10, 405, 140))
+        assert sheet.size[0] > 3 * 320
+        left, right = sheet.crop((8, 8, 168, 168)), sheet.crop((170, 8, 330, 168))
         assert np.abs(np.asarray(left, float) - np.asarray(right, float)).mean() < 30
     nothing = near_duplicates(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
     assert not duplicate_sheet(nothing, read, tmp_path / "none.png")

@@ -1,4 +1,4 @@
-"""Prepared folders under DVC: push, pull, pinned revisions, and what is said when something is missing."""
+"""Prepared folders under DVC: push, pull, pinned revisions, and the errors when something is missing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 import yaml
+from dvc.repo import open_repo
 from git_server import GitServer
 from s3_server import s3, s3_gate, s3_port  # noqa: F401
 from tiny_shards import send, write_set
@@ -167,25 +168,25 @@ def test_by_address_with_another_remote(place, tmp_path):
         ({"path": "artifacts/nothing"}, r"tracks no folder 'artifacts/nothing' at revision first.*data\.pinned\.path"),
         ({"path": "dvc.yaml"}, r"tracks no folder 'dvc\.yaml'"),
         ({"path": f"{PREPARED}/manifest.json"}, r"tracks no folder"),
-        ({"revision": "main"}, rf"has not got all files of '{PREPARED}' at revision main.*storage.*dvc push"),
-        ({"remote": "elsewhere"}, r"has not got all files.*elsewhere"),
+        ({"revision": "main"}, rf"Files of '{PREPARED}' at revision main are missing.*storage.*dvc push"),
+        ({"remote": "elsewhere"}, r"are missing in the DVC remote.*elsewhere"),
         ({"repo": "https://***@host/x.git"}, r"credentials of the repository are missing.*GIT_CONFIG_GLOBAL"),
         ({"repo": "https://me:***@host/x.git"}, r"credentials of the repository are missing.*GIT_CONFIG_GLOBAL"),
         ({"remote": "absent"}, r"no such DVC remote.*absent.*data\.pinned\.remote"),
         ({"repo": "/nowhere/at/all"}, r"cannot be opened.*data\.pinned\.repo"),
         ({"repo": "https://user:secret@127.0.0.1:9/x.git"}, r"cannot be opened.*Where: https://user:\*\*\*@127\.0\.0\.1:9/x\.git"),
-        ({"digest": "0" * 64}, r"but 0000.* is asked for.*data\.pinned\.digest"),
+        ({"digest": "0" * 64}, r"data\.pinned\.digest is 0000.*correct data\.pinned\.digest"),
     ],
     ids=lambda value: next(iter(value.values()))[:20] if isinstance(value, dict) else "",
 )  # fmt: skip
-def test_what_is_wrong_is_said(place, tmp_path, values, words):
+def test_error_messages(place, tmp_path, values, words):
     with pytest.raises(DatasetError, match=words) as caught:
         pull(pinned(place, **values), tmp_path / "out")
     assert "secret" not in str(caught.value)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_folder_that_is_not_what_its_manifests_say(place, tmp_path):
+def test_a_folder_that_does_not_match_its_manifests(place, tmp_path):
     repo = new_repo(tmp_path / "repo", str(tmp_path / "storage"))
     for number, name in enumerate(
         ("imagenet/val-000000.tar", "coco/coco.tar", "imagenet/manifest.json", "manifest.json")
@@ -195,7 +196,7 @@ def test_a_folder_that_is_not_what_its_manifests_say(place, tmp_path):
         edited = intact.replace(b'"n1"', b'"n9"').replace(b'"data_digest": "', b'"data_digest": "0')
         (bad / name).write_bytes(edited if name.endswith(".json") else b"x" + intact[1:])
         new_version(repo, bad, push=False)
-        with pytest.raises(DatasetError, match=r"[Cc]hecksum|not what its manifests say"):
+        with pytest.raises(DatasetError, match=r"[Cc]hecksum|does not match its manifests"):
             pull(pinned(place, repo=str(repo), revision="main"), tmp_path / "out")
         assert list((tmp_path / "out").iterdir()) == []
 
@@ -249,17 +250,27 @@ def test_a_remote_in_object_storage(s3, tmp_path, monkeypatch):  # noqa: F811
         pull(config, tmp_path / "out3")
 
 
-def test_a_repository_that_asks_who_one_is(place, tmp_path, monkeypatch):
-    """The password stands in the address, or git's configuration has it; no record holds it either way."""
+def test_a_repository_that_requires_credentials(place, tmp_path, monkeypatch):
+    """The password is in the URL or in a credential helper; neither records nor temporary files hold it."""
     password = "p:a/s'w%"
     with GitServer(place, "me", password) as server:
         monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
-        signed_in = f"http://me:{quote(password, safe='')}@{server.host}/repo"
+        quoted = quote(password, safe="")
+        signed_in = f"http://me:{quoted}@{server.host}/repo"
         common = {"remote": "elsewhere", "revision": (place / "commit2").read_text()}
+
+        def download(source, path, out, recursive):
+            """In place of the remote, which the server does not serve; looks into DVC's temporary clones."""
+            assert open_repo.CLONES
+            for clone, _ in open_repo.CLONES.values():
+                files = [path for path in Path(clone).rglob("*") if path.is_file()]
+                texts = [path.read_text("latin-1") for path in files]
+                assert any(server.host in text for text in texts)
+                assert not any(word in text for word in (password, quoted) for text in texts)
+            shutil.copytree(place / "v2", out)
+
         with monkeypatch.context() as patch:
-            patch.setattr(
-                "dvc.fs.dvc.DVCFileSystem.get", lambda self, path, out: shutil.copytree(place / "v2", out)
-            )
+            patch.setattr("dvc.api.DVCFileSystem.get", download)
             found = pull(pinned(place, repo=signed_in, **common), tmp_path / "out")
             assert found.repo == f"http://me:***@{server.host}/repo"
             with pytest.raises(DatasetError, match=r"cannot be opened.*credential helper"):
@@ -268,16 +279,18 @@ def test_a_repository_that_asks_who_one_is(place, tmp_path, monkeypatch):
             with pytest.raises(DatasetError, match="cannot be opened") as caught:
                 pull(pinned(place, repo=wrong, **common), tmp_path / "out")
             assert "hunter2token" not in str(caught.value)
+            # Git would write a password from the URL into the user's own helper; here it stays in memory.
+            helper = f"[credential]\n\thelper = store --file {tmp_path}/credentials\n"
+            (tmp_path / "gitconfig").write_text(helper)
+            pull(pinned(place, repo=signed_in, **common), tmp_path / "out")
+            assert not (tmp_path / "credentials").exists()
             (tmp_path / "credentials").write_text(signed_in.removesuffix("/repo") + "\n")
-            (tmp_path / "gitconfig").write_text(
-                f"[credential]\n\thelper = store --file {tmp_path}/credentials\n"
-            )
             found = pull(pinned(place, repo=f"http://{server.host}/repo", **common), tmp_path / "out")
     assert found.repo == f"http://{server.host}/repo"
     assert content(tmp_path / "out") == content(place / "v2")
 
 
-def test_what_libraries_quote_of_an_address_is_hidden(tmp_path, monkeypatch):
+def test_credentials_that_libraries_quote_are_hidden(tmp_path, monkeypatch):
     """Parts without their scheme, percent-encoded or not, and the settings of the remote."""
     address = "https://me:p%40ss-word@host/a.git?token=qwerty-token"
     said = (
@@ -324,7 +337,7 @@ def test_a_repository_without_dvc_and_one_that_dvc_cannot_read(place, tmp_path):
         pull(pinned(place, repo=str(broken), revision="main"), tmp_path / "out")
 
 
-def test_what_dvc_knows_about_a_folder(place, tmp_path):
+def test_revision_of_a_folder(place, tmp_path):
     repo = Path(shutil.copytree(place / "repo", tmp_path / "repo", symlinks=True))
     (repo / ".dvc" / "tmp").mkdir(exist_ok=True)
     known = dvc_revision(repo / PREPARED)
@@ -337,10 +350,10 @@ def test_what_dvc_knows_about_a_folder(place, tmp_path):
     assert dvc_revision(repo / "artifacts") == {}
     assert dvc_revision(tmp_path / "elsewhere" / "deep") == {}
     (repo / PREPARED / "one more").touch()
-    assert dvc_revision(repo / PREPARED) == {}  # the lock is about another content
+    assert dvc_revision(repo / PREPARED) == {}  # dvc.lock records other content
 
 
-def test_what_dvc_knows_about_raw_data(tmp_path):
+def test_revision_of_raw_data(tmp_path):
     (tmp_path / ".dvc").mkdir()
     raw = tmp_path / "raw" / "imagenet"
     raw.mkdir(parents=True)
@@ -361,7 +374,7 @@ def test_what_dvc_knows_about_raw_data(tmp_path):
         assert dvc_revision(raw) == {}
 
 
-def test_saying_what_dvc_knows_does_not_import_it():
+def test_reading_a_revision_does_not_import_dvc():
     code = "import sys, vitpipe.prepare.dvc_pull; print('dvc' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"

@@ -1,3 +1,5 @@
+"""Anomalies of single image files: what is kept, converted, resized or left out."""
+
 import io
 import struct
 import zlib
@@ -24,7 +26,7 @@ def photo(width=90, height=60):
 
 
 def as_trained_on(content):
-    """What published loaders make of a file."""
+    """Pixels as published loaders read them."""
     with Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))
 
@@ -48,7 +50,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("finding", KEPT)
-def test_odd_images_that_loaders_read_are_kept_byte_for_byte_and_listed(finding):
+def test_anomalies_that_loaders_read_are_kept_byte_for_byte_and_listed(finding):
     make, name = KEPT[finding]
     content = make()
     assert examine(content, name) == (content, "", finding, "kept", 0)
@@ -56,7 +58,7 @@ def test_odd_images_that_loaders_read_are_kept_byte_for_byte_and_listed(finding)
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_ordinary_images_pass_without_a_word_and_halves_are_left_out(image_format, mode):
+def test_ordinary_images_have_no_finding_and_truncated_ones_are_left_out(image_format, mode):
     content = saved(photo().convert(mode), image_format)
     assert examine(content, f"a.{image_format.lower()}") == (content, "", "", "", 0)
     half = examine(content[: len(content) // 2], "a")
@@ -68,7 +70,7 @@ def test_ordinary_images_pass_without_a_word_and_halves_are_left_out(image_forma
 @pytest.mark.parametrize(
     "content", [b"", b"not an image", b"\xff\xd8\xff\xe0 begins like a JPEG", b"\x89PNG\r\n\x1a\n"]
 )
-def test_what_is_no_image_is_left_out(content):
+def test_files_that_are_not_images_are_left_out(content):
     examined = examine(content, "a.jpg")
     assert (examined.content, examined.treatment) == (b"", "left out")
     assert examined.finding
@@ -78,10 +80,10 @@ def sixteen_bits(values):
     return saved(Image.fromarray(values.astype(np.uint16)), "PNG")
 
 
-def test_sixteen_bit_grey_keeps_its_upper_byte_where_a_loader_would_clip_it_to_white():
+def test_sixteen_bit_grey_keeps_its_upper_byte_instead_of_being_clipped_to_white():
     values = np.arange(60 * 90, dtype=np.uint32).reshape(60, 90) * 12
     content = sixteen_bits(values)
-    assert (as_trained_on(content) == 255).mean() > 0.9, "this is what loaders see"
+    assert (as_trained_on(content) == 255).mean() > 0.9, "loaders see white"
     examined = examine(content, "a.png")
     assert (examined.suffix, examined.finding) == (".png", "more than 8 bits per value")
     assert examined.treatment == "converted"
@@ -94,7 +96,7 @@ def test_floats_are_scaled_to_their_own_range():
     assert (pixels[0, 0, 0], pixels[-1, -1, 0]) == (0, 255)
 
 
-def test_a_decompression_bomb_is_left_out_without_being_unpacked():
+def test_a_decompression_bomb_is_left_out_without_being_decoded():
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
@@ -118,14 +120,14 @@ def test_the_short_side_is_reduced_and_never_enlarged(size, expected):
     assert examined.finding == ""
 
 
-def test_an_odd_image_that_is_made_smaller_is_still_listed():
+def test_an_anomalous_image_that_is_resized_is_still_listed():
     examined = examine(
         saved(photo().convert("CMYK"), "JPEG"), "a.jpg", encoding=Encoding(short_side=32, quality=90)
     )
     assert (examined.finding, examined.treatment) == ("CMYK", "kept")
 
 
-def test_hashes_of_the_same_picture_in_two_sizes_are_near():
+def test_hashes_of_one_image_in_two_sizes_are_close():
     large = Image.open(bundled_file("skimage", "data/chelsea.png")).convert("RGB")
     both = [examine(saved(image, "JPEG", quality=q), "a.jpg", hashed=True).hash
             for image, q in ((large, 95), (large.resize((226, 150)), 70))]  # fmt: skip
@@ -137,7 +139,7 @@ def test_hashes_of_the_same_picture_in_two_sizes_are_near():
 @given(
     st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF"])
 )
-def test_no_bytes_whatever_raise(content, magic):
+def test_arbitrary_bytes_do_not_raise(content, magic):
     examined = examine(magic + content, "a.jpg", hashed=True)
     assert examined.content in (b"", magic + content) or examined.treatment == "converted"
     assert bool(examined.content) != (examined.treatment == "left out")

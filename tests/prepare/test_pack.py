@@ -1,3 +1,5 @@
+"""Packing: reproducible bytes, reading by WebDataset, corrupt images, reuse of earlier shards, full disks."""
+
 import csv
 import tarfile
 
@@ -84,7 +86,7 @@ def test_the_digest_follows_the_content_and_not_the_form(raw_copy, tmp_path):
     assert pack_imagenet(moved, tmp_path / "c").digest != before.digest
 
 
-def test_odd_names_are_kept_apart(raw_copy, tmp_path):
+def test_names_with_special_characters_stay_distinct(raw_copy, tmp_path):
     folder = raw_copy / "imagenet" / "train" / "n99900000"
     image = next(folder.iterdir()).read_bytes()
     for name in ("a.b.jpg", "a b.JPG", "ä" * 90 + ".jpeg", "a_b.jpg"):
@@ -98,7 +100,7 @@ def test_odd_names_are_kept_apart(raw_copy, tmp_path):
 
 
 def damage(raw):
-    """One truncated, one empty and one that is text."""
+    """Make one image truncated, one empty and one a text file; returns their names."""
     truncated, empty, text = sorted((raw / "imagenet" / "train").rglob("*.JPEG"))[:3]
     truncated.write_bytes(truncated.read_bytes()[:-200])
     empty.write_bytes(b"")
@@ -120,9 +122,9 @@ def test_corrupt_images_are_left_out_and_listed_by_name(raw_copy, tmp_path, work
     assert quarantine.num_left_out == 3
 
 
-def test_more_corrupt_images_than_allowed_are_refused_and_what_is_packed_is_kept(raw_copy, tmp_path):
+def test_more_corrupt_images_than_allowed_are_refused_and_complete_shards_are_kept(raw_copy, tmp_path):
     names = damage(raw_copy)
-    with pytest.raises(DatasetError, match="3 files cannot be used, 2 are allowed") as caught:
+    with pytest.raises(DatasetError, match="3 images are unusable, 2 are allowed") as caught:
         pack_imagenet(raw_copy, tmp_path / "packed", limit=2)
     assert all(name in str(caught.value) for name in names)
     assert "data.max_corrupt_images to at least 3" in caught.value.fix
@@ -134,7 +136,7 @@ def test_more_corrupt_images_than_allowed_are_refused_and_what_is_packed_is_kept
     assert len(findings(tmp_path / "packed")) == 3
 
 
-def test_a_message_names_a_few_of_many(tmp_path):
+def test_the_error_names_the_first_images_only(tmp_path):
     quarantine = Quarantine(0)
     for number in range(50):
         quarantine.add(f"{number}.jpg", "empty file")
@@ -170,13 +172,13 @@ def test_images_that_an_earlier_run_left_out_are_counted_again(raw_copy, tmp_pat
     quarantine = Quarantine(3)
     pack_imagenet(raw_copy, tmp_path / "again", previous=tmp_path / "first", quarantine=quarantine)
     assert quarantine.num_left_out == 3
-    with pytest.raises(DatasetError, match="3 files cannot be used, 2 are allowed"):
+    with pytest.raises(DatasetError, match="3 images are unusable, 2 are allowed"):
         pack_imagenet(raw_copy, tmp_path / "strict", previous=tmp_path / "first", limit=2)
     assert not (tmp_path / "strict").exists()
 
 
 @pytest.mark.parametrize("loss", ["shard", "findings", "other options", "half a shard"])
-def test_an_earlier_run_is_not_taken_when_it_is_not_whole_or_was_made_otherwise(raw, tmp_path, loss):
+def test_an_incomplete_earlier_run_or_one_of_other_options_is_not_reused(raw, tmp_path, loss):
     first = pack_imagenet(raw, tmp_path / "first")
     shard = tmp_path / "first" / "train-000000.tar"
     if loss == "shard":
@@ -188,11 +190,11 @@ def test_an_earlier_run_is_not_taken_when_it_is_not_whole_or_was_made_otherwise(
         (tmp_path / "first" / FINDINGS).unlink()
     options = {"shard_bytes": 30_000} if loss == "other options" else {}
     again = pack_imagenet(raw, tmp_path / "again", previous=tmp_path / "first", **options)
-    assert (tmp_path / "again.scratch").exists(), "it was packed anew"
+    assert (tmp_path / "again.scratch").exists(), "it was packed again"
     assert (again == first) == (loss != "other options")
 
 
-def test_large_images_are_made_smaller_on_request_and_the_manifest_says_so(raw_copy, tmp_path):
+def test_large_images_are_resized_on_request_and_the_manifest_records_it(raw_copy, tmp_path):
     folder = raw_copy / "imagenet" / "train" / "n99900000"
     Image.effect_noise((500, 300), 60).convert("RGB").save(folder / "large.png")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -206,10 +208,10 @@ def test_large_images_are_made_smaller_on_request_and_the_manifest_says_so(raw_c
     assert shards.read(by_key[small.removesuffix(".JPEG")]).image_bytes == before[small]
     assert manifest.encoding == encoding
     assert manifest.digest != pack_imagenet(raw_copy, tmp_path / "plain").digest
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "the source is untouched"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "the source is not changed"
 
 
-def test_hashes_are_kept_in_the_order_of_the_images(raw, tmp_path):
+def test_hashes_are_stored_in_the_order_of_the_images(raw, tmp_path):
     manifest = pack_imagenet(raw, tmp_path / "packed", hashed=True)
     hashes = np.fromfile(tmp_path / "packed" / manifest.splits["train"].hashes, "<u8")
     assert len(hashes) == 30
@@ -217,7 +219,7 @@ def test_hashes_are_kept_in_the_order_of_the_images(raw, tmp_path):
 
 
 class OneEntry(Source):
-    """A source with one image, which may be anything."""
+    """A source with one entry."""
 
     dataset, form, classes, splits = "imagenet", "a list", ("a", "b"), ("train",)
 
@@ -228,10 +230,10 @@ class OneEntry(Source):
         yield self.entry
 
 
-def test_a_class_number_out_of_range_is_refused(tmp_path):
+def test_a_label_out_of_range_is_refused(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
     entry = ImageEntry("a.jpg", 2, FileSpan(str(tmp_path / "a.jpg")), "a.jpg")
-    with pytest.raises(DatasetError, match="class number 2, there are 2 classes"):
+    with pytest.raises(DatasetError, match="label 2, but there are 2 classes"):
         pack(
             OneEntry(tmp_path, entry),
             tmp_path / "out",
@@ -242,7 +244,7 @@ def test_a_class_number_out_of_range_is_refused(tmp_path):
 
 
 class Deadly:
-    """A place whose reading ends the process that reads it, as the kernel does for want of memory."""
+    """A byte range that kills the process that reads it, as the out-of-memory killer does."""
 
     def read(self):
         import os
@@ -254,9 +256,9 @@ class Deadly:
         return "deadly"
 
 
-def test_a_killed_worker_is_an_error_that_says_how_to_go_on(tmp_path):
+def test_a_killed_worker_is_an_error_with_a_fix(tmp_path):
     source = OneEntry(tmp_path, ImageEntry("a.jpg", 0, Deadly(), "a.jpg"))
-    with pytest.raises(RunError, match=r"was killed.*goes on where it was"):
+    with pytest.raises(RunError, match=r"was killed.*continues after the last complete shard"):
         pack(
             source,
             tmp_path / "out",
@@ -267,13 +269,13 @@ def test_a_killed_worker_is_an_error_that_says_how_to_go_on(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_a_storage_error_and_leaves_nothing_that_looks_complete(raw, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_storage_error_and_leaves_no_complete_shard(raw, tmp_path, monkeypatch):
     out = tmp_path / "packed"
     scratch = tmp_path / "packed.scratch"
 
     def full(path, size_bytes, real=__import__("vitpipe.prepare.shard_writer", fromlist=["x"]).open_cut):
         handle = real(path, size_bytes)
-        # Puts the kernel's always-full device where the first shard will be written.
+        # Every write to /dev/full fails with ENOSPC.
         (scratch / "train-000000.tar.partial").symlink_to("/dev/full")
         return handle
 

@@ -1,4 +1,4 @@
-"""Packing is killed at random moments; whoever starts again must end with the bytes of an undisturbed run."""
+"""Packing is killed at random points; a resumed run must write the bytes of an uninterrupted one."""
 
 import multiprocessing
 import os
@@ -33,8 +33,8 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-class Moments:
-    """Counts the moments between two effects on the disk, and kills this process at one of them."""
+class KillPoints:
+    """Counts the points between two effects on the disk, and kills this process at one of them."""
 
     def __init__(self, monkeypatch, kill_at=None):
         self.count, self.kill_at = 0, kill_at
@@ -69,13 +69,13 @@ class Moments:
 
 def killed_run(root, out, scratch, kill_at, workers, num_passed):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        moments = Moments(monkeypatch, kill_at)
+        points = KillPoints(monkeypatch, kill_at)
         run(root, out, scratch, workers)
-        num_passed.value = moments.count
+        num_passed.value = points.count
 
 
 def start(root, out, scratch, kill_at=None, workers=0):
-    """Pack in a process of its own; returns its exit code and how many moments it passed if it lived."""
+    """Pack in a separate process; returns its exit code and the number of kill points it passed."""
     context = multiprocessing.get_context("fork")
     num_passed = context.Value("i", 0)
     process = context.Process(target=killed_run, args=(root, out, scratch, kill_at, workers, num_passed))
@@ -86,7 +86,7 @@ def start(root, out, scratch, kill_at=None, workers=0):
 
 @pytest.fixture(scope="module")
 def source(raw, tmp_path_factory):
-    """The embedded set with one damaged image, so that the list of findings is cut back, too."""
+    """The embedded dataset with one corrupt image, so that the findings file is truncated too."""
     root = tmp_path_factory.mktemp("source")
     shutil.copytree(raw / "imagenet", root / "imagenet")
     sorted((root / "imagenet" / "train").rglob("*.JPEG"))[17].write_bytes(b"")
@@ -94,19 +94,19 @@ def source(raw, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    exit_code, num_moments = start(source, folder / "out", folder / "scratch")
+def uninterrupted(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    exit_code, num_points = start(source, folder / "out", folder / "scratch")
     assert exit_code == 0
-    return contents(folder / "out"), num_moments
+    return contents(folder / "out"), num_points
 
 
 @pytest.mark.parametrize("trial", range(20))
-def test_a_kill_at_any_moment_changes_no_byte(source, undisturbed, tmp_path, trial):
-    expected, num_moments = undisturbed
-    # Every fifth trial examines images in processes of its own.
+def test_a_kill_at_any_point_changes_no_byte(source, uninterrupted, tmp_path, trial):
+    expected, num_points = uninterrupted
+    # Every fifth trial examines images in worker processes.
     workers = 2 if trial % 5 == 0 else 0
-    kill_at = random.Random(trial).randrange(1, num_moments + 1)
+    kill_at = random.Random(trial).randrange(1, num_points + 1)
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     exit_code, _ = start(source, out, scratch, kill_at, workers)
     assert exit_code == -signal.SIGKILL
@@ -118,23 +118,23 @@ def test_a_kill_at_any_moment_changes_no_byte(source, undisturbed, tmp_path, tri
     assert contents(out) == expected
 
 
-def test_a_run_that_is_killed_again_and_again_gets_to_the_end(source, undisturbed, tmp_path):
-    expected, num_moments = undisturbed
+def test_a_run_that_is_killed_repeatedly_finishes(source, uninterrupted, tmp_path):
+    expected, num_points = uninterrupted
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     for _ in range(100):
         shutil.rmtree(out, ignore_errors=True)
-        if start(source, out, scratch, kill_at=num_moments // 4)[0] == 0:
+        if start(source, out, scratch, kill_at=num_points // 4)[0] == 0:
             break
     else:
-        pytest.fail("it never got to the end")
+        pytest.fail("it did not finish in 100 attempts")
     assert contents(out) == expected
 
 
 @pytest.mark.parametrize("damage", ["a shard is gone", "a shard is cut", "the index is cut", "journal torn"])
-def test_damaged_scratch_is_noticed(source, undisturbed, tmp_path, damage):
-    expected, num_moments = undisturbed
+def test_a_damaged_scratch_folder_is_detected(source, uninterrupted, tmp_path, damage):
+    expected, num_points = uninterrupted
     out, scratch = tmp_path / "out", tmp_path / "scratch"
-    start(source, out, scratch, kill_at=num_moments // 2)
+    start(source, out, scratch, kill_at=num_points // 2)
     shard = scratch / "train-000000.tar"
     if damage == "a shard is gone":
         shard.unlink()
@@ -150,11 +150,11 @@ def test_damaged_scratch_is_noticed(source, undisturbed, tmp_path, damage):
     assert contents(out) == expected
 
 
-def test_a_source_that_changed_in_between_is_packed_anew(source, undisturbed, tmp_path):
-    expected, num_moments = undisturbed
+def test_a_source_that_changed_after_the_kill_is_packed_again(source, uninterrupted, tmp_path):
+    expected, num_points = uninterrupted
     root, out, scratch = tmp_path / "source", tmp_path / "out", tmp_path / "scratch"
     shutil.copytree(source, root)
-    start(root, out, scratch, kill_at=num_moments // 2)
+    start(root, out, scratch, kill_at=num_points // 2)
     first = sorted((root / "imagenet" / "train").rglob("*.JPEG"))[0]
     first.rename(first.with_name("renamed.JPEG"))
     shutil.rmtree(out, ignore_errors=True)
@@ -165,7 +165,7 @@ def test_a_source_that_changed_in_between_is_packed_anew(source, undisturbed, tm
 
 
 class Slow:
-    """A place whose reading says in which process it is and then takes its time."""
+    """A byte range whose reading records the process and then takes two minutes."""
 
     def __init__(self, folder):
         self.folder = folder

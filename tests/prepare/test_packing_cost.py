@@ -1,4 +1,4 @@
-"""The forecast of packing: sizes as a real shard has them, hours from a measured speed."""
+"""The estimate of packing: sizes as in a real shard, hours from a measured speed."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_cores_divide_the_time():
         for workers in (0, 1, 4)
     )
     assert one == pytest.approx(4 * four)
-    assert none == one, "the stage's own process does it then"
+    assert none == one, "the process of the stage packs then"
     assert 1 <= num_packers(DataConfig(root="x")) <= os.cpu_count()
 
 
-def test_a_shorter_side_makes_shards_smaller_and_says_that_it_is_an_estimate():
+def test_a_shorter_side_makes_shards_smaller_and_is_marked_as_an_estimate():
     whole, small = cost_of("imagenet"), cost_of("imagenet", short_side=256)
     assert 0.4 < small.packed_bytes / whole.packed_bytes < 0.55
     assert "estimate" in small.note
@@ -76,14 +76,14 @@ def test_shards_of_another_size():
     assert cost_of("imagenet", shard_megabytes=1000).num_shards < cost_of("imagenet").num_shards / 3.5
 
 
-def test_dense_sets_stay_or_are_packed(tmp_path):
+def test_dense_sets_are_used_in_place_or_packed(tmp_path):
     (tmp_path / "coco").mkdir()
     (tmp_path / "ade20k").mkdir()
     (tmp_path / "ade20k" / "ADEChallengeData2016.zip").touch()
     data = DataConfig(root=tmp_path, sets=("coco", "ade20k"))
     coco, ade = packing_cost(data, SPEED)
     assert (coco.packed_bytes, coco.num_shards, coco.hours, coco.disk_bytes) == (0, 0, 0.0, 0)
-    assert "stays" in coco.note
+    assert "used in place" in coco.note
     assert ade.packed_bytes > ade.source_bytes, "archives are packed"
     assert cost_of("coco", keep_dense="pack").num_shards == 1
 
@@ -92,13 +92,13 @@ def test_embedded_pinned_and_stored():
     data = DataConfig(source="embedded", sets=EMBEDDED_SETS)
     for cost in packing_cost(data, SPEED):
         assert cost.num_train == facts(cost.dataset, data).num_train_images
-        assert cost.disk_bytes == cost.packed_bytes + cost.source_bytes, "composed as folders first"
+        assert cost.disk_bytes == cost.packed_bytes + cost.source_bytes, "written as folders first"
     pinned = {"repo": "r", "revision": "v1", "path": "p"}
     pulled = packing_cost(DataConfig(source="pinned", pinned=pinned, sets=("svhn", "coco")), SPEED)
     assert [cost.hours for cost in pulled] == [0.0, 0.0]
     assert all("pulled" in cost.note for cost in pulled)
     stored = cost_of("imagenet22k", store="s3://bucket/prefix")
-    assert stored.disk_bytes == stored.packed_bytes, "a set is sent when it is whole"
+    assert stored.disk_bytes == stored.packed_bytes, "a set is uploaded when it is complete"
     assert "s3://bucket/prefix" in stored.note
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_speed_file_is_named(content):
         pack_speed()
 
 
-def test_rows_for_machines_and_for_people():
+def test_rows_for_json_and_for_the_terminal():
     data = DataConfig(root="x", sets=(*SHARD_SETS, *DENSE_SETS))
     rows = plan_rows(data, SPEED)
     assert [row["dataset"] for row in rows] == list(data.sets)
@@ -134,7 +134,7 @@ def test_rows_for_machines_and_for_people():
     assert len(shown_rows(DataConfig(root="x", sets=("svhn",)), SPEED)) == 1
 
 
-def test_the_forecast_is_what_a_shard_really_takes(tmp_path):
+def test_the_estimate_matches_a_written_shard(tmp_path):
     """Against the writer: random images of known sizes."""
     from vitpipe.prepare.shard_writer import PackJournal, open_writer
 
@@ -150,7 +150,7 @@ def test_the_forecast_is_what_a_shard_really_takes(tmp_path):
     assert written == pytest.approx(sizes.sum() + 200 * per_image, rel=0.01)
 
 
-def test_small_pictures_as_png_are_near_the_estimate():
+def test_small_images_as_png_are_close_to_the_estimate():
     path = facts("cifar10").array_side
     rng = np.random.default_rng(0)
     smooth = np.asarray(

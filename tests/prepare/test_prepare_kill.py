@@ -1,4 +1,4 @@
-"""The prepare stage as a process, killed while it packs, started again: the same bytes, and not from the start."""
+"""The prepare stage as a process, killed while it packs and resumed: same bytes, complete shards reused."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Three shards of one megabyte."""
+    """A dataset of three shards of 1 MB."""
     root = tmp_path_factory.mktemp("source")
     write_embedded(root, ("imagenet",), EmbeddedConfig(image_size=64, train_images=700, val_images=60))
     return root
@@ -49,8 +49,8 @@ def packed(out):
     return {path.name: path.read_bytes() for name in names for path in (out / "imagenet").glob(name)}
 
 
-def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(source, tmp_path):
-    finish(source, tmp_path / "undisturbed")
+def test_a_killed_stage_resumes_and_writes_the_same_bytes(source, tmp_path):
+    finish(source, tmp_path / "uninterrupted")
     out, work = tmp_path / "out", tmp_path / ".out.state" / "pack" / "imagenet"
     process = start(source, out)
     end = time.monotonic() + 60
@@ -58,14 +58,15 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(source, tmp_path):
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not out.exists(), "nothing looks finished"
+    assert not out.exists(), "no output folder appears"
     first = (work / "train-000000.tar").stat()
     finish(source, out)
-    assert packed(out) == packed(tmp_path / "undisturbed")
+    assert packed(out) == packed(tmp_path / "uninterrupted")
     kept = (out / "imagenet" / "train-000000.tar").stat()
     assert (kept.st_ino, kept.st_mtime_ns) == (first.st_ino, first.st_mtime_ns), "it was not packed again"
     assert not (tmp_path / ".out.state").exists()
     digests = {
-        read_manifest(folder / "imagenet", ShardManifest).digest for folder in (out, tmp_path / "undisturbed")
+        read_manifest(folder / "imagenet", ShardManifest).digest
+        for folder in (out, tmp_path / "uninterrupted")
     }
     assert len(digests) == 1

@@ -1,3 +1,5 @@
+"""The prepare stage in the test process: embedded data, user folders, corrupt images, full disks."""
+
 import errno
 import json
 import shutil
@@ -65,11 +67,11 @@ def test_a_missing_root_and_a_missing_set(raw_copy, make_context, tmp_path):
     shutil.rmtree(raw_copy / "coco")
     with pytest.raises(DatasetError, match=r"'coco' is missing"):
         prepare.prepare_sets(ctx, raw_copy)
-    assert list(ctx.folder.iterdir()) == [], "all layouts are checked before anything is packed"
+    assert list(ctx.folder.iterdir()) == [], "all layouts are verified before anything is packed"
 
 
 @pytest.mark.parametrize("place", ["shard", "raw"])
-def test_a_full_disk_leaves_no_half_folder(raw, make_context, monkeypatch, place):
+def test_a_full_disk_leaves_no_incomplete_folder(raw, make_context, monkeypatch, place):
     ctx = make_context(source="embedded" if place == "raw" else "folders", root=raw, sets=("imagenet",))
     full = OSError(errno.ENOSPC, "No space left on device")
 
@@ -85,10 +87,10 @@ def test_a_full_disk_leaves_no_half_folder(raw, make_context, monkeypatch, place
         prepare.run(type(ctx)(**{**vars(ctx), "folder": partial}))
     assert not out.exists()
     assert not list(out.parent.glob(".finished*"))
-    assert not list(ctx.state.rglob("*.tar")), "no shard looks complete"
+    assert not list(ctx.state.rglob("*.tar")), "no shard has the name of a complete one"
 
 
-def test_facts_of_the_embedded_sets_are_what_is_written(raw, tiny):
+def test_facts_of_the_embedded_sets_match_the_written_files(raw, tiny):
     data = DataConfig(source="embedded", embedded=tiny)
     for name in ("imagenet", "imagenet22k"):
         source = find_source(raw, name)

@@ -1,4 +1,4 @@
-"""The prepare stage with its bytes kept elsewhere: object storage, a shared volume; and pulled at a revision."""
+"""The prepare stage with shards in object storage or on a shared volume, and with a pinned revision."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def same_as_prepared(folder, prepared, scratch):
 
 
 @pytest.mark.parametrize("kind", ["s3", "volume"])
-def test_only_manifests_stay_and_everything_reads_as_before(
+def test_only_manifests_stay_and_the_data_reads_the_same(
     kind, request, raw, prepared, make_context, tmp_path
 ):
     if kind == "s3":
@@ -55,14 +55,14 @@ def test_only_manifests_stay_and_everything_reads_as_before(
     assert metrics["imagenet_num_train"] == 30
     assert not list(ctx.folder.rglob("*.tar"))
     assert not list(ctx.folder.rglob("*.index"))
-    assert any(f"files sent to {store}/imagenet/" in line for line in ctx.logger.lines)
+    assert any(f"files uploaded to {store}/imagenet/" in line for line in ctx.logger.lines)
     assert ctx.logger.tables["sources"][0]["kept_in"].startswith(store)
     same_as_prepared(ctx.folder, prepared, tmp_path)
     assert verify_checksums(ctx.folder, "imagenet") > 0
     check_dense(ctx.folder, "coco", checksums=True)
 
 
-def test_a_second_run_sends_and_packs_nothing(s3, raw, make_context, tmp_path):  # noqa: F811
+def test_a_second_run_uploads_and_packs_nothing(s3, raw, make_context, tmp_path):  # noqa: F811
     first = make_context(**OPTIONS, root=raw, store="s3://shards/sets")
     prepare.run(first)
     s3.counts.clear()
@@ -76,7 +76,7 @@ def test_a_second_run_sends_and_packs_nothing(s3, raw, make_context, tmp_path): 
     assert images(second.folder) == images(first.folder)
 
 
-def test_another_version_of_the_data_gets_another_place(raw_copy, make_context, tmp_path):
+def test_another_version_of_the_data_gets_another_folder(raw_copy, make_context, tmp_path):
     store = tmp_path / "volume"
     ctx = make_context(**OPTIONS, root=raw_copy, store=str(store))
     prepare.run(ctx)
@@ -86,7 +86,7 @@ def test_another_version_of_the_data_gets_another_place(raw_copy, make_context, 
     second.folder.mkdir()
     prepare.run(second)
     assert len(list((store / "imagenet").iterdir())) == 2
-    assert len(list((store / "coco").iterdir())) == 1, "what has not changed is kept once"
+    assert len(list((store / "coco").iterdir())) == 1, "unchanged data is stored once"
     assert verify_checksums(ctx.folder, "imagenet") > 0, "the earlier version is untouched"
 
 
@@ -98,7 +98,7 @@ def run(folder, *command):
 
 @pytest.fixture
 def repo(prepared, tmp_path):
-    """A repository whose prepared folder is tracked by DVC and pushed to a remote that is a local folder."""
+    """A repository whose prepared folder DVC tracks, pushed to a local folder as remote."""
     repo = tmp_path / "repo"
     repo.mkdir()
     run(repo, "git", "init", "--quiet", "--initial-branch", "main")
@@ -136,7 +136,7 @@ def test_a_pinned_revision_is_pulled_into_the_folder_or_the_volume(
     same_as_prepared(ctx.folder, prepared, tmp_path)
     if on_volume:
         assert not [path for path in Path(store).iterdir() if path.name.startswith(".")], (
-            "nothing is left over"
+            "no temporary folder is left"
         )
 
 
@@ -147,7 +147,7 @@ def test_another_digest_than_the_pinned_one_is_refused(repo, make_context):
 
 
 def test_the_command_of_the_component_pulls_onto_the_volume(repo, prepared, tmp_path):
-    """What a Kubeflow task runs, with its overrides; the manifests are all that it hands on."""
+    """The command of a Kubeflow task with its overrides; its output has manifests only."""
     command = [
         sys.executable, "-m", "vitpipe", "run", "prepare", "--recipe", "itpn/pixel_base", "--profile", "full",
         "--set", "data.source=pinned", "--set", f"data.pinned.repo={repo}", "--set", "data.pinned.revision=main",

@@ -1,4 +1,4 @@
-"""No secret in what the verbs say and write: tokens planted in every address and in the environment, as processes."""
+"""No credentials in the output and files of the commands: tokens in every URL and in the environment."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-DEAD = "127.0.0.1:9"  # nothing listens there
+CLOSED = "127.0.0.1:9"  # nothing listens there
 TOKENS = [f"hunter{number}Q" for number in range(12)]
 ENVIRONMENT = {
-    "MLFLOW_TRACKING_URI": f"http://me:{TOKENS[0]}@{DEAD}/?token={TOKENS[1]}",
+    "MLFLOW_TRACKING_URI": f"http://me:{TOKENS[0]}@{CLOSED}/?token={TOKENS[1]}",
     "MLFLOW_TRACKING_TOKEN": TOKENS[2],
     "AWS_ACCESS_KEY_ID": "me",
     "AWS_SECRET_ACCESS_KEY": TOKENS[3],
     "AWS_SESSION_TOKEN": TOKENS[4],
-    "AWS_ENDPOINT_URL": f"http://me:{TOKENS[5]}@{DEAD}",
+    "AWS_ENDPOINT_URL": f"http://me:{TOKENS[5]}@{CLOSED}",
     "AWS_DEFAULT_REGION": "here",
 }
-NOT_OPEN = f"https://me:{TOKENS[6]}@{DEAD}/a.git?token={TOKENS[7]}"
+NOT_OPEN = f"https://me:{TOKENS[6]}@{CLOSED}/a.git?token={TOKENS[7]}"
 INPUTS = ("own.yaml", "params.yaml")
 
 
@@ -56,7 +56,7 @@ def repo(prepared, tmp_path_factory):
 
 @pytest.fixture
 def project(repo, tmp_path):
-    """A folder whose recipe and params hold addresses with credentials."""
+    """A folder whose recipe and params have URLs with credentials."""
     own = yaml.safe_load((ROOT / "vitpipe/recipes/itpn/pixel_base.yaml").read_text(encoding="utf-8"))
     own["source"]["url"] = f"https://paper/?token={TOKENS[8]}"
     own["stages"] = ["prepare", "report"]
@@ -71,7 +71,7 @@ def project(repo, tmp_path):
 
 
 def call(project: Path, code: int, *words: str, **environment: str) -> str:
-    """Run a verb; no token may be in what it says or has written."""
+    """Run a command; no token may be in its output or in a file that it wrote."""
     done = subprocess.run(
         [sys.executable, "-m", "vitpipe", *words],
         cwd=project,
@@ -112,14 +112,14 @@ def test_listing_planning_and_compiling(project):
 
 
 def test_submitting(project):
-    endpoint = f"http://me:{TOKENS[10]}@{DEAD}"
+    endpoint = f"http://me:{TOKENS[10]}@{CLOSED}"
     assert "cannot be reached" in call(project, 1, "submit", "--endpoint", endpoint, "--json")
     assert "cannot be reached" in call(project, 1, "submit", KF_PIPELINES_ENDPOINT=endpoint)
-    call(project, 1, "submit", "--endpoint", f"http://{DEAD}", KFP_TOKEN=TOKENS[11])
+    call(project, 1, "submit", "--endpoint", f"http://{CLOSED}", KFP_TOKEN=TOKENS[11])
     call(project, 2, "submit", "--endpoint", endpoint, KFP_TOKEN=TOKENS[11])
     for quote, words in (("", "not YAML"), ("'", "holds credentials")):
         argument = f"overrides=[{quote}data.pinned.repo={NOT_OPEN}{quote}]"
-        said = call(project, 2, "submit", "--endpoint", f"http://{DEAD}", "--argument", argument)
+        said = call(project, 2, "submit", "--endpoint", f"http://{CLOSED}", "--argument", argument)
         assert words in said
 
 

@@ -73,18 +73,18 @@ def as_rows(table):
 def test_one_row_per_set(make_run):
     imagenet, coco = as_rows(lineage_table(make_run(splits=SPLITS, sources=SOURCES)))
     assert imagenet == {
-        "set": "imagenet", "packed from": "the original tars and devkit", "train": "1,281,167", "val": "50,000",
+        "dataset": "imagenet", "source format": "the original tars and devkit", "train": "1,281,167", "val": "50,000",
         "classes": "1,000", "size": "153.7 GB",
-        "odd images": "1 left out; 1 converted (1 more than 8 bits per value); 3 kept (2 CMYK, 1 palette)",
-        "pixels": "short side at most 256 (bicubic), jpeg 95", "kept in": "the prepared folder", "digest": DIGEST[:12],
+        "irregular images": "1 left out; 1 converted (1 more than 8 bits per value); 3 kept (2 CMYK, 1 palette)",
+        "encoding": "short side at most 256 (bicubic), jpeg 95", "stored in": "the prepared folder", "digest": DIGEST[:12],
     }  # fmt: skip
     assert coco["size"] == "20.0 GB", "the one folder of a dense set is not counted twice"
-    assert coco["odd images"] == "—"
+    assert coco["irregular images"] == "—"
 
 
 def test_without_odd_images(make_run):
     table = lineage_table(make_run(splits=SPLITS, sources=SOURCES, findings="split,file,finding,treatment\n"))
-    assert as_rows(table)[0]["odd images"] == "none"
+    assert as_rows(table)[0]["irregular images"] == "none"
 
 
 def test_the_shorter_table_serves_where_the_list_is_not_there(make_run):
@@ -93,13 +93,15 @@ def test_the_shorter_table_serves_where_the_list_is_not_there(make_run):
     ]
     run = make_run(splits=SPLITS, sources=SOURCES, findings="")
     write_table(run.artifacts["prepare"].path, "findings", rows)
-    assert as_rows(lineage_table(run))[0]["odd images"] == "1 left out"
+    assert as_rows(lineage_table(run))[0]["irregular images"] == "1 left out"
 
 
 def test_older_runs_without_sources_still_have_a_table(make_run):
     splits = [{"dataset": "imagenet", "split": "train", "num_images": 2000, "num_bytes": 9_000_000}]
     table = lineage_table(make_run(splits=splits, findings=""))
-    assert as_rows(table) == [{"set": "imagenet", "train": "2,000", "size": "9.0 MB", "odd images": "none"}]
+    assert as_rows(table) == [
+        {"dataset": "imagenet", "train": "2,000", "size": "9.0 MB", "irregular images": "none"}
+    ]
 
 
 def test_facts_name_source_digest_and_revisions(make_run):
@@ -109,7 +111,7 @@ def test_facts_name_source_digest_and_revisions(make_run):
     assert found["digest"] == "da" * 6
     assert found["dvc revision"] == "v2"
     assert found["git commit"] == "0123abcd"
-    assert found["code"] == "git 0123456789ab with changes"
+    assert found["code"] == "git 0123456789ab with uncommitted changes"
     assert lineage_notes(run) == ["imagenet: class order of the devkit | sorted"]
 
 
@@ -117,15 +119,15 @@ def test_a_pinned_revision_is_named(make_run, full_run):
     pinned = {"repo": "git@host:data.git", "revision": "v3.1", "path": "prepared/imagenet"}
     recipe = full_run.recipe.model_copy(update={"data": DataConfig(source="pinned", pinned=pinned)})
     found = dict(lineage_facts(make_run(recipe, splits=SPLITS)))
-    assert found["pinned"] == "prepared/imagenet at v3.1 of git@host:data.git"
+    assert found["pinned revision"] == "prepared/imagenet at v3.1 of git@host:data.git"
     assert found["source"] == "pinned"
 
 
 def test_terms_of_real_sets_only(make_run, demo_run):
     rows = as_rows(terms_table(make_run(splits=SPLITS)))
-    assert rows[0]["set"] == "ImageNet-1K (ILSVRC 2012)"
-    assert "non-commercial" in rows[0]["terms"]
-    assert rows[1]["cite"].endswith("ECCV, 2014")
+    assert rows[0]["dataset"] == "ImageNet-1K (ILSVRC 2012)"
+    assert "non-commercial" in rows[0]["licence"]
+    assert rows[1]["citation"].endswith("ECCV, 2014")
     assert terms_table(demo_run) is None
 
 
@@ -151,7 +153,7 @@ def test_page_and_markdown_show_it(make_run, tmp_path):
     ):
         assert part in page
         assert part in text
-    assert "near duplicates of imagenet, val beside train" in page
+    assert "near duplicates of imagenet: validation (left), training (right)" in page
     assert page.count("data:image/png") == 1
     assert f'<code title="{"da" * 32}">{"da" * 6}</code>' in page
     section = text.split("## Data")[1].split("## Protocol")[0]

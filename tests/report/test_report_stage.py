@@ -21,10 +21,6 @@ def _context(results, folder, logger):
         folder,
         folder.parent / "state",
         logger,
-        0,
-        1,
-        0,
-        "cpu",
     )
 
 

@@ -89,9 +89,9 @@ def test_csv_tables_as_text():
     ]
     table = shown_table("per_class", rows)
     assert table.title == "Per class"
-    assert table.columns == ("class", "images", "top-1, %", "size, MB", "digest")
+    assert table.columns == ("class", "images", "top-1, %", "size", "digest")
     assert table.numeric == (False, True, True, True, False)
-    assert table.rows == (("a|b", "1,200", "50.0", "2.5", "ffffffffffff…"), ("c", "7", "—", "0.0", ""))
+    assert table.rows == (("a|b", "1,200", "50.0", "2.5 MB", "ffffffffffff…"), ("c", "7", "—", "0 kB", ""))
     assert "a\\|b" in markdown(table)
     assert markdown(table).splitlines()[1] == "| --- | ---: | ---: | ---: | --- |"
 

@@ -104,7 +104,6 @@ def test_an_owner_on_another_machine_that_has_died_is_waited_for_until_that_is_c
     [
         "",
         "{",
-        "[]",
         '{"host": "elsewhere"}',
         json.dumps({"host": "elsewhere", "pid": 1, "pod": "", "time": 0}),
         json.dumps({"host": socket.gethostname(), "pid": 1, "pod": "", "time": 9e12}),
@@ -153,3 +152,19 @@ def test_many_at_once_take_turns(tmp_path):
     ]
     assert [process.wait(timeout=120) for process in processes] == [0] * 5
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "folder"])
+def test_what_is_no_lock_is_left_alone(tmp_path, kind):
+    mine, lock = tmp_path / "report.md", lock_of(tmp_path / "out")
+    mine.write_text("my results")
+    if kind == "link":
+        lock.symlink_to(mine)
+    elif kind == "file":
+        lock.write_text("my notes")
+    else:
+        lock.mkdir()
+    with pytest.raises(ArtifactError, match="taken by something else"), locked_folders(tmp_path / "out"):
+        pass
+    assert mine.read_text() == "my results"
+    assert kind != "file" or lock.read_text() == "my notes"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Card, open_artifact, write_card, write_metrics, writing
 from vitpipe.contracts.errors import ArtifactError
-from vitpipe.stages.output_folders import check_output_folders
+from vitpipe.stages.output_folders import check_output_folders, check_result_folder
 
 CARD = Card(
     stage="prepare", recipe="r", profile="demo", recipe_digest="a", data_digest="b", code_digest="c", image="train",
@@ -200,3 +201,40 @@ def test_a_flipped_bit_in_an_output_is_found(here, file):
         path.write_bytes(bytes(damaged))
         with pytest.raises(ArtifactError):
             open_artifact(here / "out")
+
+
+@pytest.mark.parametrize("option", ["--out", "--state"])
+@pytest.mark.parametrize("kind", ["root", "loop", "inside a file"])
+def test_paths_that_cannot_be_folders(here, recipe, option, kind):
+    (here / "loop").symlink_to(here / "loop")
+    (here / "file").write_text("mine")
+    place = {"root": Path("/"), "loop": here / "loop", "inside a file": here / "file" / "below"}[kind]
+    out, state = (place, None) if option == "--out" else (here / "out", place)
+    with pytest.raises(ArtifactError, match=f"{option} .*nothing was touched"):
+        check_output_folders("prepare", recipe, {}, out, state)
+
+
+@pytest.mark.parametrize("ending", ["partial", "replaced"])
+def test_a_foreign_folder_at_a_temporary_place_is_refused_before_anything_is_written(here, recipe, ending):
+    (here / f".out.{ending}").mkdir()
+    (here / f".out.{ending}" / "thesis.txt").write_text("mine")
+    before = everything(here)
+    with pytest.raises(ArtifactError, match=r"thesis\.txt"):
+        check_output_folders("prepare", recipe, {}, here / "out", None)
+    assert everything(here) == before
+
+
+def test_a_stage_s_output_is_no_state(here, recipe):
+    output(here / "made")
+    with pytest.raises(ArtifactError, match="--state is a stage's output"):
+        check_output_folders("prepare", recipe, {}, here / "out", here / "made")
+
+
+@pytest.mark.parametrize("place", ["made", "made/tables", ".", "/"])
+def test_files_of_a_verb_never_land_in_an_output(here, place):
+    output(here / "made")
+    before = everything(here)
+    with pytest.raises(ArtifactError, match="nothing was touched"):
+        check_result_folder("--out", here / place)
+    assert everything(here) == before
+    assert check_result_folder("--out", here / "page") == here / "page"

@@ -49,7 +49,7 @@ def names(folder):
 
 def test_the_same_work_goes_on_without_a_word(state):
     before = names(state)
-    assert claim_state(state, DECIDES, CODE, state.parent / "pretrain").said == ()
+    assert claim_state(state, DECIDES, CODE, state.parent / "pretrain").messages == ()
     assert names(state) == before
 
 
@@ -64,12 +64,12 @@ def test_the_same_work_goes_on_without_a_word(state):
 def test_other_code_and_libraries_are_said_noted_and_no_reason_to_stop(state, change, named):
     before = names(state)
     claim = claim_state(state, DECIDES, CODE | change, state.parent / "pretrain")
-    assert named in claim.said[0]
+    assert named in claim.messages[0]
     assert named in claim.notes[0]
     assert names(state) == before
     # A third start with the same code has nothing to say, but the card still has to tell it.
     again = claim_state(state, DECIDES, CODE | change, state.parent / "pretrain")
-    assert (again.said, again.notes) == ((), claim.notes)
+    assert (again.messages, again.notes) == ((), claim.notes)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_other_code_and_libraries_are_said_noted_and_no_reason_to_stop(state, ch
 def test_what_does_not_fit_is_moved_aside_with_the_reason(state, key, reason):
     claim = claim_state(state, DECIDES | {key: "changed"}, CODE, state.parent / "pretrain")
     aside = next(state.parent.glob(f".pretrain.state.aside-*-{reason}"))
-    assert str(aside) in claim.said[0]
+    assert str(aside) in claim.messages[0]
     assert (aside / "state-0123456789ab-000000008.pt").read_bytes() == b"eight"
     assert (aside / "track" / "box.json").is_file()
     assert names(state) == ["identity.json"]
@@ -173,7 +173,7 @@ def test_a_state_elsewhere_is_found_beside_the_later_stage_s(tmp_path, state):
 
 def test_a_finished_stage_with_the_same_code_is_not_trained_again(state):
     make_output(state)
-    assert claim_state(state, DECIDES, CODE, state.parent / "pretrain").said == ()
+    assert claim_state(state, DECIDES, CODE, state.parent / "pretrain").messages == ()
     assert names(state) == ["identity.json", "state-0123456789ab-000000008.pt", "track"]
 
 
@@ -196,7 +196,7 @@ def test_a_finished_stage_without_its_output_is_kept_aside(state):
 def test_a_stage_without_states_keeps_nothing(tmp_path):
     folder = tmp_path / ".report.state"
     claim_state(folder, {"stage": "report", "recipe": "", "inputs": ""}, CODE, tmp_path / "report")
-    (folder / "work").mkdir()
+    (folder / "pack").mkdir()
     mark_finished(folder, CARD)
     assert names(tmp_path) == []
 

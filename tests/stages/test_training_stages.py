@@ -16,14 +16,15 @@ from vitpipe.contracts.errors import ArtifactError, CheckpointError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.models.build import build_classifier
 from vitpipe.models.weights import load_metadata, load_state, save_weights
-from vitpipe.stages import evaluate, finetune, intermediate, prepare, pretrain, probe
+from vitpipe.stages import evaluate, prepare, pretrain, probe, train_classifier
 from vitpipe.stages.context import StageContext
+from vitpipe.train.ranks import Ranks
 
 STAGES = {
     "prepare": prepare,
     "pretrain": pretrain,
-    "intermediate": intermediate,
-    "finetune": finetune,
+    "intermediate": train_classifier,
+    "finetune": train_classifier,
     "probe": probe,
     "evaluate": evaluate,
 }
@@ -82,7 +83,7 @@ class Chain:
         recipe = load_recipe("itpn/pixel_base", "demo", [*SETTINGS, *settings])
         artifacts = {k: self.done[v] for k, v in (inputs or {}).items()}
         ctx = StageContext(
-            stage, recipe, artifacts, folder, self.root / f"{name or stage}.state", logger, 0, 1, 0, "cpu"
+            stage, recipe, artifacts, folder, self.root / f"{name or stage}.state", logger, Ranks()
         )
         metrics = STAGES[stage].run(ctx)
         if keep:

@@ -33,7 +33,7 @@ def _context(folder: Path, data: DataConfig) -> StageContext:
     out.mkdir(parents=True)
     state.mkdir()
     recipe = Recipe.model_construct(data=data, seed=0, report=Recipe.model_fields["report"].default)
-    return StageContext("prepare", recipe, {}, out, state, MemoryLogger(), 0, 1, 0, "cpu")
+    return StageContext("prepare", recipe, {}, out, state, MemoryLogger())
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A git server on the loopback that asks for user and password: `git http-backend` behind basic credentials."""
+"""A git server on the loopback interface with HTTP basic authentication in front of `git http-backend`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 
 class GitServer:
-    """Serves all repositories below a folder to one user."""
+    """Serves all repositories in a folder to one user."""
 
     def __init__(self, root: Path, user: str, password: str) -> None:
         self.root = root
@@ -33,9 +33,11 @@ class GitServer:
     def answer(
         self, method: str, path: str, body: bytes, headers
     ) -> tuple[int, list[tuple[str, str]], bytes]:
+        # Clients send credentials only after this challenge.
         if headers.get("Authorization") != self.authorization:
             return 401, [("WWW-Authenticate", 'Basic realm="git"')], b""
         parts = urlsplit(path)
+        # The CGI variables of RFC 3875 that http-backend reads, and git's own for protocol version 2.
         environment = {
             **os.environ,
             "GIT_PROJECT_ROOT": str(self.root),
@@ -53,6 +55,7 @@ class GitServer:
         )
         head, _, content = done.stdout.partition(b"\r\n\r\n")
         lines = [line.partition(": ")[::2] for line in head.decode().split("\r\n")]
+        # A CGI program states the status in a header; without one it is 200.
         status = next((int(value.split()[0]) for name, value in lines if name == "Status"), 200)
         return status, [line for line in lines if line[0] != "Status"], content
 
@@ -72,6 +75,7 @@ class GitServer:
             def _body(self) -> bytes:
                 if self.headers.get("Transfer-Encoding") != "chunked":
                     return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                # git sends large requests in chunks, which http.server does not decode.
                 body = b""
                 while size := int(self.rfile.readline(), 16):
                     body += self.rfile.read(size)

@@ -1,6 +1,6 @@
-"""Miniatures of the real sets, written on the spot in exactly the layouts they are handed out in, archives too.
+"""Miniatures of the real sets, written in exactly their released layouts, including the archives.
 
-Every writer makes a set's folder (`root/imagenet`, say) and returns what is in it.
+Every writer fills a set's folder (such as `root/imagenet`); those of the small sets return its content.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 
 
 def jpeg(seed: int, size: int = 8) -> bytes:
-    """A small picture; other seeds, other bytes."""
+    """A small image of random pixels; every seed gives different bytes."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
@@ -63,7 +63,7 @@ class MiniImageNet:
 
     Attributes:
         train: by wnid, (name, bytes); by name.
-        val: (name, wnid, bytes), by name; classes come in no order, as in the real set.
+        val: (name, wnid, bytes), by name; classes are in random order, as in the real set.
     """
 
     wnids: tuple[str, ...]
@@ -71,11 +71,13 @@ class MiniImageNet:
     val: list[tuple[str, str, bytes]]
 
     def words(self, wnid: str) -> str:
+        # Two synonyms, because names of WordNet are lists: "tench, Tinca tinca".
         return f"thing {wnid[-3:]}, res minima"
 
     def ids(self) -> dict[str, int]:
         """ILSVRC2012_IDs, in another order than the wnids."""
-        return {wnid: 1 + (7 * place + 3) % len(self.wnids) for place, wnid in enumerate(self.wnids)}
+        # A permutation as long as the number of classes has no factor 7.
+        return {wnid: 1 + (7 * index + 3) % len(self.wnids) for index, wnid in enumerate(self.wnids)}
 
     def expected(self, split: str, wnids: tuple[str, ...] | None = None) -> list[tuple[str, int, bytes]]:
         """(name, class number, bytes) in the canonical order."""
@@ -98,11 +100,11 @@ def mini_imagenet(
     generator = np.random.default_rng(seed)
     train = {
         wnid: sorted(
-            # Numbers of different length: 10026 goes before 18 in the order of names.
-            (f"{wnid}_{number}.JPEG", jpeg(1000 * place + number))
+            # Numbers of different length: as text, 10026 sorts before 18.
+            (f"{wnid}_{number}.JPEG", jpeg(1000 * index + number))
             for number in generator.choice(np.arange(5, 12_000), num_train, replace=False)
         )
-        for place, wnid in enumerate(wnids)
+        for index, wnid in enumerate(wnids)
     }
     classes = generator.permutation(np.repeat(wnids, num_val)).tolist()
     val = [
@@ -131,17 +133,17 @@ def write_synset_mapping(mini: MiniImageNet, folder: Path) -> None:
 
 
 def class_tar(mini: MiniImageNet, wnid: str) -> bytes:
-    """One class; members are in no order, as in the real ones."""
+    """One class; members are not sorted, as in the real ones."""
     return tar_bytes(mini.train[wnid][::-1])
 
 
 def train_tar(mini: MiniImageNet) -> bytes:
-    """ILSVRC2012_img_train.tar: a tar of one tar per class, in no order."""
+    """ILSVRC2012_img_train.tar: a tar of one tar per class, not sorted."""
     return tar_bytes([(f"{wnid}.tar", class_tar(mini, wnid)) for wnid in mini.wnids[::-1]])
 
 
 def val_tar(mini: MiniImageNet) -> bytes:
-    """ILSVRC2012_img_val.tar: flat, in no order."""
+    """ILSVRC2012_img_val.tar: flat, not sorted."""
     return tar_bytes([(name, content) for name, _, content in mini.val[1:] + mini.val[:1]])
 
 
@@ -153,8 +155,9 @@ def meta_mat(mini: MiniImageNet) -> bytes:
     names = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height",
              "num_train_images")  # fmt: skip
     synsets = np.empty((len(rows), 1), [(name, object) for name in names])
-    for place, row in enumerate(rows):
-        synsets[place, 0] = tuple(np.float64(v) if isinstance(v, int) else v for v in row)
+    # MATLAB stores numbers as doubles.
+    for index, row in enumerate(rows):
+        synsets[index, 0] = tuple(np.float64(v) if isinstance(v, int) else v for v in row)
     return mat_bytes({"synsets": synsets})
 
 
@@ -203,7 +206,8 @@ def write_parquet(
         for wnid, images in mini.train.items()
         for name, content in images
     ]
-    train = [train[place] for place in np.random.default_rng(1).permutation(len(train))]
+    # The hub's files are shuffled.
+    train = [train[index] for index in np.random.default_rng(1).permutation(len(train))]
     val = [(_hub_name(name, wnid), mini.wnids.index(wnid), content) for name, wnid, content in mini.val]
     for split, rows, num_files in (("train", train, num_train_files), ("validation", val, 1)):
         for number in range(num_files):
@@ -233,6 +237,7 @@ def write_parquet_file(path: Path, rows, *, names=(), image: str = "image", labe
         schema=schema,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Several row groups even in a small file, as in the real ones.
     pq.write_table(table, path, row_group_size=4)
 
 
@@ -248,7 +253,10 @@ def write_class_tars(mini: MiniImageNet, folder: Path) -> None:
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes the pickles that Python 2 and the numpy of its days wrote: texts are byte strings."""
+    """Writes pickles as Python 2 and numpy 1 did: strings are byte strings, `_reconstruct` is in numpy.core.
+
+    The pure Python `pickle._Pickler`, because the C one has no `dispatch` table to replace.
+    """
 
     dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
 
@@ -282,7 +290,7 @@ def python2_pickle(content) -> bytes:
 
 
 def cifar_batch(seed: int, num_rows: int, num_classes: int, label_key: str, note: str) -> dict:
-    """A batch as the pickles have it, and what is expected of it."""
+    """A batch as in the pickles."""
     generator = np.random.default_rng(seed)
     return {
         "data": generator.integers(0, 256, (num_rows, 3072), np.uint8),
@@ -321,7 +329,7 @@ def cifar100_files(num_rows: int = 6) -> dict[str, dict]:
 
 
 def write_cifar(files: dict[str, dict], folder: Path, name: str, *, packed: bool) -> None:
-    """cifar-10-batches-py/ or its cifar-10-python.tar.gz; the archive's members are in no order, as the real ones."""
+    """cifar-10-batches-py/ or its cifar-10-python.tar.gz; the archive's members are not sorted, as in the real ones."""
     pickles = [(f"{name}/{file}", python2_pickle(content)) for file, content in files.items()]
     if not packed:
         for path, content in pickles:
@@ -338,6 +346,7 @@ def write_svhn(folder: Path, num_images: int = 12) -> dict[str, tuple]:
     for split, name in (("train", "train_32x32.mat"), ("val", "test_32x32.mat")):
         generator = np.random.default_rng(len(name))
         images = generator.integers(0, 256, (32, 32, 3, num_images), np.uint8)
+        # 1 to 10, where 10 is the digit 0.
         labels = (1 + np.arange(num_images, dtype=np.uint8) % 10).reshape(-1, 1)
         write(folder / name, mat_bytes({"X": images, "y": labels}))
         content[split] = (images, labels)
@@ -345,12 +354,13 @@ def write_svhn(folder: Path, num_images: int = 12) -> dict[str, tuple]:
 
 
 def write_flowers(folder: Path, *, packed: bool, num_classes: int = 12, per_class: int = 3) -> list[tuple]:
-    """Pictures and lists; returns (number, label from 1, bytes) of every image. Each class has one image per list."""
+    """Images and lists; returns (number, label from 1, bytes) of every image. Each class has one image per list."""
+    # Reversed, so that image numbers and labels do not sort alike.
     labels = np.repeat(np.arange(1, num_classes + 1), per_class)[::-1]
     images = [(number, int(label), jpeg(number)) for number, label in enumerate(labels, start=1)]
     numbers = np.arange(1, len(labels) + 1)
     write(folder / "imagelabels.mat", mat_bytes({"labels": labels.astype(np.float64).reshape(1, -1)}))
-    lists = {name: numbers[place::per_class] for place, name in enumerate(("trnid", "valid", "tstid"))}
+    lists = {name: numbers[index::per_class] for index, name in enumerate(("trnid", "valid", "tstid"))}
     write(folder / "setid.mat", mat_bytes({k: v.astype(np.float64).reshape(1, -1) for k, v in lists.items()}))
     files = [(f"jpg/image_{number:05d}.jpg", content) for number, _, content in images]
     if packed:
@@ -361,7 +371,8 @@ def write_flowers(folder: Path, *, packed: bool, num_classes: int = 12, per_clas
 
 
 def write_domain(folder: Path, domain: str, *, packed: bool, per_class: int = 3) -> dict[str, list[tuple]]:
-    """A domain with four classes, one with a capital; returns (name, label, bytes) by split."""
+    """A domain with four classes; returns (name, label, bytes) by split, with the labels of the lists."""
+    # One name with a capital, which sorts first: so the lists' numbers differ from those of sorted folders.
     classes = ("aircraft_carrier", "The_Eiffel_Tower", "bat", "zebra")
     lines: dict[str, list[str]] = {"train": [], "test": []}
     images: dict[str, list[tuple]] = {"train": [], "val": []}

@@ -1,4 +1,4 @@
-"""Reads sources to their end, and demands errors that say where and how to fix."""
+"""Read sources completely, and require errors with a location and a fix."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def listed(source: Source, split: str) -> list[tuple[str, int, bytes]]:
 
 
 def read_everything(root: Path, dataset: str) -> None:
-    """Find a set and read all its images."""
+    """Detect a set's format and read all its images."""
     source = find_source(root, dataset)
     for split in source.splits:
         listed(source, split)
 
 
 def refuse(root: Path, dataset: str = "imagenet") -> DatasetError:
-    """Somewhere between finding and the last image it must be refused, with where and fix."""
+    """Require a `DatasetError` with `where` and `fix` between detection and the last image."""
     with pytest.raises(DatasetError) as caught:
         read_everything(root, dataset)
     assert caught.value.where

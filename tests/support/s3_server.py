@@ -1,4 +1,4 @@
-"""A real S3 protocol server on the loopback, and a gate before it that counts requests and lets some fail."""
+"""An S3 server (moto) on the loopback interface, behind a proxy that counts requests and injects faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from vitpipe.data.storage import s3 as s3_module
 
-# In a process of its own: loader workers are forked from the process of the tests.
+# In a separate process: loader workers are forked from the test process, and would copy a server thread's locks.
 _SERVER = """
 import sys
 from moto.server import ThreadedMotoServer
@@ -30,12 +30,12 @@ server.stop()
 
 @dataclass
 class Gate:
-    """Passes requests on to the server.
+    """State of the proxy.
 
     Attributes:
-        counts: requests by method; ranges are counted as RANGE.
-        together: when set, ranges wait here for each other; they all fail when they come one by one.
-        faults: what happens to the next requests that match `fault_at`: 500, SlowDown, short, reset, corrupt.
+        counts: requests by method; a GET with a Range header is counted as RANGE.
+        together: if set, range requests wait for each other here; sequential ones time out and fail.
+        faults: faults for the next requests of a kind in `fault_at`: 500, SlowDown, short, reset, corrupt.
     """
 
     address: str
@@ -56,6 +56,7 @@ class Gate:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Headers and body are two writes: with Nagle's algorithm and delayed ACKs, each answer takes 40 ms.
     disable_nagle_algorithm = True
     gate: Gate
     port: int
@@ -105,7 +106,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request, client_address) -> None:
-        """A client that hangs up after a fault is no news."""
+        """Ignore errors: clients close the connection after a fault."""
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def gate_to(port: int) -> Iterator[Gate]:
 
 @pytest.fixture(scope="session")
 def s3_port() -> Iterator[int]:
-    """Port of the server; it ends with the session, or when its standard input does."""
+    """Port of the server; it stops with the session, or when its standard input is closed."""
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True,
@@ -139,7 +140,7 @@ def s3_port() -> Iterator[int]:
 
 @pytest.fixture(scope="session")
 def s3_gate(s3_port, tmp_path_factory) -> Iterator[tuple[Gate, dict[str, str]]]:
-    """A gate, and the variables that lead to it; the same for all tests, which share a client then."""
+    """The proxy and the environment variables for it; one per session, since tests share a cached client."""
     no_settings = tmp_path_factory.mktemp("aws") / "empty"
     no_settings.touch()
     with gate_to(s3_port) as gate:
@@ -157,7 +158,7 @@ def s3_gate(s3_port, tmp_path_factory) -> Iterator[tuple[Gate, dict[str, str]]]:
 
 @pytest.fixture
 def s3(s3_gate, s3_port, tmp_path, monkeypatch) -> Gate:
-    """A gate to a server with one empty bucket, `shards`; the cache is this test's own."""
+    """A proxy to a server with one empty bucket, `shards`, and an empty cache."""
     gate, variables = s3_gate
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

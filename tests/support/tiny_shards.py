@@ -1,4 +1,4 @@
-"""A packed set of a few small pictures, written here byte by byte as the format says, not by the packer."""
+"""A packed dataset of a few small images, written according to the format without the packer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NUM_CLASSES = 3
 
 
 def picture(number: int, size: int = 24) -> bytes:
-    """A JPEG file of noise."""
+    """A JPEG file of uniform noise, reproducible from `number`."""
     pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
@@ -36,7 +36,7 @@ def picture(number: int, size: int = 24) -> bytes:
 
 
 def send(folder: Path, manifest: ShardManifest) -> int:
-    """Put a set's shards and indexes where its manifest says; returns how many were sent."""
+    """Upload the shards and indexes of a dataset to the store in its manifest; returns the number of files."""
     storage = storage_of(folder, manifest.store)
     return sum(storage.put(folder / name, name, sha256) for name, sha256, _ in files_of(manifest))
 
@@ -44,7 +44,7 @@ def send(folder: Path, manifest: ShardManifest) -> int:
 def write_set(
     prepared: Path, *, num_images: int = 30, per_shard: int = 8, store: str | None = None, seed: int = 0
 ):
-    """Write `prepared/imagenet` with the splits train and val, and the manifest of the whole; returns its own."""
+    """Write `prepared/imagenet` with splits train and val, and both manifests; returns that of the dataset."""
     folder = prepared / "imagenet"
     folder.mkdir(parents=True, exist_ok=True)
     splits = {}
@@ -58,7 +58,7 @@ def write_set(
                     image = picture(1000 * seed + offset + number)
                     member = tarfile.TarInfo(f"{number:09d}-noise.jpg")
                     member.size = len(image)
-                    place = buffer.tell() + 512
+                    place = buffer.tell() + 512  # after the tar header
                     tar.addfile(member, io.BytesIO(image))
                     index += struct.pack(
                         "<QIIII", place, len(image), zlib.crc32(image), len(shards), number % NUM_CLASSES

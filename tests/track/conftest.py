@@ -1,4 +1,4 @@
-"""A sqlite store whose tables were made once: making them takes seconds, copying them nothing."""
+"""Fixtures of the tracking tests: MLflow stores, outboxes, the demo recipe."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vitpipe.track.outbox import Origin, Outbox
 from vitpipe.track.server import connect
 
 
+# Creating the tables of an MLflow database takes seconds; copying the file takes none.
 @pytest.fixture(scope="session")
 def _empty_store(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
@@ -22,7 +23,7 @@ def _empty_store(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def store(_empty_store, tmp_path, monkeypatch) -> str:
-    """Tracking URI of an empty store of this test."""
+    """Tracking URI of an empty sqlite store of this test."""
     (tmp_path / "store").mkdir()
     file = Path(shutil.copy(_empty_store, tmp_path / "store" / "mlflow.db"))
     address = f"sqlite:///{file}"
@@ -32,13 +33,14 @@ def store(_empty_store, tmp_path, monkeypatch) -> str:
 
 @pytest.fixture
 def client(store):
-    """A client of that store."""
+    """An MLflow client of that store."""
     return connect(store)
 
 
 @pytest.fixture(scope="session")
 def server_port(tmp_path_factory):
-    """Port of a real MLflow server without authentication, one for all tests: it takes long to start."""
+    """Port of a real MLflow server without authentication."""
+    # One for all tests, because it takes long to start.
     with real_server(tmp_path_factory.mktemp("server")) as port:
         yield port
 
@@ -51,7 +53,7 @@ def recipe():
 
 @pytest.fixture
 def new_outbox(tmp_path):
-    """Make an outbox for a stage without starting a uploader."""
+    """Function that creates an outbox for a stage without starting an uploader."""
 
     def make(store: str, stage: str = "pretrain", **values) -> Outbox:
         outbox = Outbox(tmp_path / f".{stage}.state" / "track")
@@ -69,5 +71,5 @@ def new_outbox(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _tracking_is_on(monkeypatch):
-    """The rest of the tests runs without tracking."""
+    """Switch tracking on; tests/conftest.py switches it off for all other tests."""
     monkeypatch.delenv("VITPIPE_TRACKING", raising=False)

@@ -1,4 +1,4 @@
-"""A stage with a forked worker, killed with signal 9."""
+"""A stage with a forked worker that is killed with SIGKILL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# A stage that forks a worker, which inherits every file, commits three points, and waits to be killed.
+# A stage that forks a worker, commits three points, and waits to be killed. The worker inherits every open
+# file, as loader workers do, and keeps the pipe to the uploader open.
 STAGE = """
 import os, sys, time
 from pathlib import Path
@@ -40,7 +41,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def kill_stage(root: Path, is_ready: Callable[[], bool], *, with_uploader: bool = False) -> float:
-    """Kill the stage with signal 9 when `is_ready`, perhaps its uploader first; for how many seconds that lived on."""
+    """Kill the stage with SIGKILL when `is_ready`, optionally its uploader first.
+
+    Returns:
+        Seconds between the stage's death and the uploader's exit.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", STAGE, str(root)],
         stdin=subprocess.DEVNULL,
@@ -60,9 +65,9 @@ def kill_stage(root: Path, is_ready: Callable[[], bool], *, with_uploader: bool 
         process.wait()
         while _is_alive(uploader) and time.monotonic() - killed < 60:
             time.sleep(0.1)
-        lived_on = time.monotonic() - killed
-        assert _is_alive(worker)  # it held the pipe open all the time
-        return lived_on
+        exit_seconds = time.monotonic() - killed
+        assert _is_alive(worker)  # it kept the pipe open all the time
+        return exit_seconds
     finally:
         for pid in filter(None, (worker, uploader)):
             if _is_alive(pid):

@@ -1,4 +1,4 @@
-"""Servers of the tests on the loopback; each stops with its test."""
+"""Servers on the loopback interface for tests; each stops at the end of its context."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from urllib.request import urlopen
 
 @contextmanager
 def silent_server() -> Iterator[tuple[int, list[float]]]:
-    """Accepts connections and never answers; yields its port and the times of the connections."""
+    """A server that accepts connections and never answers; yields its port and the connection times."""
     listener = socket.create_server(("127.0.0.1", 0))
     held: list[socket.socket] = []
     times: list[float] = []
@@ -48,7 +48,7 @@ def silent_server() -> Iterator[tuple[int, list[float]]]:
 
 @contextmanager
 def answering_server(status: int, body: bytes | dict, headers: dict[str, str] | None = None):
-    """Gives every request the same answer; yields its port and the requests as (path, Authorization)."""
+    """A server with one fixed answer; yields its port and the requests as (path, Authorization)."""
     text = json.dumps(body).encode() if isinstance(body, dict) else body
     requests: list[tuple[str, str | None]] = []
 
@@ -80,11 +80,11 @@ def answering_server(status: int, body: bytes | dict, headers: dict[str, str] | 
 
 
 @contextmanager
-def password_in_front_of(port: int, user: str, password: str) -> Iterator[int]:
-    """A proxy that hands requests on to `port` only with the right user and password."""
+def authenticating_proxy(port: int, user: str, password: str) -> Iterator[int]:
+    """A proxy that forwards requests to `port` only with the right user and password; yields its port."""
     wanted = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
-    class HandOn(BaseHTTPRequestHandler):
+    class Forward(BaseHTTPRequestHandler):
         def do_GET(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.headers.get("Authorization") != wanted:
@@ -108,7 +108,7 @@ def password_in_front_of(port: int, user: str, password: str) -> Iterator[int]:
         def log_message(self, *args):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), HandOn)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Forward)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -129,7 +129,7 @@ def real_server(folder: Path) -> Iterator[int]:
         "1", "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "artifacts"),
     ]  # fmt: skip
     with (folder / "server.log").open("wb") as log:
-        # A group of its own: the server starts workers, which go with it.
+        # A process group of its own, so that the workers which the server starts are stopped with it.
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
         for _ in range(300):

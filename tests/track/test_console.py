@@ -1,4 +1,4 @@
-"""Progress in a log: a plain line now and then, and always the last one."""
+"""Progress in a log file (a plain line every few seconds, and always the last one) and on a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vitpipe.track import console
 from vitpipe.track.console import Console
 
 
-def test_a_log_gets_a_line_now_and_then_and_the_last_one(capsys, monkeypatch):
+def test_a_log_gets_lines_at_intervals_and_the_last_one(capsys, monkeypatch):
     clock = iter(range(0, 10**6, 4))
     monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
     shown = Console("pretrain")

@@ -1,4 +1,4 @@
-"""The journal loses nothing, repeats nothing, whenever the process is killed."""
+"""The journal loses and repeats no final point, whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPERATIONS = st.lists(
 
 
 class Expected:
-    """The same rules on plain dictionaries."""
+    """Reference implementation of the rules on plain dictionaries."""
 
     def __init__(self):
         self.final, self.pending = {}, {}
@@ -57,16 +57,16 @@ def test_any_sequence_with_kills_keeps_each_final_point_once(operations):
                 with path.open("ab") as handle:
                     handle.write(torn)
                 if i % 2:
-                    reader.refresh()  # the uploader may look at just that moment
+                    reader.refresh()  # the uploader may read at this moment
                 journal = Journal(path)
             else:
                 getattr(journal, kind)(*arguments)
                 getattr(expected, kind)(*arguments)
         journal.close()
-        for ledger in (journal.ledger, reader.refresh(), JournalReader(path).refresh()):
-            assert {(p.name, p.step): p.value for p in ledger.final} == expected.final
-            assert len(ledger.final) == len(expected.final)
-            assert {k: p.value for k, p in ledger.pending.items()} == expected.pending
+        for contents in (journal.contents, reader.refresh(), JournalReader(path).refresh()):
+            assert {(p.name, p.step): p.value for p in contents.final} == expected.final
+            assert len(contents.final) == len(expected.final)
+            assert {k: p.value for k, p in contents.pending.items()} == expected.pending
 
 
 @given(
@@ -105,10 +105,10 @@ def test_a_value_recorded_again_replaces_a_pending_one_but_not_a_final_one(tmp_p
     journal.points({"loss": 3.0}, 1)
     journal.points({"top1": 0.5}, 1)
     journal.commit()
-    assert [(p.name, p.value) for p in journal.ledger.final] == [("loss", 2.0), ("top1", 0.5)]
+    assert [(p.name, p.value) for p in journal.contents.final] == [("loss", 2.0), ("top1", 0.5)]
 
 
-def test_a_dataset_named_again_after_a_resume_is_there_once(tmp_path):
+def test_a_dataset_recorded_again_after_a_resume_is_kept_once(tmp_path):
     train = UsedDataset("imagenet train", "a" * 64, "s3://bucket/x", "training", {"num_images": 3})
     val = UsedDataset("imagenet val", "a" * 64, "s3://bucket/x", "validation", {"num_images": 2})
     for _ in range(2):
@@ -116,10 +116,10 @@ def test_a_dataset_named_again_after_a_resume_is_there_once(tmp_path):
         journal.dataset(train)
         journal.dataset(val)
         journal.close()
-    assert JournalReader(tmp_path / "j").refresh().datasets == journal.ledger.datasets == [train, val]
+    assert JournalReader(tmp_path / "j").refresh().datasets == journal.contents.datasets == [train, val]
 
 
-def test_not_a_number_and_infinity_survive(tmp_path):
+def test_nan_and_infinity_are_kept(tmp_path):
     journal = Journal(tmp_path / "j")
     journal.points({"a": float("nan"), "b": float("inf")}, 1)
     journal.commit()
@@ -129,7 +129,7 @@ def test_not_a_number_and_infinity_survive(tmp_path):
     assert values[1] == float("inf")
 
 
-def test_damaged_lines_are_stepped_over(tmp_path):
+def test_damaged_lines_are_skipped(tmp_path):
     (tmp_path / "j").write_bytes(b'\x00\x00\x00\n[1]\n{"time": 1, "step": 1, "values": {"a": 1.0}}\n')
     assert ("a", 1) in JournalReader(tmp_path / "j").refresh().pending
 

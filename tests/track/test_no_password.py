@@ -1,4 +1,4 @@
-"""The password of an address reaches the server, and nothing else: no file, no message, no run."""
+"""The password of an address reaches the server only: no file, message or run contains it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from mlflow_servers import answering_server, password_in_front_of
+from mlflow_servers import answering_server, authenticating_proxy
 
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.errors import VitpipeError
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal, UsedDataset
+from vitpipe.track.mlflow_errors import TrackingError
 from vitpipe.track.outbox import Outbox
 from vitpipe.track.server import (
     OFF,
-    TrackingError,
     address_to_use,
     connect,
     experiment_id,
@@ -30,7 +30,7 @@ SECRET = "PLANTED"
 PLACE = f"https://me:{SECRET}@data.example/set?token={SECRET}"
 
 
-def _assert_nowhere(folder, *texts):
+def _assert_absent(folder, *texts):
     found = [str(p) for p in folder.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
     assert not found
     assert not [text for text in texts if SECRET in text]
@@ -60,41 +60,41 @@ def _run_a_stage(recipe, tmp_path, **more):
         f"nonsense://me:{SECRET}@127.0.0.1:9",
     ],
 )
-def test_a_stage_that_cannot_reach_its_store(recipe, tmp_path, monkeypatch, capfd, address):
+def test_a_stage_without_a_reachable_server(recipe, tmp_path, monkeypatch, capfd, address):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     assert _run_a_stage(recipe, tmp_path) == ""
-    said = capfd.readouterr()
-    assert "***" in said.out
+    output = capfd.readouterr()
+    assert "***" in output.out
     assert (tmp_path / ".p.unsent").is_dir()
     assert (tmp_path / ".p.state" / "track" / "uploader.log").stat().st_size
     with pytest.raises(TrackingError) as refused:
         sync_pending(tmp_path)
-    _assert_nowhere(tmp_path, said.out, said.err, str(refused.value), *capfd.readouterr())
+    _assert_absent(tmp_path, output.out, output.err, str(refused.value), *capfd.readouterr())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 302])
-def test_a_server_that_quotes_what_it_was_asked(recipe, tmp_path, monkeypatch, capfd, status):
+def test_a_server_that_quotes_the_request(recipe, tmp_path, monkeypatch, capfd, status):
     body = {"error_code": "INVALID_PARAMETER_VALUE", "message": f"I was asked at {PLACE}"}
     headers = {"Location": f"http://me:{SECRET}@127.0.0.1:9/login"} if status == 302 else {}
     with answering_server(status, body, headers) as (port, _):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:{port}")
         assert _run_a_stage(recipe, tmp_path) == ""
-    _assert_nowhere(tmp_path, *capfd.readouterr())
+    _assert_absent(tmp_path, *capfd.readouterr())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("has_lock", [True, False])
-def test_a_real_server(server_port, recipe, tmp_path, monkeypatch, capfd, has_lock):
-    if not has_lock:
+@pytest.mark.parametrize("has_proxy", [True, False])
+def test_a_real_server(server_port, recipe, tmp_path, monkeypatch, capfd, has_proxy):
+    if not has_proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:{server_port}")
         run_id = _run_a_stage(recipe, tmp_path)
     else:
-        with password_in_front_of(server_port, "me", SECRET) as port:
+        with authenticating_proxy(server_port, "me", SECRET) as port:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:{port}")
             run_id = _run_a_stage(recipe, tmp_path)
-    said = capfd.readouterr()
-    _assert_nowhere(tmp_path, said.out, said.err)
+    output = capfd.readouterr()
+    _assert_absent(tmp_path, output.out, output.err)
     assert run_id, (tmp_path / ".p.state" / "track" / "uploader.log").read_text()
     run = connect(f"http://127.0.0.1:{server_port}").get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -106,21 +106,21 @@ def test_a_real_server(server_port, recipe, tmp_path, monkeypatch, capfd, has_lo
 
 
 @pytest.mark.slow
-def test_a_box_is_sent_later_with_the_password_of_the_environment(
+def test_an_outbox_is_sent_later_with_the_password_of_the_environment(
     server_port, tmp_path, monkeypatch, new_outbox
 ):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with password_in_front_of(server_port, "me", SECRET) as port:
+    with authenticating_proxy(server_port, "me", SECRET) as port:
         address = f"http://me:{SECRET}@127.0.0.1:{port}"
         outbox = new_outbox(address)
         journal = Journal(outbox.journal)
         journal.status("FINISHED")
-        outbox.write_sent(outbox.sent().model_copy(update={"run_id": "0" * 32}))  # told something already
+        outbox.write_sent(outbox.sent().model_copy(update={"run_id": "0" * 32}))  # the run exists
         kept = keep_unsent(outbox, tmp_path / ".pretrain.unsent")
         for other in ("", "http://elsewhere.invalid", f"http://you:{SECRET}@127.0.0.1:{port}"):
             monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
             with pytest.raises(
-                TrackingError, match=r"refused.*authenticated.*set MLFLOW_TRACKING_URI.*password"
+                TrackingError, match=r"rejected a request.*authenticated.*set MLFLOW_TRACKING_URI.*password"
             ):
                 sync_pending(kept)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
@@ -128,15 +128,15 @@ def test_a_box_is_sent_later_with_the_password_of_the_environment(
     assert not kept.exists()
 
 
-def test_whose_credentials_go_where():
+def test_credentials_go_to_their_own_server_only():
     shown, whole = Address("http://me:***@host"), Address(f"http://me:{SECRET}@host")
     other = Address(f"http://me:{SECRET}@other")
-    assert address_to_use(shown, whole, is_told=True) is whole
-    assert address_to_use(shown, other, is_told=True) is shown
-    assert address_to_use(shown, other, is_told=False) is other
-    assert address_to_use(shown, None, is_told=False) is shown
-    assert address_to_use(OFF, other, is_told=False) == OFF
-    assert address_to_use(shown, OFF, is_told=True) == OFF
+    assert address_to_use(shown, whole, may_have_run=True) is whole
+    assert address_to_use(shown, other, may_have_run=True) is shown
+    assert address_to_use(shown, other, may_have_run=False) is other
+    assert address_to_use(shown, None, may_have_run=False) is shown
+    assert address_to_use(OFF, other, may_have_run=False) == OFF
+    assert address_to_use(shown, OFF, may_have_run=True) == OFF
 
 
 def test_addresses_are_shown_without_credentials(tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_addresses_are_shown_without_credentials(tmp_path, monkeypatch):
     assert SECRET not in ui_command(f"postgresql://me:{SECRET}@db/mlflow")
 
 
-def test_an_explicit_address_reaches_the_courier_by_its_environment_only(monkeypatch):
+def test_an_explicit_address_reaches_the_uploader_by_its_environment_only(monkeypatch):
     from vitpipe.track.uploader import _environment
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
@@ -163,7 +163,7 @@ def test_the_uploaders_log_hides_what_tracebacks_quote(tmp_path, new_outbox):
     code = (
         "import sys; from vitpipe.track import uploader\n"
         "def fail(*_): print('at', sys.argv[3], end=''); raise ValueError('cannot read ' + sys.argv[3] + chr(10) + sys.argv[3])\n"
-        "uploader.carry = fail\nuploader.main()"
+        "uploader.upload = fail\nuploader.main()"
     )
     from vitpipe.track.producer import Producer
 
@@ -180,7 +180,9 @@ def test_the_uploaders_log_hides_what_tracebacks_quote(tmp_path, new_outbox):
     assert SECRET not in done.stdout + done.stderr
 
 
-def test_an_older_box_with_a_password_in_it_is_sent_without_showing_it(store, client, new_outbox, tmp_path):
+def test_an_older_outbox_with_a_password_in_it_is_sent_without_showing_it(
+    store, client, new_outbox, tmp_path
+):
     outbox = new_outbox(store, params={"data.root": PLACE}, tags={"git_remote": PLACE})
     with Journal(outbox.journal).path.open("a") as handle:
         used = {
@@ -202,10 +204,10 @@ def test_the_journal_holds_no_password(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
     journal.dataset(UsedDataset("set", "1", PLACE, "training", {"place": PLACE, "more": {"place": PLACE}}))
     journal.summary({}, {"from": PLACE})
-    _assert_nowhere(tmp_path, str(journal.ledger))
+    _assert_absent(tmp_path, str(journal.contents))
 
 
-def test_errors_of_the_store_hide_it(store, client, monkeypatch):
+def test_errors_hide_the_password(store, client, monkeypatch):
     address = f"http://me:{SECRET}@127.0.0.1:9"
     with pytest.raises(VitpipeError) as refused:
         connect(address)

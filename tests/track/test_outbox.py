@@ -1,4 +1,4 @@
-"""What is read back from an outbox is what was written; what is damaged is recognised and costs nothing twice."""
+"""Damaged files of an outbox are detected, and no damage makes a point arrive twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitpipe.contracts.errors import StorageError
 from vitpipe.track.checked_json import DamagedError, read_checked, write_checked
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal, JournalReader
-from vitpipe.track.outbox import OUTBOX_FILE, SENT, Origin, Outbox, Sent
+from vitpipe.track.outbox import OUTBOX_FILE, SENT, Origin, Outbox, SentState
 from vitpipe.track.producer import Producer
 from vitpipe.track.sync import keep_unsent, sync_pending
 
@@ -73,7 +73,7 @@ def test_with_a_damaged_sent_json_nothing_is_sent_twice(store, client, new_outbo
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_with_a_damaged_box_json_the_run_goes_on_in_the_same_mlflow_run(
+def test_with_a_damaged_box_json_the_run_continues_in_the_same_mlflow_run(
     store, client, new_outbox, damage, capsys
 ):
     outbox = new_outbox(store)
@@ -95,16 +95,16 @@ def test_with_a_damaged_box_json_the_run_goes_on_in_the_same_mlflow_run(
     assert _history(client, first.sent.run_id) == [(1, 1.0), (2, 2.0)]
 
 
-def test_of_two_statuses_in_a_journal_the_later_one_is_the_younger(tmp_path):
-    """A run goes on upon a host whose clock is behind."""
+def test_of_two_statuses_in_a_journal_the_later_one_is_the_later(tmp_path):
+    """A run continues on a host whose clock is behind."""
     path = tmp_path / "journal.jsonl"
     path.write_text('{"status": "RUNNING", "time": 9000}\n{"status": "FINISHED", "time": 10}\n')
     assert JournalReader(path).refresh().statuses == [("RUNNING", 9000), ("FINISHED", 9001)]
 
 
-def test_any_flipped_bit_is_recognised(tmp_path):
+def test_any_flipped_bit_is_detected(tmp_path):
     path, chance = tmp_path / "sent.json", random.Random(0)
-    sent = Sent(outbox="b" * 32, run_id="1" * 32, parent_id="2" * 32, num_points=1234, num_files=2)
+    sent = SentState(outbox="b" * 32, run_id="1" * 32, parent_id="2" * 32, num_points=1234, num_files=2)
     write_checked(path, sent)
     whole = path.read_bytes()
     for _ in range(300):
@@ -112,10 +112,12 @@ def test_any_flipped_bit_is_recognised(tmp_path):
         data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         path.write_bytes(data)
         with contextlib.suppress(DamagedError):
-            assert read_checked(path, Sent) == sent  # white space, or upper case in the checksum's name
+            assert (
+                read_checked(path, SentState) == sent
+            )  # a flip in white space, or one that renames the key of the checksum
 
 
-def test_what_the_code_before_wrote_is_read(tmp_path, store, client):
+def test_files_of_an_earlier_version_are_read(tmp_path, store, client):
     """box.json, sent.json and a journal without checksums, times of commits, or the newer fields."""
     outbox = Outbox(tmp_path / ".probe.state" / "track")
     outbox.files.mkdir(parents=True)
@@ -149,7 +151,7 @@ def test_what_the_code_before_wrote_is_read(tmp_path, store, client):
      b'{"status": "RUNING", "time": 1}', b'{"time": 1, "step": 2, "values": {"a": "x"}}', b'{"dataset": {"nam": "x"}}',
      b'{"commit": "x", "time": 1}', b"\x00\xff\x00"],
 )  # fmt: skip
-def test_a_damaged_line_is_passed_over_with_a_message_and_loses_no_other(
+def test_a_damaged_line_is_skipped_with_a_message_and_no_other_is_lost(
     store, client, new_outbox, line, capsys
 ):
     outbox = new_outbox(store)
@@ -161,10 +163,8 @@ def test_a_damaged_line_is_passed_over_with_a_message_and_loses_no_other(
     delivery = Delivery(outbox)
     delivery.sync()
     assert _history(client, delivery.sent.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    said = capsys.readouterr().err
-    assert ("passed over: 1" in said) == (
-        line != b'{"step": 2}'
-    )  # a record of an unknown kind is none of ours
+    warnings = capsys.readouterr().err
+    assert ("skipped: 1" in warnings) == (line != b'{"step": 2}')  # a record of an unknown kind is ignored
 
 
 def test_a_line_that_was_sent_and_then_damaged_shifts_no_other(store, client, new_outbox):
@@ -180,7 +180,7 @@ def test_a_line_that_was_sent_and_then_damaged_shifts_no_other(store, client, ne
     assert _history(client, again.sent.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
 
 
-def test_a_copy_that_waits_to_be_sent_is_never_without_a_whole_copy(new_outbox, tmp_path, monkeypatch):
+def test_one_complete_copy_exists_at_every_moment(new_outbox, tmp_path, monkeypatch):
     outbox, place = new_outbox("http://127.0.0.1:9"), tmp_path / ".pretrain.unsent"
     journal = _filled(outbox)
     first = keep_unsent(outbox, place)
@@ -205,21 +205,21 @@ def test_a_copy_that_waits_to_be_sent_is_never_without_a_whole_copy(new_outbox, 
     assert len(JournalReader(Outbox(second).journal).refresh().final) == 3
 
 
-def test_a_copy_that_says_more_or_is_being_sent_stays(new_outbox, tmp_path):
+def test_a_copy_with_other_points_or_that_is_being_sent_is_kept(new_outbox, tmp_path):
     outbox, place = new_outbox("http://127.0.0.1:9"), tmp_path / ".pretrain.unsent"
     _filled(outbox)
     first = keep_unsent(outbox, place)
     with Outbox(first).locked(wait=True):
         second = keep_unsent(outbox, place)
     assert first.is_dir()
-    outbox.journal.unlink()  # the state folder came to harm, and the stage began again
+    outbox.journal.unlink()  # the state folder was lost, and the stage started again
     _filled(outbox, (7.0,))
     keep_unsent(outbox, place)
     assert first.is_dir()
     assert second.is_dir()
 
 
-def test_a_box_whose_own_file_is_damaged_can_still_be_kept(new_outbox, tmp_path):
+def test_an_outbox_with_a_damaged_box_json_can_be_kept(new_outbox, tmp_path):
     outbox = new_outbox("http://127.0.0.1:9")
     _filled(outbox)
     (outbox.folder / OUTBOX_FILE).write_bytes(b"")
@@ -229,50 +229,50 @@ def test_a_box_whose_own_file_is_damaged_can_still_be_kept(new_outbox, tmp_path)
 
 def test_files_are_written_whole_or_not_at_all(new_outbox, monkeypatch):
     outbox = new_outbox("http://127.0.0.1:9")
-    outbox.write_sent(Sent(run_id="a", num_points=1))
-    forced = []
+    outbox.write_sent(SentState(run_id="a", num_points=1))
+    synced = []
     real = __import__("os").fsync
     monkeypatch.setattr(
-        "vitpipe.contracts.files.os.fsync", lambda descriptor: (forced.append(1), real(descriptor))
+        "vitpipe.contracts.files.os.fsync", lambda descriptor: (synced.append(1), real(descriptor))
     )
-    outbox.write_sent(Sent(run_id="a", num_points=2))
-    assert forced
+    outbox.write_sent(SentState(run_id="a", num_points=2))
+    assert synced
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vitpipe.contracts.files.os.fsync", full)
     with pytest.raises(StorageError):
-        outbox.write_sent(Sent(run_id="a", num_points=3))
+        outbox.write_sent(SentState(run_id="a", num_points=3))
     assert outbox.sent().num_points == 2
 
 
-def test_who_lives(monkeypatch):
+def test_which_producers_may_be_alive(monkeypatch):
     me, long_ago = Producer.of_this_process(), time.time() - 10_000
-    assert me.may_live(long_ago)
-    assert not me.model_copy(update={"started": "1"}).may_live(time.time())  # its number was given away again
-    assert not me.model_copy(update={"pid": 2**22 + 1}).may_live(time.time())
+    assert me.may_be_alive(long_ago)
+    assert not me.model_copy(update={"started": "1"}).may_be_alive(time.time())  # the PID was reused
+    assert not me.model_copy(update={"pid": 2**22 + 1}).may_be_alive(time.time())
     elsewhere = me.model_copy(update={"host": "another"})
-    assert elsewhere.may_live(time.time() - 60)
-    assert not elsewhere.may_live(long_ago)
+    assert elsewhere.may_be_alive(time.time() - 60)
+    assert not elsewhere.may_be_alive(long_ago)
     container = me.model_copy(update={"kernel": "another namespace"})
-    assert container.may_live(time.time() - 60)
+    assert container.may_be_alive(time.time() - 60)
 
 
-def test_a_zombie_does_not_live():
+def test_a_zombie_is_not_alive():
     import os
 
     child = os.fork()
     if child == 0:
         os._exit(0)
     time.sleep(0.2)
-    from vitpipe.track.producer import _started
+    from vitpipe.track.producer import _start_ticks
 
-    assert _started(child) is None
+    assert _start_ticks(child) is None
     os.waitpid(child, 0)
 
 
-def test_an_origin_keeps_the_fields_that_it_has(tmp_path):
+def test_a_stored_origin_has_no_password(tmp_path):
     origin = Origin(
         store="http://me:PLANTED@host", experiment="e", pipeline="p", pipeline_title="P", stage="s", params={},
         pipeline_params={}, tags={},

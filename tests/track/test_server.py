@@ -1,4 +1,4 @@
-"""Where the store is, and that opening it is quick or an error."""
+"""Address of MLflow, and opening it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vitpipe.track.server import (
-    OFF,
-    TrackingError,
-    connect,
-    experiment_id,
-    store_address,
-    tracking_errors,
-    ui_command,
-)
+from vitpipe.track.mlflow_errors import TrackingError, tracking_errors
+from vitpipe.track.server import OFF, connect, experiment_id, store_address, ui_command
 
 
 def test_the_address(tmp_path, monkeypatch):
@@ -28,7 +21,7 @@ def test_the_address(tmp_path, monkeypatch):
     assert store_address(tmp_path) == OFF
 
 
-def test_what_to_type(tmp_path, monkeypatch):
+def test_the_command_that_shows_the_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(
         "VIRTUAL_ENV", sys.prefix
@@ -41,7 +34,7 @@ def test_what_to_type(tmp_path, monkeypatch):
     assert "off" in ui_command(OFF)
 
 
-def test_an_experiment_is_made_once_with_its_artifacts_beside_the_database(store, client):
+def test_an_experiment_is_created_once_with_its_artifacts_beside_the_database(store, client):
     first = experiment_id(client, store, "mine")
     assert experiment_id(client, store, "mine") == first
     location = client.get_experiment(first).artifact_location
@@ -50,11 +43,11 @@ def test_an_experiment_is_made_once_with_its_artifacts_beside_the_database(store
 
 def test_a_database_that_cannot_be_opened_is_one_clear_error(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(b"this is no database, " * 50)
-    with pytest.raises(TrackingError, match=r"MLflow's store cannot be opened .*not a database"):
+    with pytest.raises(TrackingError, match=r"MLflow's database cannot be opened .*not a database"):
         connect(f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_a_defect_of_ours_keeps_its_traceback():
+def test_a_programming_error_keeps_its_traceback():
     def fail(error):
         with tracking_errors("x"):
             raise error

@@ -1,4 +1,4 @@
-"""A stage with its uploader, a real store, a real kill, no server, Kubeflow's plugin."""
+"""Tracking of a whole stage: with a real store, after a real kill, without a server, under Kubeflow's plugin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vitpipe.track.sync import sync_pending
 
 pytestmark = pytest.mark.slow
 
-# A training stage in small: a state file every 5 steps, a commit after it, a line per step.
+# A minimal training stage: a state file every 5 steps, a commit after it, a line per step.
 TRAINING = """
 import sys
 from pathlib import Path
@@ -47,13 +47,13 @@ with stage_run(stage="pretrain", recipe=load_recipe("itpn/pixel_base", "demo"), 
 """
 
 
-class CourierInHere:
-    """Sends from this process: for tests of what is sent, not of who sends it."""
+class InProcessUploader:
+    """Sends from the test's own process: for tests of what is sent, not of the uploader process."""
 
-    def __init__(self, outbox, store):
+    def __init__(self, outbox, address):
         self._delivery = Delivery(outbox)
 
-    def contact(self):
+    def server_status(self):
         return None
 
     def wake(self):
@@ -67,8 +67,8 @@ class CourierInHere:
 
 
 @pytest.fixture
-def courier_in_here(monkeypatch):
-    monkeypatch.setattr("vitpipe.track.stage_run.Uploader", CourierInHere)
+def uploader_in_process(monkeypatch):
+    monkeypatch.setattr("vitpipe.track.stage_run.Uploader", InProcessUploader)
 
 
 def _runs(client, **tags):
@@ -85,7 +85,7 @@ def _card(stage, run_id=""):
     )  # fmt: skip
 
 
-def test_a_stage_and_its_pipeline_in_one_go(courier_in_here, store, client, recipe, tmp_path, capsys):
+def test_a_stage_and_its_pipelines_run(uploader_in_process, store, client, recipe, tmp_path, capsys):
     folder, state = tmp_path / "out", tmp_path / ".out.state"
     folder.mkdir()
     picture = tmp_path / "a.png"
@@ -126,7 +126,7 @@ def test_a_stage_and_its_pipeline_in_one_go(courier_in_here, store, client, reci
 
 
 def _train_until(root, step, *, wait_for=None):
-    """Start the training, kill it with signal 9 when it has done `step` (and `wait_for` exists)."""
+    """Start the training; kill it with SIGKILL when it has done `step` (and `wait_for` exists)."""
     process = subprocess.Popen(
         [sys.executable, "-c", TRAINING, str(root), str(step)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -143,15 +143,15 @@ def _train_until(root, step, *, wait_for=None):
 
 
 @pytest.mark.parametrize(
-    ("step", "courier_is_up"), [(17, True), pytest.param(3, False, marks=pytest.mark.slow)]
+    ("step", "uploader_is_up"), [(17, True), pytest.param(3, False, marks=pytest.mark.slow)]
 )
-def test_a_run_killed_with_signal_9_goes_on_in_the_same_mlflow_run(
-    store, client, tmp_path, step, courier_is_up
+def test_a_run_killed_with_sigkill_continues_in_the_same_mlflow_run(
+    store, client, tmp_path, step, uploader_is_up
 ):
     outbox = Outbox(tmp_path / ".out.state" / "track")
-    _train_until(tmp_path, step, wait_for=outbox.folder / "contact.json" if courier_is_up else None)
-    if courier_is_up:
-        with outbox.locked(wait=True):  # the uploader is through when it lets go
+    _train_until(tmp_path, step, wait_for=outbox.folder / "contact.json" if uploader_is_up else None)
+    if uploader_is_up:
+        with outbox.locked(wait=True):  # the uploader has finished when it releases the lock
             (run,) = _runs(client, stage="pretrain")
         assert run.info.status == "KILLED"
         assert len(client.get_metric_history(run.info.run_id, "train/loss")) == step // 5 * 5
@@ -172,8 +172,8 @@ def test_a_run_killed_with_signal_9_goes_on_in_the_same_mlflow_run(
         (KeyboardInterrupt(), "KILLED"),
     ],
 )
-def test_how_it_ended_is_told_and_nothing_pending_is_sent(
-    courier_in_here, store, client, recipe, tmp_path, error, status
+def test_the_final_status_is_sent_and_pending_points_are_not(
+    uploader_in_process, store, client, recipe, tmp_path, error, status
 ):
     def work():
         with stage_run(stage="probe", recipe=recipe, folder=tmp_path, state=tmp_path / ".s.state") as run:
@@ -190,7 +190,7 @@ def test_how_it_ended_is_told_and_nothing_pending_is_sent(
     assert not (tmp_path / "tables").exists()
 
 
-def test_without_a_server_the_run_goes_on_and_everything_is_sent_later(
+def test_without_a_server_the_run_continues_and_everything_is_sent_later(
     store, client, recipe, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -201,11 +201,11 @@ def test_without_a_server_the_run_goes_on_and_everything_is_sent_later(
         run.commit(1)
         run.commit(1)
     kept = tmp_path / ".out.unsent"
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2
-    assert "MLflow does not answer" in said[0]
-    assert str(state / "track") in said[0]
-    assert f"vitpipe send {kept}" in said[1]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "MLflow does not answer" in lines[0]
+    assert str(state / "track") in lines[0]
+    assert f"vitpipe sync {kept}" in lines[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert sync_pending(tmp_path) >= 1
     assert not kept.exists()
@@ -214,7 +214,7 @@ def test_without_a_server_the_run_goes_on_and_everything_is_sent_later(
     assert found.info.status == "FINISHED"
 
 
-def test_the_next_stage_sends_what_an_earlier_one_left(store, client, recipe, tmp_path, monkeypatch):
+def test_the_next_stage_sends_the_outbox_of_an_earlier_one(store, client, recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with stage_run(stage="probe", recipe=recipe, folder=tmp_path / "p", state=tmp_path / ".p.state"):
         pass
@@ -225,21 +225,21 @@ def test_the_next_stage_sends_what_an_earlier_one_left(store, client, recipe, tm
     assert len(_runs(client, stage="probe")) == 1
 
 
-def test_a_courier_that_dies_costs_nothing(store, client, recipe, tmp_path, capsys):
+def test_a_killed_uploader_loses_no_point(store, client, recipe, tmp_path, capsys):
     with stage_run(stage="probe", recipe=recipe, folder=tmp_path / "p", state=tmp_path / ".p.state") as run:
         run._uploader._process.kill()
         run._uploader._process.wait()
         run.metrics({"a": 1.0}, 1)
         run.commit(1)
         assert run.run_id == ""
-    assert "it is kept in" in capsys.readouterr().out
+    assert "they are kept in" in capsys.readouterr().out
     assert sync_pending(tmp_path / ".p.unsent") == 1
     (found,) = _runs(client, stage="probe")
     assert found.data.metrics == {"a": 1.0}
 
 
-def test_kubeflows_run_is_continued_and_its_variable_taken(
-    courier_in_here, store, client, recipe, tmp_path, monkeypatch
+def test_kubeflows_run_is_continued_and_its_variable_removed(
+    uploader_in_process, store, client, recipe, tmp_path, monkeypatch
 ):
     experiment = client.create_experiment("kubeflow")
     parent = client.create_run(experiment, run_name="pipeline").info.run_id
@@ -253,11 +253,11 @@ def test_kubeflows_run_is_continued_and_its_variable_taken(
         log_pipeline_summary(run, {"probe": Artifact(tmp_path, _card("probe", nested), {"knn_top1": 0.5})})
     assert client.get_run(nested).data.metrics == {"a": 1.0}
     assert client.get_run(parent).data.metrics["probe/knn_top1"] == 0.5
-    assert client.get_run(parent).info.status == "RUNNING"  # the plugin ends it, not we
+    assert client.get_run(parent).info.status == "RUNNING"  # the plugin sets its status
     assert len(client.search_runs([experiment])) == 2
 
 
-def test_a_dataset_goes_the_way_of_the_box(courier_in_here, store, client, recipe, tmp_path):
+def test_a_dataset_is_sent_once(uploader_in_process, store, client, recipe, tmp_path):
     import numpy as np
 
     with stage_run(
@@ -278,7 +278,7 @@ def test_a_dataset_goes_the_way_of_the_box(courier_in_here, store, client, recip
     assert [r.info.run_id for r in _runs(client) if r.inputs.dataset_inputs] == [found.info.run_id]
 
 
-def test_switched_off_nothing_is_started_and_the_history_is_written(recipe, tmp_path, monkeypatch):
+def test_without_tracking_no_uploader_is_started_and_the_history_is_written(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("VITPIPE_TRACKING", "off")
     with stage_run(stage="probe", recipe=recipe, folder=tmp_path, state=tmp_path / ".s.state") as run:
         run.metrics({"a": 1.0}, 1)
@@ -288,7 +288,7 @@ def test_switched_off_nothing_is_started_and_the_history_is_written(recipe, tmp_
     assert not (tmp_path / ".s.state" / "track" / "uploader.log").exists()
 
 
-def test_a_full_disk_is_what_the_user_hears_about(recipe, tmp_path, monkeypatch):
+def test_a_full_disk_is_the_reported_error(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("VITPIPE_TRACKING", "off")
 
     def full(*_):
@@ -310,14 +310,14 @@ def test_the_training_process_never_imports_mlflow():
     )
 
 
-def test_other_loggers_take_a_summary_in_silence():
+def test_other_loggers_ignore_a_summary():
     for logger in (SilentLogger(), MemoryLogger()):
         log_pipeline_summary(logger, {})
-    silent = SilentLogger()
-    silent.metrics({"a": 1.0}, 1)
-    silent.table("t", [{"a": 1}])
-    silent.progress(1, 2, {})
-    silent.dataset("d", "1", "/data", "training", {})
+    discarding = SilentLogger()
+    discarding.metrics({"a": 1.0}, 1)
+    discarding.table("t", [{"a": 1}])
+    discarding.progress(1, 2, {})
+    discarding.dataset("d", "1", "/data", "training", {})
     memory = MemoryLogger()
     memory.dataset("d", "1", "/data", "training", {"a": 1})
     assert memory.datasets == [

@@ -1,4 +1,4 @@
-"""What is in an outbox reaches MLflow exactly once, whatever fails on the way."""
+"""Every record of an outbox reaches MLflow exactly once, whatever fails on the way."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from vitpipe.track import delivery as delivery_module
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal, UsedDataset
+from vitpipe.track.mlflow_errors import TrackingError
 from vitpipe.track.outbox import Origin, Outbox
-from vitpipe.track.server import TrackingError
 from vitpipe.track.sync import keep_unsent, sync_pending
 
 ORIGIN = Origin(
@@ -31,7 +31,7 @@ ORIGIN = Origin(
 
 
 class FlakyClient:
-    """As much of MlflowClient as is used, in memory; fails before or after a call has had its effect."""
+    """The used part of MlflowClient, in memory; fails at random before or after a call took effect."""
 
     def __init__(self, seed: int, failure_ratio: float) -> None:
         self.runs, self.random, self.failure_ratio = {}, random.Random(seed), failure_ratio
@@ -110,7 +110,7 @@ class FlakyClient:
 
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 0.3]), st.integers(0, 12))
 def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps):
-    """Failures before and after each call, uploaders that are replaced, points that keep coming."""
+    """Failures before and after each call, replaced uploaders, and points that arrive meanwhile."""
     chance, client = random.Random(seed), FlakyClient(seed, failure_ratio)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(delivery_module, "connect", lambda address, **_: client)
@@ -127,7 +127,7 @@ def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps)
             if chance.random() < 0.5:
                 journal.commit(step)
             if chance.random() < 0.3:
-                delivery = Delivery(outbox)  # the uploader was killed, another one came
+                delivery = Delivery(outbox)  # the uploader was killed and replaced
             with contextlib.suppress(TrackingError):
                 delivery.sync()
         journal.commit()
@@ -148,13 +148,13 @@ def test_every_point_arrives_once_whatever_fails(seed, failure_ratio, num_steps)
         assert outbox.is_delivered()
 
 
-def test_a_kill_between_sending_and_writing_it_down(store, client, new_outbox, monkeypatch):
+def test_a_kill_between_sending_and_storing_that_it_was_sent(store, client, new_outbox, monkeypatch):
     outbox = new_outbox(store)
     journal = Journal(outbox.journal)
     journal.points({"loss": 1.0}, 1)
     journal.commit()
     delivery = Delivery(outbox)
-    monkeypatch.setattr(outbox, "write_sent", lambda sent: None)  # nothing gets written down any more
+    monkeypatch.setattr(outbox, "write_sent", lambda sent: None)  # as after a kill: not stored
     delivery.sync()
     journal.points({"loss": 2.0}, 2)
     journal.commit()
@@ -206,7 +206,7 @@ def test_datasets_show_on_the_runs_page(store, client, new_outbox):
     journal.status("RUNNING")
     delivery = Delivery(outbox)
     delivery.sync()
-    for _ in range(2):  # a uploader that could not write down how far it was sends again
+    for _ in range(2):  # an uploader that could not store its progress sends again
         outbox.write_sent(delivery.sent.model_copy(update={"num_datasets": 0}))
         Delivery(Outbox(outbox.folder)).sync()
     journal.status("FINISHED")
@@ -235,7 +235,7 @@ def test_stages_of_one_pipeline_share_their_parent(store, client, new_outbox):
     assert other.sent.parent_id not in parents
 
 
-def test_of_two_pipeline_runs_made_at_once_one_is_kept(new_outbox, monkeypatch):
+def test_of_two_pipeline_runs_created_at_once_one_is_kept(new_outbox, monkeypatch):
     client = FlakyClient(0, 0.0)
     monkeypatch.setattr(delivery_module, "connect", lambda address, **_: client)
     make, tags = client.create_run, {"vitpipe.role": "pipeline", "vitpipe.pipeline": "p"}
@@ -270,10 +270,8 @@ def test_a_killed_stage_is_marked_and_a_finished_one_is_not(store, client, new_o
         assert client.get_run(delivery.sent.run_id).info.status == (last or "KILLED")
 
 
-def test_what_was_left_behind_is_sent_to_the_corrected_address_and_removed(
-    store, client, new_outbox, tmp_path
-):
-    outbox = new_outbox("http://127.0.0.1:9")  # the discard port: nobody listens
+def test_a_kept_copy_is_sent_to_the_corrected_address_and_removed(store, client, new_outbox, tmp_path):
+    outbox = new_outbox("http://127.0.0.1:9")  # the discard port, where no server listens
     journal = Journal(outbox.journal)
     journal.points({"loss": 1.0}, 1)
     journal.commit()
@@ -287,20 +285,20 @@ def test_what_was_left_behind_is_sent_to_the_corrected_address_and_removed(
     assert sync_pending(tmp_path) == 0
 
 
-def test_a_box_that_somebody_else_sends_is_left_alone(store, new_outbox, tmp_path):
+def test_an_outbox_that_another_process_sends_is_skipped(store, new_outbox, tmp_path):
     outbox = new_outbox(store)
     Journal(outbox.journal).status("RUNNING")
     with outbox.locked(wait=True):
         assert sync_pending(tmp_path) == 0
 
 
-def test_nobody_listening_is_one_clear_error(new_outbox, monkeypatch):
+def test_a_refused_connection_is_one_error(new_outbox, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(TrackingError, match=r"MLflow does not answer \(.*refused.*127.0.0.1:9"):
         Delivery(new_outbox("http://127.0.0.1:9")).sync()
 
 
-def test_a_server_that_refuses_is_quoted(new_outbox, monkeypatch):
+def test_the_reason_of_a_rejection_is_quoted(new_outbox, monkeypatch):
     class Refuse(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(403)
@@ -321,3 +319,18 @@ def test_a_server_that_refuses_is_quoted(new_outbox, monkeypatch):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_the_former_verb_send_does_the_work_of_sync(store, client, new_outbox, tmp_path):
+    from typer.testing import CliRunner
+
+    from vitpipe.cli import app
+
+    outbox = new_outbox(store)
+    Journal(outbox.journal).status("FINISHED")
+    done = CliRunner().invoke(app, ["send", str(tmp_path)])
+    assert done.stdout == "1 runs sent\n"
+    assert done.stderr == "`vitpipe send` is now `vitpipe sync`; the old name goes with the next version\n"
+    assert client.get_run(outbox.run_id).info.status == "FINISHED"
+    assert CliRunner().invoke(app, ["sync", str(tmp_path)]).stdout == "0 runs sent\n"
+    assert " send " not in CliRunner().invoke(app, ["--help"]).stdout

@@ -1,4 +1,4 @@
-"""The uploader goes when its stage has gone, and a server that says nothing costs a stage seconds, not minutes."""
+"""The uploader exits after its stage, and a server that never answers delays a stage by seconds, not minutes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mlflow_servers import answering_server, silent_server
 
 from vitpipe.contracts.address import Address
 from vitpipe.track import uploader as uploader_module
-from vitpipe.track.outbox import Contact, Outbox
+from vitpipe.track.outbox import Outbox, ServerStatus
 from vitpipe.track.producer import Producer
 from vitpipe.track.stage_run import stage_run
-from vitpipe.track.uploader import Parent, Uploader, carry
+from vitpipe.track.uploader import StageProcess, Uploader, upload
 
 
 @pytest.mark.slow
-def test_a_courier_goes_when_its_stage_was_killed_though_a_worker_lives_on(store, client, tmp_path):
+def test_the_uploader_exits_after_its_stage_was_killed_though_a_worker_survives(store, client, tmp_path):
     outbox = Outbox(tmp_path / ".out.state" / "track")
-    lived_on = kill_stage(tmp_path, lambda: outbox.sent().num_points == 3)
-    assert lived_on < 30
+    exit_seconds = kill_stage(tmp_path, lambda: outbox.sent().num_points == 3)
+    assert exit_seconds < 30
     experiment = client.get_experiment_by_name("vitpipe").experiment_id
     runs = client.search_runs([experiment], filter_string="tags.`vitpipe.stage` = 'pretrain'")
     (run,) = runs
@@ -35,15 +35,15 @@ def test_a_courier_goes_when_its_stage_was_killed_though_a_worker_lives_on(store
 
 
 @pytest.mark.slow
-def test_a_courier_goes_though_the_server_accepts_and_never_answers(tmp_path, monkeypatch):
+def test_the_uploader_exits_though_the_server_never_answers(tmp_path, monkeypatch):
     with silent_server() as (port, times):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-        lived_on = kill_stage(tmp_path, lambda: bool(times))
-    assert lived_on < 30
+        exit_seconds = kill_stage(tmp_path, lambda: bool(times))
+    assert exit_seconds < 30
     assert not Outbox(tmp_path / ".out.state" / "track").is_delivered()
 
 
-def test_a_courier_that_is_held_up_is_ended_by_its_own_watch(new_outbox, monkeypatch):
+def test_an_uploader_that_hangs_is_ended_by_its_watching_thread(new_outbox, monkeypatch):
     """A request that never ends, in the main thread, after the stage has died."""
     waited, left = [], []
 
@@ -54,14 +54,14 @@ def test_a_courier_that_is_held_up_is_ended_by_its_own_watch(new_outbox, monkeyp
     monkeypatch.setattr(uploader_module.time, "sleep", waited.append)
     monkeypatch.setattr(uploader_module.os, "_exit", exit_now)
     alive = iter([True, True, False])
-    monkeypatch.setattr(Parent, "is_dead", property(lambda self: not next(alive, False)))
+    monkeypatch.setattr(StageProcess, "is_dead", property(lambda self: not next(alive, False)))
     with pytest.raises(SystemExit):
-        Parent(Producer.of_this_process(), sys.stdin).watch(new_outbox("http://127.0.0.1:9"))
+        StageProcess(Producer.of_this_process(), sys.stdin).watch(new_outbox("http://127.0.0.1:9"))
     assert left == [1]
     assert sum(waited) < 30
 
 
-def test_a_courier_whose_stage_is_dead_already_sends_once_and_goes(store, client, new_outbox):
+def test_an_uploader_whose_stage_is_already_dead_sends_once_and_exits(store, client, new_outbox):
     from vitpipe.track.journal import Journal
 
     outbox = new_outbox(store)
@@ -71,41 +71,41 @@ def test_a_courier_whose_stage_is_dead_already_sends_once_and_goes(store, client
     journal.commit()
     dead = Producer.of_this_process().model_copy(update={"pid": 2**22 + 1})
     outbox.write_producer(dead)
-    reading, writing = os.pipe()  # the other end stays open, as with a worker that lives on
+    reading, writing = os.pipe()  # the other end stays open, as with a worker that survives
     try:
-        with os.fdopen(reading, "rb") as words:
-            assert carry(outbox, Parent(dead, words))
+        with os.fdopen(reading, "rb") as pipe:
+            assert upload(outbox, StageProcess(dead, pipe))
     finally:
         os.close(writing)
     assert client.get_run(outbox.run_id).info.status == "KILLED"
 
 
-def test_pauses_are_kept_though_the_stage_speaks(monkeypatch):
-    """Each commit says "look"; a server that does not answer is all the same not asked each time."""
+def test_messages_of_the_stage_do_not_shorten_a_pause(monkeypatch):
+    """Each commit wakes the uploader, but a server that does not answer is not asked at each one."""
     reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as words, os.fdopen(writing, "wb", buffering=0) as voice:
-        parent = Parent(Producer.of_this_process().model_copy(update={"pid": os.getppid()}), words)
-        voice.write(b"look\n")
+    with os.fdopen(reading, "rb") as pipe, os.fdopen(writing, "wb", buffering=0) as writer:
+        stage = StageProcess(Producer.of_this_process().model_copy(update={"pid": os.getppid()}), pipe)
+        writer.write(b"wake\n")
         started = time.monotonic()
-        parent.wait(0.3)
+        stage.wait(0.3)
         assert time.monotonic() - started >= 0.3
-        assert not parent.is_over
-        voice.write(b"look\nend\n")
-        parent.wait(60.0)
-        assert parent.is_over
+        assert not stage.has_ended
+        writer.write(b"wake\nend\n")
+        stage.wait(60.0)
+        assert stage.has_ended
 
 
-def test_a_death_ends_the_wait_though_the_pipe_stays_open():
+def test_the_death_of_the_stage_ends_the_wait_though_the_pipe_stays_open():
     reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as words, os.fdopen(writing, "wb"):
+    with os.fdopen(reading, "rb") as pipe, os.fdopen(writing, "wb"):
         for pause in (0.0, 60.0):
-            parent = Parent(Producer.of_this_process().model_copy(update={"pid": 2**22 + 1}), words)
-            parent.wait(pause)
-            assert parent.is_over
+            stage = StageProcess(Producer.of_this_process().model_copy(update={"pid": 2**22 + 1}), pipe)
+            stage.wait(pause)
+            assert stage.has_ended
 
 
 class Clock:
-    """Time that passes only by sleeping."""
+    """A clock that only `sleep` advances."""
 
     def __init__(self):
         self.now = 0.0
@@ -119,7 +119,7 @@ class Clock:
 
 @pytest.fixture
 def handle(new_outbox, monkeypatch):
-    """A stage's handle on a uploader that never ends by itself, with a clock of its own."""
+    """Function that creates an `Uploader` whose process never exits by itself, with a clock for tests."""
     clock = Clock()
     monkeypatch.setattr(uploader_module, "time", clock)
     killed = []
@@ -138,40 +138,42 @@ def handle(new_outbox, monkeypatch):
     return make
 
 
-def test_a_silent_server_costs_the_patience_once_for_all_waits(handle):
+def test_an_unanswering_server_delays_all_waits_together_once(handle):
     uploader, clock = handle()
-    uploader._box.write_contact(Contact(reached=False, is_asking=True, pid=7))
+    uploader._outbox.write_server_status(ServerStatus(reached=False, is_asking=True, pid=7))
     for _ in range(5):
         uploader.wait_for_run(30.0)
     uploader.finish()
-    assert clock.now <= uploader_module.PATIENCE_SECONDS + uploader_module.LAST_TRY_SECONDS + 1.0 <= 10.0
+    assert clock.now <= uploader_module.NO_ANSWER_SECONDS + uploader_module.LAST_TRY_SECONDS + 1.0 <= 10.0
 
 
-def test_a_server_that_is_known_not_to_answer_gets_one_last_try(handle):
+def test_an_unreachable_server_gets_one_last_attempt(handle):
     uploader, clock = handle()
-    uploader._box.write_contact(Contact(reached=False, reason="connection refused", pid=7))
+    uploader._outbox.write_server_status(ServerStatus(reached=False, reason="connection refused", pid=7))
     uploader.wait_for_run(30.0)
     assert clock.now == 0.0
-    uploader._patience = 0.0
+    uploader._no_answer_left = 0.0
     uploader.finish()
     assert clock.now == pytest.approx(uploader_module.LAST_TRY_SECONDS, abs=0.2)
 
 
-def test_what_an_older_courier_says_is_not_taken_for_the_present_ones(handle):
+def test_the_status_of_an_older_uploader_is_ignored(handle):
     uploader, _ = handle()
-    uploader._box.write_contact(Contact(reached=True, pid=6))
-    assert uploader.contact() is None
+    uploader._outbox.write_server_status(ServerStatus(reached=True, pid=6))
+    assert uploader.server_status() is None
 
 
 def test_a_server_that_answers_gets_time_while_things_are_sent(handle, monkeypatch):
     uploader, clock = handle()
-    uploader._box.write_contact(Contact(reached=True, pid=7))
-    real, sent = uploader._box.sent, uploader._box.sent()
-    monkeypatch.setattr(uploader._box, "sent", lambda: sent.model_copy(update={"num_points": int(clock.now)}))
+    uploader._outbox.write_server_status(ServerStatus(reached=True, pid=7))
+    real, sent = uploader._outbox.sent, uploader._outbox.sent()
+    monkeypatch.setattr(
+        uploader._outbox, "sent", lambda: sent.model_copy(update={"num_points": int(clock.now)})
+    )
     uploader.finish()
     assert clock.now == pytest.approx(uploader_module.FINISH_SECONDS, abs=1.0)
     clock.now, uploader._process.poll = 0.0, lambda: None
-    monkeypatch.setattr(uploader._box, "sent", real)
+    monkeypatch.setattr(uploader._outbox, "sent", real)
     uploader.finish()
     assert clock.now == pytest.approx(uploader_module.STALLED_SECONDS, abs=1.0)
 
@@ -196,12 +198,12 @@ def test_three_steps_with_a_silent_server(recipe, tmp_path, monkeypatch, capsys)
             assert run.run_id == ""
         assert time.monotonic() - started < 60
         assert 1 <= len(times) <= 3
-    said = capsys.readouterr().out
-    assert "MLflow does not answer" in said
-    assert f"vitpipe send {tmp_path / '.p.unsent'}" in said
+    output = capsys.readouterr().out
+    assert "MLflow does not answer" in output
+    assert f"vitpipe sync {tmp_path / '.p.unsent'}" in output
 
 
-def test_the_probe_is_a_request_without_credentials_that_follows_nobody(tmp_path, monkeypatch):
+def test_the_probe_is_a_request_without_credentials_or_redirects(tmp_path, monkeypatch):
     from vitpipe.track.server import probe
 
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password PLANTED\n")

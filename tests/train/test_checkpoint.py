@@ -1,4 +1,4 @@
-"""States on disk: whole or absent, two kept, a full disk costs nothing that was there."""
+"""States on disk: complete or absent, the last two kept, a full disk leaves older ones untouched."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_last_two_are_kept(tmp_path):
     ],
     ids=["half", "last byte", "empty", "other"],
 )
-def test_a_damaged_newest_falls_back_with_a_line(tmp_path, damage):
+def test_a_damaged_newest_state_is_reported_and_skipped(tmp_path, damage):
     states, lines = _folder(tmp_path)
     states.save({**CONTENT, "step": 1}, 1)
     states.save({**CONTENT, "step": 2}, 2)
@@ -80,7 +80,7 @@ def test_a_damaged_state_is_not_one_of_the_two_kept(tmp_path):
 
 
 def test_flipped_bits_are_never_loaded(tmp_path):
-    """Half of what torch.load alone takes as it is, changed; the other half in its own errors."""
+    """torch.load alone accepts three quarters of such files."""
     states, lines = _folder(tmp_path)
     states.save({**CONTENT, "step": 1}, 1)
     states.save({**CONTENT, "step": 2}, 2)
@@ -98,7 +98,7 @@ def test_flipped_bits_are_never_loaded(tmp_path):
     assert all(path.name in line and "checksum" in line for line in lines)
 
 
-def test_a_state_that_may_not_be_read_is_no_damaged_one(tmp_path, monkeypatch):
+def test_missing_permission_is_not_reported_as_damage(tmp_path, monkeypatch):
     states, _ = _folder(tmp_path)
     states.save({**CONTENT, "step": 1}, 1)
 
@@ -106,14 +106,14 @@ def test_a_state_that_may_not_be_read_is_no_damaged_one(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(checkpoint, "_check", refuse)
-    with pytest.raises(CheckpointError, match="may not be read") as caught:
+    with pytest.raises(CheckpointError, match="cannot be opened") as caught:
         states.newest()
-    assert "right to read" in str(caught.value)
+    assert "read permission" in str(caught.value)
 
 
-def test_a_missing_state_says_what_to_do(tmp_path):
+def test_a_missing_state_names_the_fix(tmp_path):
     states, _ = _folder(tmp_path)
-    with pytest.raises(CheckpointError, match="all of them see it"):
+    with pytest.raises(CheckpointError, match="that all of them see"):
         states.read(7)
 
 
@@ -162,7 +162,7 @@ def test_a_full_disk_keeps_the_old_state(tmp_path):
     assert states.newest()["step"] == 1
 
 
-def test_a_run_stopped_by_a_full_disk_goes_on_when_there_is_room(tmp_path, monkeypatch):
+def test_a_run_stopped_by_a_full_disk_resumes_when_there_is_space(tmp_path, monkeypatch):
     whole = train_digits(tmp_path / "whole", logger=MemoryLogger())
     monkeypatch.setattr(loop, "Speedometer", EveryFewSteps)
     save = StateFolder.save
@@ -178,7 +178,7 @@ def test_a_run_stopped_by_a_full_disk_goes_on_when_there_is_room(tmp_path, monke
     monkeypatch.setattr(StateFolder, "save", save)
     logger = MemoryLogger()
     rest = train_digits(tmp_path / "full", logger=logger, section=SECTION)
-    assert logger.lines == ["Going on after step 4"]
+    assert logger.lines == ["Resuming after step 4"]
     assert rest.step == PLAN.num_steps
     for a, b in zip(whole.method.parameters(), rest.method.parameters(), strict=True):
         assert torch.equal(a, b)

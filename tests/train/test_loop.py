@@ -30,7 +30,7 @@ PLAIN = SECTION.model_copy(update={"optim": SECTION.optim.model_copy(update={"cl
 
 
 class Quadratic(Method):
-    """Loss 0.5 * |w - mean of the batch's images|^2: everything about its steps is known."""
+    """Loss 0.5 * |w - mean of the batch's images|^2: its steps are known in closed form."""
 
     def __init__(self):
         super().__init__()

@@ -41,7 +41,7 @@ def test_two_ranks_train_as_one_does(tmp_path):
 
 
 @pytest.mark.parametrize("stop_rank", [0, 1])
-def test_a_sigterm_to_one_rank_stops_all_at_one_step_and_the_run_goes_on(tmp_path, stop_rank):
+def test_a_sigterm_to_one_rank_stops_all_at_one_step_and_the_run_resumes(tmp_path, stop_rank):
     (tmp_path / "stopped").mkdir()
     assert _run_ranks(tmp_path / "stopped", stop_rank=stop_rank) == [143, 143]
     assert [file.name for file in (tmp_path / "stopped" / "state").iterdir()] == [
@@ -63,6 +63,6 @@ def test_alone_nothing_is_initialised():
         assert ranks.wrap(module) is module
         assert ranks.is_main
         assert ranks.sum_numbers([1.5, 2.0]) == [1.5, 2.0]
-        assert ranks.from_main("word") == "word"
+        assert ranks.from_main("text") == "text"
         assert ranks.accelerator == Accelerator()
     assert not Ranks(rank=1, num_ranks=2).is_main

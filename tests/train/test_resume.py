@@ -1,4 +1,4 @@
-"""Killed, stopped, damaged, and still the same run: the same weights bit for bit, no point twice."""
+"""Killed and stopped runs, and runs with a damaged state, end with the same weights and points, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 PLACES = ("progress", "batch", "saving")
 _DRAWN = random.Random(20).sample(range(1, PLAN.num_steps), 7)
-# A save is where a kill would hurt most, and they happen after every fourth step.
+# Kills while a state is being saved, which `EveryFewSteps` does after every fourth step, besides random ones.
 KILLS = [(step, PLACES[i % 2]) for i, step in enumerate(_DRAWN)] + [
     (8, "saving"),
     (16, "saving"),
@@ -50,38 +50,38 @@ def _assert_same_end(folder, reference):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The folder of a run that nobody touched, in a process of its own."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory):
+    """The folder of an uninterrupted run, in a process of its own."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     assert run_processes(child, (folder, None, signal.SIGKILL)) == [0]
     return folder
 
 
 @pytest.mark.parametrize(("step", "place"), KILLS)
-def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, undisturbed, step, place):
+def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, uninterrupted, step, place):
     assert run_processes(child, (tmp_path, step, signal.SIGKILL, place)) == [-signal.SIGKILL]
     assert run_processes(child, (tmp_path, None, signal.SIGKILL)) == [0]
-    _assert_same_end(tmp_path, undisturbed)
+    _assert_same_end(tmp_path, uninterrupted)
 
 
-def test_several_kills_in_one_run(tmp_path, undisturbed):
+def test_several_kills_in_one_run(tmp_path, uninterrupted):
     for step in (5, 6, 11, 12, 19):
         assert run_processes(child, (tmp_path, step, signal.SIGKILL)) == [-signal.SIGKILL]
     assert run_processes(child, (tmp_path, None, signal.SIGKILL)) == [0]
-    _assert_same_end(tmp_path, undisturbed)
+    _assert_same_end(tmp_path, uninterrupted)
 
 
-def test_sigterm_saves_and_leaves_with_143(tmp_path, undisturbed):
+def test_sigterm_saves_and_leaves_with_143(tmp_path, uninterrupted):
     assert run_processes(child, (tmp_path, 7, signal.SIGTERM)) == [143]
     assert StateFolder(tmp_path / "state", "0123456789abcdef", print).steps()[-1] == 8
     message = (tmp_path / "error.txt").read_text()
     assert "SIGTERM after step 8 of 20" in message
     assert "same command" in message
     assert run_processes(child, (tmp_path, None, signal.SIGKILL)) == [0]
-    _assert_same_end(tmp_path, undisturbed)
+    _assert_same_end(tmp_path, uninterrupted)
 
 
-def test_a_truncated_state_is_passed_over(tmp_path, undisturbed):
+def test_a_truncated_state_is_skipped(tmp_path, uninterrupted):
     assert run_processes(child, (tmp_path, 14, signal.SIGKILL)) == [-signal.SIGKILL]
     states = StateFolder(tmp_path / "state", "0123456789abcdef", print)
     assert states.steps() == [8, 12]
@@ -90,8 +90,8 @@ def test_a_truncated_state_is_passed_over(tmp_path, undisturbed):
     logger = JournalLogger(tmp_path / "points.jsonl")
     train_digits(tmp_path, logger=logger)
     assert any("cannot be read" in line and newest.name in line for line in logger.lines)
-    assert "Going on after step 8" in logger.lines
-    _assert_same_end(tmp_path, undisturbed)
+    assert "Resuming after step 8" in logger.lines
+    _assert_same_end(tmp_path, uninterrupted)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
@@ -107,7 +107,7 @@ def test_a_state_of_other_work_is_reported_and_left_alone(tmp_path):
     logger = MemoryLogger()
     train_digits(tmp_path, logger=logger, identity="fedcba9876543210")
     assert any("are not resumed" in line and "state-0123456789ab" in line for line in logger.lines)
-    assert not any("Going on" in line for line in logger.lines)
+    assert not any("Resuming" in line for line in logger.lines)
     assert StateFolder(tmp_path / "state", "0123456789abcdef", print).steps() == [PLAN.num_steps]
 
 

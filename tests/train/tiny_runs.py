@@ -49,7 +49,7 @@ SECTION = ClassifyConfig(
     checkpoint_minutes=1e6,
 )
 IDENTITY = "0123456789abcdef"
-# What does not come from the clock.
+# The metrics that do not depend on time and must be identical in a resumed run.
 EXACT = ("train/loss", "train/grad_norm", "train/learning_rate")
 
 
@@ -93,7 +93,7 @@ def digit_method(drop_path: float = 0.3, mixup_alpha: float = 0.8) -> Classify:
 
 
 class JournalLogger(MemoryLogger):
-    """Keeps points on disk as a tracker does: written at once, thrown away by `rewind` if too new."""
+    """Keeps points on disk as a tracker does: written at once, deleted by `rewind` when newer than its step."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def read_points(path: Path) -> list[list]:
 
 
 def exact_points(path: Path) -> list[tuple]:
-    """The points that a run must give again, bit for bit."""
+    """The points that a repeated run must reproduce bit for bit."""
     return [tuple(point) for point in read_points(path) if point[1] in EXACT]
 
 
@@ -175,7 +175,7 @@ def train_digits(
 
 
 def child(folder: Path, at_step: int | None, number: int, place: str = "progress") -> None:
-    """One process that trains and is hit by a signal: between steps, in a batch, or while saving."""
+    """One process that trains and receives a signal: between steps, in a batch, or while saving."""
     torch.set_num_threads(1)
     loop.Speedometer = EveryFewSteps  # type: ignore[misc]
     logger = Signalling(folder / "points.jsonl", at_step if place == "progress" else None, number)
@@ -191,12 +191,12 @@ def child(folder: Path, at_step: int | None, number: int, place: str = "progress
     if place == "saving":
         replaced = Path.replace
 
-        def dies(self, target):
+        def replace_or_die(self, target):
             if at_step is not None and Path(target).stem.endswith(f"{at_step:09d}"):
                 os.kill(os.getpid(), number)
             return replaced(self, target)
 
-        Path.replace = dies  # type: ignore[method-assign,assignment]
+        Path.replace = replace_or_die  # type: ignore[method-assign,assignment]
     try:
         train_digits(folder, logger=logger, batches=stream)
     except VitpipeError as error:

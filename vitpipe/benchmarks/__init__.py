@@ -1,1 +1,1 @@
-"""Every measurement that `vitpipe benchmark` and `vitpipe cost` make."""
+"""The measurements of `vitpipe benchmark` and `vitpipe cost`."""

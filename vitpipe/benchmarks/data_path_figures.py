@@ -8,28 +8,29 @@ from typing import Any
 from vitpipe.benchmarks.data_path import PathSpeed, Setting, StepShare
 from vitpipe.report.figures import Palette
 
-SPEED_BUDGET = 1.5
-"""Decoding, random resized crop and flip: so many times the speed of torchvision's ImageFolder."""
-
 
 def describe(setting: Setting, mean_bytes: float) -> str:
-    """What was measured, one line."""
+    """Images and settings in one line.
+
+    Args:
+        mean_bytes: mean size of the JPEGs.
+    """
     images = setting.photographs
     return (
         f"{images.number} JPEGs of {images.width} x {images.height}, {mean_bytes / 1000:.0f} kB on average, "
         f"to {setting.image_size} pixels in batches of {setting.batch}; one core, median of "
-        f"{setting.num_rounds} rounds in turns"
+        f"{setting.num_rounds} alternating rounds"
     )
 
 
 def path_rows(speeds: Sequence[PathSpeed]) -> list[dict[str, str]]:
-    """One row per path, rounded for reading."""
+    """One row per path, rounded for display."""
     return [
         {
             "path": speed.path,
             "ImageFolder, images/s": f"{speed.folder_images_per_second:,.0f}",
             "shards, images/s": f"{speed.shards_images_per_second:,.0f}",
-            "times as fast": f"{speed.ratio:.2f}",
+            "speed-up": f"{speed.ratio:.2f}",
             "pixels": f"identical, {speed.num_compared} images"
             if speed.num_different == 0
             else f"{speed.num_different} of {speed.num_compared} images differ",
@@ -39,23 +40,23 @@ def path_rows(speeds: Sequence[PathSpeed]) -> list[dict[str, str]]:
 
 
 def share_rows(shares: Sequence[StepShare]) -> list[dict[str, str]]:
-    """One row per step and a sum: milliseconds and share of the whole, on both sides."""
+    """One row per transform and a total: milliseconds per image and share of the total, on both sides."""
     folder, shards = sum(share.folder_ms for share in shares), sum(share.shards_ms for share in shares)
     rows = [(share.step, share.folder_ms, share.shards_ms) for share in shares]
     return [
         {
             "step": step,
             "ImageFolder, ms": f"{folder_ms:.3f}",
-            "of it": f"{folder_ms / folder:.0%}",
+            "ImageFolder, share": f"{folder_ms / folder:.0%}",
             "shards, ms": f"{shards_ms:.3f}",
-            "of them": f"{shards_ms / shards:.0%}",
+            "shards, share": f"{shards_ms / shards:.0%}",
         }
-        for step, folder_ms, shards_ms in [*rows, ("all", folder, shards)]
+        for step, folder_ms, shards_ms in [*rows, ("total", folder, shards)]
     ]
 
 
 def draw(speeds: Sequence[PathSpeed], shares: Sequence[StepShare], palette: Palette) -> Any:
-    """Two panels: images per second of every path on both sides, and fine-tuning's milliseconds by step."""
+    """Two panels: images/s of every path on both sides, and milliseconds per image of fine-tuning by step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
@@ -96,6 +97,7 @@ def _draw_shares(axes: Any, shares: Sequence[StepShare], palette: Palette) -> No
     axes.set_title("fine-tuning, ms per image", fontsize=9, color=palette.ink, loc="left")
     sides = ("ImageFolder", "vitpipe shards")
     start = [0.0, 0.0]
+    # Not strict: the palette has as many colours as fine-tuning has steps today, but may have more.
     for share, colour in zip(shares, palette.series, strict=False):
         widths = [share.folder_ms, share.shards_ms]
         axes.barh(sides, widths, 0.5, left=start, color=colour, label=share.step)

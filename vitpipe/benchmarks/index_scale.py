@@ -1,7 +1,7 @@
-"""Does a set of 14 million images open at once, and does an epoch's order fit in memory?
+"""Time and memory to open and shuffle a set of 14 million images (ImageNet-22K).
 
-The metadata is synthetic: an index with the record layout of a real one, a manifest, and shards as sparse
-files of the right sizes, so that nothing but pixels is missing. Each measurement is a fresh process.
+The set is synthetic: an index in the real format, a manifest, and shards as sparse files of the right sizes.
+Each measurement runs in a fresh process.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from vitpipe.data.manifest import (
 from vitpipe.data.order import epoch_order, train_chunks
 from vitpipe.data.shards import INDEX_DTYPE, open_shards
 
+# About the mean of ImageNet's training images.
 _IMAGE_BYTES = 110_000
 _SHARD_BYTES = 256_000_000
-_BLOCK = 512
+_BLOCK = 512  # of a tar file
+# The global batch of iTPN's pre-training, in micro-batches of one of 8 GPUs.
 _GLOBAL_BATCH = 4096
 _MICRO_BATCH = 128
 _DATASET = "imagenet22k"
@@ -40,14 +42,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class IndexCost:
-    """What a fresh process needs, imports apart. Times in seconds, peak memory in MB (10^6 bytes).
+    """Cost in a fresh process after imports. Times in seconds, memory in MB (10^6 bytes).
 
     Attributes:
-        open_seconds: manifest, shard sizes, index.
-        shuffle_seconds: the order of one epoch.
-        steps_seconds: the positions of the first 100 global steps of 4,096 images, in the middle of an epoch,
-            the order included.
-        imports_mb: resident before anything is opened.
+        open_seconds: to read the manifest, list shard sizes and map the index.
+        shuffle_seconds: to compute the permutation of one epoch.
+        steps_seconds: to compute the positions and read the labels of 100 global steps of 4,096 images from
+            the middle of an epoch on, as after resuming, the permutation included.
+        imports_mb: peak resident size before anything is opened.
+        peak_mb: peak resident size at the end.
     """
 
     num_images: int
@@ -61,10 +64,11 @@ class IndexCost:
 
 
 def write_synthetic_set(prepare_folder: Path, num_images: int, num_classes: int) -> int:
-    """Write index, manifest and sparse shards of a set of a set of any size; returns the number of shards."""
+    """Write index, manifest and sparse shards of a set of any size; returns the number of shards."""
     folder = prepare_folder / _DATASET
     folder.mkdir(parents=True)
     per_shard = _SHARD_BYTES // _IMAGE_BYTES
+    # Per image a header, the padded image, and a member with the class number: header and one block.
     stride = -(-_IMAGE_BYTES // _BLOCK) * _BLOCK + 3 * _BLOCK
     positions = np.arange(num_images)
     records = np.zeros(num_images, INDEX_DTYPE)
@@ -79,9 +83,10 @@ def write_synthetic_set(prepare_folder: Path, num_images: int, num_classes: int)
         shard = Shard(
             name=f"train-{number:06d}.tar",
             num_images=count,
-            size_bytes=count * stride + 2 * _BLOCK,
+            size_bytes=count * stride + 2 * _BLOCK,  # a tar ends with two empty blocks
             sha256="0" * 64,
         )
+        # Sparse: opening compares sizes only, and 14 million images would take 1.5 TB.
         with (folder / shard.name).open("wb") as file:
             file.truncate(shard.size_bytes)
         shards.append(shard)
@@ -104,24 +109,31 @@ def write_synthetic_set(prepare_folder: Path, num_images: int, num_classes: int)
 
 
 def measure_index(prepare_folder: Path, num_rounds: int, say: Say) -> list[IndexCost]:
-    """Open and shuffle the synthetic set, each time in a fresh process.
+    """Open and shuffle the synthetic set `num_rounds` times.
+
+    Args:
+        prepare_folder: written by `write_synthetic_set`.
+        say: receives what is being measured.
 
     Raises:
-        RunError: when a measuring process dies.
+        RunError: when a measuring process exits without a result.
     """
     costs = []
     for number in range(num_rounds):
         say(f"round {number + 1} of {num_rounds}")
+        # spawn: a forked process would start with this one's memory.
         context = get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_open_and_shuffle, args=(prepare_folder, sender))
         process.start()
-        sender.close()
+        sender.close()  # else `recv` would wait for ever after the process has exited
         try:
             costs.append(receiver.recv())
         except EOFError as error:
             raise RunError(
-                "The process that was measured has died", where="index", fix="see its message above"
+                "The measuring process exited without a result",
+                where="benchmark index",
+                fix="correct the error that it printed above, or measure fewer --entries",
             ) from error
         finally:
             process.join()

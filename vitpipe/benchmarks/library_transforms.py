@@ -1,6 +1,6 @@
-"""The transforms of training and evaluation made of timm's and torchvision's own classes, on Pillow's images.
+"""Reference transforms for the data benchmark, made of timm's and torchvision's own classes.
 
-What ours are compared with: the same draws and the same pixels, at the libraries' speed.
+The same draws and pixels as those of `vitpipe.data`, on Pillow images, at the libraries' speed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Transform = Callable[[Image.Image], Any]
 
 
 def library_training(augment: AugmentConfig, size: int) -> Transform:
-    """Crop, flip, RandAugment, normalise, erase: what `train_transform` makes, in the libraries' classes."""
+    """The reference for `train_transform`: crop, flip, RandAugment, normalise, random erasing."""
+    # Imported in functions: timm takes 2 s, which `vitpipe benchmark --help` need not wait for.
     from timm.data.auto_augment import rand_augment_transform
     from timm.data.random_erasing import RandomErasing
     from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -28,6 +29,7 @@ def library_training(augment: AugmentConfig, size: int) -> Transform:
         transforms.RandomHorizontalFlip(augment.flip_probability),
     ]
     if augment.rand_augment:
+        # Written out, not imported from `vitpipe.data.augment`: a reference must not share its code.
         parameters = {
             "translate_const": int(size * 0.45),
             "img_mean": tuple(min(255, round(255 * value)) for value in augment.mean),
@@ -42,7 +44,7 @@ def library_training(augment: AugmentConfig, size: int) -> Transform:
 
 
 def library_crops(config: CropsConfig) -> Transform:
-    """The views of `MultiCrop`, in the libraries' classes."""
+    """The reference for `MultiCrop`."""
     from timm.data.transforms import RandomResizedCropAndInterpolation
     from torchvision import transforms
 
@@ -53,6 +55,7 @@ def library_crops(config: CropsConfig) -> Transform:
             scale=config.local_scale if local else config.global_scale,
             interpolation="bicubic",
         )
+        # Between flip and normalisation both sides run the same classes of torchvision and Pillow.
         steps = [crop, transforms.RandomHorizontalFlip(), *pillow_steps(config, kind)]
         composed: Transform = transforms.Compose(
             [*steps, transforms.ToTensor(), transforms.Normalize(config.mean, config.std)]
@@ -64,7 +67,7 @@ def library_crops(config: CropsConfig) -> Transform:
 
 
 def library_evaluation(size: int, crop_ratio: float, augment: AugmentConfig) -> Transform:
-    """Resize, centre crop, normalise, in the libraries' classes."""
+    """The reference for `eval_transform`: resize, centre crop, normalise."""
     from torchvision import transforms
 
     composed: Transform = transforms.Compose(

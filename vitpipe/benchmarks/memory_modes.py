@@ -1,8 +1,8 @@
-"""What the ways of remembering activations cost, and how exact they are: memory, time, errors.
+"""Memory, time and numerical error of the activation memory modes of reversible columns.
 
 RevColV2: Exploring Disentangled Representations in Masked Image Modeling; Qi Han, Yuxuan Cai, Xiangyu Zhang;
-arXiv 2309.01005. One step is the forward and backward pass of masked pre-training in float32, without an
-optimiser. Four ways: those of `reversible.run_chain`, and `block`, checkpointing as most people do it.
+arXiv 2309.01005. One step is the forward and backward pass of masked pre-training in float32, without the
+optimiser. Four modes: those of `reversible.run_chain`, and `block`, the usual activation checkpointing.
 
 Shapes: B images, N units.
 """
@@ -30,14 +30,15 @@ from vitpipe.models.revcolv2.columns import Block, RevColV2Shape
 from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Pretrainer
 from vitpipe.models.reversible import Column, MemoryMode, smallest_scale
 
-Way = Literal["plain", "reversible", "column", "block"]
-WAYS: tuple[Way, ...] = get_args(Way)
-EXPLAINED: Mapping[Way, str] = {
-    "plain": "autograd keeps everything",
-    "reversible": "keeps the last states of each chain and rebuilds the others",
-    "column": "keeps the inputs of each column and computes its inside again",
-    "block": "keeps the input of each transformer block and computes its inside again",
+Mode = Literal["plain", "reversible", "column", "block"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+EXPLAINED: Mapping[Mode, str] = {
+    "plain": "autograd keeps all activations",
+    "reversible": "keeps the last states of each chain and recomputes the others by inversion",
+    "column": "keeps the inputs of each column and recomputes its activations",
+    "block": "keeps the input of each transformer block and recomputes its activations",
 }
+# Inversion divides by the scale: from 1, where rounding is not amplified, to far below the guard's 0.2.
 SCALES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.035, 0.02, 0.01)
 NUM_SWEEP_COLUMNS = 4
 _CHANNELS_PER_HEAD = 64
@@ -54,7 +55,8 @@ class Setting:
         depth: blocks per level.
         image_size: pixels per side.
         batch: images per step.
-        num_rounds: timed steps of each way.
+        num_rounds: timed steps of each mode.
+        mask_ratio: share of masked units.
 
     Raises:
         InputError: when columns cannot be split into halves.
@@ -73,13 +75,13 @@ class Setting:
         wrong = [count for count in self.columns if count < 2 or count % 2]
         if wrong:
             raise InputError(
-                f"{wrong[0]} columns cannot be split into as many bottom-up as top-down ones",
+                f"{wrong[0]} columns cannot be split into equal numbers of bottom-up and top-down columns",
                 where="--columns",
-                fix="give even numbers from 2 on",
+                fix="give even numbers of at least 2",
             )
 
     def describe(self, device: torch.device) -> str:
-        """What was measured where, in a line."""
+        """Settings and device in one line."""
         is_gpu = device.type == "cuda"
         place = torch.cuda.get_device_name(device) if is_gpu else f"CPU threads {torch.get_num_threads()}"
         return (
@@ -90,21 +92,23 @@ class Setting:
 
 @dataclass(frozen=True)
 class StepCost:
-    """One way of remembering at one number of columns.
+    """One memory mode at one number of columns.
 
     Attributes:
-        activation_mib: peak of everything alive but parameters, their gradients and the input.
-        peak_mib: the same with gradients (none before the step); on CUDA as the allocator counts.
+        columns: total number.
+        way: the memory mode; `way` is the key of the JSON output.
+        activation_mib: peak of live tensors without parameters, their gradients and the input.
+        peak_mib: the same with gradients (none before the step); on CUDA as counted by the allocator.
         seconds: median of the rounds.
         seconds_min: the fastest round.
         time_ratio: to plain autograd in the same round, median of the rounds.
         gradient_error: difference of all gradients from plain autograd's, as a share of their norm.
         inverse_error: largest absolute error of a rebuilt state; `None` where nothing is rebuilt.
-        auto: the way that training takes when left to choose.
+        auto: the mode that `memory_mode: auto` chooses for training.
     """
 
     columns: int
-    way: Way
+    way: Mode
     activation_mib: float
     peak_mib: float
     seconds: float
@@ -117,10 +121,12 @@ class StepCost:
 
 @dataclass(frozen=True)
 class ScaleErrors:
-    """What |scale| does to the inverse; all scales of all columns are the same. Errors as in `StepCost`.
+    """Errors of inversion when all scales of all columns have one value. Errors as in `StepCost`.
 
     Attributes:
-        expected_error: the gradient error that `memory_mode.expected_error` expects.
+        scale: |scale|.
+        expected_error: the gradient error predicted by `memory_mode.expected_error`.
+        auto: the mode that `memory_mode: auto` chooses for training.
     """
 
     scale: float
@@ -131,7 +137,7 @@ class ScaleErrors:
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of that name; without one, a GPU where there is one.
+    """The device of that name; without a name a GPU if there is one, else the CPU.
 
     Raises:
         InputError: when there is no such device.
@@ -141,7 +147,7 @@ def find_device(name: str | None) -> torch.device:
     known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if name not in known and not (name == "cuda" and torch.cuda.is_available()):
         raise InputError(
-            f"This machine has no device '{name}'", where="--device", fix=f"choose from {', '.join(known)}"
+            f"This machine has no device '{name}'", where="--device", fix=f"choose one of {', '.join(known)}"
         )
     return torch.device(name)
 
@@ -149,7 +155,10 @@ def find_device(name: str | None) -> torch.device:
 def measure_steps(
     setting: Setting, device: torch.device, say: Callable[[str], None] = lambda text: None
 ) -> list[StepCost]:
-    """Every way at every number of columns. `say` is told what is being measured.
+    """Measure every mode at every number of columns.
+
+    Args:
+        say: receives what is being measured.
 
     Raises:
         InputError: when the network cannot be built.
@@ -176,7 +185,7 @@ def measure_scales(
     scales: Sequence[float] = SCALES,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[ScaleErrors]:
-    """The errors of 2 + 2 columns for every |scale|."""
+    """Measure the errors of 2 + 2 columns for every |scale|."""
     trial = _Trial(setting, NUM_SWEEP_COLUMNS, device)
     found: list[ScaleErrors] = []
     for scale in scales:
@@ -197,8 +206,8 @@ def measure_scales(
     return found
 
 
-class _Unguarded(MemoryPolicy):
-    """Remembers as asked, also where the network would not: what that costs is the question here."""
+class _ForcedMode(MemoryPolicy):
+    """A policy without the guard that refuses inversion where it is inaccurate: that is measured here."""
 
     def __init__(self, mode: MemoryMode) -> None:
         super().__init__(mode)
@@ -211,11 +220,13 @@ class _Unguarded(MemoryPolicy):
 
 
 @contextmanager
-def remembering(backbone: RevColV2, way: Way) -> Iterator[None]:
-    """Within it, the backbone remembers in this way."""
+def forced_mode(backbone: RevColV2, way: Mode) -> Iterator[None]:
+    """Within it, the backbone runs in this memory mode."""
     policy = backbone.memory
-    backbone.memory = _Unguarded("plain" if way == "block" else way)
+    backbone.memory = _ForcedMode("plain" if way == "block" else way)
     blocks = [part for part in backbone.modules() if isinstance(part, Block)] if way == "block" else []
+    # Set on the instance, so that it shadows the method of the class and can be removed again; wrapping the
+    # module instead would rename the parameters.
     for block in blocks:
         vars(block)["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
     try:
@@ -227,7 +238,8 @@ def remembering(backbone: RevColV2, way: Way) -> Iterator[None]:
 
 
 def relative_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    """Norm of the difference of all gradients over the norm of theirs; infinite if a number is not finite."""
+    """L2 norm of the difference of all gradients over the norm of `theirs`; infinite if not finite."""
+    # In float64: differences of 1e-7 of the norm are measured, float32's own precision.
     pairs = [(ours[name].double(), theirs[name].double()) for name in theirs]
     off = sum(float((a - b).square().sum()) for a, b in pairs)
     ratio = math.sqrt(off / sum(float(b.square().sum()) for _, b in pairs))
@@ -235,9 +247,10 @@ def relative_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
 
 
 class _Trial:
-    """One network, one batch, and steps with them."""
+    """One network and one batch, on which steps are run."""
 
     def __init__(self, setting: Setting, num_columns: int, device: torch.device) -> None:
+        # The same weights, batch and mask for every mode of a trial.
         torch.manual_seed(setting.seed)
         shape = RevColV2Shape(
             "benchmark",
@@ -256,27 +269,27 @@ class _Trial:
         self.images_BCHW = torch.randn(setting.batch, 3, side, side).to(device)
         self.noise_BN = torch.rand(setting.batch, model.num_units).to(device)
 
-    def step(self, way: Way) -> None:
-        """Forward and backward; gradients start anew."""
+    def step(self, way: Mode) -> None:
+        """Forward and backward pass; gradients of earlier steps are discarded."""
         self.model.zero_grad()
-        with remembering(self.backbone, way):
+        with forced_mode(self.backbone, way):
             self.method.loss_of(self.images_BCHW, self.noise_BN).backward()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def gradients(self) -> dict[str, Tensor]:
-        """By parameter, of the last step."""
+        """Gradients of the last step by parameter name."""
         return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
 
     def fill_scales(self, value: float) -> None:
-        """Give every scale of every column this value."""
+        """Set every scale of every column to this value."""
         with torch.no_grad():
             for column in self.backbone.columns:
                 for scale in column.scales():
                     scale.fill_(value)
 
     def auto(self) -> MemoryMode:
-        """What the network itself would choose for the top-down chain, the longer one to invert."""
+        """The mode that the network chooses itself for the top-down chain, which has more inversions."""
         return resolve_mode(
             "auto",
             under_autocast=False,
@@ -284,12 +297,13 @@ class _Trial:
             num_inversions=num_inversions(self.top_down),
         ).mode
 
-    def peak_bytes(self, way: Way) -> tuple[int, int]:
-        """Peaks of one step, without the gradients of parameters and with them."""
+    def peak_bytes(self, way: Mode) -> tuple[int, int]:
+        """Peak memory of one step in bytes, without and with the gradients of parameters."""
         self.model.zero_grad()
         with LiveMemory() as memory:
             self.step(way)
         of_activations = memory.peak_bytes(without=self.gradients().values())
+        # On CUDA a second step without following tensors, as the allocator also sees workspaces of kernels.
         if self.device.type != "cuda":
             return of_activations, memory.peak_bytes()
         self.model.zero_grad()
@@ -299,17 +313,20 @@ class _Trial:
         return of_activations, torch.cuda.max_memory_allocated(self.device) - before
 
     def costs(self) -> list[StepCost]:
-        """Memory first, which warms up; then rounds with all ways, so that noise hits all alike."""
-        peaks: dict[Way, tuple[int, int]] = {}
-        off: dict[Way, float] = {}
+        """Memory, time and errors of every mode."""
+        # Memory first: it needs one step of every mode, which is the warm-up of the timed ones.
+        peaks: dict[Mode, tuple[int, int]] = {}
+        off: dict[Mode, float] = {}
         plain: dict[str, Tensor] = {}
-        for way in WAYS:
+        for way in MODES:
             peaks[way] = self.peak_bytes(way)
             plain = plain or self.gradients()
             off[way] = relative_difference(self.gradients(), plain)
-        seconds: dict[Way, list[float]] = {way: [] for way in WAYS}
+        # All modes take turns within a round, so that the load of a shared machine affects all alike;
+        # `time_ratio` compares within a round.
+        seconds: dict[Mode, list[float]] = {way: [] for way in MODES}
         for _ in range(self.num_rounds):
-            for way in WAYS:
+            for way in MODES:
                 start = time.perf_counter()
                 self.step(way)
                 seconds[way].append(time.perf_counter() - start)
@@ -328,5 +345,5 @@ class _Trial:
                 inverse_error=self.backbone.inverse_error(self.images_BCHW) if way == "reversible" else None,
                 auto=self.auto(),
             )
-            for way in WAYS
+            for way in MODES
         ]

@@ -1,7 +1,6 @@
-"""How fast images are packed, and how much memory that takes whatever their number.
+"""Packing speed, and peak memory over the number of images.
 
-Every measurement is a process of its own, so that its peak memory is its own. Many small images are hard
-links to a few thousand different ones: the packer reads, decodes and writes each of them all the same.
+Each measurement runs in a fresh process, so that peak memory is that of one measurement.
 """
 
 from __future__ import annotations
@@ -24,7 +23,10 @@ from vitpipe.prepare.examine_parallel import PackOptions
 from vitpipe.prepare.pack import Quarantine, pack
 from vitpipe.prepare.packing_cost import PackSpeed, write_pack_speed
 
+# Smaller than in real sets, so that few photographs fill several shards.
 _SHARD_BYTES = 64_000_000
+# Further small images are hard links to these: writing 100,000 files would take longer than packing them, and
+# the packer reads, decodes and writes each link like a file of its own.
 _NUM_DIFFERENT = 2_000
 _SMALL_SIDE = 64
 _SMALL_QUALITY = 90
@@ -34,9 +36,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PackCost:
-    """One measurement. Memory in MB (10^6 bytes): peak resident size of the packer and of its largest worker.
+    """One measurement.
 
-    `megabytes_per_second` counts the source's bytes.
+    Attributes:
+        images: size of the images in pixels.
+        workers: processes that read and decode.
+        megabytes_per_second: bytes of the source files, 10^6 per MB.
+        peak_packer_mb: peak resident size of the packing process in MB (10^6 bytes).
+        peak_worker_mb: of its largest worker, an upper bound.
     """
 
     images: str
@@ -52,32 +59,45 @@ class PackCost:
 def measure_packing(
     root: Path, counts: tuple[int, ...], num_photographs: int, workers: int, say: Say
 ) -> list[PackCost]:
-    """Pack photographs of 500 x 375, then so many small images, each in a fresh process.
+    """Pack photographs of 500 x 375, then small images in each of several numbers.
 
     Args:
-        root: an empty folder with room for the images and shards; what is in it afterwards may go.
+        root: an empty folder with space for images and shards; the caller deletes it.
+        counts: numbers of small images.
+        num_photographs: number of photographs.
         workers: processes that read and decode.
+        say: receives what is being measured.
 
     Raises:
-        RunError: when a measuring process dies.
+        RunError: when a measuring process exits without a result.
     """
+    # Two sizes: photographs are limited by decoding (MB/s), small images by the work per file (images/s).
     say(f"{num_photographs:,} photographs of 500 x 375")
     _write(root / "photographs", photographs.Photographs(num_photographs), num_photographs)
-    costs = [_in_own_process("500 x 375", root / "photographs", root / "out", workers)]
+    costs = [_measure_in_fresh_process("500 x 375", root / "photographs", root / "out", workers)]
     for count in counts:
         say(f"{count:,} small images")
         small = photographs.Photographs(min(count, _NUM_DIFFERENT), _SMALL_SIDE, _SMALL_SIDE, _SMALL_QUALITY)
         folder = root / f"small-{count}"
         _write(folder, small, count)
-        costs.append(_in_own_process(f"{_SMALL_SIDE} x {_SMALL_SIDE}", folder, root / "out", workers))
+        costs.append(
+            _measure_in_fresh_process(f"{_SMALL_SIDE} x {_SMALL_SIDE}", folder, root / "out", workers)
+        )
         shutil.rmtree(folder)
     return costs
 
 
 def keep_speed(costs: list[PackCost]) -> Path:
-    """Keep what was measured for `vitpipe plan`: images/s of small images, MB/s of photographs, per core."""
+    """Save the speeds for `vitpipe plan`: images/s of small images, MB/s of photographs, per core.
+
+    Args:
+        costs: of the photographs first, then of small images.
+
+    Returns:
+        The file.
+    """
     large, *small = costs
-    cores = max(large.workers, 1)
+    cores = max(large.workers, 1)  # without workers the packer decodes itself
     speed = PackSpeed(
         images_per_second_per_core=max(cost.images_per_second for cost in small or [large]) / cores,
         megabytes_per_second_per_core=large.megabytes_per_second / cores,
@@ -88,32 +108,33 @@ def keep_speed(costs: list[PackCost]) -> Path:
 
 
 def _write(folder: Path, wanted: photographs.Photographs, count: int) -> None:
-    """Class folders of `count` images; beyond those that are wanted they are links to these."""
+    """Write class folders of `count` images; those beyond `wanted.number` are hard links."""
     photographs.write(folder / "train", wanted)
     originals = sorted((folder / "train").rglob("*.jpg"))
     for number in range(len(originals), count):
         original = originals[number % len(originals)]
         (original.parent / f"{number:07d}.jpg").hardlink_to(original)
-    # A split needs every class.
+    # The packer demands every class in both splits: one image of each class in val.
     for path in {original.parent: original for original in originals}.values():
         val = folder / "val" / path.parent.name / path.name
         val.parent.mkdir(parents=True)
         val.hardlink_to(path)
 
 
-def _in_own_process(images: str, folder: Path, out: Path, workers: int) -> PackCost:
+def _measure_in_fresh_process(images: str, folder: Path, out: Path, workers: int) -> PackCost:
+    # spawn: a forked process would start with this one's memory.
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_pack_and_weigh, args=(images, folder, out, workers, sender))
+    process = context.Process(target=_pack_and_measure, args=(images, folder, out, workers, sender))
     process.start()
-    sender.close()
+    sender.close()  # else `recv` would wait for ever after the process has exited
     try:
         cost: PackCost = receiver.recv()
     except EOFError as error:
         raise RunError(
-            "The process that was measured has died",
+            "The measuring process exited without a result",
             where=f"packing {images}",
-            fix="see its message above; fewer --workers take less memory",
+            fix="correct the error that it printed above, or give fewer --workers, which need less memory",
         ) from error
     finally:
         process.join()
@@ -122,7 +143,7 @@ def _in_own_process(images: str, folder: Path, out: Path, workers: int) -> PackC
     return cost
 
 
-def _pack_and_weigh(images: str, folder: Path, out: Path, workers: int, sender: Connection) -> None:
+def _pack_and_measure(images: str, folder: Path, out: Path, workers: int, sender: Connection) -> None:
     source = read_class_folders(folder, "imagenet")
     options = PackOptions(_SHARD_BYTES, workers=workers)
     started = time.perf_counter()
@@ -130,7 +151,7 @@ def _pack_and_weigh(images: str, folder: Path, out: Path, workers: int, sender: 
     seconds, own_mb = time.perf_counter() - started, peak_resident_mb()
     num_images = sum(split.num_images for split in manifest.splits.values())
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*.jpg"))
-    # An upper bound: a worker's account begins with the packer's memory at its start.
+    # An upper bound: ru_maxrss survives exec, so a worker's begins with the packer's memory at its start.
     worker_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
     speed, volume = num_images / seconds, num_bytes / 1e6 / seconds
     sender.send(PackCost(images, num_images, workers, seconds, speed, volume, own_mb, worker_mb))

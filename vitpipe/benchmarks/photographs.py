@@ -1,4 +1,4 @@
-"""JPEGs of photographs in class folders, for benchmarks: cut from pictures that installed packages carry."""
+"""JPEGs in class folders for benchmarks, cropped from the photographs that scikit-image installs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 from vitpipe.contracts.seeds import generator_of
 from vitpipe.datasets.bundled import bundled_file
 
+# Photographs, because decoding time depends on content: noise and drawings compress differently.
 _PHOTOGRAPHS = (
     "astronaut.png", "motorcycle_left.png", "coffee.png", "rocket.jpg", "hubble_deep_field.jpg", "ihc.png",
     "retina.jpg",
@@ -20,8 +21,10 @@ _NUM_CLASSES = 10
 
 @dataclass(frozen=True)
 class Photographs:
-    """How many, how large (pixels), and of which JPEG quality."""
+    """Number, size in pixels and JPEG quality of the images to write."""
 
+    # At quality 96 the crops have 105 kB on average. ImageNet's training images have 115 (147.9 GB in
+    # 1,281,167 files, the tar's padding included).
     number: int = 256
     width: int = 500
     height: int = 375
@@ -29,9 +32,9 @@ class Photographs:
 
 
 def write(folder: Path, wanted: Photographs) -> int:
-    """Write class folders of JPEGs, cut from bundled photographs without resizing; returns their bytes.
+    """Write class folders of JPEGs; returns their total size in bytes.
 
-    Photographs smaller than a cut are enlarged until it fits.
+    Crops are taken without resizing; a photograph smaller than the crop is enlarged until it fits.
     """
     sources = []
     for name in _PHOTOGRAPHS:
@@ -42,6 +45,7 @@ def write(folder: Path, wanted: Photographs) -> int:
         sources.append(photograph if ratio == 1.0 else photograph.resize(size, Image.Resampling.LANCZOS))
     num_bytes = 0
     for number in range(wanted.number):
+        # Per image, so that more images do not change the first ones.
         draw = generator_of("photographs", number)
         source = sources[number % len(sources)]
         left = int(draw.integers(0, source.width - wanted.width + 1))

@@ -1,4 +1,4 @@
-"""The peak memory of this process, as the kernel counts it."""
+"""The peak memory of this process, as counted by the kernel."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 
 
 def peak_resident_mb() -> float:
-    """Largest resident size since the program was started, in MB (10^6 bytes).
-
-    From the kernel's `VmHWM`: `getrusage` would count what the starting process had before it, too.
-    """
+    """Largest resident size of this process since its start, in MB (10^6 bytes). Linux only."""
+    # VmHWM starts at 0 with the new program. getrusage's ru_maxrss survives exec, so it would include the
+    # memory of the process that started this one.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found, "Linux has had this line since 2006"
-    return int(found.group(1)) * 1024 / 1e6
+    assert found, "/proc/self/status has no line VmHWM"
+    return int(found.group(1)) * 1024 / 1e6  # the kernel's kB are KiB

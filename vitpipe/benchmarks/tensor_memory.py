@@ -1,8 +1,8 @@
-"""Peak memory of a computation by tensors: every storage born inside, from its birth to its death.
+"""Peak memory of tensors in a computation: every new storage is followed from allocation to release.
 
-Exact and repeatable on any device, and it sees what saved-tensor hooks cannot: what checkpoints keep in
-closures, what a custom backward holds for a moment, temporaries between two operators. It does not see
-scratch memory inside a kernel.
+Exact and repeatable on any device. Unlike saved-tensor hooks it includes what checkpoints keep in closures,
+what a custom backward holds temporarily, and temporaries between two operators. It does not include workspace
+memory inside a kernel.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Within this context, follows the storages that operators make.
+    """A context that records allocation and release of all storages that operators create within it.
 
-    Storages that were there before (parameters, inputs, buffers) do not count.
+    Storages allocated before (parameters, inputs, buffers) do not count.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Births and deaths in order: the number of the storage, bytes (negative at its death).
+        # Allocations and releases in order: number of the storage, bytes (negative for a release). A log and
+        # not a running maximum, so that `peak_bytes` can leave out tensors that are known only at the end.
         self._events: list[tuple[int, int]] = []
-        # Number of each storage that is alive, by address.
-        self._alive: dict[int, int] = {}
-        self._deaths: list[weakref.finalize[..., UntypedStorage]] = []
+        # Number of each live storage, by address of its C++ object.
+        self._live: dict[int, int] = {}
+        self._finalizers: list[weakref.finalize[..., UntypedStorage]] = []
 
     def __torch_dispatch__(
         self,
@@ -39,7 +40,8 @@ class LiveMemory(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         for storage in _storages((args, kwargs)):
-            # From before this context; followed all the same, as its address may be used again.
+            # Allocated before this context, or a storage of this context that is known already. Followed with
+            # 0 bytes, because after its release a new storage may get its address.
             self._follow(storage, 0)
         out = func(*args, **(kwargs or {}))
         for storage in _storages(out):
@@ -53,16 +55,16 @@ class LiveMemory(TorchDispatchMode):
         trace: TracebackType | None,
     ) -> None:
         super().__exit__(kind, error, trace)
-        for death in self._deaths:
-            death.detach()
+        for finalizer in self._finalizers:
+            finalizer.detach()
 
     def peak_bytes(self, *, without: Iterable[Tensor] = ()) -> int:
-        """The largest sum of bytes alive at one time.
+        """The largest total size of live storages at any time, in bytes.
 
         Args:
-            without: tensors alive at the end that are not to count, such as the gradients of parameters.
+            without: tensors, live at the end, whose storages do not count, such as gradients of parameters.
         """
-        left_out = {self._alive.get(tensor.untyped_storage()._cdata) for tensor in without}
+        left_out = {self._live.get(tensor.untyped_storage()._cdata) for tensor in without}
         now = peak = 0
         for number, num_bytes in self._events:
             if number not in left_out:
@@ -71,17 +73,20 @@ class LiveMemory(TorchDispatchMode):
         return peak
 
     def _follow(self, storage: UntypedStorage, num_bytes: int) -> None:
-        number, address = len(self._deaths), storage._cdata
-        if address in self._alive:
+        number, address = len(self._finalizers), storage._cdata
+        # Views share the storage of their base and are counted once.
+        if address in self._live:
             return
-        self._alive[address] = number
+        self._live[address] = number
         self._events.append((number, num_bytes))
 
-        def end() -> None:
+        def release() -> None:
             self._events.append((number, -num_bytes))
-            del self._alive[address]
+            del self._live[address]
 
-        self._deaths.append(weakref.finalize(storage, end))
+        # torch keeps one Python object per storage as long as the storage lives (PyObject preservation), so
+        # this runs exactly when the memory is released.
+        self._finalizers.append(weakref.finalize(storage, release))
 
 
 def _storages(tree: Any) -> list[UntypedStorage]:

@@ -1,4 +1,4 @@
-"""Inference speed: images per second, median of rounds."""
+"""Inference speed in images per second, median of rounds."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ def images_per_second(
     device: torch.device,
     precision: Precision = "off",
 ) -> float:
-    """Median over `rounds` forward passes of one batch, after one that is not counted.
+    """Images per second, median over `rounds` forward passes of one batch after one warm-up pass.
 
-    The median, because on a shared machine single rounds are slow for reasons of their own.
+    Args:
+        model: (B, 3, H, W) -> any; runs in evaluation mode and is left in the mode that it had.
+        image_size: H = W in pixels.
+        batch: B.
+        precision: of the forward pass; weights stay float32.
     """
     was_training = model.training
     model.eval()
@@ -34,8 +38,11 @@ def images_per_second(
         start = time.perf_counter()
         with autocast(device, precision):
             model(images)
+        # CUDA kernels run asynchronously: without this only their launch would be timed.
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     model.train(was_training)
+    # The first pass allocates memory and lets cuDNN choose kernels. Median, not mean: other processes on a
+    # shared machine slow single rounds down.
     return batch / statistics.median(seconds[1:])

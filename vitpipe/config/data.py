@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from vitpipe.config.section import Auto, Count, Pixels, Section
 from vitpipe.contracts.address import Address, hidden
 
+# Sets of images with classes, packed as tar shards; the others keep their own layout (boxes, masks, frames).
 ShardSetName = Literal[
     "imagenet",
     "imagenet22k",
@@ -29,6 +30,7 @@ DenseSetName = Literal["coco", "ade20k", "davis"]
 SetName = Literal[ShardSetName, DenseSetName]
 SHARD_SETS: tuple[str, ...] = get_args(ShardSetName)
 DENSE_SETS: tuple[str, ...] = get_args(DenseSetName)
+_EMBEDDED_CLASSES = {"imagenet": 10, "imagenet22k": 50}  # see datasets/embedded/write.py
 EMBEDDED_SETS = ("imagenet", "imagenet22k", "coco", "ade20k", "davis")
 # An object storage's credentials come from the AWS variables and files, so none can stand in its address.
 S3_ADDRESS = re.compile(r"s3://(?P<bucket>[A-Za-z0-9._\-]+)(?:/(?P<prefix>[^?#]*))?")
@@ -49,6 +51,7 @@ class EmbeddedConfig(Section):
     """Sizes of the embedded dataset (digits composed on photographic textures)."""
 
     seed: int = 0
+    # Small enough that a whole chain trains in minutes on two cores, large enough for 16-pixel units.
     image_size: Pixels = 64
     train_images: Count = 2000
     val_images: Count = 400
@@ -73,6 +76,7 @@ class PinnedConfig(Section):
         digest: data digest that it must have; not checked if not given.
     """
 
+    # A commit such as 1234567 is a number in YAML.
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
     repo: Address
@@ -105,7 +109,9 @@ class DataConfig(Section):
     sets: tuple[SetName, ...] = ("imagenet", "imagenet22k", "coco", "ade20k")
     embedded: EmbeddedConfig = EmbeddedConfig()
     pinned: PinnedConfig | None = None
+    # Large enough for sequential reads from disks and buckets, small enough that a kill repeats little.
     shard_megabytes: Count = 256
+    # None by default: a published result is one of the whole set.
     max_corrupt_images: Annotated[int, Field(ge=0)] = 0
     short_side: Pixels | None = None
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
@@ -121,12 +127,26 @@ class DataConfig(Section):
         absent = [name for name in self.sets if name not in EMBEDDED_SETS]
         if self.source == "embedded" and absent:
             raise ValueError(f"there is no embedded '{absent[0]}'; there are {', '.join(EMBEDDED_SETS)}")
+        if self.source == "embedded":
+            self._has_all_embedded_classes()
         if self.store is not None and self.volume is None and not S3_ADDRESS.fullmatch(self.store.secret):
             raise ValueError(
                 f"store is '{self.store}', but must be s3://bucket/prefix or an absolute path; its "
                 "credentials are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         return self
+
+    def _has_all_embedded_classes(self) -> None:
+        """Every class needs an image in both splits, or the readers refuse the set."""
+        for name, num_classes in _EMBEDDED_CLASSES.items():
+            first = "intermediate_images" if name == "imagenet22k" else "train_images"
+            for key in (first, "val_images"):
+                number = getattr(self.embedded, key)
+                if name in self.sets and number < num_classes:
+                    raise ValueError(
+                        f"embedded.{key} is {number}, but each of the {num_classes} classes of the embedded "
+                        f"{name} needs an image"
+                    )
 
     @property
     def volume(self) -> Path | None:

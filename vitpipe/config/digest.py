@@ -1,4 +1,4 @@
-"""Identity: one digest per stage that DVC and Kubeflow both decide by.
+"""Identity: one digest per stage, by which DVC and Kubeflow both decide what runs again.
 
 A stage's identity is the recipe sections that it reads, the code that decides its result, and its
 image. The data enters through the digests of its input folders. Anything else may change freely.
@@ -36,6 +36,7 @@ _DENSE_LIBRARIES = (
 
 def digest_of(value: Any) -> str:
     """Hex SHA-256 of a JSON-able value or pydantic model; key order does not matter."""
+    # JSON with sorted keys: equal values give equal digests whatever the order in the YAML file.
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -57,6 +58,7 @@ def code_digest(places: Iterable[str]) -> str:
         root = PACKAGE / place
         files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if _is_source(p))
         for file in files:
+            # The name, too: a file that moves changes what is imported.
             total.update(str(file.relative_to(PACKAGE)).encode())
             total.update(file.read_bytes())
     return total.hexdigest()
@@ -71,11 +73,11 @@ def recipe_sections(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:
 def stage_identity(
     recipe: Recipe, *, stage: str, sections: Iterable[str], code: Iterable[str], image: str
 ) -> dict[str, str]:
-    """What decides one stage: digests of recipe sections, code, image, and of the three together."""
+    """What decides one stage: digests of recipe sections, code, image, libraries, and of all together."""
     parts = {
         "stage": stage,
         "recipe_digest": digest_of(recipe_sections(recipe, sections)),
-        "code_digest": code_digest((*code, f"stages/{stage}.py")),
+        "code_digest": code_digest(code),
         "image": image,
         "libraries": digest_of(library_versions(dense=image == "dense")),
     }
@@ -97,6 +99,7 @@ def library_versions(dense: bool = False) -> dict[str, str]:
 
 def hardware() -> dict[str, str | int | float]:
     """Processor, cores this process may use, and memory in GiB."""
+    # The node's memory, not the limit of a container: what a card names is the machine.
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "machine": platform.machine(),
@@ -110,6 +113,7 @@ def hardware() -> dict[str, str | int | float]:
 def git_commit() -> str:
     """The commit of the code, with `+changes` when files differ from it; `unknown` outside git."""
     try:
+        # Untracked files do not count: artifacts and MLflow's database lie in the checkout, too.
         head = _git("rev-parse", "HEAD")
         return f"{head}+changes" if _git("status", "--porcelain", "--untracked-files=no") else head
     except (OSError, subprocess.CalledProcessError):

@@ -29,6 +29,7 @@ PROFILES = RECIPES / "profiles"
 ARTIFACTS = Path("artifacts")
 # The names of recipes and profiles; they become folders, MLflow parameters and arguments of commands.
 NAME = re.compile(r"[A-Za-z0-9_\-./]+")
+# A wrong value may be a whole file pasted into params.yaml; a message shows its beginning.
 _SHOWN_CHARACTERS = 120
 
 
@@ -42,7 +43,7 @@ class Params:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key given twice is an error instead of a silent choice."""
+    """YAML's safe loader, except that a key given twice is an error: PyYAML takes the last one silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -147,6 +148,7 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
     """
     path = _recipe_path(name, "recipe")
     _check_profile(profile, f"profile of recipe {name}")
+    # Later files win: a profile scales every recipe; the family's and the recipe's own correct that.
     values = _read_yaml(path)
     values = merge(values, _read_yaml(PROFILES / f"{profile}.yaml"))
     for scaled in (f"{profile}.yaml", f"{path.stem}.{profile}.yaml"):
@@ -182,6 +184,7 @@ def parse_override(text: str) -> dict[str, Any]:
             where="--set or overrides in params.yaml",
             fix="write for example pretrain.epochs=10",
         )
+    # YAML, so that numbers, lists, null and true mean the same here as in a recipe file.
     try:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -284,6 +287,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    # 0.6 is difflib's default: lower values suggest unrelated keys for short words.
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f", did you mean '{close[0]}'?" if close else ""
 
@@ -315,6 +319,7 @@ def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
         field = section.model_fields.get(str(part))
         if field is None:
             continue
+        # `Section | None` and `tuple[Section, ...]` hide the model one or two levels down.
         annotation: Any = field.annotation
         inner = [annotation, *get_args(annotation)]
         inner += [arg for item in inner for arg in get_args(item)]

@@ -27,7 +27,9 @@ StageName = Literal[
     "report",
 ]
 _ORDER = get_args(StageName)
+# Stages whose weights later stages may start from, in running order.
 _FEEDERS = ("pretrain", "intermediate", "finetune")
+# The channel statistics that all five papers normalise with, as timm and torchvision state them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -52,6 +54,7 @@ class Expectation(Section):
     metric: str
     where: dict[str, str | float | int]
     tolerance: Positive
+    # Our ratios lie in [0, 1], published accuracies are percentages.
     scale: Positive = 100.0
     protocol: dict[str, str] = {}
 
@@ -59,6 +62,7 @@ class Expectation(Section):
 class PyramidConfig(Section):
     """The feature pyramid that iTPN trains together with its backbone."""
 
+    # Pixel pre-training as released; table 13's parameter counts fit depth 2 (CLIP pre-training takes 1).
     width: Count = 256
     depth: Count = 2
 
@@ -66,6 +70,7 @@ class PyramidConfig(Section):
 class DecoderConfig(Section):
     """The pixel decoder of iTPN's pre-training."""
 
+    # MAE's decoder, which iTPN keeps.
     width: Count = 512
     depth: Count = 8
     heads: Count = 16
@@ -79,6 +84,7 @@ class ColumnsConfig(Section):
     column under autocast, where inverting is not accurate. `reversible_autocast` allows it there too.
     """
 
+    # None: the number of columns that the network of this name was published with.
     bottom_up: Count | None = None
     top_down: Count | None = None
     memory_mode: Literal["auto", "plain", "column", "reversible"] = "auto"
@@ -98,38 +104,54 @@ class ModelConfig(Section):
     columns: ColumnsConfig | None = None
 
 
-class OptimConfig(Section):
+class AdamWConfig(Section):
+    """What every training stage says of its optimiser.
+
+    `layer_decay` multiplies the learning rate once per layer from the head towards the input.
+    """
+
+    base_lr: Positive
+    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.05
+    # None and 1.0 differ: None makes no groups per layer at all, so the plan shows no table of layers.
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    clip_grad_norm: Positive | None = None
+
+
+class OptimConfig(AdamWConfig):
     """The optimiser and its schedule. Peak lr = base_lr, times global_batch / lr_reference_batch where given.
 
     `betas` and `eps` are AdamW's, `momentum` and `trust_coefficient` those of LARS.
     """
 
+    # LARS is for linear probes only: MAE and its successors train theirs with it.
     name: Literal["adamw", "lars"] = "adamw"
-    base_lr: Positive
+    # The linear scaling rule (Goyal et al., 2017) as MAE states it; None: base_lr is absolute.
     lr_reference_batch: Count | None = 256
     min_lr: NotNegative = 0.0
-    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
-    eps: Positive = 1e-8
     momentum: Ratio = 0.9
     trust_coefficient: Positive = 0.001
-    weight_decay: NotNegative = 0.05
-    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    clip_grad_norm: Positive | None = None
+    # May be a fraction, and may exceed the epochs: warm-up then lasts for the whole run.
     warmup_epochs: NotNegative = 0.0
 
 
 class AugmentConfig(Section):
     """What happens to a training image; the strings are timm's."""
 
+    # Area and aspect ratio of the Inception crop; the defaults of torchvision's RandomResizedCrop.
     crop_scale: tuple[Ratio, Ratio] = (0.08, 1.0)
     crop_ratio: Range = (0.75, 4.0 / 3.0)
+    # Only these two: the compiled resampling agrees with Pillow to the last bit for them.
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip_probability: Ratio = 0.5
     color_jitter: NotNegative = 0.0
+    # timm's notation, for example rand-m9-mstd0.5-inc1: the papers state theirs in it.
     rand_augment: str | None = None
     erase_probability: Ratio = 0.0
     mixup_alpha: NotNegative = 0.0
     cutmix_alpha: NotNegative = 0.0
+    # Of a batch being mixed at all; then which of the two, when both are on.
     mix_probability: Ratio = 1.0
     mix_switch_probability: Ratio = 0.5
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -164,13 +186,16 @@ class CropsConfig(Section):
 class TrainConfig(Section):
     """What every training stage has."""
 
+    # May be a fraction: the demo trains less than one epoch of some stages.
     epochs: Positive
+    # Over all ranks and accumulation steps, so that a recipe does not depend on the number of GPUs.
     global_batch: Count
     micro_batch: Count | Auto = "auto"
     optim: OptimConfig
     augment: AugmentConfig = AugmentConfig()
     precision: Literal["auto", "off", "bf16", "fp16"] = "auto"
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    # At most this much work is repeated after a kill; a state of the largest network takes seconds to write.
     checkpoint_minutes: Positive = 10.0
     log_every_steps: Count = 10
     weights: LocalPath | None = None
@@ -180,6 +205,7 @@ class PretrainConfig(TrainConfig):
     """Masked image modelling on pixels (iTPN, section 4)."""
 
     method: Literal["masked_pixels"] = "masked_pixels"
+    # As in MAE; both papers keep it.
     mask_ratio: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
 
 
@@ -189,8 +215,11 @@ class ClassifyConfig(TrainConfig):
     method: Literal["classify"] = "classify"
     label_smoothing: Ratio = 0.1
     drop_path: Ratio = 0.0
+    # None: as published, that is with relative position bias for HiViT and without for RevCol.
     relative_position: bool | None = None
+    # MAE's fine-tuning draws its new head this small; a larger one disturbs the pre-trained layers.
     head_init_std: Positive = 2e-5
+    # Resize the short side to 256, crop 224: the protocol of the published rows.
     eval_crop_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 224 / 256
     eval_batch: Count = 64
 
@@ -207,24 +236,29 @@ class ProbeConfig(Section):
     """
 
     linear: LinearConfig | None = None
+    # Features are computed once, so these 90 epochs cost minutes even for ImageNet.
     epochs: Count = 90
     batch: Count = 1024
     base_lr: Positive = 0.1
+    # k = 20 and temperature 0.07: the weighted k-NN of DINO, which SelfPatch reports with.
     neighbours: Count = 20
     temperature: Positive = 0.07
     eval_crop_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 224 / 256
 
 
+class DenseOptimConfig(AdamWConfig):
+    """AdamW for detection and segmentation: the learning rate is absolute, the warm-up counts steps."""
+
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    # mmdetection and mmsegmentation state their warm-up in steps.
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+
+
 class DenseConfig(Section):
-    """What detection and segmentation share. Learning rates are absolute."""
+    """What detection and segmentation share."""
 
     global_batch: Count
-    base_lr: Positive
-    weight_decay: NotNegative = 0.05
-    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
-    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
-    clip_grad_norm: Positive | None = None
+    optim: DenseOptimConfig
     drop_path: Ratio = 0.0
     pyramid_depth: Count | None = None
     flip_probability: Ratio = 0.5
@@ -246,6 +280,7 @@ class DetectConfig(DenseConfig):
     head: Literal["mask_rcnn", "cascade_mask_rcnn"] = "mask_rcnn"
     epochs: Positive
     lr_drop_epochs: tuple[Positive, ...] = ()
+    # DETR's sizes, which the detection rows of all papers train with.
     short_sides: tuple[Pixels, ...] = tuple(range(480, 801, 32))
     long_side: Pixels = 1333
     crop_branch: bool = True
@@ -290,6 +325,7 @@ class SegmentConfig(DenseConfig):
     resize_range: Range = (0.5, 2.0)
     photometric: bool = True
     inference: Literal["slide", "whole"] | None = None
+    # Two thirds of the window, as UPerNet rows are tested.
     stride: Pixels = 341
     head_width: Count = 768
     auxiliary_width: Count = 256
@@ -302,6 +338,7 @@ class EvaluateConfig(Section):
 
     batch: Count = 64
     throughput_batch: Count = 8
+    # The median is taken: the first rounds may still warm caches.
     throughput_rounds: Count = 5
     eval_crop_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 224 / 256
 
@@ -343,6 +380,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _stages_have_sections(self) -> Recipe:
         for stage in self.stages:
+            # prepare reads the section `data`, which has a default.
             if stage != "prepare" and getattr(self, stage) is None:
                 raise ValueError(
                     f"stage '{stage}' is listed in stages, but the recipe has no '{stage}:' section"

@@ -19,7 +19,7 @@ Precision = Literal["off", "bf16", "fp16"]
 # Images per rank and micro-batch that a 40 GB card holds for the largest network here at 224 pixels,
 # and the per-GPU batch of the papers' own launch lines.
 _LARGEST_MICRO_BATCH = 64
-_SMALL_NETWORK = 5_000_000
+_SMALL_NETWORK = 5_000_000  # parameters; see num_threads
 # The datasets that each training stage reads.
 TRAIN_SET = {"pretrain": "imagenet", "intermediate": "imagenet22k", "finetune": "imagenet"}
 TRAINED_ON = {**TRAIN_SET, "probe": "imagenet", "detect": "coco", "segment": "ade20k"}
@@ -86,7 +86,9 @@ def train_plan(
             where=f"{path}.global_batch",
             fix="lower the global batch or give more images",
         )
+    # The rest of an epoch is dropped, as the published loaders do (drop_last).
     steps_per_epoch = num_images // batch
+    # At least one: the smallest profiles ask for a fraction of an epoch of a handful of images.
     num_steps = max(1, round(section.epochs * steps_per_epoch))
     warmup_steps = min(num_steps, round(section.optim.warmup_epochs * steps_per_epoch))
     peak_lr, lr_why = _peak_lr(section)
@@ -125,6 +127,8 @@ def layer_scales(layer_decay: float, num_layers: int, stated_for: int | None) ->
         stated_for: steps from the first layer to the last that the published decay was stated for, if it is
             to be spread over this network (iTPN's code: 13, those of a 12-block network), else `None`.
     """
+    # The exponent spreads the published decay over the steps of this network: with its own number of steps
+    # a deep, thin network would freeze its first layers (0.65 ** 31 is 1.6e-6).
     last = num_layers - 1
     factor = layer_decay ** (stated_for / last) if stated_for else layer_decay
     return tuple(factor ** (last - layer) for layer in range(num_layers))
@@ -137,6 +141,7 @@ def num_workers(data: DataConfig) -> int:
     """
     if data.workers != "auto":
         return data.workers
+    # The affinity mask, not os.cpu_count(): it follows taskset and cpusets. torchrun sets the variable.
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return 0 if cores <= 2 else min(8, cores - 1)
 
@@ -222,6 +227,7 @@ def _peak_lr(section: TrainConfig) -> tuple[float, str]:
 def _micro_batch(section: TrainConfig, path: str, num_ranks: int) -> tuple[int, str]:
     share = section.global_batch // num_ranks
     if section.micro_batch == "auto":
+        # A divisor, so that every micro-batch has the same size and gradients average without weights.
         micro = max(d for d in range(1, min(share, _LARGEST_MICRO_BATCH) + 1) if share % d == 0)
         return micro, f"largest divisor of {share} per rank that is at most {_LARGEST_MICRO_BATCH}"
     if share % section.micro_batch:

@@ -11,6 +11,7 @@ Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+# At least one 16-pixel unit; beyond 4096 a typing mistake is likelier than such an image.
 Pixels = Annotated[int, Field(ge=16, le=4096)]
 Range = tuple[Positive, Positive]
 
@@ -18,4 +19,5 @@ Range = tuple[Positive, Positive]
 class Section(BaseModel):
     """Base of every part of a recipe: frozen, unknown keys refused, numbers not guessed from text."""
 
+    # Not strict: YAML reads `lr: 1` as an int where a float is meant. Defaults are validated, too.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)

@@ -22,13 +22,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vitpipe.contracts.errors import ArtifactError, disk_errors
-from vitpipe.contracts.files import remove, sync_folder, write_whole
+from vitpipe.contracts.files import move_aside, remove, sync_folder, write_whole
 
 # 2: checksums of the files and of the card itself. Cards of version 1 are read without them.
 SCHEMA_VERSION = 2
 CARD, METRICS, TABLES, WEIGHTS = "card.json", "metrics.json", "tables", "weights.safetensors"
 MANIFEST = "manifest.json"
+# Beside the card's own keys, not among them: the checksum is over all the others.
 _CHECKSUM = "card_sha256"
+TEMPORARY = ("partial", "replaced")  # endings of the hidden folders beside an output that `writing` uses
 # In a folder that is being written, so that nobody else's folder is ever taken for one.
 _WRITING = ".being-written-by-vitpipe"
 
@@ -50,7 +52,7 @@ class Card(BaseModel):
     profile: str
     recipe_digest: str
     data_digest: str
-    data_revisions: dict[str, dict[str, str]] = {}  # pydantic copies defaults
+    data_revisions: dict[str, dict[str, str]] = {}  # pydantic copies defaults, so {} is not shared
     code_digest: str
     image: str
     identity: str
@@ -127,14 +129,14 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
     """
     if not path.is_dir():
         raise ArtifactError(
-            "The input folder does not exist",
+            "The input is a file, not a folder" if path.exists() else "The input folder does not exist",
             where=path,
             fix=f"run the stage that makes it first{f' (vitpipe run {stage} ...)' if stage else ''}, "
             "or let `dvc repro` run the chain in order",
         )
     try:
         card = read_card(path)
-        metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+        metrics = _read_json(path / METRICS)
     except PermissionError as error:
         raise ArtifactError(
             f"The folder may not be read ({error.strerror})",
@@ -145,7 +147,7 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
         raise ArtifactError(
             f"The folder is not a finished stage output ({_reason(error)})",
             where=path,
-            fix="run its stage again",
+            fix="move it away and run its stage again, or get it from DVC (`dvc checkout`)",
         ) from error
     if stage is not None and card.stage != stage:
         raise ArtifactError(
@@ -154,6 +156,8 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
             fix="check the order of the --in NAME=DIR arguments",
         )
     artifact = Artifact(path, card, metrics)
+    # Weights and tables are verified when they are opened: hashing 1 GB of weights here would cost every
+    # stage that only wants the metrics two seconds.
     artifact.verify(METRICS, *(name for name in card.files if Path(name).name == MANIFEST))
     return artifact
 
@@ -165,9 +169,10 @@ def read_card(folder: Path) -> Card:
         OSError: when there is none.
         ValueError: when it is damaged, or of a later version.
     """
-    values = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    values = _read_json(folder / CARD)
     if not isinstance(values, dict):
-        raise ValueError("card.json is no card")
+        raise ValueError("card.json is damaged: it holds no keys")
+    # A later version may mean something else by the same key, so it is not guessed at.
     if values.get("schema_version", 0) not in range(1, SCHEMA_VERSION + 1):
         raise ValueError(
             f"card.json has version {values.get('schema_version')}, this vitpipe reads 1 to {SCHEMA_VERSION}"
@@ -203,8 +208,9 @@ def writing(out: Path) -> Iterator[Path]:
         ArtifactError: `out`, or the folder beside it that is written first, is somebody else's.
         StorageError: when the disk is full or read-only.
     """
+    # Beside the target of a link, not beside the link: a rename works only within one file system.
     out = out.resolve()
-    partial, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
+    partial, replaced = (out.with_name(f".{out.name}.{end}") for end in TEMPORARY)
     for folder in (out, partial, replaced):
         refuse_foreign(folder)
     with disk_errors(out):
@@ -216,8 +222,12 @@ def writing(out: Path) -> Iterator[Path]:
             (partial / _WRITING).touch()
             yield partial
             (partial / _WRITING).unlink(missing_ok=True)
-            refuse_foreign(out)  # somebody may have put something there meanwhile
+            refuse_foreign(out)  # files may have been put there during an hour of work
             remove(replaced)
+            if out.exists() and changed_files(out):
+                move_aside(out, "changed-since-written")  # an edit of the user's may be in it
+            # A folder cannot be replaced by a rename unless it is empty, hence the two steps. A kill between
+            # them leaves `replaced`, which the next start renames back.
             if out.exists():
                 out.rename(replaced)
             partial.rename(out)
@@ -229,7 +239,7 @@ def writing(out: Path) -> Iterator[Path]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """See that a folder may be replaced: it is absent, empty, or a stage's output.
+    """Check that a folder may be replaced: it is absent, empty, or a stage's output.
 
     Raises:
         ArtifactError: naming what is in it.
@@ -242,43 +252,64 @@ def refuse_foreign(folder: Path) -> None:
     if not names or _WRITING in names:
         return
     if not is_marked(folder):
+        if CARD in names or {METRICS, TABLES} <= set(names):
+            raise _foreign("looks like a stage's output, but its card.json is missing or damaged", folder)
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
         raise _foreign(f"holds files that vitpipe has not written ({shown})", folder)
 
 
-def refuse_strangers(folder: Path) -> None:
-    """See that a stage's output holds nothing that somebody has put into it since.
+def refuse_added_files(folder: Path) -> None:
+    """Check that nothing has been added to a stage's output since it was written.
 
     Raises:
         ArtifactError: naming such files.
     """
-    strange = _strangers(folder)
-    if strange:
-        raise _foreign(f"holds files beside the stage's own ({', '.join(strange[:3])})", folder)
+    added = _added_files(folder)
+    if added:
+        raise _foreign(f"holds files that its stage has not written ({', '.join(added[:3])})", folder)
 
 
-def _strangers(folder: Path) -> list[str]:
-    """Files that the card does not name. Cards of version 1, and damaged ones, name none: all is theirs."""
+def changed_files(folder: Path) -> list[str]:
+    """Files of a stage's output that are missing, damaged or edited since it was written."""
+    try:
+        known = read_card(folder).files
+    except (OSError, ValueError):
+        return []
+    # By content: with `dvc config cache.type symlink` every file is a link into DVC's cache.
+    return [name for name, digest in known.items() if _sha256(folder / name) != digest]
+
+
+def _added_files(folder: Path) -> list[str]:
+    """Files that the card does not name. Cards of version 1 and damaged ones list no files: then none."""
     try:
         known = set(read_card(folder).files)
     except (OSError, ValueError):
         return []
     if not known:
         return []
-    own = known | {CARD, ".DS_Store", "Thumbs.db", "desktop.ini"}  # what file browsers leave behind
-    return [name for name in _files_of(folder) if name not in own and Path(name).name not in own]
+    own = known | {CARD, ".DS_Store", "Thumbs.db", "desktop.ini"}  # the latter three: file browsers
+    folders = {str(parent) for name in known for parent in Path(name).parents}
+    added = [name for name in _files_of(folder) if name not in own and Path(name).name not in own]
+    return added + [
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        # Datasets know their own folders (by their manifests); elsewhere even an empty folder is the user's.
+        if path.is_dir()
+        and path.relative_to(folder).as_posix() not in folders
+        and not any((folder / parent / MANIFEST).is_file() for parent in path.relative_to(folder).parents)
+    ]
 
 
 def _foreign(what: str, folder: Path) -> ArtifactError:
     return ArtifactError(
         f"The output folder {what}; nothing was touched",
         where=folder,
-        fix="choose another --out, or move these files away",
+        fix="choose another --out, or move this folder away",
     )
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write `card.json`, last of all: it holds the checksums of the files that are there."""
+    """Write `card.json`, after all other files: it holds their checksums."""
     card = card.model_copy(
         update={"files": {name: _sha256(folder / name) for name in _files_of(folder) if name != CARD}}
     )
@@ -293,6 +324,7 @@ def _files_of(folder: Path) -> list[str]:
     for root, folders, names in os.walk(folder):
         place = Path(root)
         if place != folder and MANIFEST in names:
+            # ImageNet-22K has about 5,000 shards; their checksums stand in the manifest already.
             folders.clear()
             names = [MANIFEST]
         found += [(place / name).relative_to(folder).as_posix() for name in names if name != _WRITING]
@@ -312,11 +344,19 @@ def _checksum(values: Mapping[str, Any]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError | json.JSONDecodeError | UnicodeDecodeError):
-        return "a file in it is damaged"
+    if isinstance(error, ValidationError):
+        return f"{CARD} is damaged: {error.error_count()} keys are missing or wrong"
     if isinstance(error, FileNotFoundError):
         return f"it has no {Path(error.filename).name}"
     return str(error).splitlines()[0]
+
+
+def _read_json(path: Path) -> Any:
+    """Parsed JSON of a file. Raises ValueError with the file's name when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
+        raise ValueError(f"{path.name} is damaged: {error}") from error
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
@@ -331,6 +371,7 @@ def write_table(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> P
         return None
     path = folder / TABLES / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Unix line ends on every machine: the bytes of a table are part of what DVC compares.
     with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Every error that a user can meet: one paragraph that says what, where and how to fix.
+"""Every error that a user can meet: one paragraph that says what is wrong, where, and how to fix it.
 
 The command line prints the paragraph and exits with `exit_code`: 1 when the work failed, 2 when the
 input was wrong. Anything that is not a `VitpipeError` is a defect of ours and keeps its traceback.
@@ -13,7 +13,14 @@ from pathlib import Path
 
 from vitpipe.contracts.address import hidden
 
-_NAMED = 5
+# Numbers of refused writes, each with its fix.
+_REFUSED = {
+    errno.ENOSPC: "free some space or choose another --out folder",
+    errno.EDQUOT: "free some of your quota or choose another --out folder",
+    errno.EROFS: "choose a folder on a file system that is not mounted read-only",
+    errno.EACCES: "give this user the right to write there or choose another --out folder",
+}
+_NAMED = 5  # names in one message; a set of a million images can have a thousand damaged ones
 
 
 class VitpipeError(Exception):
@@ -92,31 +99,40 @@ class EngineError(RunError):
 def disk_errors(where: str | Path) -> Iterator[None]:
     """Turn a refused write into a `StorageError`.
 
-    Torch and safetensors report a full disk as RuntimeError or their own class, so the message is
-    looked at as well as the number.
-
     Raises:
-        StorageError: when the disk is full, read-only or over quota.
+        StorageError: when the disk is full, read-only or over quota, or the user may not write there.
     """
     try:
         yield
     except VitpipeError:
         raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        raise _storage_error(error, where) from error
     except Exception as error:
-        if "No space left" not in str(error) and "file write failed" not in str(error):
+        refused = _refused_write(error)
+        if refused is None:
             raise
-        raise _storage_error(error, where) from error
+        raise _storage_error(refused, where) from error
+
+
+def _refused_write(error: Exception) -> Exception | None:
+    """The error of the disk behind an error, if there is one."""
+    link: BaseException | None = error
+    while link is not None:
+        # Other numbers (a missing file, for example) are not about refused writes.
+        if isinstance(link, OSError) and link.errno in _REFUSED:
+            return link
+        # torch.save closes its archive on a full disk and raises that failure instead of the first one,
+        # which is left as the context.
+        link = link.__cause__ or link.__context__
+    # safetensors and torch's C++ writers raise their own classes, without a number.
+    return error if "No space left" in str(error) or "file write failed" in str(error) else None
 
 
 def _storage_error(error: Exception, where: str | Path) -> StorageError:
+    is_system = isinstance(error, OSError)
     reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+    fix = _REFUSED.get(error.errno or 0, "") if isinstance(error, OSError) else _REFUSED[errno.ENOSPC]
     return StorageError(
         f"The disk refused a write ({reason})",
-        where=where,
-        fix="free some space or choose another --out folder, then run the same command again; "
-        "finished stages and saved training states are kept",
+        where=(error.filename if is_system and error.errno == errno.EACCES else "") or where,  # type: ignore[attr-defined]
+        fix=f"{fix}, then run the same command again; finished stages and saved training states are kept",
     )

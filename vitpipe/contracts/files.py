@@ -68,7 +68,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def move_aside(place: Path, reason: str) -> Path:
-    """Rename something that does not fit to `NAME.aside-TIME-REASON` beside it; nothing is ever overwritten.
+    """Rename a file or folder to `NAME.aside-TIME-REASON` beside it; never overwrites anything.
 
     Args:
         reason: words joined by hyphens, for the name.
@@ -81,6 +81,7 @@ def move_aside(place: Path, reason: str) -> Path:
     while target.exists():
         target = place.with_name(f"{place.name}.aside-{stamp}-{reason}-{number}")
         number += 1
+    # The seconds in the name can be equal for two folders; rename would replace an empty one.
     with disk_errors(place):
         place.rename(target)
     return target

@@ -57,6 +57,7 @@ class Stage:
         sections: top-level recipe keys that the stage reads; others do not re-run it. Only `prepare`
             reads `data`: what it makes of it reaches the others as their input folder.
         code: files and folders of `vitpipe/` that decide its result.
+        module: file of `vitpipe/stages/` with its `run`, where two stages share one; its own name if empty.
     """
 
     name: str
@@ -66,6 +67,17 @@ class Stage:
     image: Image
     kind: Kind
     resources: Resources
+    module: str = ""
+
+    @property
+    def module_name(self) -> str:
+        """The module of `vitpipe.stages` with its `run`."""
+        return self.module or self.name
+
+    @property
+    def all_code(self) -> tuple[str, ...]:
+        """`code` and the stage's own file."""
+        return (*self.code, f"stages/{self.module_name}.py")
 
 
 @dataclass(frozen=True)
@@ -99,81 +111,83 @@ _RESULTS = (
 
 STAGES: tuple[Stage, ...] = (
     Stage(
-        "prepare",
-        {},
-        ("data", "seed"),
-        (*_CONTRACTS, "config", "data", "datasets", "prepare"),
-        "train",
-        "Dataset",
-        _CPU,
+        name="prepare",
+        inputs={},
+        sections=("data", "seed"),
+        code=(*_CONTRACTS, "config", "data", "datasets", "prepare"),
+        image="train",
+        kind="Dataset",
+        resources=_CPU,
     ),
     Stage(
-        "pretrain",
-        _DATA,
-        ("seed", "model", "pretrain"),
-        _TRAINING_CODE,
-        "train",
-        "Model",
-        _A100,
+        name="pretrain",
+        inputs=_DATA,
+        sections=("seed", "model", "pretrain"),
+        code=_TRAINING_CODE,
+        image="train",
+        kind="Model",
+        resources=_A100,
     ),
     Stage(
-        "intermediate",
-        {**_DATA, "weights": ("pretrain",)},
-        ("seed", "model", "intermediate"),
-        _TRAINING_CODE,
-        "train",
-        "Model",
-        _A100,
+        name="intermediate",
+        inputs={**_DATA, "weights": ("pretrain",)},
+        sections=("seed", "model", "intermediate"),
+        code=_TRAINING_CODE,
+        image="train",
+        kind="Model",
+        resources=_A100,
+        module="train_classifier",
     ),
     Stage(
-        "finetune",
-        {**_DATA, "weights": ("intermediate", "pretrain")},
-        ("seed", "model", "finetune"),
-        _TRAINING_CODE,
-        "train",
-        "Model",
-        _A100,
+        name="finetune",
+        inputs={**_DATA, "weights": ("intermediate", "pretrain")},
+        sections=("seed", "model", "finetune"),
+        code=_TRAINING_CODE,
+        image="train",
+        kind="Model",
+        resources=_A100,
+        module="train_classifier",
     ),
     Stage(
-        "probe",
-        {**_DATA, "weights": ("pretrain", "finetune")},
-        ("seed", "model", "probe"),
-        _TRAINING_CODE,
-        "train",
-        "Artifact",
-        _ONE_GPU,
+        name="probe",
+        inputs={**_DATA, "weights": ("pretrain", "finetune")},
+        sections=("seed", "model", "probe"),
+        code=_TRAINING_CODE,
+        image="train",
+        kind="Artifact",
+        resources=_ONE_GPU,
     ),
     Stage(
-        "detect",
-        {**_DATA, "weights": ("pretrain", "finetune", "intermediate")},
-        ("seed", "model", "detect"),
-        _DENSE_CODE,
-        "dense",
-        "Model",
-        _A100,
+        name="detect",
+        inputs={**_DATA, "weights": ("pretrain", "finetune", "intermediate")},
+        sections=("seed", "model", "detect"),
+        code=_DENSE_CODE,
+        image="dense",
+        kind="Model",
+        resources=_A100,
     ),
     Stage(
-        "segment",
-        {**_DATA, "weights": ("pretrain", "finetune", "intermediate")},
-        ("seed", "model", "segment"),
-        _DENSE_CODE,
-        "dense",
-        "Model",
-        _A100,
+        name="segment",
+        inputs={**_DATA, "weights": ("pretrain", "finetune", "intermediate")},
+        sections=("seed", "model", "segment"),
+        code=_DENSE_CODE,
+        image="dense",
+        kind="Model",
+        resources=_A100,
     ),
     Stage(
-        "evaluate",
-        {**_DATA, "weights": ("finetune", "intermediate", "pretrain")},
-        ("seed", "model", "evaluate"),
-        (*_TRAINING_CODE, "benchmarks/model_cost.py", "benchmarks/throughput.py"),
-        "train",
-        "Artifact",
-        _ONE_GPU,
+        name="evaluate",
+        inputs={**_DATA, "weights": ("finetune", "intermediate", "pretrain")},
+        sections=("seed", "model", "evaluate"),
+        code=(*_TRAINING_CODE, "benchmarks/model_cost.py", "benchmarks/throughput.py"),
+        image="train",
+        kind="Artifact",
+        resources=_ONE_GPU,
     ),
     Stage(
-        "report",
-        {name: (name,) for name in _RESULTS},
-        (
+        name="report",
+        inputs={name: (name,) for name in _RESULTS},
+        sections=(
             "name",
             "profile",
             "summary",
@@ -184,16 +198,10 @@ STAGES: tuple[Stage, ...] = (
             "report",
             "stages",
         ),
-        (
-            *_CONTRACTS,
-            "contracts/graph.py",
-            "config",
-            "papers",
-            "report",
-        ),
-        "train",
-        "Report",
-        _SMALL,
+        code=(*_CONTRACTS, "contracts/graph.py", "config", "papers", "report"),
+        image="train",
+        kind="Report",
+        resources=_SMALL,
     ),
 )
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}

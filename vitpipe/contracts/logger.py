@@ -1,4 +1,4 @@
-"""What the loop says while it runs; `vitpipe.track` implements it, tests use `MemoryLogger`."""
+"""How training and evaluation report; `vitpipe.track` implements it, tests use `MemoryLogger`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class RunLogger(Protocol):
-    """The only way by which training and evaluation code reports. Rank 0 only.
+    """The only way in which training and evaluation code reports. Rank 0 only.
 
     Points become visible to the tracker at `commit`, never before: a point whose step no saved
     training state covers could be taken back by a resume and would then be logged twice.

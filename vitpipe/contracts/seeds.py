@@ -12,6 +12,8 @@ import numpy as np
 
 def seed_of(*parts: int | str) -> int:
     """A 64-bit seed from any numbers and words; equal parts give equal seeds, on every machine."""
+    # Type names keep 1 and "1" apart; the separator keeps ("ab", "c") and ("a", "bc") apart. Python's hash()
+    # is salted per process and would not do.
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -27,13 +29,14 @@ def seed_everything(*parts: int | str) -> None:
 
     seed = seed_of(*parts)
     random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
+    np.random.seed(seed & 0xFFFFFFFF)  # the legacy generator takes 32 bits
+    # Not torch.manual_seed, which seeds every GPU as well: augmentation draws on the CPU only.
     torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Put the global generators of `random`, NumPy and torch (CPU) back afterwards.
+    """Restore the global generators of `random`, NumPy and torch (CPU) afterwards.
 
     Without it, a loader inside the training process would move the draws of dropout and drop path.
     """

@@ -1,4 +1,4 @@
-"""Commands in messages, written so that they work when they are typed as they stand.
+"""Commands in messages, written so that they can be copied and run as printed.
 
 `make setup` puts the programs into `.venv/bin`, which is on no path until somebody activates the environment.
 """

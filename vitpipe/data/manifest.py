@@ -1,11 +1,11 @@
-"""What a prepared folder holds: one `manifest.json` at the top, one per dataset.
+"""Manifests of a prepared folder: one `manifest.json` at the top, one per dataset.
 
     PREPARED/manifest.json              source, digest of each dataset, digest of the whole
     PREPARED/imagenet/manifest.json     classes in order, splits, shards with checksums
-    PREPARED/imagenet/findings.csv      odd images, kept, converted or left out
+    PREPARED/imagenet/findings.csv      unusual images: kept, converted or left out
     PREPARED/coco/manifest.json         classes, counts; the archive, or the root of the user's folder
 
-A digest covers what is in a set (checksums, class order, counts), never where it lies.
+A digest covers the content of a set (checksums, class order, counts), never its location.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from vitpipe.contracts.errors import DatasetError
 from vitpipe.contracts.files import write_whole
 
 FINDINGS = "findings.csv"
+# Written into every manifest. Not part of the digest: a new schema does not change the data.
 SCHEMA_VERSION = 2
-# What says where the data came from or lies now, not what it is.
+# Provenance and location. The same images must have the same digest whether they were packed from folders,
+# from the original tars or from Kaggle's layout, and wherever their shards are stored.
 _NOT_CONTENT = {"digest", "root", "notes", "schema_version", "form", "store", "listing", "findings"}
 
 
 class _Frozen(BaseModel):
+    # Unknown keys are refused: a manifest of a later version is an error, not half understood.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Shard(_Frozen):
-    """One tar file: sizes in bytes, checksum hex SHA-256."""
+    """One tar file with its size in bytes and its checksum (SHA-256, hexadecimal)."""
 
     name: str
     num_images: int
@@ -43,8 +46,9 @@ class SplitManifest(_Frozen):
     """One split of a shard set.
 
     Attributes:
-        index: the file with one record per image (`shards.INDEX_DTYPE`).
-        hashes: the file with one perceptual hash per image (uint64), where they were asked for.
+        images_per_class: in the order of the class numbers.
+        index: name of the file with one record per image (`shards.INDEX_DTYPE`).
+        hashes: name of the file with one perceptual hash (uint64) per image, with `data.near_duplicates`.
     """
 
     num_images: int
@@ -56,12 +60,17 @@ class SplitManifest(_Frozen):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all shards together."""
+        """Total size of the shards, without index and hashes."""
         return sum(shard.size_bytes for shard in self.shards)
 
 
 class Encoding(_Frozen):
-    """How images were made smaller while packing; without it every file is byte for byte the source's."""
+    """How images were reduced while packing (`data.short_side`), which changes pixels.
+
+    Attributes:
+        short_side: pixels; larger images are resized to it, smaller ones are kept.
+        quality: of the JPEG, 1 to 100.
+    """
 
     short_side: int
     resampling: Literal["bicubic"] = "bicubic"
@@ -70,13 +79,17 @@ class Encoding(_Frozen):
 
 
 class ShardManifest(_Frozen):
-    """A classification set in shards. `class_names` are for people and may be empty.
+    """A classification set in shards.
 
     Attributes:
-        form: what it was packed from, for people.
-        findings: number of odd images by kind; `findings.csv` beside the manifest lists them.
-        store: where shards and index lie, if not beside the manifest: s3://bucket/prefix, or a folder.
-        listing: digest over names, labels and stamps of the source; equal means nothing to pack anew.
+        classes: class folder names (for ImageNet the WordNet ids) in the order of the class numbers.
+        class_names: human-readable names in the same order; may be empty.
+        encoding: `None` when every file is byte for byte the source's.
+        form: what it was packed from, human-readable.
+        findings: number of unusual images by kind; `findings.csv` beside the manifest lists them.
+        store: where shards and index are, if not beside the manifest: s3://bucket/prefix, or a folder.
+        listing: digest over names, labels and modification stamps of the source; if it is unchanged, the
+            set is not packed again.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -86,7 +99,7 @@ class ShardManifest(_Frozen):
     splits: dict[str, SplitManifest]
     encoding: Encoding | None = None
     form: str = ""
-    findings: dict[str, int] = {}  # pydantic copies defaults
+    findings: dict[str, int] = {}  # pydantic copies mutable defaults
     store: str | None = None
     listing: str = ""
     notes: tuple[str, ...] = ()
@@ -94,11 +107,15 @@ class ShardManifest(_Frozen):
 
 
 class DenseManifest(_Frozen):
-    """A dense set in its own layout: packed in `archive`, or left where it is, at `root`.
+    """A dense set (COCO, ADE20K, DAVIS) in its own layout: packed into `archive`, or left in place at `root`.
 
-    The archive lies beside the manifest, or in `store` (s3://bucket/prefix, or a folder).
-
-    `counts` are numbers of pictures, annotations or sequences by name, for example `train_images`.
+    Attributes:
+        counts: numbers of images, annotations or sequences by name, for example `train_images`.
+        form: what it was prepared from, human-readable.
+        archive: file name of the tar, beside the manifest or in `store`.
+        store: s3://bucket/prefix, or a folder.
+        size_bytes: of the archive or of the files at `root`.
+        root: the user's folder, where nothing was packed.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -115,28 +132,36 @@ class DenseManifest(_Frozen):
 
 
 class DataManifest(_Frozen):
-    """The whole prepared folder: dataset name -> digest, and one digest over all.
+    """The whole prepared folder.
 
-    `revisions` says per set at which DVC revision it was pulled, or which one the raw data had.
+    Attributes:
+        sets: dataset name -> digest of its content.
+        data_digest: digest over all sets.
+        revisions: per set, the DVC revision it was pulled at or that of the raw data.
     """
 
     schema_version: int = SCHEMA_VERSION
     source: Literal["embedded", "folders", "pinned"]
     sets: dict[str, str]
     data_digest: str
-    revisions: dict[str, dict[str, str]] = {}  # pydantic copies defaults
+    revisions: dict[str, dict[str, str]] = {}
 
 
 AnyManifest = TypeVar("AnyManifest", ShardManifest, DenseManifest, DataManifest)
 
 
 def content_digest(manifest: ShardManifest | DenseManifest) -> str:
-    """Hex SHA-256 over what the set holds; the place of the data and the notes do not count."""
+    """SHA-256 (hexadecimal) over the content of a set, without location, provenance and notes."""
     return digest_of(manifest.model_dump(mode="json", exclude=_NOT_CONTENT))
 
 
 def write_manifest(folder: Path, manifest: BaseModel) -> None:
-    """Write `manifest.json` into the folder."""
+    """Write `manifest.json` into the folder, complete or not at all.
+
+    Raises:
+        StorageError: when the disk refuses the write.
+    """
+    # The trailing newline makes the file a text file for git and diff.
     write_whole(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
@@ -144,16 +169,18 @@ def read_manifest(folder: Path, kind: type[AnyManifest]) -> AnyManifest:
     """Read `manifest.json` of a prepared folder or of one dataset in it.
 
     Raises:
-        DatasetError: when it is missing or is not a manifest of this kind.
+        DatasetError: when it is missing, unreadable or not a manifest of this kind.
     """
     path = folder / MANIFEST
     try:
         return kind.model_validate_json(path.read_bytes())
+    # Before OSError, its base class: a missing permission must not be reported as a missing dataset, whose
+    # fix would be to prepare everything again.
     except PermissionError as error:
         raise DatasetError(
-            f"The manifest may not be read ({error.strerror})",
+            f"The manifest cannot be read ({error.strerror})",
             where=path,
-            fix="give this user the right to read the prepared folder",
+            fix="give this user read permission for the prepared folder",
         ) from error
     except OSError as error:
         raise DatasetError(
@@ -170,7 +197,7 @@ def read_manifest(folder: Path, kind: type[AnyManifest]) -> AnyManifest:
 
 
 def read_digest(prepare_folder: Path) -> str:
-    """The digest of everything a prepare stage made.
+    """The digest over all sets of a prepare stage's output.
 
     Raises:
         DatasetError: as `read_manifest`.

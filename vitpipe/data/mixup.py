@@ -1,9 +1,8 @@
-"""Mixup and CutMix with label smoothing: images and labels in, mixed images and soft targets out.
+"""Mixup and CutMix with label smoothing: images and labels to mixed images and soft targets.
 
-mixup: Zhang et al., ICLR 2018. CutMix: Yun et al., ICCV 2019. Per-batch mode with the definitions of
-timm's `Mixup`: partners are the batch reversed, one lambda per batch, CutMix's lambda corrected to the
-area that was really pasted. Written anew because timm draws from NumPy's global generator, which would
-tie the result to whatever else has drawn before, and refuses batches of odd size.
+Mixup: Zhang et al., ICLR 2018. CutMix: Yun et al., ICCV 2019. Defined as timm's `Mixup` in batch mode: one
+lambda per batch, each image mixed with its counterpart in the reversed batch, CutMix's lambda corrected to
+the pasted area.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from vitpipe.config.recipe import AugmentConfig
 from vitpipe.contracts.seeds import generator_of
 
 
+# Not timm's class: that draws from NumPy's global generator, so that a result would depend on all draws
+# before it, and it asserts an even batch size.
 class Mixup:
     """Mixes a batch; with both alphas 0 it only makes the soft targets.
 
@@ -25,7 +26,7 @@ class Mixup:
         augment: `mixup_alpha`, `cutmix_alpha`, `mix_probability` (of mixing a batch at all),
             `mix_switch_probability` (of CutMix when both are on).
         num_classes: K.
-        label_smoothing: share of the target mass that is spread evenly over all classes.
+        label_smoothing: share of the probability mass that is spread evenly over all classes.
     """
 
     def __init__(self, augment: AugmentConfig, num_classes: int, label_smoothing: float) -> None:
@@ -34,12 +35,18 @@ class Mixup:
     def __call__(
         self, images: Tensor, labels: Tensor, *, seed: int, step: int, micro: int, rank: int
     ) -> tuple[Tensor, Tensor]:
-        """Mix (B, C, H, W) images with labels (B,) into new images and targets (B, K) float32."""
+        """Mix (B, C, H, W) images and labels (B,) into new images and targets (B, K) float32.
+
+        Args:
+            seed: of the run; with step, micro and rank it determines all draws.
+        """
         generator = generator_of("mix", seed, step, micro, rank)
         share, box = self._draw(generator, images.shape[-2], images.shape[-1])
         targets = self.soft_targets(labels)
         if share == 1.0:
             return images, targets
+        # The reversed batch needs no permutation and no draw. In an odd batch the middle image is mixed
+        # with itself. Nothing is changed in place: a diverged step saves the loader's own batch.
         if box is None:
             mixed = images * share + images.flip(0) * (1.0 - share)
         else:
@@ -49,7 +56,8 @@ class Mixup:
         return mixed, targets * share + targets.flip(0) * (1.0 - share)
 
     def soft_targets(self, labels: Tensor) -> Tensor:
-        """Smoothed one-hot targets: (B,) -> (B, K)."""
+        """Smoothed one-hot targets: (B,) -> (B, K) float32, rows sum to 1."""
+        # timm's definition: the true class gets 1 - smoothing + smoothing / K.
         off = self.label_smoothing / self.num_classes
         targets = torch.full((labels.shape[0], self.num_classes), off, device=labels.device)
         return targets.scatter_(1, labels.long()[:, None], 1.0 - self.label_smoothing + off)
@@ -57,20 +65,23 @@ class Mixup:
     def _draw(
         self, generator: np.random.Generator, height: int, width: int
     ) -> tuple[float, tuple[int, int, int, int] | None]:
-        """The share of the own image, and the pasted box (top, bottom, left, right) for CutMix."""
+        """Lambda (the share of the image itself), and CutMix's box: top, bottom, left, right in pixels."""
         mixup, cutmix = self.augment.mixup_alpha, self.augment.cutmix_alpha
         if max(mixup, cutmix) == 0.0 or generator.random() >= self.augment.mix_probability:
             return 1.0, None
         both = mixup > 0.0 and cutmix > 0.0
         if not (generator.random() < self.augment.mix_switch_probability if both else cutmix > 0.0):
             return float(generator.beta(mixup, mixup)), None
+        # A box of area 1 - lambda with the image's aspect ratio (CutMix, equation 2).
         side = math.sqrt(1.0 - generator.beta(cutmix, cutmix))
         top, bottom = _span(generator, height, int(height * side))
         left, right = _span(generator, width, int(width * side))
+        # The box may be clipped at the border: lambda is taken from the pasted area (timm's `correct_lam`).
         return 1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
 
 
 def _span(generator: np.random.Generator, size: int, length: int) -> tuple[int, int]:
-    """A span around a uniform centre, cut off at the borders."""
+    """A span of `length` pixels around a uniformly drawn centre, clipped to [0, size]."""
     centre = int(generator.integers(0, size))
+    # An odd length has its extra pixel after the centre, as in timm's `rand_bbox`.
     return max(0, centre - length // 2), min(size, centre + (length + 1) // 2)

@@ -1,9 +1,8 @@
-"""The compiled loops of `resize`. Importing this costs a second: numba, and the code from its cache.
+"""The compiled loops of `resize`: Pillow's integer arithmetic, laid out for vector instructions.
 
-Pillow reduces an image in two passes, across and down, with fixed-point weights of 22 bits, and rounds to
-8 bits after each. The same integers are computed here, with the loops laid out so that the compiler can
-use vector instructions: 32 rows at a time are turned on their side, so that neighbours in memory are
-independent sums.
+Pillow (Resample.c) resamples in two passes, horizontal and vertical, with fixed-point weights of 22 bits, and
+rounds to 8 bits after each. The same integers are computed here. Importing this module takes a second: numba,
+and the compiled code from its cache.
 """
 
 from __future__ import annotations
@@ -19,19 +18,32 @@ import numpy as np
 from vitpipe.config.cache_folder import cache_folder
 
 if not os.access(Path(__file__).parent, os.W_OK):
-    # Compiled code is kept beside this file; in an image that a user may not write to, elsewhere.
+    # numba caches compiled code beside the source file; in a container image that may be read-only.
     numba.config.CACHE_DIR = str(cache_folder() / "numba")
 
+# Pillow's PRECISION_BITS: 32 - 8 bits of the pixel - 2 bits for overshoot of the filter and the sign.
 _PRECISION_BITS = 22
+# Rows per tile: 32 rows of 4 channels are 128 independent sums per output column.
 _ROWS = 32
 
+# No bounds checks: `weights_of` clamps every tap to the image.
 _compiled = numba.njit(cache=True, boundscheck=False, nogil=True)
 
 
 @_compiled
 def weights_of(num_in: int, num_out: int, support: float) -> Any:
-    """Which inputs each output takes, with fixed-point weights: first (N,), count (N,), weights (N, K)."""
+    """Fixed-point filter weights of one pass, as Pillow's `precompute_coeffs`.
+
+    Args:
+        num_in: input pixels along the axis.
+        num_out: N, output pixels along the axis.
+        support: half width of the filter, 1 (bilinear) or 2 (bicubic).
+
+    Returns:
+        First input pixel (N,), number of input pixels (N,), weights (N, K), all int32.
+    """
     scale = num_in / num_out
+    # Antialiasing: the filter is widened when the image shrinks, and never narrower than one input pixel.
     stretch = max(scale, 1.0)
     reach = support * stretch
     first = np.zeros(num_out, np.int32)
@@ -41,11 +53,13 @@ def weights_of(num_in: int, num_out: int, support: float) -> Any:
     step = 1.0 / stretch
     for out in range(num_out):
         centre = (out + 0.5) * scale
+        # Truncation after adding 0.5, as C's cast in Pillow; the same below for negative weights.
         low = max(int(centre - reach + 0.5), 0)
         high = min(int(centre + reach + 0.5), num_in)
         total = 0.0
         for tap in range(high - low):
             x = abs((tap + low - centre + 0.5) * step)
+            # Triangle filter; then Keys' cubic with a = -0.5 (torch's and OpenCV's bicubic have -0.75).
             if support == 1.0:
                 row[tap] = 1.0 - x if x < 1.0 else 0.0
             elif x < 1.0:
@@ -56,6 +70,7 @@ def weights_of(num_in: int, num_out: int, support: float) -> Any:
                 row[tap] = 0.0
             total += row[tap]
         for tap in range(high - low):
+            # Normalised over the taps inside the image, so that borders do not get darker.
             share = row[tap] / total * (1 << _PRECISION_BITS)
             weights[out, tap] = int(share - 0.5) if share < 0 else int(share + 0.5)
         first[out] = low
@@ -64,11 +79,13 @@ def weights_of(num_in: int, num_out: int, support: float) -> Any:
 
 
 @_compiled
-def across(pixels: Any, first: Any, count: Any, weights: Any) -> Any:
-    """The pass along rows: (H, W) to (H, N)."""
+def resize_width(pixels: Any, first: Any, count: Any, weights: Any) -> Any:
+    """The horizontal pass: (H, W) to (H, N)."""
     height, width = pixels.shape
     num_out = len(first)
     out = np.empty((height, num_out), np.uint32)
+    # Transposed tiles, so that the compiler can use vector instructions: neighbours in memory belong to
+    # different rows and so to independent sums. Along a row they would be taps of the same sum.
     tile = np.empty((width, _ROWS), np.uint32)
     tile_bytes = tile.view(np.uint8)
     sums = np.empty(4 * _ROWS, np.int32)
@@ -80,12 +97,14 @@ def across(pixels: Any, first: Any, count: Any, weights: Any) -> Any:
             for x in range(width):
                 tile[x, row] = pixels[top + row, x]
         for x in range(num_out):
+            # Half a unit, so that the shift below rounds to nearest.
             sums[:] = 1 << (_PRECISION_BITS - 1)
             for tap in range(count[x]):
                 weight = weights[x, tap]
                 column = tile_bytes[first[x] + tap]
                 for i in range(4 * _ROWS):
                     sums[i] += np.int32(column[i]) * weight
+            # Clipped: the bicubic filter overshoots beside edges.
             for i in range(4 * _ROWS):
                 result[i] = min(max(sums[i] >> _PRECISION_BITS, 0), 255)
             for row in range(num_rows):
@@ -94,8 +113,9 @@ def across(pixels: Any, first: Any, count: Any, weights: Any) -> Any:
 
 
 @_compiled
-def down(pixels: Any, first: Any, count: Any, weights: Any) -> Any:
-    """The pass along columns: (H, W) to (N, W)."""
+def resize_height(pixels: Any, first: Any, count: Any, weights: Any) -> Any:
+    """The vertical pass: (H, W) to (N, W)."""
+    # No transposition: the bytes of a row are neighbours and belong to independent sums already.
     rows = pixels.view(np.uint8)
     num_bytes = rows.shape[1]
     num_out = len(first)
@@ -114,11 +134,12 @@ def down(pixels: Any, first: Any, count: Any, weights: Any) -> Any:
 
 
 @_compiled
-def look_up(pixels: Any, table: Any, out: Any) -> None:
-    """Packed pixels (H, W) and a table (3, 256) to floats in `out`, (3, H, W)."""
+def apply_table(pixels: Any, table: Any, out: Any) -> None:
+    """Write the table's (3, 256) values of packed pixels (H, W) into `out`, (3, H, W) float32."""
     height, width = pixels.shape
     for y in range(height):
         for x in range(width):
+            # Red is the lowest byte: RGBX on a little-endian machine.
             pixel = pixels[y, x]
             out[0, y, x] = table[0, pixel & 255]
             out[1, y, x] = table[1, (pixel >> 8) & 255]
@@ -126,12 +147,14 @@ def look_up(pixels: Any, table: Any, out: Any) -> None:
 
 
 def warm_up() -> None:
-    """Load or compile every loop for the arrays that it will get; the processes forked later have them."""
+    """Load or compile every loop for all array types in use; processes that are forked later inherit them."""
+    # numba compiles per array type, and layout and writability belong to it: read-only pixels of an image,
+    # the results of each pass, and flipped views of both.
     pixels = np.zeros((3, 3), np.uint32)
-    pixels.flags.writeable = False  # as what comes out of an image is
+    pixels.flags.writeable = False  # like the buffer of `packed`
     table = np.zeros((3, 256), np.float32)
     weights = weights_of(3, 2, 1.0)
-    for given in (pixels, across(pixels, *weights)):
-        for turned in (given, down(given, *weights)):
-            look_up(turned, table, np.empty((3, *turned.shape), np.float32))
-            look_up(turned[:, ::-1], table, np.empty((3, *turned.shape), np.float32))
+    for given in (pixels, resize_width(pixels, *weights)):
+        for resampled in (given, resize_height(given, *weights)):
+            apply_table(resampled, table, np.empty((3, *resampled.shape), np.float32))
+            apply_table(resampled[:, ::-1], table, np.empty((3, *resampled.shape), np.float32))

@@ -1,1 +1,1 @@
-"""What there is: catalogue, readers of raw sets in every form, layouts, the embedded sets."""
+"""Datasets: catalogue of facts, readers of the released formats, dense layouts, the embedded sets."""

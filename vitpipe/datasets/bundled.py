@@ -1,4 +1,4 @@
-"""Files that installed packages carry, found without importing the package and without any download."""
+"""Data files inside installed packages, found without importing the package and without a download."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from vitpipe.contracts.errors import DatasetError
 def bundled_file(package: str, relative: str) -> Path:
     """The path of a file inside an installed top-level package.
 
-    Importing scikit-learn takes seconds, reading one file of it does not.
-
     Raises:
         DatasetError: when the package is absent or comes without the file.
     """
+    # Not `importlib.resources`, which imports the package: importing scikit-learn takes seconds.
+    # `find_spec` of a top-level name imports nothing.
     spec = find_spec(package)
+    # An absent package gives a relative path that does not exist, and so the same error.
     folder = Path(spec.origin).parent if spec and spec.origin else Path(package)
     path = folder / relative
     if not path.is_file():
         raise DatasetError(
-            f"The installed '{package}' comes without a file that is needed here",
+            f"The installed package '{package}' lacks a data file",
             where=path,
             fix="install the version of requirements.lock, from a wheel",
         )

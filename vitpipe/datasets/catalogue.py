@@ -1,7 +1,6 @@
-"""Facts about the datasets, known before any data is there. Needs neither torch nor data.
+"""Facts about the datasets from `facts.yaml`: counts, classes, archives with checksums, licence, citation.
 
-The facts lie in `facts.yaml` beside this file, each checksum and size with the place where it was
-published. The file is read when the first fact is asked for, and once.
+Needs no data and neither torch nor numpy. The file is read once, on the first access.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ class Archive:
     """One released file.
 
     Attributes:
-        role: what is in it, for people.
-        size_bytes: None where it was not found.
-        checksum: hex digits; None where none was published.
+        role: its content, as a phrase.
+        size_bytes: None where no published value was found.
+        checksum: hexadecimal; None where none was published.
         source: where checksum and size were published.
     """
 
@@ -41,7 +40,7 @@ class Release:
     """One of several releases of the same set.
 
     Attributes:
-        class_file: where its class keys are, see `DatasetFacts`.
+        class_file: source of its class keys, see `DatasetFacts`.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Citation:
-    """Whom to cite."""
+    """The publication to cite."""
 
     authors: str
     title: str
@@ -69,20 +68,21 @@ class Citation:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """Facts about one dataset. For DAVIS images are frames at 480p and there are no classes.
+    """Facts about one dataset. For DAVIS, images are frames at 480p and there are no classes.
 
     Attributes:
-        size_bytes: the released image archives; an estimate for embedded data and where it says so.
-        layout: the folders it must have, as one line for people.
-        forms: everything that the prepare stage accepts, one line for people each.
-        class_order: where the order of the classes comes from, for people.
-        class_file: file with the class keys in order: `names/FILE` of this package, `timm:FILE` of the
-            installed timm, or `digits` and `numbers`, which need none; None when the folders found decide.
-        names_file: names for people, where the keys are not names.
+        size_bytes: of the released image archives; an estimate if `size_is_estimate`.
+        layout: the required folders and files, as one line of text.
+        forms: the formats that the prepare stage accepts, one line of text each.
+        class_order: where the order of the classes comes from, as text.
+        class_file: list of the class keys in order: `names/FILE` of this package, `timm:FILE` of the
+            installed timm, or `digits` and `numbers`, which are generated; None where the class folders
+            decide.
+        names_file: list of readable class names, where the keys are not names.
         archives: the released files of the set (of its first release, if there are several).
-        parts: what is inside an archive and has a checksum of its own.
-        typical_short_side: pixels, for estimates.
-        array_side: pixels, of a set that is released as numbers instead of image files.
+        parts: members of an archive that have a checksum of their own.
+        typical_short_side: in pixels, for estimates.
+        array_side: in pixels, of a set that is released as arrays instead of image files.
     """
 
     name: str
@@ -117,12 +117,13 @@ class DatasetFacts:
     @property
     def every_archive(self) -> tuple[Archive, ...]:
         """Archives of all releases and the parts, each file once."""
+        # By file name: the set's own archives are those of its first release, which lists them again.
         found = [*self.archives, *(a for release in self.releases for a in release.archives), *self.parts]
         return tuple({archive.file: archive for archive in found}.values())
 
 
 class _Facts(Mapping[str, DatasetFacts]):
-    """All facts by dataset name; the file is read at the first look."""
+    """All facts by dataset name; the file is read on the first access."""
 
     def __getitem__(self, name: str) -> DatasetFacts:
         return _read_facts()[name]
@@ -134,11 +135,12 @@ class _Facts(Mapping[str, DatasetFacts]):
         return len(_read_facts())
 
 
+# Read on first access: parsing takes 0.1 s, and modules that only need the types import this one.
 FACTS: Mapping[str, DatasetFacts] = _Facts()
 
 
 def facts(dataset: str, data: DataConfig | None = None) -> DatasetFacts:
-    """The facts of a dataset, or with `data.source: embedded` those of its embedded stand-in.
+    """The facts of a dataset, or with `data.source: embedded` those of its embedded replacement.
 
     Raises:
         DatasetError: for an unknown name.
@@ -158,6 +160,8 @@ def embedded_facts(dataset: str, config: EmbeddedConfig) -> DatasetFacts:
     """
     if dataset not in EMBEDDED_SETS:
         raise DatasetError(f"There is no embedded '{dataset}'", fix=f"use one of {', '.join(EMBEDDED_SETS)}")
+    # Classes: ten digits; digit x five backgrounds; eight backgrounds and ten digits (see
+    # embedded/write.py, which is not imported because it needs numpy).
     num_train, num_val, num_classes = {
         "imagenet": (config.train_images, config.val_images, 10),
         "imagenet22k": (config.intermediate_images, config.val_images, 50),
@@ -173,7 +177,7 @@ def embedded_facts(dataset: str, config: EmbeddedConfig) -> DatasetFacts:
         num_train_images=num_train,
         num_val_images=num_val,
         num_classes=num_classes,
-        # Measured: about 0.75 bytes per pixel at the quality and detail of these pictures.
+        # Measured on the written sets: about 0.75 bytes per pixel at JPEG quality 95.
         size_bytes=round(0.75 * side**2 * (num_train + num_val)),
         size_is_estimate=True,
         typical_short_side=side,
@@ -192,12 +196,12 @@ def train_sizes(data: DataConfig) -> dict[str, int]:
 
 @functools.cache
 def class_order(dataset: str, release: str | None = None) -> tuple[str, ...]:
-    """The class keys of a set in the order of the class numbers; empty where the folders found decide.
+    """The class keys of a set in the order of the class numbers; empty where the class folders decide.
 
-    ImageNet's keys are wnids, those of Flowers-102 the numbers `1` to `102`, all others names.
+    The keys of ImageNet are wnids, those of Flowers-102 the numbers `1` to `102`, all others are names.
 
     Args:
-        release: of a set that has several; the first if not given.
+        release: of a set that has several; the first one if not given.
 
     Raises:
         DatasetError: for an unknown name, or when the installed timm lacks its list.
@@ -214,7 +218,7 @@ def class_order(dataset: str, release: str | None = None) -> tuple[str, ...]:
 
 @functools.cache
 def class_names(dataset: str) -> tuple[str, ...]:
-    """Class names for people in canonical order; empty where neither a list nor names are known.
+    """Readable class names in the order of the class numbers; empty where no list is known.
 
     Raises:
         DatasetError: as `class_order`.
@@ -222,43 +226,36 @@ def class_names(dataset: str) -> tuple[str, ...]:
     known, keys = facts(dataset), class_order(dataset)
     if known.names_file:
         return _lines(known.names_file)
-    if known.class_file and (dataset.startswith("imagenet")):
+    if known.class_file and dataset.startswith("imagenet"):
         names = _wnid_names()
         return tuple(names.get(key, key) for key in keys)
     return keys
 
 
-def find_archive(dataset: str, file: str) -> Archive | None:
-    """What is known about a released file of a set, from any of its releases.
-
-    Raises:
-        DatasetError: for an unknown dataset.
-    """
-    return next((archive for archive in facts(dataset).every_archive if archive.file == file), None)
-
-
 def _class_keys(class_file: str | None, num_classes: int) -> tuple[str, ...]:
     if class_file is None:
         return ()
+    # "digits" 0 to 9 (SVHN), "numbers" from 1 (Flowers-102, whose labels MATLAB counts from 1).
     if class_file in ("digits", "numbers"):
         first = int(class_file == "numbers")
         return tuple(str(number) for number in range(first, first + num_classes))
     return _lines(class_file)
 
 
-def _lines(place: str) -> tuple[str, ...]:
-    """The lines of a list in this package or in the installed timm."""
-    package, colon, file = place.partition(":")
+def _lines(list_file: str) -> tuple[str, ...]:
+    """The lines of a list: `names/FILE` in this package or `timm:FILE` in the installed timm."""
+    package, colon, file = list_file.partition(":")
     if colon:
+        # timm's folder of class lists; private, hence the pinned version and the error of `bundled_file`.
         text = bundled_file(package, f"data/_info/{file}").read_text(encoding="utf-8")
     else:
-        text = (files("vitpipe") / "datasets" / place).read_text(encoding="utf-8")
+        text = (files("vitpipe") / "datasets" / list_file).read_text(encoding="utf-8")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 @functools.cache
 def _wnid_names() -> dict[str, str]:
-    """wnid -> its first word in WordNet, for example `n01440764` -> `tench`."""
+    """Wnid to its first lemma in WordNet, for example `n01440764` to `tench`."""
     rows = (line.split("\t") for line in _lines("timm:imagenet_synset_to_lemma.txt"))
     return {wnid: words.split(",")[0] for wnid, words in rows}
 
@@ -267,9 +264,11 @@ def _wnid_names() -> dict[str, str]:
 def _read_facts() -> dict[str, DatasetFacts]:
     import yaml
 
+    # The C parser is absent where PyYAML was built without libyaml.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     text = (files("vitpipe") / "datasets" / "facts.yaml").read_text(encoding="utf-8")
     entries = yaml.load(text, Loader=loader)
+    # In the order of the config, not of the file; a set without facts fails here (KeyError), not in a run.
     return {name: _facts_of(name, entries[name]) for name in (*SHARD_SETS, *DENSE_SETS)}
 
 

@@ -1,4 +1,4 @@
-"""A prepared set in its own layout (COCO, ADE20K, DAVIS), ready to read: unpacked once, or where it lies."""
+"""Prepared dense sets (COCO, ADE20K, DAVIS) in their own layout: unpacked once, or used in place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitpipe.data.storage.storage import blocks_of
 from vitpipe.datasets.archives import unpack_tar
 from vitpipe.datasets.layouts import VERIFY_DENSE
 
-_AGAIN = "run the prepare stage again, or copy the prepared folder anew"
+_REDO = "run the prepare stage again, or copy the prepared folder again"
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class DenseFolder:
     """A dense set ready to read, in its own layout below `root`.
 
     Attributes:
-        classes: category names in label order; for ADE20K label 0 (other) is not among them.
-        counts: numbers of pictures and annotations, for example `train_images`.
+        classes: category names in label order; label 0 (other) of ADE20K is not included.
+        counts: numbers of images and annotations by name, for example `train_images`.
     """
 
     root: Path
@@ -38,17 +38,19 @@ def open_dense(prepare_folder: Path, dataset: str, scratch: Path) -> DenseFolder
 
     Args:
         dataset: `coco`, `ade20k` or `davis`.
-        scratch: where an archive is unpacked to, once per content; may be shared by runs and ranks.
+        scratch: folder that an archive is unpacked into, once per content; may be shared by runs and ranks.
 
     Raises:
-        DatasetError: when the set was not prepared, its archive has changed, or the user's folder is gone
-            or no longer what was verified.
+        DatasetError: when the set was not prepared, its archive has changed, or the user's folder is missing
+            or has changed since it was verified.
         StorageError: when the disk refuses a write.
     """
     folder = prepare_folder / dataset
     manifest = read_manifest(folder, DenseManifest)
     if manifest.archive is not None:
+        # Named by content: another version of the set gets another folder. 16 hexadecimal digits are 64 bits.
         root = scratch / f"{dataset}-{manifest.digest[:16]}"
+        # `unpack_tar` renames the folder when it is complete, so that its existence is enough.
         if not root.is_dir():
             _unpack(folder, manifest, root)
     else:
@@ -60,7 +62,7 @@ def check_dense(prepare_folder: Path, dataset: str, *, checksums: bool) -> Dense
     """Compare a prepared dense set with its manifest, without unpacking.
 
     Args:
-        checksums: also read the archive; else its size must do.
+        checksums: read the archive and compare its SHA-256 as well; otherwise only its size.
 
     Raises:
         DatasetError: as `open_dense`.
@@ -73,7 +75,7 @@ def check_dense(prepare_folder: Path, dataset: str, *, checksums: bool) -> Dense
     storage = storage_of(folder, manifest.store)
     if storage.size_bytes(manifest.archive) != manifest.size_bytes:
         where = storage.place(manifest.archive)
-        raise DatasetError("The archive is missing or has another size", where=where, fix=_AGAIN)
+        raise DatasetError("The archive is missing or has a different size", where=where, fix=_REDO)
     if checksums:
         total = hashlib.sha256()
         for block in blocks_of(storage, manifest.archive, manifest.size_bytes):
@@ -83,42 +85,47 @@ def check_dense(prepare_folder: Path, dataset: str, *, checksums: bool) -> Dense
 
 
 def _unpack(folder: Path, manifest: DenseManifest, root: Path) -> None:
-    """Unpack into a new folder; ranks and runs that do it at the same time do not disturb each other."""
+    """Verify the archive and unpack it; safe when several ranks and runs do so at the same time."""
     storage = storage_of(folder, manifest.store)
     assert manifest.archive is not None
+    # The contents of a tar are smaller than the tar, so its size bounds them.
+    limit_bytes = manifest.size_bytes
     if not storage.is_remote:
         archive = Path(storage.place(manifest.archive))
         if not archive.is_file():
-            raise DatasetError("The archive is missing", where=archive, fix=_AGAIN)
+            raise DatasetError("The archive is missing", where=archive, fix=_REDO)
         _compare(file_digest(archive), manifest, archive)
-        unpack_tar(archive, root, limit_bytes=manifest.size_bytes)
+        unpack_tar(archive, root, limit_bytes=limit_bytes)
         return
     with disk_errors(root):
         root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as aside:
-            fetched = Path(aside) / manifest.archive
+        # Beside the target: /tmp may be too small for COCO (20 GB). One folder per process, so that no rank
+        # reads a file that another one is still fetching.
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+            fetched = Path(temporary) / manifest.archive
             storage.fetch(manifest.archive, fetched)
             _compare(file_digest(fetched), manifest, storage.place(manifest.archive))
-            unpack_tar(fetched, root, limit_bytes=manifest.size_bytes)
+            unpack_tar(fetched, root, limit_bytes=limit_bytes)
 
 
 def _compare(sha256: str, manifest: DenseManifest, where: str | Path) -> None:
     if sha256 != manifest.archive_sha256:
-        raise DatasetError("The archive's checksum is not that of the manifest", where=where, fix=_AGAIN)
+        raise DatasetError("The archive's checksum differs from the manifest's", where=where, fix=_REDO)
 
 
 def _checked_root(manifest: DenseManifest, folder: Path) -> Path:
     root = manifest.root
     if root is None or not root.is_dir():
         raise DatasetError(
-            f"The folder of '{manifest.dataset}' that was prepared is not there",
+            f"The prepared folder of '{manifest.dataset}' is missing",
             where=root or folder,
-            fix="mount it at the same place, or run the prepare stage again with the new data.root",
+            fix="mount it at the same path, or run the prepare stage again with the new data.root",
         )
+    # Names and counts, not contents: reading the 20 GB of COCO before every run would take minutes.
     found = VERIFY_DENSE[manifest.dataset](root).counts
     if found != manifest.counts:
         raise DatasetError(
-            f"The folder has changed since it was prepared: {found} instead of {manifest.counts}",
+            f"The folder has changed since it was prepared: found {found}, expected {manifest.counts}",
             where=root,
             fix="run the prepare stage again",
         )

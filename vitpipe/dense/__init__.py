@@ -1,1 +1,1 @@
-"""The bridge to mmdet and mmseg; imported only when used."""
+"""Object detection and semantic segmentation with mmdet and mmseg; imported only by the dense stages."""

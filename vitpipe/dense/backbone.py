@@ -1,4 +1,4 @@
-"""Our networks in the form that mmdet's and mmseg's heads read: a tuple of maps, finest first."""
+"""Adapter from this package's networks to the backbone interface of mmdet and mmseg."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from vitpipe.config.recipe import DenseConfig, ModelConfig
 from vitpipe.models.build import build_dense
 from vitpipe.models.network import Task
 
-# Where the parameters of the network stand inside a detector or segmentor.
+# Prefix of the network's parameter names inside a detector or segmentor.
 NET_PREFIX = "backbone.net."
 
 
+# In mmengine's registry, the parent of both mmdet's and mmseg's: either finds the type there.
 @MODELS.register_module()
 class DenseMaps(nn.Module):
-    """Any family's `DenseBackbone`, which says itself what its maps are.
+    """Any family's `DenseBackbone` as a backbone that returns a tuple of feature maps, finest first.
 
     Args:
-        model: a recipe's `model` section as plain values, since mmengine's configurations hold nothing else.
-        image_size: pixels per side that position tables of a fixed size are made for.
-        drop_path: drop ratio of the last block.
+        model: a recipe's `model` section as plain values.
+        image_size: pixels per side for which position tables of a fixed size are built.
+        drop_path: stochastic depth rate of the last block.
         pyramid_depth: see `Family.dense`.
     """
 
@@ -37,6 +38,7 @@ class DenseMaps(nn.Module):
         pyramid_depth: int | None,
     ) -> None:
         super().__init__()
+        # mmengine's configurations hold plain values only: the recipe's section comes as a mapping.
         self.net = build_dense(
             ModelConfig(**model),
             task,
@@ -46,13 +48,13 @@ class DenseMaps(nn.Module):
         )
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> maps (B, C, H/s, W/s)."""
+        """(B, 3, H, W) -> feature maps (B, C, H/s, W/s), one per stride s."""
         maps: tuple[Tensor, ...] = self.net(images_BCHW)
         return maps
 
 
 def maps_config(dense: DenseConfig, model: ModelConfig, task: Task, image_size: int) -> dict[str, Any]:
-    """The backbone's part of a detector's or segmentor's configuration."""
+    """The `backbone` entry of a detector's or segmentor's configuration."""
     return {
         "type": "DenseMaps",
         "task": task,
@@ -64,7 +66,8 @@ def maps_config(dense: DenseConfig, model: ModelConfig, task: Task, image_size: 
 
 
 def map_widths(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Channels of each map of a `maps_config`, read off a network without numbers."""
+    """Number of channels of each feature map of a `maps_config`."""
+    # The heads' configuration needs the widths before the network is built: the meta device takes no memory.
     with torch.device("meta"):
         net = DenseMaps(**{key: value for key, value in config.items() if key != "type"}).net
     return net.widths

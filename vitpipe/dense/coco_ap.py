@@ -1,8 +1,10 @@
-"""COCO's twelve numbers and the average precision of each class, by faster-coco-eval.
+"""COCO's twelve metrics and the average precision of each class, computed by faster-coco-eval.
 
 Lin et al., Microsoft COCO, arXiv 1405.0312: average precision (AP) and recall (AR) over IoU thresholds 0.5 to
-0.95. mmdet's own metric rounds to three digits and leaves out recalls; faster-coco-eval gives the reference
-tool's numbers exactly and several times faster. Ratios in [0, 1]; areas in pixels.
+0.95. Ratios in [0, 1]; areas in pixels.
+
+mmdet's own metric rounds to three digits and leaves out recalls; faster-coco-eval gives pycocotools' numbers
+exactly and several times faster.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["bbox", "segm"]
-# In the order of the reference tool's summary. Areas: below 32^2, below 96^2, above. AR1: one detection.
+# In the order of pycocotools' `summarize`. Areas: below 32^2, below 96^2, above. AR1: one detection an image.
 NUMBERS = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
@@ -36,22 +38,24 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class CocoResult:
-    """The twelve numbers by name, NaN where the set has no such object, and the classes in order."""
+    """The twelve metrics by name, NaN where the set has no such object, and the classes by category id."""
 
     numbers: dict[str, float]
     classes: tuple[ClassResult, ...]
 
 
 def coco_results(sample: Any, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """One image's predictions in COCO's result format, boxes as (x, y, w, h), masks run-length coded.
+    """Convert one image's predictions to COCO's result format: boxes (x, y, w, h), masks run-length encoded.
 
     Args:
-        sample: mmdet's, with `pred_instances`: boxes (N, 4) as corners, scores, labels, masks (N, H, W).
+        sample: mmdet's `DetDataSample` with `pred_instances`: boxes (N, 4) as corners, scores (N,), labels
+            (N,), masks (N, H, W).
         category_ids: COCO's id of each label.
     """
     from faster_coco_eval import mask as coding
 
     found = sample.pred_instances.cpu().numpy()
+    # The encoder reads (H, W, N) in column-major order, as pycocotools' does.
     masks = np.asfortranarray(found.masks.transpose(1, 2, 0).astype(np.uint8))
     codes = coding.encode(masks) if len(found.scores) else []
     return [
@@ -67,45 +71,40 @@ def coco_results(sample: Any, category_ids: Sequence[int]) -> list[dict[str, Any
 
 
 def coco_ap(annotations: Path, results: Sequence[Mapping[str, Any]], kind: Kind) -> CocoResult:
-    """Judge predictions against a COCO annotation file.
+    """Evaluate predictions against a COCO annotation file.
 
     Args:
-        results: as `coco_results` makes them, of all images.
-        kind: boxes or masks.
+        results: from `coco_results`, of all images.
+        kind: evaluate boxes or masks.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    # Without its box a result's area is that of its mask, as the reference tool has it for masks.
+    # `loadRes` takes the area of a result from its box if it has one. Size classes of masks go by the area of
+    # the mask, as in pycocotools' own mask evaluation.
     left_out = {"bbox"} if kind == "segm" else {"segmentation"}
     rows = [{key: value for key, value in row.items() if key not in left_out} for row in results]
     truth = COCO(str(annotations))
-    found = truth.loadRes(rows) if rows else _nothing_found(truth)
+    found = truth.loadRes(rows)
     judge = COCOeval_faster(truth, found, kind)
     judge.evaluate()
     judge.accumulate()
     judge.summarize()
+    # The first twelve are pycocotools'; faster-coco-eval computes more (AR50, AR75).
     return CocoResult(
         {name: _defined(value) for name, value in zip(NUMBERS, judge.stats[:12], strict=True)},
         tuple(_classes(truth, judge.eval["precision"])),
     )
 
 
-def _nothing_found(truth: Any) -> Any:
-    from faster_coco_eval import COCO
-
-    found = COCO()
-    found.dataset = {**{key: truth.dataset[key] for key in ("images", "categories")}, "annotations": []}
-    found.createIndex()
-    return found
-
-
 def _classes(truth: Any, precision: NDArray[np.float64]) -> list[ClassResult]:
-    """From precision (threshold, recall, class, area, detections) over all areas and 100 detections."""
+    """From precision (IoU threshold, recall, class, area, max detections): all areas, 100 detections."""
     named = [(category["id"], category["name"]) for category in truth.loadCats(sorted(truth.getCatIds()))]
+    # The evaluator sorts classes by category id, as `named` is sorted.
     table = precision[:, :, :, 0, -1]
     return [
         ClassResult(
             name,
+            # Crowds are ignored regions, not objects to be found.
             len(truth.getAnnIds(catIds=[number], iscrowd=False)),
             _mean(table[:, :, place]),
             _mean(table[0, :, place]),
@@ -115,6 +114,7 @@ def _classes(truth: Any, precision: NDArray[np.float64]) -> list[ClassResult]:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
+    # COCO marks undefined entries by -1: a mean over them would be below zero.
     known = values[values > -1]
     return float(known.mean()) if known.size else math.nan
 
@@ -124,4 +124,5 @@ def _defined(value: float) -> float:
 
 
 def _text(counts: bytes | str) -> str:
+    # The encoder returns bytes, which JSON cannot hold.
     return counts.decode() if isinstance(counts, bytes) else counts

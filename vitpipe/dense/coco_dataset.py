@@ -1,4 +1,4 @@
-"""COCO as mmdet reads it: folders, samples, and what happens to an image before the network sees it."""
+"""COCO as an mmdet dataset: folders, data pipelines for training and evaluation, groups for padding."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from vitpipe.config.recipe import DetectConfig
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.datasets.dense_folder import DenseFolder
 
+# Pixels, as in DETR (arXiv 2005.12872) and iTPN's released configurations.
 _CROP_RANGE = (384, 600)
 _CROP_BRANCH_SIDES = (400, 500, 600)
+# mmdet's default of `filter_cfg` for COCO.
 _MIN_IMAGE_SIDE = 32
+# Pixels; mmdet's value for large-scale jitter: it removes only boxes that the crop left without area.
 _MIN_BOX_SIDE = 0.01
+# The last two are written by the flip, which evaluation does not have.
 _KEPT_META = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
 
 
 def train_pipeline(detect: DetectConfig) -> list[dict[str, Any]]:
-    """Flip, then another size, and for some a crop."""
+    """Random flip, then random resizing with or without a crop, as the recipe chooses."""
     return [
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
         {"type": "RandomFlip", "prob": detect.flip_probability},
-        *(_large_scale_jitter(detect) if detect.augment == "large_scale_jitter" else [_many_sizes(detect)]),
+        *(_large_scale_jitter(detect) if detect.augment == "large_scale_jitter" else [_multi_scale(detect)]),
         {"type": "PackDetInputs", "meta_keys": _KEPT_META},
     ]
 
 
-def _many_sizes(detect: DetectConfig) -> dict[str, Any]:
-    """One of many sizes; with the crop branch, half of the images are cropped in between.
-
-    The two branches and their sizes are DETR's (arXiv 2005.12872), as in iTPN's released configurations.
-    """
+def _multi_scale(detect: DetectConfig) -> dict[str, Any]:
+    """Resize to a random short side; with the crop branch, half of the images are cropped in between."""
     resize = _any_size(detect.short_sides, detect.long_side)
     if not detect.crop_branch:
         return resize
@@ -42,6 +43,7 @@ def _many_sizes(detect: DetectConfig) -> dict[str, Any]:
         "type": "RandomCrop",
         "crop_type": "absolute_range",
         "crop_size": _CROP_RANGE,
+        # A crop without objects is kept; else mmdet would put a random other image in its place.
         "allow_negative_crop": True,
     }
     first = _any_size(_CROP_BRANCH_SIDES, detect.long_side)
@@ -49,20 +51,22 @@ def _many_sizes(detect: DetectConfig) -> dict[str, Any]:
 
 
 def _large_scale_jitter(detect: DetectConfig) -> list[dict[str, Any]]:
-    """Resized by a random factor, cropped to a square where it is larger; the detector pads the rest.
+    """Large-scale jitter (Ghiasi et al., Simple Copy-Paste, arXiv 2012.07177), as in ViTDet.
 
-    Ghiasi et al., Simple Copy-Paste, arXiv 2012.07177, as ViTDet uses it: boxes follow what is left of their
-    masks, and a crop without objects is kept.
+    The image is resized by a random factor and cropped to a square where it is larger; the detector's data
+    preprocessor pads it where it is smaller.
     """
     size = (detect.jitter_size, detect.jitter_size)
     crop = {
         "type": "RandomCrop",
         "crop_type": "absolute",
         "crop_size": size,
+        # Boxes are fitted to the visible part of their masks, as in Detectron2.
         "recompute_bbox": True,
         "allow_negative_crop": True,
     }
-    # mmdet's name says the opposite: True would drop the image.
+    # mmdet 3.5.1 names it the wrong way round: `keep_empty=True` returns None for an image without boxes, and
+    # the dataset then draws another image.
     keep = {"type": "FilterAnnotations", "min_gt_bbox_wh": (_MIN_BOX_SIDE,) * 2, "keep_empty": False}
     resize = {"type": "RandomResize", "scale": size, "ratio_range": detect.jitter_range, "keep_ratio": True}
     return [resize, crop, keep]
@@ -74,7 +78,7 @@ def _any_size(short_sides: tuple[int, ...], long_side: int) -> dict[str, Any]:
 
 
 def eval_pipeline(detect: DetectConfig) -> list[dict[str, Any]]:
-    """One size, no flip."""
+    """Resize to the test size, without flip; annotations are read by the evaluator, not here."""
     return [
         {"type": "LoadImageFromFile"},
         {"type": "Resize", "scale": detect.test_size, "keep_ratio": True},
@@ -85,8 +89,8 @@ def eval_pipeline(detect: DetectConfig) -> list[dict[str, Any]]:
 def coco_dataset(folder: DenseFolder, split: str, pipeline: list[dict[str, Any]]) -> Any:
     """mmdet's dataset over one split of a COCO folder.
 
-    In training, images without an object and images with a side below 32 pixels are left out, as in mmdet's
-    own configurations; crowds are ignored regions.
+    Training skips images without objects and images with a side below 32 pixels, as mmdet's configurations
+    do; crowds are ignored regions.
 
     Args:
         split: `train` or `val`.
@@ -102,18 +106,23 @@ def coco_dataset(folder: DenseFolder, split: str, pipeline: list[dict[str, Any]]
         "type": "CocoDataset",
         "ann_file": str(annotations),
         "data_prefix": {"img": str(images)},
+        # mmdet's own class list is COCO's 80; the folder may have others.
         "metainfo": {"classes": folder.classes},
         "filter_cfg": {"filter_empty_gt": True, "min_size": _MIN_IMAGE_SIDE} if training else None,
         "test_mode": not training,
         "pipeline": pipeline,
     }
-    # The COCO reader tells its progress on the terminal.
+    # pycocotools prints "loading annotations into memory..." to stdout.
     with contextlib.redirect_stdout(io.StringIO()):
         return DATASETS.build(config)
 
 
 def padding_groups(detect: DetectConfig, dataset: Any) -> list[int]:
-    """Group of each sample: 1 if it is higher than wide, else 0; one group where all are padded alike."""
+    """Group number of each sample: 1 for portrait images, 0 for landscape and square ones.
+
+    A batch is padded to its largest height and width: mixed orientations would be padded most.
+    """
+    # After the jitter every image is padded to the same square.
     if detect.augment == "large_scale_jitter":
         return [0] * len(dataset)
     infos = (dataset.get_data_info(index) for index in range(len(dataset)))
@@ -121,10 +130,10 @@ def padding_groups(detect: DetectConfig, dataset: Any) -> list[int]:
 
 
 def coco_places(root: Path, split: str) -> tuple[Path, Path]:
-    """Annotation file and image folder of a split.
+    """Return annotation file and image folder of a split.
 
     Raises:
-        DatasetError: when one is missing or the annotations are not COCO's.
+        DatasetError: when one is missing or the annotations are not in COCO's format.
     """
     annotations = root / "annotations" / f"instances_{split}2017.json"
     images = root / f"{split}2017"
@@ -136,6 +145,7 @@ def coco_places(root: Path, split: str) -> tuple[Path, Path]:
         raise DatasetError("The annotation file is missing", where=annotations, fix=fix)
     if not images.is_dir():
         raise DatasetError("The image folder is missing", where=images, fix=fix)
+    # Checked here, since pycocotools reports a damaged file by a bare KeyError or an assertion.
     try:
         content = json.loads(annotations.read_bytes())
         missing = {"images", "annotations", "categories"} - set(content)

@@ -1,7 +1,7 @@
-"""Batches for mmengine's runner whose order and augmentation are pure functions of the recipe's seed.
+"""Data loaders for mmengine's runner; order and augmentation are pure functions of the recipe's seed.
 
 mmengine's samplers and the transforms of mmcv, mmdet and mmseg draw from global generators, so a resumed run
-would see other pictures. Here the order is `vitpipe.data.order`'s, and the generators are seeded per sample.
+would see other images. Here the order is `vitpipe.data.order`'s, and the generators are seeded per sample.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ Place = tuple[int, int, int]  # epoch, position in its order, index of the sampl
 
 
 class SeededDataset(Dataset[Any]):
-    """An mm dataset asked by (epoch, position, index): what it draws depends on nothing else.
-
-    `metainfo` (the class names) is passed on, since mmengine's loop asks for it.
-    """
+    """An mm dataset indexed by (epoch, position, index), on which alone its augmentation depends."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
+        # mmengine's loop reads the class names from here.
         self.metainfo = dataset.metainfo
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, place: Place) -> Any:
-        """One sample after its pipeline."""
+        """One sample after its data pipeline."""
         epoch, position, index = place
+        # Without workers the sample is made in the training process, whose generators drive dropout as well.
         with kept_random_state():
             seed_everything("dense", self.seed, epoch, position)
             return self.dataset[index]
@@ -44,12 +43,11 @@ class SeededDataset(Dataset[Any]):
 class MicroBatches:
     """The micro-batches of one rank as lists of places, from `start_step` to the end of the plan.
 
-    Each step takes the next `global_batch` samples of the order. Within the step they are put into groups
-    before they are cut into micro-batches, so that lying and standing pictures are seldom padded together.
-    mmdet groups over the epoch; here a step's samples are the same for any number of ranks.
+    Each step takes the next `global_batch` samples of the order. Within the step they are sorted by group
+    before they are cut into micro-batches, so that landscape and portrait images are rarely padded together.
 
     Args:
-        groups: group of each sample of the dataset, for example 0 for lying and 1 for standing.
+        groups: group number of each sample, for example 0 for landscape and 1 for portrait.
     """
 
     def __init__(
@@ -67,6 +65,8 @@ class MicroBatches:
             len(self.groups),
             seed=self.seed,
             global_batch=plan.global_batch,
+            # mmdet groups over the epoch. Here every rank sees the whole step and takes its part of it: a
+            # step has the same samples for any number of ranks.
             micro_batch=plan.global_batch,
             rank=0,
             num_ranks=1,
@@ -77,8 +77,10 @@ class MicroBatches:
             places = [
                 (step.epoch, step.first_position + offset, index) for offset, index in enumerate(step.indices)
             ]
+            # The sort is stable: the order within a group is that of the epoch.
             places.sort(key=lambda place: self.groups[place[2]])
             for micro in range(plan.accumulation):
+                # The chunks of a step are numbered as for its seeds, see `runner`.
                 first = (micro * plan.num_ranks + self.rank) * plan.micro_batch
                 yield places[first : first + plan.micro_batch]
 
@@ -93,11 +95,12 @@ def train_loader(
     start_step: int,
     workers: int,
 ) -> DataLoader[Any]:
-    """This rank's training batches from `start_step` on, in mm's form (lists of inputs and samples)."""
+    """This rank's training batches from `start_step` on, in mm's format (lists of inputs and samples)."""
     return DataLoader(
         SeededDataset(dataset, seed),
         batch_sampler=MicroBatches(plan, groups, seed=seed, rank=rank, start_step=start_step),
         num_workers=workers,
+        # Images of different sizes stay a list; the data preprocessor pads them on the device.
         collate_fn=pseudo_collate,
         persistent_workers=workers > 0,
         worker_init_fn=begin_worker,
@@ -105,7 +108,8 @@ def train_loader(
 
 
 def eval_loader(dataset: Any, *, batch: int, rank: int, num_ranks: int, workers: int) -> DataLoader[Any]:
-    """This rank's share of a validation set, every sample once over all ranks."""
+    """This rank's share of a validation set; every sample comes once over all ranks."""
+    # torch's DistributedSampler repeats samples to give all ranks the same number, which changes metrics.
     chunks = eval_chunks(len(dataset), batch=batch, rank=rank, num_ranks=num_ranks)
     return DataLoader(
         dataset,

@@ -1,4 +1,4 @@
-"""LayerNorm over the channels of a map, as mmcv's norm type `LN2d`; mmcv's own `LN` wants channels last."""
+"""LayerNorm over the channels of a feature map, registered with mmcv as norm type `LN2d`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 
+# mmcv's own `LN` is torch's, which normalises the last axes, not the channels of (B, C, H, W).
 @MODELS.register_module("LN2d")
 class LayerNorm2d(nn.LayerNorm):
-    """(B, C, H, W) -> (B, C, H, W), each place normalised over C."""
+    """(B, C, H, W) -> (B, C, H, W), each position normalised over C."""
 
     def __init__(self, num_features: int, eps: float = 1e-6) -> None:
         super().__init__(num_features, eps=eps)

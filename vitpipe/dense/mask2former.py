@@ -1,8 +1,7 @@
-"""Mask2Former on ADE20K, as mmseg configuration with mmdet's parts.
+"""Mask2Former on ADE20K as an mmseg configuration; its parts are mmdet's.
 
 Cheng et al., Masked-attention Mask Transformer for Universal Image Segmentation, arXiv 2112.01527, with the
-settings of its released ADE20K configuration. The encoder of the pixel decoder has half the feed-forward
-width of the decoder, as released (1024 and 2048).
+settings of its released ADE20K configuration.
 """
 
 from __future__ import annotations
@@ -12,24 +11,30 @@ from typing import Any
 
 from vitpipe.config.recipe import Mask2FormerConfig
 
+# Of the losses and of the matching costs alike, as in the paper.
 _CLASS_WEIGHT, _MASK_WEIGHT, _DICE_WEIGHT = 2.0, 5.0, 5.0
+# Most queries match nothing: without a lower weight this class would outweigh all others (DETR's value).
 _NO_OBJECT_WEIGHT = 0.1
+# PointRend's values (arXiv 1912.08193): three times the points are drawn; 75 % of those kept are the most
+# uncertain ones.
 _OVERSAMPLE_RATIO = 3.0
 _IMPORTANCE_RATIO = 0.75
-# Strides 32, 16 and 8; stride 4 is for the masks alone.
+# Strides 32, 16 and 8 in turn; the map of stride 4 is only multiplied with the queries to give masks.
 _NUM_ATTENDED_MAPS = 3
 _NUM_NORM_GROUPS = 32
 _STRIDES = (4, 8, 16, 32)
 
 
 def mask2former_head(head: Mask2FormerConfig, widths: Sequence[int], num_classes: int) -> dict[str, Any]:
-    """The head.
+    """The decode head's configuration.
 
     Args:
         widths: channels of the maps at strides 4, 8, 16 and 32.
     """
+    # Half of the channels for each axis.
     positions = {"num_feats": head.width // 2, "normalize": True}
     return {
+        # Registered in `mask2former_head`; names without the prefix `mmdet.` are looked up in mmseg's scope.
         "type": "FullPrecisionMask2Former",
         "in_channels": list(widths),
         "strides": list(_STRIDES),
@@ -40,6 +45,7 @@ def mask2former_head(head: Mask2FormerConfig, widths: Sequence[int], num_classes
         "num_transformer_feat_level": _NUM_ATTENDED_MAPS,
         "align_corners": False,
         "pixel_decoder": _pixel_decoder(head, positions),
+        # The pixel decoder's maps have the decoder's width already.
         "enforce_decoder_input_project": False,
         "positional_encoding": positions,
         "transformer_decoder": _decoder(head),
@@ -72,6 +78,7 @@ def _pixel_decoder(head: Mask2FormerConfig, positions: dict[str, Any]) -> dict[s
             "num_layers": head.encoder_layers,
             "layer_cfg": {
                 "self_attn_cfg": attention,
+                # Half of the decoder's width, as released (1024 and 2048).
                 "ffn_cfg": _feed_forward(head.width, head.feed_forward_width // 2),
             },
         },
@@ -82,6 +89,7 @@ def _pixel_decoder(head: Mask2FormerConfig, positions: dict[str, Any]) -> dict[s
 def _decoder(head: Mask2FormerConfig) -> dict[str, Any]:
     attention = {"embed_dims": head.width, "num_heads": head.heads, "batch_first": True}
     return {
+        # Every layer's prediction has a loss of its own.
         "return_intermediate": True,
         "num_layers": head.decoder_layers,
         "layer_cfg": {
@@ -110,6 +118,7 @@ def _losses(num_classes: int) -> dict[str, Any]:
             "use_sigmoid": False,
             "loss_weight": _CLASS_WEIGHT,
             "reduction": "mean",
+            # "No object" is the last class.
             "class_weight": [1.0] * num_classes + [_NO_OBJECT_WEIGHT],
         },
         "loss_mask": {
@@ -123,6 +132,7 @@ def _losses(num_classes: int) -> dict[str, Any]:
             "use_sigmoid": True,
             "activate": True,
             "reduction": "mean",
+            # Sums, not sums of squares, and 1 in numerator and denominator, as in the authors' code.
             "naive_dice": True,
             "eps": 1.0,
             "loss_weight": _DICE_WEIGHT,

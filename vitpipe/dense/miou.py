@@ -1,4 +1,4 @@
-"""Mean intersection over union by mmseg's IoUMetric, summed exactly and not rounded. Ratios in [0, 1]."""
+"""Mean intersection over union (mIoU) by mmseg's IoUMetric, without its rounding. Ratios in [0, 1]."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vitpipe.dense.segmentor import IGNORED
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """mIoU and mAcc (means over classes), aAcc (over pixels); IoU, Acc and true pixels of each class.
+    """mIoU and mAcc (means over classes), aAcc (over pixels); IoU, Acc and ground-truth pixels by class.
 
-    A class that neither occurs nor is predicted has NaN and does not count.
+    A class that neither occurs nor is predicted has NaN and is left out of the means.
     """
 
     mean_iou: float
@@ -27,14 +27,15 @@ class SegmentResult:
 
 
 class PixelCounts:
-    """Pixels per class in the intersection, union, prediction and truth: `total` is (4, K) float64."""
+    """Pixels per class in intersection, union, prediction and ground truth: `total` is (4, K) float64."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
+        # Float64 counts pixels exactly up to 2^53; mmseg sums in float32, which loses pixels above 2^24.
         self.total = torch.zeros(4, num_classes, dtype=torch.float64)
 
     def add(self, sample: Any) -> None:
-        """Count one of mmseg's samples, with `pred_sem_seg` and `gt_sem_seg` of the picture's own size."""
+        """Add one `SegDataSample` whose `pred_sem_seg` and `gt_sem_seg` have the image's original size."""
         from mmseg.evaluation import IoUMetric
 
         found = sample.pred_sem_seg.data.squeeze()
@@ -43,11 +44,12 @@ class PixelCounts:
         self.total += torch.stack([area.double() for area in areas])
 
     def result(self, total: Tensor | None = None) -> SegmentResult:
-        """The numbers, of this rank's counts or of the given sum over all ranks."""
+        """Compute the metrics of this rank's counts, or of the given sum over all ranks (4, K)."""
         from mmseg.evaluation import IoUMetric
 
         areas = self.total if total is None else total
         values = IoUMetric.total_area_to_metrics(*areas, ["mIoU"])
+        # IoUMetric's own means are rounded to two digits of a percentage; these are not.
         class_iou, class_acc = (torch.from_numpy(values[name]) for name in ("IoU", "Acc"))
         return SegmentResult(
             mean_iou=float(class_iou.nanmean()),

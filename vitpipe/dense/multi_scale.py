@@ -1,4 +1,4 @@
-"""A segmentor's answer over several sizes of a picture and their mirror images. Shapes: K classes, H, W."""
+"""Test-time augmentation: predictions over several sizes of an image and their mirror images. K classes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 
 class MergedSizes(nn.Module):
-    """Answers with the class of the largest mean score over all versions of a picture.
+    """Predicts the class with the largest mean score over all versions of an image.
 
     Args:
         segmentor: mmseg's.
-        softmax: whether its scores are logits; Mask2Former's are not.
+        softmax: whether its scores are logits, as UPerNet's are; Mask2Former's are sums of probabilities.
     """
 
     def __init__(self, segmentor: nn.Module, *, softmax: bool) -> None:
@@ -22,13 +22,14 @@ class MergedSizes(nn.Module):
         self.segmentor, self.softmax = segmentor, softmax
 
     def test_step(self, batch: Mapping[str, Sequence[Any]]) -> list[Any]:
-        """One picture in the versions of `segment.multi_scale_pipeline` -> its sample, prediction merged."""
+        """One image in the versions of `multi_scale_pipeline` -> its sample with the merged prediction."""
         total_KHW, merged = torch.zeros(()), None
         for inputs, samples in zip(batch["inputs"], batch["data_samples"], strict=True):
             step = self.segmentor.test_step({"inputs": inputs, "data_samples": samples})  # type: ignore[operator]
             (merged,) = step
-            # At the picture's own size, and mirrored back.
+            # mmseg has resized the scores to the original size and flipped them back.
             scores_KHW = merged.seg_logits.data
+            # Probabilities, not logits: one very certain version would outweigh the others.
             total_KHW = (scores_KHW.softmax(0) if self.softmax else scores_KHW) + total_KHW.to(scores_KHW)
         assert merged is not None
         merged.pred_sem_seg.data = total_KHW.argmax(0, keepdim=True)

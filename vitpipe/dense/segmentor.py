@@ -1,4 +1,4 @@
-"""UPerNet and Mask2Former on ADE20K, as mmseg configuration: from the recipe's values and nothing else.
+"""Build UPerNet and Mask2Former on ADE20K as mmseg configurations, from the recipe's values.
 
 Xiao et al., Unified Perceptual Parsing, arXiv 1807.10221, with the settings of iTPN's released configurations
 (arXiv 2211.12735); for Mask2Former see `mask2former`.
@@ -16,21 +16,26 @@ from vitpipe.contracts.errors import DatasetError
 from vitpipe.datasets.dense_folder import DenseFolder
 from vitpipe.dense.mask2former import mask2former_head
 
+# Label value that neither losses nor metrics count (mmseg's convention).
 IGNORED = 255
 _MAX_CATEGORY_SHARE = 0.75
+# PSPNet's value (arXiv 1612.01105), as in iTPN's released configurations.
 _AUXILIARY_WEIGHT = 0.4
+# The coarsest map has stride 32.
 _WHOLE_PAD_MULTIPLE = 32
-_OWN_INFERENCE = {"upernet": "slide", "mask2former": "whole"}
+# Used where the recipe leaves `inference` open: iTPN's UPerNet slides a window, Mask2Former sees whole
+# images.
+_DEFAULT_INFERENCE = {"upernet": "slide", "mask2former": "whole"}
 _SPLITS = {"train": "training", "val": "validation"}
 
 
 def segmentor_config(
     segment: SegmentConfig, model: ModelConfig, *, num_classes: int, norm: str
 ) -> dict[str, Any]:
-    """The segmentor.
+    """The whole segmentor's configuration.
 
     Args:
-        norm: `SyncBN` or `BN`, for UPerNet's two heads.
+        norm: `SyncBN` or `BN`, in UPerNet's two heads.
     """
     from vitpipe.dense.backbone import map_widths, maps_config
 
@@ -42,14 +47,16 @@ def segmentor_config(
     else:
         heads = _upernet_heads(segment, widths, num_classes, norm)
     test: dict[str, Any] = {"mode": "slide", "crop_size": size, "stride": (segment.stride, segment.stride)}
-    # A relative position bias is made for one size: a smaller picture is padded to it.
+    # A relative position bias has the size of the training crop. mmseg shifts the last window back into the
+    # image; an image that is smaller than the window must be padded.
     test_padding: dict[str, Any] = {"size": size}
-    if (segment.inference or _OWN_INFERENCE[segment.head]) == "whole":
+    if (segment.inference or _DEFAULT_INFERENCE[segment.head]) == "whole":
         test, test_padding = {"mode": "whole"}, {"size_divisor": _WHOLE_PAD_MULTIPLE}
     return {
         "type": "EncoderDecoder",
         "data_preprocessor": {
             "type": "SegDataPreProcessor",
+            # mmseg loads images by OpenCV as BGR in [0, 255].
             "mean": [value * 255 for value in IMAGENET_MEAN],
             "std": [value * 255 for value in IMAGENET_STD],
             "bgr_to_rgb": True,
@@ -86,6 +93,7 @@ def _upernet_heads(
         },
         "auxiliary_head": {
             "type": "FCNHead",
+            # The auxiliary head reads the map of stride 16.
             "in_channels": widths[2],
             "in_index": 2,
             "channels": segment.auxiliary_width,
@@ -102,9 +110,9 @@ def _cross_entropy(weight: float) -> dict[str, Any]:
 
 
 def train_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
-    """Resize, crop with at most three quarters of one class, flip, change the light."""
+    """Resize, crop, flip and, by the recipe, photometric distortion."""
     crop = (segment.crop_size, segment.crop_size)
-    light = [{"type": "PhotoMetricDistortion"}] if segment.photometric else []
+    distortion = [{"type": "PhotoMetricDistortion"}] if segment.photometric else []
     return [
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations"},
@@ -114,25 +122,27 @@ def train_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
             "ratio_range": segment.resize_range,
             "keep_ratio": True,
         },
+        # A crop is drawn again, up to ten times, while one class covers more than this share.
         {"type": "RandomCrop", "crop_size": crop, "cat_max_ratio": _MAX_CATEGORY_SHARE},
         {"type": "RandomFlip", "prob": segment.flip_probability},
-        *light,
+        *distortion,
         {"type": "PackSegInputs"},
     ]
 
 
 def eval_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
-    """One size; the label map keeps the picture's own size, at which the prediction is judged."""
+    """Resize to one size; the label map keeps the original size, at which predictions are evaluated."""
     return [
         {"type": "LoadImageFromFile"},
         {"type": "Resize", "scale": segment.scale, "keep_ratio": True},
+        # After the resizing, which would resize the label map as well.
         {"type": "LoadAnnotations"},
         {"type": "PackSegInputs"},
     ]
 
 
 def multi_scale_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
-    """Each of several sizes, as it is and mirrored: one sample holds lists, see `multi_scale`."""
+    """Test-time augmentation: several sizes and their mirror images, as lists in one sample."""
     long_side, short_side = segment.scale
     sizes = [
         {"type": "Resize", "scale": (round(long_side * ratio), round(short_side * ratio)), "keep_ratio": True}
@@ -143,33 +153,32 @@ def multi_scale_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
         {"type": "LoadImageFromFile"},
         {
             "type": "TestTimeAug",
-            # Labels come after the flip: they stay as they are, like the prediction, which is flipped back.
+            # The label map is loaded after the flip and stays as it is: predictions are flipped back.
             "transforms": [sizes, flips, [{"type": "LoadAnnotations"}], [{"type": "PackSegInputs"}]],
         },
     ]
 
 
 def build_segmentor(config: dict[str, Any]) -> Any:
-    """mmseg's segmentor; `mm_import.open_segmentation` must have run. Its `init_weights` draws the heads.
-
-    The cross entropy's mean counts ignored pixels, as in the released configurations; mmseg warns of that.
-    """
+    """Build mmseg's segmentor after `open_segmentation`; its `init_weights` initialises the heads."""
     from mmengine.config import ConfigDict
     from mmseg.registry import MODELS
 
-    # These register what the configuration names.
+    # Importing these registers the types that the configuration names.
     import vitpipe.dense.backbone
 
     if config["decode_head"]["type"] == "FullPrecisionMask2Former":
         import vitpipe.dense.mask2former_head  # noqa: F401
 
+    # The mean of the cross entropy is over all pixels, ignored ones included, as in the released
+    # configurations (mmseg's default `avg_non_ignore=False`), of which mmseg warns.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*avg_non_ignore.*")
         return MODELS.build(ConfigDict(config))
 
 
 def ade_dataset(folder: DenseFolder, split: str, pipeline: list[dict[str, Any]]) -> Any:
-    """mmseg's dataset over one split of an ADE20K folder; label 0 is ignored, class 1 becomes index 0.
+    """mmseg's dataset over one split of an ADE20K folder; label 0 is ignored, label 1 becomes class 0.
 
     Args:
         split: `train` or `val`.
@@ -182,6 +191,7 @@ def ade_dataset(folder: DenseFolder, split: str, pipeline: list[dict[str, Any]])
     images, labels = ade_places(folder.root, split)
     return DATASETS.build(
         {
+            # Not `ADE20KDataset`, whose 150 class names are fixed: the folder has its own.
             "type": "BaseSegDataset",
             "img_suffix": ".jpg",
             "seg_map_suffix": ".png",
@@ -190,17 +200,17 @@ def ade_dataset(folder: DenseFolder, split: str, pipeline: list[dict[str, Any]])
             "reduce_zero_label": True,
             "ignore_index": IGNORED,
             "test_mode": split == "val",
-            # Some transforms build their parts inside what they are given.
+            # `TestTimeAug` replaces the dictionaries of its transforms by the built objects, in place.
             "pipeline": deepcopy(pipeline),
         }
     )
 
 
 def ade_places(root: Path, split: str) -> tuple[Path, Path]:
-    """Image folder and label map folder of a split.
+    """Return image folder and label map folder of a split.
 
     Raises:
-        DatasetError: when a folder is missing or empty, or a picture has no label map.
+        DatasetError: when a folder is missing or empty, or an image has no label map.
     """
     images, labels = root / "images" / _SPLITS[split], root / "annotations" / _SPLITS[split]
     fix = (
@@ -210,8 +220,9 @@ def ade_places(root: Path, split: str) -> tuple[Path, Path]:
     for place, suffix in ((images, ".jpg"), (labels, ".png")):
         if not any(place.glob(f"*{suffix}")):
             raise DatasetError(f"The folder is missing or has no {suffix} files", where=place, fix=fix)
+    # mmseg would fail only when it loads the sample.
     orphans = {file.stem for file in images.glob("*.jpg")} - {file.stem for file in labels.glob("*.png")}
     if orphans:
         named = ", ".join(sorted(orphans)[:3])
-        raise DatasetError(f"{len(orphans)} pictures have no label map ({named})", where=labels, fix=fix)
+        raise DatasetError(f"{len(orphans)} images have no label map ({named})", where=labels, fix=fix)
     return images, labels

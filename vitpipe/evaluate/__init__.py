@@ -1,1 +1,1 @@
-"""What it is worth: accuracy, nearest neighbours, linear classifiers, reconstruction."""
+"""Evaluation: accuracy, nearest neighbours, linear classifiers, reconstruction."""

@@ -1,4 +1,4 @@
-"""Frozen features of a whole set, each image once, in the order of the set, whatever the number of ranks."""
+"""Frozen features of a whole set, in the order of the set, for any number of ranks."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def extract_features(
     """Features and labels of a set on every rank, on the CPU.
 
     Args:
-        features_of: (B, 3, H, W) -> (B, C), of a network in evaluation mode on the ranks' device.
-        batches: this rank's share of the set.
+        features_of: (B, 3, H, W) -> (B, C); a network in evaluation mode on the ranks' device.
+        batches: this rank's share of the set; over all ranks every image once.
         num_images: N, size of the set.
         width: C.
 
     Returns:
         Features (N, C) float32 and labels (N,) int64.
     """
-    # Each rank fills its own rows; the sum over ranks is then the whole set, because the rest is zero.
+    # Each rank fills its own rows and leaves the others zero, so that the sum over ranks is the whole set.
+    # Unlike a gather this needs no equal shares and keeps the order. On the CPU: ImageNet's 1.28 million
+    # features of 2,048 channels are 10 GB.
     features_NC = torch.zeros(num_images, width)
     labels_N = torch.zeros(num_images, dtype=torch.int64)
     for batch in batches:

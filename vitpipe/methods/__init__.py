@@ -1,1 +1,1 @@
-"""How it learns: a batch in, named losses out; one method per file."""
+"""Training methods: from a batch to named losses; one method per file."""

@@ -18,7 +18,8 @@ class Classify(Method):
 
     Args:
         model: (B, 3, H, W) -> logits (B, K).
-        mix: mixup, CutMix and label smoothing.
+        mix: mixup, CutMix and label smoothing. They all give class probabilities as targets, hence the
+            soft-target loss; without any of them it is ordinary cross entropy.
     """
 
     def __init__(self, model: nn.Module, mix: Mixup) -> None:
@@ -27,6 +28,8 @@ class Classify(Method):
 
     def losses(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """`loss`: soft-target cross entropy, mean over the batch."""
+        # Rank 0 on every rank: `chunk` counts micro-batches over all ranks, so the draw is the same whatever
+        # the number of ranks.
         images, targets = self.mix(
             batch.images_BCHW, batch.labels_B, seed=draw.seed, step=draw.step, micro=draw.chunk, rank=0
         )
@@ -34,5 +37,7 @@ class Classify(Method):
 
 
 def soft_cross_entropy(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
-    """Mean over the batch of -sum_k target_k log softmax_k, in float32."""
+    """Mean over the batch of -sum_k target_k log softmax_k, in float32; both (B, K) -> scalar."""
+    # float32 under autocast too: bfloat16 has 8 bits, and the sum over 1000 classes of log-probabilities
+    # needs more.
     return -(targets_BK * F.log_softmax(logits_BK.float(), dim=-1)).sum(dim=-1).mean()

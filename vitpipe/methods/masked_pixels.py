@@ -28,6 +28,7 @@ class MaskedPixels(Method):
 
     def losses(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """`loss`: squared error over the masked units of the micro-batch."""
+        # Rank 0: see `Classify.losses`. Drawn on the CPU, so that a GPU run has the same masks.
         noise_BN = mask_noise(
             len(batch.images_BCHW),
             self.model.num_units,
@@ -52,7 +53,8 @@ def images_of(units_BND: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def normalised_units(images_BCHW: Tensor) -> Tensor:
-    """The target (B, N, D): every unit with its own mean and unbiased variance taken out, eps 1e-6."""
+    """The target (B, N, D): every unit normalised by its own mean and unbiased variance, eps 1e-6."""
+    # MAE's per-patch normalisation with its eps; unbiased because torch's `var` is by default.
     units_BND = patchify(images_BCHW)
     # Written out: torch's `var` takes three times as long on a CPU.
     centred_BND = units_BND - units_BND.mean(dim=-1, keepdim=True)
@@ -61,6 +63,14 @@ def normalised_units(images_BCHW: Tensor) -> Tensor:
 
 
 def masked_error(pred_BND: Tensor, target_BND: Tensor, mask_BN: Tensor) -> Tensor:
-    """Mean squared error per unit, then the mean over the masked units (mask 1) of the whole batch."""
+    """Mean squared error per unit, then the mean over the masked units (mask 1) of the whole batch.
+
+    Args:
+        pred_BND: predicted values.
+        target_BND: of `normalised_units`.
+        mask_BN: 1 where a unit was hidden.
+    """
+    # Visible units do not count (MAE). All images hide the same number of units, so the mean over
+    # micro-batches of equal size is the mean over the whole batch.
     error_BN = (pred_BND.float() - target_BND).square().mean(dim=-1)
     return (error_BN * mask_BN).sum() / mask_BN.sum()

@@ -1,7 +1,6 @@
-"""What every method is: a module that turns a batch into losses.
+"""The interface of all methods: a module that computes losses of a batch.
 
-A method owns its networks; the loop owns everything else (accumulation, precision, ranks, optimiser). It is
-called through `forward`, so that `DistributedDataParallel` can wrap it.
+A method owns its networks; the loop owns everything else (accumulation, precision, ranks, optimiser).
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from vitpipe.models.network import Network
 
 @dataclass(frozen=True)
 class Draw:
-    """What every random draw of one micro-batch is a function of.
-
-    A method that needs randomness takes it from these three numbers, or from torch's global generators,
-    which the loop seeds from them before each call. So a resumed run draws what an undisturbed one does,
-    and eight ranks draw what one rank with eight micro-batches does.
+    """All that random draws of one micro-batch may depend on.
 
     Attributes:
+        seed: of the run.
         step: optimiser steps done before.
-        chunk: number of the micro-batch within the step, over all ranks.
+        chunk: index of the micro-batch within the step, over all ranks.
     """
 
+    # A method draws from these three numbers, or from torch's global generators, which the loop seeds from
+    # them before each call. So a resumed run draws the same as an uninterrupted one, and eight ranks the same
+    # as one rank with eight micro-batches.
     seed: int
     step: int
     chunk: int
@@ -41,8 +40,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def losses(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
         """Scalars of one micro-batch, each a mean over its images; `loss` is the one to minimise."""
+        # Means and not sums: the loop divides by the number of micro-batches.
 
     def forward(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
-        """The losses, and what the network says about itself; see `losses` and `Network.diagnostics`."""
+        """The losses, and the network's diagnostics; see `losses` and `Network.diagnostics`."""
+        # The loop calls `forward` and not `losses`, because DistributedDataParallel hooks into calls of the
+        # module.
         about = self.model.diagnostics() if isinstance(self.model, Network) else {}
         return {**self.losses(batch, draw), **about}

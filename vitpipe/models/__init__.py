@@ -1,1 +1,1 @@
-"""What is trained: pure torch, one architecture per file, the paper cited on top."""
+"""What is trained: pure torch, one folder per family of networks, the paper cited at the top of each file."""

@@ -1,10 +1,10 @@
-"""The two residual blocks of which HiViT, the pyramid and the masked decoder are made.
+"""The two residual blocks that HiViT, the pyramid and the masked decoder consist of.
 
 HiViT: Hierarchical Vision Transformer Meets Masked Image Modeling; Xiaosong Zhang, Yunjie Tian, Wei Huang,
 Qixiang Ye, Qi Dai, Lingxi Xie, Qi Tian; arXiv 2205.14949, section 3 (a channel MLP where a token may not
 look at its neighbours, global attention where one unit is one token).
 
-Shapes: B images, N tokens, C channels, H heads, h sub-tokens per side of a unit.
+Shapes: B images, N tokens, C channels, H heads, c = C / H channels of a head.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from torch.nn import functional as F
 
 
 def init_weights(module: nn.Module, gain: float | None = None) -> None:
-    """Start all Linear layers inside: weights truncated normal, biases 0; everything else stays as it is.
-
-    The stem's convolution keeps torch's default on purpose: so do the released networks.
+    """Initialise all Linear layers inside: weights truncated normal, biases 0; the rest is unchanged.
 
     Args:
+        module: changed in place.
         gain: `None` for a std of 0.02, as in the papers, which fits widths of several hundred; a number for
-            `gain / sqrt(inputs)`, which narrow networks need (with 0.02 their branches start almost silent).
+            `gain / sqrt(inputs)`, which narrow networks need: with 0.02 their residual branches add almost
+            nothing at first.
     """
+    # Linear layers only: the released networks leave the stem's convolution at torch's default (Kaiming
+    # uniform, a = sqrt(5)). The cut at +-2 (trunc_normal_'s default) is an absolute value, 100 std at 0.02.
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             std = 0.02 if gain is None else gain / math.sqrt(layer.in_features)
@@ -44,7 +46,9 @@ def drop_path(x: Tensor, drop_ratio: float, training: bool) -> Tensor:
     if drop_ratio == 0.0 or not training:
         return x
     keep_ratio = 1.0 - drop_ratio
+    # One draw per image: with a draw per element this would be dropout.
     kept = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep_ratio)
+    # Divided by the keep ratio, so that the branch keeps its mean and evaluation needs no factor.
     return x * kept.div_(keep_ratio)
 
 
@@ -58,6 +62,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
+        # The erf form (torch's default), as in the released code of iTPN, MAE and RevCol; not the tanh one.
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -66,17 +71,21 @@ class Attention(nn.Module):
 
     Args:
         width: channels, divisible by `num_heads`.
-        relative_grid: units per side S of the grid the bias is made for; `None` for no bias. The table
-            (2S-1)^2 x H starts at zero, so a network without the bias is the same function.
+        num_heads: H.
+        relative_grid: units per side S of the grid the bias is made for; `None` for no bias. The table is
+            ((2S-1)^2, H).
     """
 
     def __init__(self, width: int, num_heads: int, *, relative_grid: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
+        # One matrix; its outputs are ordered q, k, v, then head, then channel of the head, as in released
+        # weights.
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.relative_table: nn.Parameter | None = None
         if relative_grid is not None:
+            # Zero: a network that has just got the bias is the same function as without it.
             self.relative_table = nn.Parameter(torch.zeros((2 * relative_grid - 1) ** 2, num_heads))
 
     def forward(self, x_BNC: Tensor, index_NN: Tensor | None = None) -> Tensor:
@@ -94,21 +103,24 @@ class Attention(nn.Module):
         if self.relative_table is not None:
             assert index_NN is not None
             bias = self._bias(index_NN).to(q_BHNc.dtype)
+        # Its default scale, c^-0.5, is that of the papers. On a GPU it takes a fused kernel where there is
+        # one.
         out_BHNc = F.scaled_dot_product_attention(q_BHNc, k_BHNc, v_BHNc, attn_mask=bias)
         return self.proj(out_BHNc.transpose(1, 2).reshape(num_images, num_tokens, width))
 
     def _bias(self, index: Tensor) -> Tensor:
         """(N, N) -> (1, H, N, N), or (B, N, N) -> (B, H, N, N)."""
         assert self.relative_table is not None
-        # Selecting columns of the transposed table gives the layout that attention wants, and its
+        # Selecting columns of the transposed table gives the layout that attention needs, and its
         # backward is three times faster on a CPU than that of indexing rows.
         flat_H = self.relative_table.t().index_select(1, index.flatten())
         bias = flat_H.view(self.num_heads, *index.shape)
         return bias.unsqueeze(0) if index.ndim == 2 else bias.transpose(0, 1)
 
 
-def _scale(width: int, start: float | None) -> nn.Parameter | None:
-    return None if start is None else nn.Parameter(torch.full((width,), start))
+def _scale(width: int, initial: float | None) -> nn.Parameter | None:
+    """Layer scale, a learnt factor per channel of a residual branch; `None` for none."""
+    return None if initial is None else nn.Parameter(torch.full((width,), initial))
 
 
 def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
@@ -116,7 +128,15 @@ def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
 
 
 class ChannelBlock(nn.Module):
-    """`x + droppath(gamma * mlp(norm(x)))`: mixes channels, never positions. Any shape (B, ..., C)."""
+    """`x + droppath(gamma * mlp(norm(x)))`: mixes channels, never positions. Any shape (B, ..., C).
+
+    Args:
+        width: C.
+        mlp_ratio: hidden width of the MLP over C.
+        norm_eps: of the LayerNorm.
+        drop_ratio: see `drop_path`.
+        layer_scale: initial value of gamma; `None` for none.
+    """
 
     def __init__(
         self,
@@ -131,6 +151,7 @@ class ChannelBlock(nn.Module):
         self.drop_ratio = drop_ratio
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_ratio * width)
+        # The released name: `gamma_1` belongs to attention, which this block lacks.
         self.gamma_2 = _scale(width, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,7 +161,17 @@ class ChannelBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """A pre-norm transformer block: global attention, then a channel MLP, each on a residual branch."""
+    """A pre-norm transformer block: global attention, then a channel MLP, each on a residual branch.
+
+    Args:
+        width: C, divisible by `num_heads`.
+        num_heads: H.
+        mlp_ratio: hidden width of the MLP over C.
+        norm_eps: of both LayerNorms.
+        drop_ratio: see `drop_path`; drawn anew for each of the two branches.
+        layer_scale: initial value of both gammas; `None` for none (CLIP-supervised iTPN has 0.1).
+        relative_grid: see `Attention`.
+    """
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Networks from a recipe's `model:` section, whatever their family.
+"""Networks from a recipe's `model:` section, of any family.
 
-All raise `RecipeError` when the name is unknown or a setting does not fit, `InputError` when the image
-size does not.
+All raise `RecipeError` when the model's name is unknown or a setting belongs to another family, and
+`InputError` when the family cannot use the image size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from vitpipe.models.registry import find_model
 
 
 def build_pretrainer(model: ModelConfig, *, mask_ratio: float = 0.75) -> Pretrainer:
-    """The masked pre-training network."""
+    """The masked pre-training network.
+
+    Args:
+        model: the recipe's section.
+        mask_ratio: share of the units that are hidden; 0.75 in MAE and in iTPN's released code.
+    """
     return family_of(model).pretrainer(model, mask_ratio=mask_ratio)
 
 
@@ -29,7 +34,15 @@ def build_classifier(
     relative_position: bool | None = None,
     head_init_std: float = 2e-5,
 ) -> Classifier:
-    """The classifier; `relative_position` `None` is as published."""
+    """The classifier.
+
+    Args:
+        model: the recipe's section.
+        num_classes: number of logits.
+        drop_path: drop ratio of the last block.
+        relative_position: `None` for what the paper does.
+        head_init_std: of the head's weight; 2e-5 is the released value for fine-tuning, in iTPN and MAE.
+    """
     return family_of(model).classifier(
         model,
         num_classes=num_classes,
@@ -54,11 +67,11 @@ def build_dense(
 
 
 def create_backbone(name: str, *, image_size: int | None = None, **options: Any) -> nn.Module:
-    """A backbone with random weights, as a library user wants it.
+    """A backbone with random weights, for use as a library.
 
     Args:
         name: a key of `MODELS`.
-        image_size: pixels per side; the entry's if not given.
+        image_size: pixels per side; without it the registry entry's.
         options: keyword arguments of the backbone's class.
     """
     entry = find_model(name)

@@ -1,7 +1,6 @@
-"""Official checkpoints in, our names out, with an account of every key.
+"""Convert official checkpoints to our names, with a report on every key.
 
-Each family's rules have a file: `convert_itpn.py`, `convert_revcol.py`; how files are read is in
-`official.py`: no code in them is run.
+Each family's rules are in its `conversion.py`. Files are read in `official.py`, without running code in them.
 """
 
 from __future__ import annotations
@@ -27,7 +26,14 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted checkpoint: weights under our names, what they are, and the account."""
+    """A converted checkpoint.
+
+    Attributes:
+        state: weights under our names.
+        kind: which network they are of.
+        model: name in the registry.
+        report: one row per official name.
+    """
 
     state: dict[str, Tensor]
     kind: Kind
@@ -43,17 +49,19 @@ def convert(
     Args:
         path: the .pth (or .safetensors) file.
         out: the file to write; its metadata name the source, its SHA-256, the kind and the model.
-        kind: what the file must be; `auto` finds out.
+        kind: what the file must be; `auto` takes what its keys show.
         entry: of the .pth file, for example `state_dict_ema`; see `read_checkpoint`.
 
     Raises:
         CheckpointError: when the file cannot be read, is of another kind or size, or a key is missing, has
             another shape or is not known; when `out` is the checkpoint itself or another file that is no
             safetensors file.
-        StorageError: when the disk refuses.
+        StorageError: when `out` cannot be written.
     """
+    # First: reading a large checkpoint takes long, and a wrong --out can be reported at once.
     _check_target(path, out)
     converted = convert_state(read_checkpoint(path, entry), kind=kind, where=path)
+    # Of the whole file as released, so that it can be compared with what the authors publish.
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     metadata = {
@@ -67,15 +75,16 @@ def convert(
 
 
 def _check_target(path: Path, out: Path) -> None:
-    """Refuse to write over the source, under whatever name, or over something that is no safetensors file."""
+    """Check that `out` is new or a safetensors file, and not the source under any name."""
     if not out.exists():
         return
+    # By inode, not by path: a link or another spelling of the path is the same file.
     is_source = path.exists() and out.samefile(path)
     if is_source or not out.is_file() or not is_safetensors(out):
         raise CheckpointError(
             "The converted weights would replace their source"
             if is_source
-            else "The file to write is there already and is no safetensors file",
+            else "The output file exists and is no safetensors file",
             where=out,
             fix="give another --out, ending in .safetensors",
         )
@@ -84,7 +93,12 @@ def _check_target(path: Path, out: Path) -> None:
 def convert_state(
     official: Mapping[str, Tensor], *, kind: Kind | Literal["auto"] = "auto", where: str | Path = ""
 ) -> Converted:
-    """Rename the tensors of an official state and hold them against our network, name by name.
+    """Rename the tensors of an official state and compare names and shapes with our network's.
+
+    Args:
+        official: name -> tensor, as released.
+        kind: as for `convert`.
+        where: the file, for messages.
 
     Raises:
         CheckpointError: as `convert`.
@@ -94,13 +108,13 @@ def convert_state(
         raise CheckpointError(
             f"The checkpoint is of no known kind (first keys: {', '.join(sorted(official)[:3])})",
             where=where,
-            fix=f"the known kinds are {', '.join(KINDS)}",
+            fix=f"give a checkpoint of one of the known kinds: {', '.join(KINDS)}",
         )
     if kind not in ("auto", renamed.kind):
         raise CheckpointError(
             f"The checkpoint is of kind {renamed.kind}, not {kind}",
             where=where,
-            fix="leave the kind to be found out",
+            fix="pass kind='auto', or give another checkpoint",
         )
     _check(renamed.state, renamed.network, where)
     report = LoadReport(str(where), renamed.rows)
@@ -108,7 +122,9 @@ def convert_state(
 
 
 def _check(state: Mapping[str, Tensor], network: nn.Module, where: str | Path) -> None:
-    """Every name of the network, with its shape, and nothing else."""
+    """Check that a state has every name of the network, with its shape, and nothing else."""
+    # Strict, and with all problems in one error: `load_state_dict(strict=False)` would drop a misspelt key
+    # and leave random weights in its place.
     needed = network.state_dict()
     problems = [f"{name} is missing" for name in needed if name not in state]
     problems += [f"{name} is not in the network" for name in state if name not in needed]

@@ -1,7 +1,7 @@
 """A linear classifier on a frozen network.
 
-Masked Autoencoders Are Scalable Vision Learners; Kaiming He et al.; arXiv 2111.06377, appendix A.1: a batch
-norm without affine parameters takes the place of tuning the features' scale.
+Masked Autoencoders Are Scalable Vision Learners; Kaiming He et al.; arXiv 2111.06377, appendix A.1: an extra
+batch norm without affine parameters in front of the classifier.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ class FrozenProbe(nn.Module):
     """Frozen features > batch norm without affine > Linear; only the linear layer learns.
 
     Args:
-        network: whose `frozen_features` are read; it stays in evaluation mode and its gradients are off.
+        network: whose `frozen_features` are used; it stays in evaluation mode and is not trained.
         num_classes: K.
     """
 
     def __init__(self, network: Classifier, num_classes: int) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
+        # It calibrates the features' magnitude, so that networks can be compared with one learning rate and
+        # no search for each. eps as in MAE's released code; torch's default is 1e-5.
         self.norm = nn.BatchNorm1d(network.feature_width, affine=False, eps=1e-6)
         self.fc = nn.Linear(network.feature_width, num_classes)
-        nn.init.trunc_normal_(self.fc.weight, std=0.01)
+        nn.init.trunc_normal_(self.fc.weight, std=0.01)  # as in MAE's released linear probe
         nn.init.zeros_(self.fc.bias)
 
     def train(self, mode: bool = True) -> FrozenProbe:
         """Training mode for the new layers only."""
+        # In training mode the frozen network would drop paths, and its features would not be frozen.
         super().train(mode)
         self.network.eval()
         return self
@@ -38,5 +41,5 @@ class FrozenProbe(nn.Module):
         return self.fc(self.norm(self.network.frozen_features(images_BCHW)))
 
     def head(self) -> dict[str, Tensor]:
-        """What has been learnt: the state without the frozen network."""
+        """The trained part: the state without the frozen network."""
         return {name: t for name, t in self.state_dict().items() if not name.startswith("network.")}

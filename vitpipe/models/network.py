@@ -1,7 +1,7 @@
-"""What every network of the house can be asked, whatever its family.
+"""The interfaces of all networks, whatever their family.
 
-Stages, methods and the dense bridge know these classes only; a paper joins by networks that are such, and a
-`Family` that builds them (family.py).
+Stages, methods and `vitpipe.dense` use these classes only. A paper is added by networks that implement them
+and by a `Family` that builds them (families.py).
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ class Network(nn.Module, ABC):
 
     Attributes:
         family: name of the family that builds it.
-        decay_stated_for: layers of the network that the published layer-wise decay was stated for, when it
-            is to be spread over the layers of this one; else `None`.
-        no_decay: ends of names of parameters with two or more dimensions that take no weight decay.
+        decay_stated_for: layers of the network that the published layer decay was stated for, when it is to
+            be spread over the layers of this one; else `None`.
+        no_decay: ends of names of parameters with two or more dimensions that get no weight decay.
     """
 
     family: ClassVar[str]
     decay_stated_for: ClassVar[int | None] = None
+    # Tensors of one dimension never decay (optim/groups.py), so they need no entry.
     no_decay: tuple[str, ...] = ()
 
     @abstractmethod
@@ -38,14 +39,14 @@ class Network(nn.Module, ABC):
     @property
     @abstractmethod
     def num_layers(self) -> int:
-        """How many layer ids there are."""
+        """Number of layer ids. For classifiers the registry states it too: see `ModelEntry.num_layers`."""
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Scalars about the network's own health, logged beside the losses."""
         return {}
 
     def layer_scales(self, decay: float) -> tuple[float, ...]:
-        """Factor on the learning rate of each layer id."""
+        """Factor on the learning rate of each layer id, for a layer decay as the paper states it."""
         return layer_scales(decay, self.num_layers, self.decay_stated_for)
 
 
@@ -59,7 +60,8 @@ class Classifier(Network):
 
     @abstractmethod
     def frozen_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C): what the paper's linear probe reads, before any norm or head."""
+        """(B, 3, H, W) -> (B, C): the features of the paper's linear probe, before any norm or head."""
+        # Without the norm: k-NN and linear probe bring their own scaling (`FrozenProbe`).
 
     @property
     @abstractmethod

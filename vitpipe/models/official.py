@@ -1,8 +1,8 @@
-"""Official checkpoint files: their tensors, without running what else is in them.
+"""Read the tensors of official checkpoint files without running code in them.
 
-Torch's safe loader (`weights_only=True`) restores tensors, numbers, text and plain containers, and refuses
-everything that only running code could restore. Some released files keep such a thing beside the weights.
-Where it is known and harmless, its name is given a stand-in, so that not even then code of others runs.
+torch's safe loader (`weights_only=True`) restores tensors, numbers, text and plain containers, and refuses
+everything that only running code could restore. Some released files hold such objects beside the weights.
+Those that are known and harmless are replaced by placeholders, so that their code does not run either.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from vitpipe.contracts.errors import CheckpointError
-from vitpipe.models.weights import KeyRow, load_state
+from vitpipe.models.weights import MAX_NAMED, KeyRow, load_state
 
 Kind = Literal["itpn_pixel_pretrain", "itpn_pixel_classifier", "itpn_pixel_dense", "revcol_classifier"]
 
+# Where released files keep their weights: `model` (MAE, iTPN, RevCol), `module` (second choice of iTPN's
+# tools), `state_dict` (detectors and segmentors of mmdet and mmseg), `state_dict_ema` (RevCol; may be None).
 _ENTRIES = ("model", "module", "state_dict", "state_dict_ema")
 
 
@@ -32,7 +34,9 @@ class Renamed:
     """An official state under our names.
 
     Attributes:
+        kind: which network it is of.
         model: name in the registry.
+        state: our name -> tensor.
         network: ours of that kind and size, on the meta device.
         rows: one for every official name.
     """
@@ -44,20 +48,24 @@ class Renamed:
     rows: tuple[KeyRow, ...]
 
 
-class _StandIn:
-    """Takes the place of an object that is not wanted, whatever it is called with."""
+class _Placeholder:
+    """Created in place of an object that is not needed, with any arguments."""
 
     def __init__(self, *_: object) -> None:
         pass
 
 
-# iTPN's files keep the command line; RevCol's their settings and, by mistake, Python's function `input`.
+# iTPN's files hold the command line (`args`); RevCol's their settings (a dict subclass of yacs, restored as a
+# dict without importing yacs) and, by mistake, Python's function `input`. A file may also *call* what it
+# names: calling the placeholder does nothing, calling `input` would ask the user.
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     (OrderedDict, "yacs.config.CfgNode"),
-    (_StandIn, "builtins.input"),
+    (_Placeholder, "builtins.input"),
 ]
 
+# What torch and pickle raise for truncated files and altered bytes; tests alter random bytes to find others.
+# Not `Exception`: that would hide defects of this program.
 _FROM_DAMAGED_FILES = (
     AssertionError,
     AttributeError,
@@ -74,26 +82,30 @@ def read_checkpoint(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     """The named tensors of a checkpoint file.
 
     Args:
+        path: .pth, or .safetensors, which has no entries.
         entry: the one that holds them; without it the first of `model`, `module`, `state_dict` and
-            `state_dict_ema` (averaged weights) that there is, or else the file itself.
+            `state_dict_ema` (averaged weights) with tensors, or else the file's top level.
 
     Raises:
         CheckpointError: when the file is missing, truncated, holds code or holds no weights.
     """
+    # safetensors holds tensors and text only, so it needs no precautions.
     if path.suffix == ".safetensors":
         return load_state(path)
     if not path.is_file():
-        raise CheckpointError("The checkpoint does not exist", where=path, fix="check the path")
+        raise CheckpointError("The checkpoint does not exist", where=path, fix="correct the path")
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch names the first object that it refuses ("Unsupported global: GLOBAL a.b ..."). Its own advice,
+        # several lines long, is not passed on: it includes weights_only=False for the whole file.
         named = re.search(r"GLOBAL (\S+)", str(error))
         objects = f"{named[1]} and perhaps more" if named else "objects"
         raise CheckpointError(
             f"The checkpoint is damaged, or holds {objects} that only running code could restore",
             where=path,
-            fix="download it again; if you trust its source, keep the tensors alone, where its authors' "
+            fix="download it again; if you trust its source, save only the tensors, where its authors' "
             "code is installed, and convert those: python -c \"import torch; c = torch.load('FILE', 'cpu', "
             "weights_only=False); torch.save({'model': c['model']}, 'tensors.pth')\"",
         ) from error
@@ -112,6 +124,7 @@ def _tensors_of(content: Any, path: Path, entry: str | None) -> dict[str, Tensor
         inner = next(found, {} if entry else content)
         tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
         if tensors:
+            # Files saved from inside DistributedDataParallel or DataParallel have this prefix on every name.
             return {name.removeprefix("module."): value for name, value in tensors.items()}
     raise CheckpointError(
         f"The checkpoint holds no weights{f' in its entry {entry}' if entry else ''}",
@@ -125,10 +138,11 @@ def _is_state(value: object) -> bool:
 
 
 def misfit(problems: list[str], where: str | Path) -> CheckpointError:
-    """What to raise when a checkpoint is not the network that it looks like."""
-    more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+    """The error for a checkpoint whose keys or shapes are not those of the network it was recognised as."""
+    more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
     return CheckpointError(
-        f"The checkpoint is not what it looks like: {'; '.join(problems[:6])}{more}",
+        "The checkpoint's keys or shapes differ from those of the network it was recognised as: "
+        f"{'; '.join(problems[:MAX_NAMED])}{more}",
         where=where,
-        fix="download it again; if it was made by changed code, it cannot be converted",
+        fix="download it again; a checkpoint of changed code cannot be converted",
     )

@@ -1,4 +1,4 @@
-"""Where a unit is: sine-cosine tables, their resampling, and relative positions.
+"""Position embeddings of units: sine-cosine tables, their resampling, and relative positions.
 
 Sine-cosine tables as in Masked Autoencoders Are Scalable Vision Learners; Kaiming He, Xinlei Chen, Saining
 Xie, Yanghao Li, Piotr Dollar, Ross Girshick; arXiv 2111.06377, section 3 (the 2-D form of its released code).
@@ -22,10 +22,13 @@ def sincos_table(side: int, width: int) -> Tensor:
     The first half of the channels encodes the column, the second half the row; in each half the sines of
     all frequencies come before the cosines, frequency k being 10000^(-k / (width/4)).
     """
+    # Two axes, each with a sine and a cosine: a quarter of the channels per function. Computed in float64 and
+    # rounded once, as in the released code (numpy): in float32 the tables would differ in the last bits.
     quarter = width // 4
     frequency_k = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angle_Sk = torch.arange(side, dtype=torch.float64)[:, None] * frequency_k
     axis_SC = torch.cat([angle_Sk.sin(), angle_Sk.cos()], dim=1)
+    # Column first: MAE's code calls numpy's meshgrid with the width in front.
     column_NC = axis_SC.repeat(side, 1)
     row_NC = axis_SC.repeat_interleave(side, dim=0)
     return torch.cat([column_NC, row_NC], dim=1).float().unsqueeze(0)
@@ -34,13 +37,18 @@ def sincos_table(side: int, width: int) -> Tensor:
 def resample_positions(table_1NC: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resample a square position table to another grid: (1, N, C) -> (1, rows*columns, C).
 
-    Bicubic, with the factor (rows + 0.1) / S instead of rows / S. The 0.1 keeps the floor of the output
-    size from losing a row; it also shifts the sample points a little, even when the grid stays the same,
-    and released weights were trained with that.
+    Bicubic, with the factor (rows + 0.1) / S instead of rows / S, as in iTPN's released code (and DINO's).
+
+    Args:
+        table_1NC: N a square number.
+        grid: rows and columns of units of the result.
     """
     _, num_units, width = table_1NC.shape
     side = math.isqrt(num_units)
     square = table_1NC.reshape(1, side, side, width).permute(0, 3, 1, 2)
+    # torch computes the output size as floor(S * factor), and rounding errors of rows / S could lose a row;
+    # the 0.1 prevents that. It also shifts the sample points a little, even when the grid stays the same, and
+    # released weights were trained with that: `size=grid` would give other values.
     factors = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
     resampled = F.interpolate(square, scale_factor=factors, mode="bicubic", align_corners=False)
     return resampled.flatten(2).transpose(1, 2)
@@ -51,6 +59,8 @@ def relative_index(side: int) -> Tensor:
 
     `(row_i - row_j + S-1) * (2S-1) + (column_i - column_j + S-1)`.
     """
+    # Offsets lie in -(S-1) ... S-1 per axis, hence (2S-1)^2 rows. Without extra rows for a class token, which
+    # these networks do not have.
     unit_N = torch.arange(side * side)
     row_N, column_N = unit_N // side, unit_N % side
     row_NN = row_N[:, None] - row_N[None, :] + side - 1
@@ -61,8 +71,12 @@ def relative_index(side: int) -> Tensor:
 def resize_relative_table(table_RH: Tensor, num_rows: int) -> Tensor:
     """Resize a relative bias table to another grid: ((2S-1)^2, H) -> (num_rows, H).
 
-    Plain bicubic on the square of offsets, as the loaders of the released dense networks do.
+    Args:
+        table_RH: R = (2S-1)^2 rows, one per offset.
+        num_rows: of the result, (2S'-1)^2.
     """
+    # Bicubic on the square of offsets without the 0.1 of `resample_positions`: so do the loaders of the
+    # released dense networks.
     side, new_side = math.isqrt(table_RH.shape[0]), math.isqrt(num_rows)
     square = table_RH.t().reshape(1, -1, side, side)
     resized = F.interpolate(square, size=(new_side, new_side), mode="bicubic", align_corners=False)

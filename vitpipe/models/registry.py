@@ -1,4 +1,4 @@
-"""Which networks there are: data for `vitpipe models`, readable without torch."""
+"""All networks by name: data for `vitpipe models` and recipes, readable without torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ class ModelEntry:
     """One network by name.
 
     Attributes:
+        name: as recipes give it in `model.name`.
+        family: the folder in `vitpipe.models` that builds it; see families.py.
         summary: what it is, in a few words.
+        paper: title, authors, arXiv number.
         published_params: parameters in millions as the paper states them; `None` where it does not.
-        family: who builds it; see family.py.
-        classifier_params: parameters of the classifier with 1000 classes, as published.
+        classifier_params: parameters of the classifier with 1000 classes.
         classifier_macs: multiply-adds of that classifier for one image of `image_size`.
         image_size: default input, pixels per side.
         num_layers: layer ids of the classifier, for layer-wise learning rates.
@@ -37,10 +39,18 @@ class ModelEntry:
     classifier_params: int
     classifier_macs: int
     image_size: int
+    # The next two are also properties of the networks (`Network.num_layers`, `decay_stated_for`), which count
+    # the layers they really have: a recipe may change the number of columns, and library users may give
+    # shapes of their own. They are stated here because `vitpipe recipe` and `plan` show layer-wise learning
+    # rates without torch, which every family module imports. tests/models/test_registry.py compares the two
+    # for every entry.
     num_layers: int
     decay_stated_for: int | None = None
 
 
+# Parameters and multiply-adds are measured (tests/models/test_every_model.py measures them again for every
+# entry, and compares with `published_params` within 2 %). One multiply-add counts once, attention products
+# included.
 MODELS: dict[str, ModelEntry] = {
     entry.name: entry
     for entry in (
@@ -53,7 +63,7 @@ MODELS: dict[str, ModelEntry] = {
             classifier_params=286_280,
             classifier_macs=4_585_984,
             image_size=64,
-            num_layers=8,
+            num_layers=8,  # stem, 6 blocks, head
             decay_stated_for=13,
         ),
         ModelEntry(
@@ -61,11 +71,11 @@ MODELS: dict[str, ModelEntry] = {
             family="hivit",
             summary="blocks 3-3-24, channels 128/256/512",
             paper=_ITPN,
-            published_params=79.0,
+            published_params=79.0,  # ImageNet-1K table of the main text: HiViT-B 79, HiViT-L 288
             classifier_params=78_557_992,
             classifier_macs=17_816_604_672,
             image_size=224,
-            num_layers=32,
+            num_layers=32,  # stem, 30 blocks, head
             decay_stated_for=13,
         ),
         ModelEntry(
@@ -77,7 +87,7 @@ MODELS: dict[str, ModelEntry] = {
             classifier_params=288_493_576,
             classifier_macs=61_117_544_448,
             image_size=224,
-            num_layers=46,
+            num_layers=46,  # stem, 44 blocks, head
             decay_stated_for=13,
         ),
         ModelEntry(
@@ -89,7 +99,7 @@ MODELS: dict[str, ModelEntry] = {
             classifier_params=920_968,
             classifier_macs=9_800_192,
             image_size=64,
-            num_layers=9,
+            num_layers=9,  # RevCol: stem, blocks of one column + columns - 1, head; here 5 + 3 + 1
         ),
         ModelEntry(
             name="revcol_tiny",
@@ -173,11 +183,12 @@ MODELS: dict[str, ModelEntry] = {
             family="revcolv2",
             summary="2 + 2 columns, 4 x 3 blocks each, 384 channels (our reading of the paper)",
             paper=_REVCOLV2,
-            published_params=88.0,
+            published_params=88.0,  # supplement, table 5: 88 M and 19 G, 327 M and 67 G
             classifier_params=89_131_240,
+            # 12.9 G and not the published 19 G (ours: 18.7 G): only the levels that reach the top are run.
             classifier_macs=12_852_464_640,
             image_size=224,
-            num_layers=17,
+            num_layers=17,  # RevColV2: input, 4 x 3 blocks of one column + 4 columns - 1, head
         ),
         ModelEntry(
             name="revcolv2_large",
@@ -195,10 +206,10 @@ MODELS: dict[str, ModelEntry] = {
 
 
 def find_model(name: str) -> ModelEntry:
-    """The entry of a name.
+    """The entry with this name.
 
     Raises:
-        RecipeError: when there is none; names the nearest.
+        RecipeError: when there is none; suggests the most similar name.
     """
     entry = MODELS.get(name)
     if entry is None:
@@ -207,6 +218,6 @@ def find_model(name: str) -> ModelEntry:
         raise RecipeError(
             f"There is no model '{name}'",
             where="model.name",
-            fix=f"{hint}The models are {', '.join(MODELS)} (`vitpipe models`)",
+            fix=f"{hint}give one of {', '.join(MODELS)} (`vitpipe models` describes them)",
         )
     return entry

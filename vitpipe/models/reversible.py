@@ -1,4 +1,4 @@
-"""Chains of reversible columns: the backward pass rebuilds the activations instead of having kept them.
+"""Chains of reversible columns: the backward pass rebuilds activations instead of keeping them.
 
 Reversible Column Networks; Yuxuan Cai, Yizhuang Zhou, Qi Han, Jianjian Sun, Xiangwen Kong, Jun Li, Xiangyu
 Zhang; arXiv 2212.11696, section 3 (the coupling of columns); RevColV2: Exploring Disentangled
@@ -10,15 +10,14 @@ processing order s = 0 ... S-1 and with y_-1 = x:
     forward     y_s = F_s(y_s-1, u_s+1 ...) + scale_s * u_s         (without u in a first column: F_s(y_s-1))
     inverse     u_s = (y_s - F_s(y_s-1, u_s+1 ...)) / scale_s       s = S-1 ... 0, so that u_s+1 is known
 
-Every column gets the same x. Three ways of remembering, all with the gradients of ordinary autograd:
+Every column gets the same x. Three memory modes, all with the gradients of ordinary autograd:
 
-    plain        autograd keeps everything
-    column       the inputs of each column are kept, its inside is computed again (bit for bit the same)
+    plain        autograd keeps all activations
+    column       the inputs of each column are kept, its inside is recomputed (the same bits)
     reversible   x and the states of the last column are kept, whatever the number of columns
 
-The inverse divides by the scales, so its error grows as they shrink (`memory_mode.py` says when that is too
-much). States, products with scales and the division stay in float32 under autocast; only F runs in the lower
-precision.
+The inverse divides by the scales, so its error grows as they shrink; `memory_mode.py` has the limits. Memory
+and step time of each mode: docs/reversible.md.
 """
 
 from __future__ import annotations
@@ -38,16 +37,22 @@ from torch.utils.checkpoint import checkpoint
 
 MemoryMode = Literal["plain", "column", "reversible"]
 States = tuple[Tensor, ...]
-# The state of each generator, CPU first.
+# The state of each random number generator, CPU first.
 _Randomness = tuple[Tensor, ...]
 _Precision = Callable[[], AbstractContextManager[Any]]
 
+# It prevents a division by 0, nothing more: at 1e-3 the rebuilt states are noise, and
+# `memory_mode.safe_scale` has switched to mode `column` long before.
 SMALLEST_SCALE = 1e-3
-"""Scales are held at least this far from 0, so that nothing is divided by 0 (released RevCol code)."""
+"""Scales are kept at least this far from 0 (the bound of the released RevCol code)."""
 
 
 class Column(nn.Module, ABC):
-    """One column of a chain. It must not draw or keep anything outside torch's generators (no batch norm)."""
+    """One column of a chain.
+
+    A level is run twice in a training step. So it must have no side effects (no batch norm) and draw random
+    numbers from torch's generators only, whose states are restored before the second run.
+    """
 
     @property
     @abstractmethod
@@ -60,7 +65,7 @@ class Column(nn.Module, ABC):
 
     @abstractmethod
     def scales(self) -> tuple[nn.Parameter, ...]:
-        """The S scales in processing order, each broadcastable to its state; empty if nothing came before."""
+        """The S scales in processing order, each broadcastable to its state; empty in a first column."""
 
 
 def run_chain(
@@ -76,8 +81,8 @@ def run_chain(
     Args:
         columns: at least one.
         x: input of every column.
-        states: what the first column takes as the states before it; `None` if it has no scales.
-        mode: how to remember; without gradients nothing is remembered in any mode.
+        states: u of the first column; `None` if it has no scales.
+        mode: memory mode; without gradients no mode keeps anything.
         num_positions: per column, how many positions to run, where later ones are not needed. Such a chain
             cannot be inverted.
 
@@ -89,14 +94,19 @@ def run_chain(
     lengths = num_positions or [column.num_levels for column in columns]
     if mode == "reversible" and num_positions is not None:
         raise ValueError("a chain with positions left out cannot be inverted")
+    # States, products with scales and the division stay in float32 under autocast; only F runs in the lower
+    # precision. Its output is converted to x's type, so x sets the type of the whole chain.
     if autocasts(x.device):
         x = x.float()
     parameters = _trainable(columns)
     inputs = (x, *(states or ()), *parameters)
     if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in inputs):
+        # Nothing to differentiate: skips the copies of generator states and autograd's bookkeeping.
         mode = "plain"
     if mode == "reversible":
         return _ReversibleChain.apply(columns, len(states or ()), x, *(states or ()), *parameters)
+    # Not reentrant: the reentrant form gives no gradients where no input requires one. torch restores
+    # generators and autocast for the second run.
     run = partial(checkpoint, _run_column, use_reentrant=False) if mode == "column" else _run_column
     for column, length in zip(columns, lengths, strict=True):
         states = run(column, x, states, length)
@@ -111,7 +121,10 @@ def _run_column(
     num_positions: int,
     drawn: list[_Randomness | None] | None = None,
 ) -> States:
-    """The forward equation; `drawn` is given the generators' states from before each level that draws."""
+    """The forward equation for positions 0 ... `num_positions` - 1.
+
+    `drawn` gets one entry per level: the generators' states before it if it drew random numbers, else `None`.
+    """
     scales = column.scales()
     outputs: list[Tensor] = []
     for position in range(num_positions):
@@ -121,6 +134,8 @@ def _run_column(
         output = column.level(position)(below, above).to(x.dtype)
         if drawn is not None and before is not None:
             after = _randomness(x.device)
+            # A generator's state is 5 kB on a CPU; it is kept only for levels that drew (drop path in
+            # training).
             same = all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
             drawn.append(None if same else before)
         outputs.append(output if states is None else output + scales[position] * states[position])
@@ -128,17 +143,19 @@ def _run_column(
 
 
 class _ReversibleChain(torch.autograd.Function):
-    """The whole chain as one step of autograd.
+    """The whole chain as one autograd function."""
 
-    Every trainable parameter is an input and its gradient is returned, so that accumulation, gradient
-    scalers, clipping, hooks and DistributedDataParallel see what they see elsewhere.
-    """
+    # Every trainable parameter is an input and its gradient is returned, so that accumulation, gradient
+    # scalers, clipping, hooks and DistributedDataParallel work as usual. The released RevCol code calls
+    # backward inside backward and lets parameters accumulate gradients there, out of sight of these.
 
     @staticmethod
     def forward(ctx: Any, columns: Sequence[Column], num_states: int, x: Tensor, *tensors: Tensor) -> States:
         states: States | None = tensors[:num_states] or None
         ctx.columns, ctx.num_states, ctx.drawn = columns, num_states, []
         ctx.parameters = tensors[num_states:]
+        # The backward usually runs outside the forward's autocast context; F must see the same settings
+        # there.
         ctx.precision = _precision(x.device)
         for column in columns:
             drawn: list[_Randomness | None] = []
@@ -146,9 +163,11 @@ class _ReversibleChain(torch.autograd.Function):
                 states = _run_column(column, x, states, column.num_levels, drawn)
             ctx.drawn.append(drawn)
         assert states is not None
+        # All activations that are kept: 5 tensors (B, N, C) per chain of four levels.
         ctx.save_for_backward(x, *states)
         return states
 
+    # The backward is not itself recorded; without this mark second derivatives would silently be wrong.
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -158,13 +177,18 @@ class _ReversibleChain(torch.autograd.Function):
         with _randomness_kept(x.device):
             for column, drawn in zip(reversed(ctx.columns), reversed(ctx.drawn), strict=True):
                 outputs, grads = _undo_column(column, x, outputs, grads, drawn, ctx.precision, total)
+        # `None` for a parameter that got no gradient, as in ordinary autograd: zeros would let AdamW decay
+        # it.
         of_states = grads if ctx.num_states else ()
         of_parameters = [total.parameters.get(id(parameter)) for parameter in ctx.parameters]
         return (None, None, total.x, *of_states, *of_parameters)
 
 
 class _Gradients:
-    """What adds up over the columns: the gradients of x and, by identity, of the parameters."""
+    """Sums over the columns: the gradients of x and, by identity, of the parameters.
+
+    x enters every column, and a parameter may be used in several.
+    """
 
     def __init__(self, wants_x: bool) -> None:
         self.wants_x = wants_x
@@ -190,11 +214,12 @@ def _undo_column(
     precision: _Precision,
     total: _Gradients,
 ) -> tuple[States, States]:
-    """From a column's states and their gradients to those of the column before it; both empty before a first.
+    """Invert one column and run its backward: from y and its gradients to u and its gradients.
 
-    `total` takes the gradients of x and of the parameters. At position s the gradient of y_s is complete:
-    what position s+1 passed down was added one step before. The rebuilt u_s+1 is at hand as well.
+    Adds the gradients of x and of the parameters to `total`. Returns empty tuples for a first column.
     """
+    # Order S-1 ... 0 is needed for both: position s needs the rebuilt u_s+1 ..., and the gradient of y_s is
+    # complete only when position s+1 has added its share.
     scales = column.scales()
     grad_of = list(grads)
     above: States = ()
@@ -208,6 +233,7 @@ def _undo_column(
         # gradient of the whole chain arrives, and not here too.
         own = dict(level.named_parameters())
         stand_ins = {name: _leaf(parameter, parameter.requires_grad) for name, parameter in own.items()}
+        # The same drop-path decisions as in the forward, or branch and gradient would be another network's.
         _restore(drawn[position], x.device)
         with torch.enable_grad(), precision():
             branch = functional_call(level, stand_ins, (leaves[0], tuple(leaves[1:]))).to(x.dtype)
@@ -219,6 +245,9 @@ def _undo_column(
             total.add_x(of_below)
         elif of_below is not None:
             grad_of[position - 1] = grad_of[position - 1] + of_below
+        # With branch = F_s: u_s = (y_s - branch) / scale; dL/dscale = grad * u_s, summed over batch and
+        # tokens; dL/du_s = scale * grad now, plus the share of F at lower positions, which comes as `cross`
+        # there.
         if scales:
             scale, grad = scales[position], grad_of[position]
             state = (outputs[position] - branch.detach()) / scale
@@ -232,6 +261,8 @@ def _undo_column(
 
 def _gradients(output: Tensor, leaves: list[Tensor], grad: Tensor) -> list[Tensor | None]:
     """Vector-Jacobian products for the leaves that want one; `None` for the others."""
+    # Only for leaves that require one: gradients of frozen parameters would cost time and be dropped. A level
+    # need not use every state above it, hence allow_unused.
     wanting = [leaf for leaf in leaves if leaf.requires_grad]
     if not wanting or not output.requires_grad:
         return [None] * len(leaves)
@@ -240,11 +271,13 @@ def _gradients(output: Tensor, leaves: list[Tensor], grad: Tensor) -> list[Tenso
 
 
 def _leaf(tensor: Tensor, requires_grad: bool) -> Tensor:
+    """The same data as a leaf of a graph of its own: a level's backward must end there."""
     return tensor.detach().requires_grad_(requires_grad)
 
 
 def _trainable(columns: Sequence[Column]) -> tuple[nn.Parameter, ...]:
-    """Parameters that the chain uses and that are to be trained, each once."""
+    """Parameters of the chain that require gradients, each once, in a fixed order."""
+    # A dict as an ordered set: the order of autograd's inputs must not depend on memory addresses.
     used: dict[nn.Parameter, None] = {}
     for column in columns:
         for position in range(column.num_levels):
@@ -255,16 +288,16 @@ def _trainable(columns: Sequence[Column]) -> tuple[nn.Parameter, ...]:
 
 @contextmanager
 def aside(device: torch.device) -> Iterator[None]:
-    """Run something without gradients that training does not notice: generators and autocast's cache stay."""
+    """A context without gradients that leaves generators and autocast's cache as they were."""
     with torch.no_grad(), _randomness_kept(device), _precision(device)():
         yield
 
 
 def inverse_error(columns: Sequence[Column], x: Tensor, states: States | None = None) -> float:
-    """Run a chain forward and back: the largest absolute error of all states rebuilt on the way.
+    """Run a chain forward and invert it: the largest absolute error of all rebuilt states.
 
-    The inputs `states` count where they are given, else the states of the first column. Nothing is changed,
-    the generators included; autocast is as at the call. Scales are not clamped.
+    `states` are compared too where they are given, else the states of the first column are the last ones.
+    Nothing is changed, the generators included; autocast is as at the call. Scales are not clamped.
     """
     if autocasts(x.device):
         x = x.float()
@@ -297,7 +330,8 @@ def _rebuild(column: Column, x: Tensor, outputs: States, drawn: list[_Randomness
 
 @torch.no_grad()
 def clamp_scales(columns: Sequence[Column], smallest: float = SMALLEST_SCALE) -> None:
-    """Hold every scale at least `smallest` from 0, in place; signs are kept, an exact 0 becomes positive."""
+    """Keep every scale at least `smallest` away from 0, in place; signs are kept, 0 becomes `smallest`."""
+    # The released RevCol code multiplies by sign(scale), which is 0 for an exact 0 and leaves it there.
     for column in columns:
         for scale in column.scales():
             scale.copy_(scale.abs().clamp_min(smallest) * torch.where(scale < 0, -1.0, 1.0))
@@ -305,7 +339,7 @@ def clamp_scales(columns: Sequence[Column], smallest: float = SMALLEST_SCALE) ->
 
 @torch.no_grad()
 def smallest_scale(columns: Sequence[Column]) -> float:
-    """Min |scale|; infinite without scales, and on the meta device, where there are no numbers."""
+    """Min |scale|; infinite without scales, and on the meta device, where tensors have no values."""
     scales = [scale for column in columns for scale in column.scales()]
     if not scales or scales[0].is_meta:
         return math.inf
@@ -313,15 +347,13 @@ def smallest_scale(columns: Sequence[Column]) -> float:
 
 
 def autocasts(device: torch.device) -> bool:
-    """Whether autocast is on for this kind of device."""
+    """Whether autocast is on for this type of device."""
+    # Asked in this order: torch raises for device types without autocast, such as meta.
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _precision(device: torch.device) -> _Precision:
-    """Makes contexts with the autocast settings of this moment.
-
-    Without its cache of cast weights: those of a forward without gradients would have none in the backward.
-    """
+    """A factory of contexts with the current autocast settings."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext
     return partial(
@@ -329,6 +361,9 @@ def _precision(device: torch.device) -> _Precision:
         device.type,
         dtype=torch.get_autocast_dtype(device.type),
         enabled=torch.is_autocast_enabled(device.type),
+        # autocast caches the cast copies of weights until its outermost context ends. Copies made in a
+        # forward without gradients have no graph, and a later forward that found them would give weights no
+        # gradient.
         cache_enabled=False,
     )
 
@@ -347,5 +382,7 @@ def _restore(randomness: _Randomness | None, device: torch.device) -> None:
 
 
 def _randomness_kept(device: torch.device) -> AbstractContextManager[Any]:
-    """Whatever is drawn or restored inside, the generators outside go on as if nothing had been."""
+    """A context after which the generators have the states from before it, whatever was drawn or restored."""
+    # Otherwise a backward would leave the generators as its last recomputed level did, and training would
+    # draw the same numbers again.
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

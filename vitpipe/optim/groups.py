@@ -1,4 +1,4 @@
-"""Which parameter gets which learning rate and weight decay."""
+"""Parameter groups: learning-rate factor and weight decay of every parameter."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def parameter_groups(
     Tensors with at most one dimension (norms, biases, layer scale) never decay.
 
     Args:
-        weight_decay: for all that decays.
-        no_decay: ends of names that do not decay either.
-        layer_of: name -> layer id; without it everything is one layer with scale 1.
+        named_parameters: of the network.
+        weight_decay: for all parameters that decay.
+        no_decay: ends of names of other parameters that do not decay.
+        layer_of: name -> layer id; without it all parameters are in one layer with factor 1.
         layer_scales: learning-rate factor of each layer id.
 
     Returns:
@@ -32,9 +33,12 @@ def parameter_groups(
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named_parameters:
+        # Frozen parameters (fixed position tables, a frozen backbone) would cost optimiser state for nothing.
         if not parameter.requires_grad:
             continue
         layer = layer_of(name) if layer_of else 0
+        # The rule of MAE's, iTPN's and RevCol's released code. `no_decay` has what each of them exempts
+        # besides.
         decays = parameter.ndim > 1 and not name.endswith(tuple(no_decay))
         group = groups.setdefault(
             (layer, decays),
@@ -48,4 +52,6 @@ def parameter_groups(
         )
         group["params"].append(parameter)
         group["names"].append(name)
+    # Sorted, not in order of appearance: torch's optimisers match a saved state to parameters by position
+    # alone.
     return [groups[key] for key in sorted(groups)]

@@ -1,4 +1,4 @@
-"""Optimisers over parameter groups, and how their learning rate is set."""
+"""Build optimisers over parameter groups, and set their learning rate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vitpipe.config.recipe import OptimConfig
+from vitpipe.config.recipe import AdamWConfig, OptimConfig
 
 if TYPE_CHECKING:
     from timm.optim.lars import Lars
@@ -18,19 +18,18 @@ def build_optimiser(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> tor
     return build_adamw(groups, optim) if optim.name == "adamw" else build_lars(groups, optim)
 
 
-def build_adamw(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) over `parameter_groups`.
-
-    On a GPU one fused kernel per group. On a CPU the grouped form: unlike the fused one it gives the same
-    bits as the textbook loop over tensors, and a step's time is in the network there anyway.
-    """
+def build_adamw(groups: Sequence[dict[str, Any]], optim: AdamWConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) over `parameter_groups`."""
+    # On a GPU one fused kernel per group. On a CPU `foreach`: unlike `fused` it gives the same bits as the
+    # plain loop over tensors, and a step's time is spent in the network there.
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
     kind = {"fused": True} if on_gpu else {"foreach": True}
+    # lr 0 until `set_learning_rate`, which the loop calls before every step.
     return torch.optim.AdamW(list(groups), lr=0.0, betas=optim.betas, eps=optim.eps, **kind)
 
 
 def build_lars(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> Lars:
-    """LARS (You, Gitman and Ginsburg, arXiv 1708.03888) as MAE's linear probe has it.
+    """LARS (You, Gitman and Ginsburg, arXiv 1708.03888) as in MAE's linear probe.
 
     The learning rate of a matrix is scaled by trust coefficient * |weights| / |gradient|; vectors (norms,
     biases) learn by plain momentum.
@@ -38,10 +37,13 @@ def build_lars(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> Lars:
     # timm imports all its networks and torch's compiler: 2 s that no other optimiser needs.
     from timm.optim.lars import Lars
 
+    # timm adapts only groups that decay, unless told so. The probe has weight decay 0, and its matrix must
+    # still be adapted; with `always_adapt` on vectors too, biases would be scaled by their own tiny norm.
     adapted = [
         {**group, "always_adapt": any(parameter.ndim > 1 for parameter in group["params"])}
         for group in groups
     ]
+    # eps 0: MAE's formula has none, and timm takes a ratio of 1 where a norm is 0.
     return Lars(adapted, lr=0.0, momentum=optim.momentum, trust_coeff=optim.trust_coefficient, eps=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: nothing to store, nothing to resume."""
+"""Learning rate as a pure function of the step, so that there is no scheduler state to save and resume."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ def learning_rate(
         peak_lr: absolute, reached at the end of the warm-up.
         min_lr: absolute, reached at the end of the run.
     """
+    # Also excludes division by 0 for a run without warm-up.
     if step < warmup_steps:
         return peak_lr * step / warmup_steps
+    # A run that is all warm-up has no cosine part, whose length would be 0.
     if num_steps <= warmup_steps:
         return peak_lr
+    # At most 1: beyond the end the cosine would rise again.
     progress = min(1.0, (step - warmup_steps) / (num_steps - warmup_steps))
     return min_lr + (peak_lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))

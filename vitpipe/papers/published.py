@@ -1,7 +1,7 @@
-"""Read the published tables: one row per number, selected by equality on its keys.
+"""Read the published tables: one row per published value, selected by equality on its keys.
 
-Every row has the keys table, method, variant, dataset, metric, value, unit, setting, source, and
-sometimes flag. `table` is the short name of the source: `11` is table 11 of the supplement, `main-3`
+Every row has the keys table, method, variant, dataset, metric, value, unit, setting, source, and sometimes
+flag (a remark). `table` is the short name of the source: `11` is table 11 of the supplement, `main-3` is
 table 3 of the main paper.
 """
 
@@ -23,7 +23,7 @@ _SHOWN = ("method", "variant", "dataset", "metric", "value", "unit", "setting", 
 
 
 def papers() -> tuple[str, ...]:
-    """Names of the papers whose tables are here."""
+    """Names of the papers that have tables."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
@@ -35,29 +35,33 @@ def rows(paper: str) -> list[dict[str, Any]]:
     """
     if paper not in papers():
         raise RecipeError(
-            f"There are no published tables of '{paper}'",
+            f"There are no published tables of the paper '{paper}'",
             where="source.paper of the recipe, or PAPER in PAPER/NUMBER",
             fix=f"choose one of: {', '.join(papers())}",
         )
+    # Copies: `_read` is cached, and a caller that changes a row would change it for all others.
     return [dict(row) for row in _read(paper)]
 
 
 def find_row(paper: str, where: Mapping[str, Any]) -> dict[str, Any]:
-    """The one row whose keys equal those of `where`.
+    """The one row whose values equal those of `where`.
+
+    Args:
+        where: key -> value, any subset of the keys of a row.
 
     Raises:
-        RecipeError: no row or several rows fit; the nearest rows are named with what differs.
+        RecipeError: when no row or several rows match; names the nearest rows and their differences.
     """
     every = rows(paper)
     found = [row for row in every if all(row.get(key) == value for key, value in where.items())]
     if len(found) == 1:
         return found[0]
     if found:
-        what = f"{len(found)} published rows of {paper} fit {_text(where)}: {_distinctions(found, where)}"
-        fix = "add one of these keys to `where`, so that exactly one row is left"
+        what = f"{len(found)} published rows of {paper} match {_text(where)}: {_distinctions(found, where)}"
+        fix = "add one of these keys to `where`, so that exactly one row matches"
     else:
         nearest = sorted(every, key=lambda row: _closeness(row, where), reverse=True)[:NUM_NEAR_MISSES]
-        what = f"No published row of {paper} fits {_text(where)}; the nearest: " + "; ".join(
+        what = f"No published row of {paper} matches {_text(where)}; the nearest: " + "; ".join(
             f"({i}) {_difference(row, where)}" for i, row in enumerate(nearest, 1)
         )
         fix = f"correct `where`; `vitpipe table {paper}/{nearest[0]['table']}` lists the rows of that table"
@@ -70,6 +74,8 @@ def tables(paper: str) -> dict[str, str]:
     Raises:
         RecipeError: when there is no such paper.
     """
+    # Reversed, because a later entry of a dict replaces an earlier one: the source of a table's first row
+    # counts.
     return {row["table"]: row["source"] for row in reversed(rows(paper))}
 
 
@@ -82,27 +88,33 @@ def table(paper: str, number: str) -> list[dict[str, Any]]:
     found = [row for row in rows(paper) if row["table"] == number]
     if not found:
         raise RecipeError(
-            f"There is no table '{number}' of {paper} here" if number else f"Which table of {paper}",
+            f"There is no table '{number}' of {paper}"
+            if number
+            else f"The number of the table of {paper} is missing",
             where="PAPER/NUMBER",
             fix="choose one of: "
             + ", ".join(f"{paper}/{name}" for name in sorted(tables(paper), key=_order)),
         )
+    # Keys without a value in every row are omitted, mostly `flag`.
     keys = [key for key in _SHOWN if any(row.get(key) is not None for row in found)]
     return [{key: row.get(key) for key in keys} for row in found]
 
 
 @functools.cache
 def _read(paper: str) -> tuple[dict[str, Any], ...]:
-    # The C loader reads the largest file in a twentieth of the time of the Python one.
+    # The C loader needs a twentieth of the time of the Python loader for the largest file. PyYAML lacks it
+    # where it was built without libyaml.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return tuple(yaml.load((FOLDER / f"{paper}.yaml").read_text(encoding="utf-8"), Loader=loader))
 
 
 def _order(name: str) -> tuple[bool, int, str]:
+    # Sort key: 2 before 11, names such as main-3 after the numbers.
     return (not name.isdigit(), int(name) if name.isdigit() else 0, name)
 
 
 def _closeness(row: Mapping[str, Any], where: Mapping[str, Any]) -> float:
+    # Similarity of the texts, 0 to 1 per key, and 1 more for equality: an equal key outweighs a similar one.
     return sum(
         difflib.SequenceMatcher(None, str(row.get(key, "")), str(value)).ratio() + (row.get(key) == value)
         for key, value in where.items()
@@ -122,6 +134,7 @@ def _difference(row: Mapping[str, Any], where: Mapping[str, Any]) -> str:
 
 
 def _distinctions(found: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> str:
+    # Not `value`: a recipe that selects a row by the value would hide a correction of the table.
     free = [key for key in ("table", *_SHOWN) if key not in where and key != "value"]
     parts = []
     for key in free:

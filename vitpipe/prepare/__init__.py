@@ -1,1 +1,1 @@
-"""From the user's files to shards: examined, packed, summed up, uploaded, and pulled by DVC."""
+"""From the user's files to shards: examine, pack, summarise, upload, and download by DVC."""

@@ -1,8 +1,8 @@
-"""Examine datasets, raw or prepared, without changing anything: every finding names the fix.
+"""Examine raw or prepared datasets, read-only: the checks of `vitpipe doctor`.
 
-raw        form and layout > counts, classes and their order beside the catalogue > released files > a
-           sample of images decoded, or all of them
-prepared   manifest, sizes and digests > checksums when asked for
+raw        format and layout > counts, classes and their order against the catalogue > released archives >
+           decode a sample of images, or all of them
+prepared   manifests, sizes and digests > checksums on request
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ from vitpipe.prepare.expectations import (
     expected_of,
     name_short_classes,
 )
-from vitpipe.prepare.findings import DatasetReport, Finding, Level
-
-__all__ = ["DatasetReport", "Finding", "Level", "examine"]
+from vitpipe.prepare.findings import DatasetReport, Finding
 
 SAMPLE = 200
-_NAMED = 5
-_AGAIN = "run the prepare stage again, or copy the prepared folder anew"
-_MINIATURE = (
-    "get what is missing or remove what does not belong there; nothing to fix for a part or a stand-in"
+"""Images that are decoded per dataset without `deep`."""
+_MAX_NAMED = 5
+_FIX_DIGESTS = "run the prepare stage again, or copy the prepared folder again"
+_FIX_COUNTS = (
+    "add what is missing and remove what does not belong to the dataset, unless it is a subset on purpose"
 )
 
 
@@ -50,30 +49,34 @@ def examine(
     checksums: bool = False,
     say: Say = lambda text: None,
 ) -> list[DatasetReport]:
-    """Examine the sets below a folder.
+    """Examine the datasets in a folder.
 
     Args:
-        root: holds imagenet/, coco/, ... as users have them, or is a folder that the prepare stage made.
-        datasets: names in the catalogue; all that are there if None.
-        deep: decode every image, else `SAMPLE` per set.
+        root: contains imagenet/, coco/, ... in any accepted format, or is the output of the prepare stage.
+        datasets: names in the catalogue; None for all that are found.
+        deep: decode every image, otherwise `SAMPLE` per dataset.
         checksums: read archives or shards and compare checksums.
-        say: told what takes long.
+        say: called with progress messages.
 
     Raises:
-        DatasetError: when the folder does not exist, holds no dataset, or a name is unknown. What is wrong
-            with a dataset itself is among the findings.
+        DatasetError: if the folder does not exist or contains no dataset, or a name is unknown. Problems of a
+            dataset itself are returned as findings.
     """
     if not root.is_dir():
-        raise DatasetError("The folder of the datasets does not exist", where=root, fix="name another folder")
+        raise DatasetError(
+            "The folder of the datasets does not exist",
+            where=root,
+            fix="correct --data, or create the folder",
+        )
     for name in datasets or ():
-        facts(name)  # refuses an unknown name
+        facts(name)  # raises for an unknown name
     prepared = (root / MANIFEST).is_file()
     names = list(datasets or (_prepared_sets(root) if prepared else _present(root)))
     if not names:
         raise DatasetError(
-            "The folder holds no dataset",
+            "The folder contains no dataset",
             where=root,
-            fix="name the folder that holds imagenet/, coco/, cifar10/, ..., not the folder of one set",
+            fix="give the folder that contains imagenet/, coco/, ..., not the folder of one dataset",
         )
     reports = []
     for name in names:
@@ -86,21 +89,23 @@ def examine(
                 _examine_source(report, root, deep=deep, checksums=checksums, say=say)
             else:
                 _examine_layout(report, root, deep=deep, checksums=checksums, say=say)
+        # One corrupt dataset must not hide the findings about the others.
         except VitpipeError as error:
             report.findings.append(Finding.of(error))
         except OSError as error:
-            where, fix = error.filename or root / name, "make it readable for this user, or copy it anew"
-            report.add("error", f"It cannot be read ({error.strerror or error})", where, fix)
+            where, fix = error.filename or root / name, "make it readable for this user, or copy it again"
+            report.add("error", f"The file cannot be read ({error.strerror or error})", where, fix)
         reports.append(report)
     return reports
 
 
 def _present(root: Path) -> Iterator[str]:
-    """Sets that have a folder of their own; DomainNet's domains may share one."""
+    """Names of the datasets with a folder below `root`; DomainNet's six domains may share one."""
     for name in (*SHARD_SETS, *DENSE_SETS):
         folder = root / name
         if not folder.is_dir() and name.startswith("domainnet_"):
             domain = name.removeprefix("domainnet_")
+            # All domains together, as the six archives and their split lists are downloaded.
             folder = root / "domainnet"
             if not any((folder / part).exists() for part in (domain, f"{domain}.zip", f"{domain}_train.txt")):
                 continue
@@ -109,17 +114,19 @@ def _present(root: Path) -> Iterator[str]:
 
 
 def _examine_source(report: DatasetReport, root: Path, *, deep: bool, checksums: bool, say: Say) -> None:
-    """A classification set in whatever form it lies there."""
+    """Examine a classification dataset in any accepted format."""
     folder = folder_of(root, report.dataset)
     if folder.is_dir():
         compare_archives(report, folder, checksums=checksums, say=say)
     source = find_source(root, report.dataset)
     report.form, report.num_classes = source.form, len(source.classes)
+    # The releases of ImageNet-22K differ in the number of classes.
     known, keys = expected_of(report.dataset, len(source.classes))
     for note in source.notes:
         report.add("note", note)
     counts, suffixes, sample = {}, _Examples(), _Sample(SAMPLE)
     for split in source.splits:
+        # Classes without images must be counted as 0, or `name_short_classes` would miss them.
         per_class: Counter[str] = Counter(dict.fromkeys(source.classes, 0))
         for entry in source.entries(split):
             per_class[source.classes[entry.label]] += 1
@@ -128,58 +135,65 @@ def _examine_source(report: DatasetReport, root: Path, *, deep: bool, checksums:
             sample.add(entry)
         counts[split] = per_class
     report.num_train, report.num_val = (counts[split].total() for split in ("train", "val"))
-    compare_counts(report, known, _MINIATURE)
+    compare_counts(report, known, _FIX_COUNTS)
     compare_classes(report, source.classes, keys, source.root)
     for split, per_class in counts.items():
         name_short_classes(report, split, per_class, known, source.root)
     if suffixes.number:
-        fix = "remove them from the class folders, or data.max_corrupt_images must allow for them"
+        fix = "remove them from the class folders, or increase data.max_corrupt_images by their number"
         report.add(
-            "error", f"{suffixes.number:,} files are no images by their names: {suffixes}", source.root, fix
+            "error",
+            f"{suffixes.number:,} files do not have the extension of an image: {suffixes}",
+            source.root,
+            fix,
         )
     _decode(report, source, sample.entries, deep=deep)
 
 
 def _decode(report: DatasetReport, source: Source, sample: Sequence[ImageEntry], *, deep: bool) -> None:
-    """Decode images as packing does; all of them by several processes."""
+    """Decode images as the packer does; with `deep` all of them, in several processes."""
     total = (report.num_train or 0) + (report.num_val or 0)
+    # A sample takes one core about 0.3 s, less than starting processes. sched_getaffinity respects cpusets.
     workers = len(os.sched_getaffinity(0)) if deep and total > SAMPLE else 0
     everything = (entry for split in source.splits for entry in source.entries(split))
-    broken, odd, number = _Examples(), Counter[str](), 0
+    corrupt, anomalies, number = _Examples(), Counter[str](), 0
+    # `shard_bytes` is 1 because nothing is written.
     for entry, image in examined(everything if deep else iter(sample), PackOptions(1, workers=workers)):
         number += 1
         if image.treatment == "left out":
-            broken.add(f"{entry.shown} ({image.finding})")
+            corrupt.add(f"{entry.shown} ({image.finding})")
         elif image.finding:
-            odd[image.finding] += 1
-    if broken.number:
-        fix = "replace them by good copies, or set data.max_corrupt_images to leave them out"
-        report.add("error", f"{broken.number:,} images cannot be decoded: {broken}", source.root, fix)
-    for finding, count in sorted(odd.items()):
-        report.add("note", f"{count:,} of the images looked at: {finding}")
-    _say_looked(report, number, total)
+            anomalies[image.finding] += 1
+    if corrupt.number:
+        fix = "replace them by intact copies, or set data.max_corrupt_images to leave them out"
+        report.add("error", f"{corrupt.number:,} images cannot be decoded: {corrupt}", source.root, fix)
+    for finding, count in sorted(anomalies.items()):
+        report.add("note", f"{count:,} of the checked images: {finding}")
+    _note_checked(report, number, total)
 
 
 def _examine_layout(report: DatasetReport, root: Path, *, deep: bool, checksums: bool, say: Say) -> None:
-    """A dense set in folders or in its original archives."""
+    """Examine a dense dataset in folders or in its original archives."""
     name = report.dataset
     if (root / name).is_dir():
         compare_archives(report, root / name, checksums=checksums, say=say)
     layout = VERIFY_DENSE[name](root / name)
     report.form, report.num_classes = layout.form, len(layout.classes)
     report.num_train, report.num_val = layout.counts["train_images"], layout.counts["val_images"]
-    compare_counts(report, facts(name), _MINIATURE)
+    compare_counts(report, facts(name), _FIX_COUNTS)
     for note in layout.notes:
         report.add("note", note)
+    # The embedded datasets have a subset of the classes, whose order cannot be compared.
     if set(layout.classes) == set(class_names(name)):
         compare_classes(report, layout.classes, class_names(name), layout.root)
     look = LOOK_INTO[name](layout, None if deep else SAMPLE)
     report.findings += [Finding.of(problem) for problem in look.problems]
-    _say_looked(report, look.num_looked, report.num_train + report.num_val)
+    _note_checked(report, look.num_looked, report.num_train + report.num_val)
 
 
 def _examine_prepared(report: DatasetReport, root: Path, *, checksums: bool) -> None:
-    """One set of a folder that the prepare stage made."""
+    """Examine one dataset in the output of the prepare stage."""
+    # Imported here: the readers are not needed for raw datasets.
     from vitpipe.data.shards import open_shards, verify_checksums
     from vitpipe.datasets.dense_folder import check_dense
 
@@ -201,50 +215,55 @@ def _examine_prepared(report: DatasetReport, root: Path, *, checksums: bool) -> 
             report.add("note", f"{count:,} images: {finding}", root / name)
         if checksums:
             verify_checksums(root, name)
-    report.add("note", f"Checksums of {num_bytes:,} bytes {'agree' if checksums else 'were not compared'}")
+    report.add("note", f"Checksums of {num_bytes:,} bytes {'match' if checksums else 'were not compared'}")
+    # The recorded digest, the one computed from the manifest, and the one in the folder's own manifest.
     if len({*digests, whole.sets.get(name)}) > 1 or whole.data_digest != digest_of(whole.sets):
-        report.add("error", "The digests of the manifests do not agree", root / MANIFEST, _AGAIN)
+        report.add("error", "The digests in the manifests are inconsistent", root / MANIFEST, _FIX_DIGESTS)
     if report.num_classes:
-        compare_counts(report, expected_of(name, report.num_classes)[0], _MINIATURE)
+        compare_counts(report, expected_of(name, report.num_classes)[0], _FIX_COUNTS)
 
 
 def _prepared_sets(root: Path) -> tuple[str, ...]:
     return tuple(read_manifest(root, DataManifest).sets)
 
 
-def _say_looked(report: DatasetReport, number: int, total: int) -> None:
-    rest = "" if number >= total else "; --deep looks at all"
-    report.add("note", f"{number:,} of {total:,} images were looked at{rest}")
+def _note_checked(report: DatasetReport, number: int, total: int) -> None:
+    rest = "" if number >= total else "; --deep checks all"
+    report.add("note", f"{number:,} of {total:,} images were checked{rest}")
 
 
 class _Examples:
-    """Counts, and remembers the first few for the message."""
+    """Counts names and keeps the first few for a message."""
 
     def __init__(self) -> None:
         self.number, self._named = 0, list[str]()
 
     def add(self, name: str) -> None:
-        """Count one."""
+        """Count one name."""
         self.number += 1
-        if self.number <= _NAMED:
+        if self.number <= _MAX_NAMED:
             self._named.append(name)
 
     def __str__(self) -> str:
-        more = f" and {self.number - _NAMED:,} more" if self.number > _NAMED else ""
+        more = f" and {self.number - _MAX_NAMED:,} more" if self.number > _MAX_NAMED else ""
         return f"{', '.join(self._named)}{more}"
 
 
 class _Sample:
-    """Evenly spread entries of a stream whose length is not known, at least `number` of them if there are."""
+    """A deterministic, evenly spaced sample of a stream of unknown length.
+
+    Keeps `number` to `2 * number - 1` entries, or all of a shorter stream.
+    """
 
     def __init__(self, number: int) -> None:
         self.entries: list[ImageEntry] = []
         self._number, self._stride, self._position = number, 1, 0
 
     def add(self, entry: ImageEntry) -> None:
-        """Offer the next one."""
+        """Offer the next entry of the stream."""
         if self._position % self._stride == 0:
             self.entries.append(entry)
             if len(self.entries) == 2 * self._number:
+                # Full: drop every second entry, and take half as many from here on.
                 self.entries, self._stride = self.entries[::2], 2 * self._stride
         self._position += 1

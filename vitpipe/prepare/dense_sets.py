@@ -1,7 +1,7 @@
-"""COCO, ADE20K and DAVIS keep their own layouts: packed as one tar per set, or left in the user's folder.
+"""COCO, ADE20K and DAVIS in their original layouts: one tar per set, or a reference to the user's folder.
 
-Embedded sets and original archives travel as one tar (a version control of data must not track folders of
-images) and are unpacked once beside the training; a user's folder may be used where it lies.
+Embedded sets and original archives are copied to one tar, which the training stage unpacks once; a folder can
+be used in place.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from vitpipe.data.manifest import DenseManifest, content_digest, write_manifest
 from vitpipe.datasets.layouts import DenseLayout
 from vitpipe.prepare.shard_writer import tar_header
 
+# A tar archive consists of blocks of 512 bytes (POSIX.1-2001, pax/ustar interchange format).
 _BLOCK = 512
 
 
 def pack_dense(layout: DenseLayout, out: Path) -> DenseManifest:
-    """Write a set as one tar with its layout inside, and its manifest; equal files give equal bytes.
+    """Write a set as one tar that contains its layout, and its manifest; equal files give equal bytes.
 
-    Files are copied piece by piece, out of archives too. The tar has another name until it is whole.
+    Files are copied in chunks, also from archives. The tar has a temporary name until it is complete.
 
     Raises:
-        DatasetError: when a file cannot be read, or changes meanwhile.
-        StorageError: when the disk refuses a write.
+        DatasetError: if a file cannot be read, or changes while it is copied.
+        StorageError: if a write to the disk fails.
     """
+    # One file because DVC tracks every file of a folder by itself: COCO alone has 123,287 images.
     name = f"{layout.dataset}.tar"
     sha256, size = hashlib.sha256(), 0
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        # One name for all attempts: a killed one leaves at most one partial tar, which the next overwrites.
+        # The same temporary name in every attempt: a kill leaves one partial tar, which the next overwrites.
         with written_aside(out / name, out / f".{name}.partial") as partial, partial.open("wb") as archive:
             for block in _tar_blocks(layout):
                 archive.write(block)
@@ -53,20 +55,22 @@ def pack_dense(layout: DenseLayout, out: Path) -> DenseManifest:
 
 
 def point_dense(layout: DenseLayout, out: Path) -> DenseManifest:
-    """Write a manifest that points at the user's folder.
+    """Write a manifest that references the user's folder.
 
     The digest covers names and sizes of all files, and the content of JSON and text files.
 
     Raises:
-        DatasetError: when the set, or a part of it, lies in its original archives.
-        StorageError: when the disk refuses a write.
+        DatasetError: if the set, or a part of it, is in its original archives.
+        StorageError: if a write to the disk fails.
     """
     if not layout.is_folder:
         raise DatasetError(
-            f"'{layout.dataset}' lies in {layout.form}, which cannot be used in their place",
+            f"'{layout.dataset}' is stored as {layout.form}, which cannot be used in place",
             where=layout.root,
-            fix="set data.keep_dense to pack or auto, or unpack the archives there",
+            fix="set data.keep_dense to pack or auto, or unpack the archives in this folder",
         )
+    # Annotations and split lists decide the labels and are small. Hashing the images would read all of them
+    # (18 GB of COCO training images) in every run, only to state a digest.
     sizes = {name: (layout.root / name).stat().st_size for name in layout.files}
     texts = [name for name in layout.files if name.endswith((".json", ".txt"))]
     listing = {"sizes": sizes, "texts": {name: file_digest(layout.root / name) for name in texts}}
@@ -92,7 +96,7 @@ def _finish(manifest: DenseManifest, out: Path) -> DenseManifest:
 
 
 def _tar_blocks(layout: DenseLayout) -> Iterator[bytes]:
-    """The bytes of a tar with all files of a set."""
+    """The bytes of a tar archive with all files of a set, in chunks."""
     for name in layout.files:
         size = layout.tree.size_bytes(name)
         yield tar_header(name, size)
@@ -102,9 +106,9 @@ def _tar_blocks(layout: DenseLayout) -> Iterator[bytes]:
             yield chunk
         if num_bytes != size:
             raise DatasetError(
-                f"A file has {num_bytes} bytes instead of {size}: it changed while it was being packed",
+                f"A file has {num_bytes} bytes instead of {size}: it changed while it was packed",
                 where=layout.tree.where(name),
-                fix="let nobody write to the set meanwhile, and run the prepare stage again",
+                fix="stop the process that writes to this folder, and run the prepare stage again",
             )
-        yield bytes(-size % _BLOCK)
-    yield bytes(2 * _BLOCK)  # a tar file ends with two empty blocks
+        yield bytes(-size % _BLOCK)  # members are padded to whole blocks
+    yield bytes(2 * _BLOCK)  # a tar archive ends with two zero blocks

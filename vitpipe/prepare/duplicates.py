@@ -1,13 +1,11 @@
-"""Near duplicates between training and validation images, found by perceptual hash.
+"""Find near duplicates between training and validation images by perceptual hash.
 
-The hash is the 64-bit one of the discrete cosine transform (Zauner, Implementation and Benchmarking of
-Perceptual Image Hash Functions, 2010, section 3.2.1): 32 x 32 grey pixels, 2-D DCT-II, coefficients 1 to 8
-of both axes (the mean and all that does not vary along one axis are left out), one bit each: above the
-median or not. Images whose hashes differ in a few bits look alike.
+The hash is the 64-bit DCT hash (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions,
+2010, section 3.2.1): 32 x 32 grey pixels, 2-D DCT-II, coefficients 1 to 8 of both axes, one bit each: above
+the median or not. Images whose hashes differ in a few bits look alike.
 
-The search is exact: of two hashes at most d bits apart, cut into d + 1 bands, one band is equal (the
-pigeonhole principle; multi-index hashing, Norouzi et al., CVPR 2012). So only images that share a band
-are compared.
+The search is exact multi-index hashing (Norouzi et al., CVPR 2012): if two hashes differ in at most d bits
+and are cut into d + 1 bands, at least one band is equal. So only images that share a band are compared.
 """
 
 from __future__ import annotations
@@ -22,13 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitpipe.data.image_grid import Section, Tile, fit, side_by_side, write_grid
+
 _SIDE, _NUM_FREQUENCIES = 32, 8
-# Whole numbers, so that every sum is exact and the hash is the same on every machine.
+# Cosines times 2^12, rounded to integers: sums are exact in float64, and hashes are equal on every machine.
 _SCALE = 1 << 12
+# Bounds of memory: pairs compared at once (8 bytes each), and pairs collected before the nearest are
+# selected.
 _COMPARED_AT_ONCE = 1 << 21
 _KEPT_BEFORE_PRUNING = 1 << 20
-_CELL, _GAP, _TEXT = 200, 10, 18
-_PAPER, _INK, _FAINT = (250, 250, 250), (30, 30, 30), (110, 110, 110)
+# Three pairs are about 1,000 pixels, which a page shows without shrinking their captions.
+_TILE, _PAIR_COLUMNS = 160, 3
 
 Hashes = NDArray[np.uint64]
 Pairs = NDArray[np.int64]
@@ -36,13 +38,13 @@ Pairs = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """What a search has found.
+    """Result of a search.
 
     Attributes:
-        pairs: (num_pairs, 3): position in train, position in val, distance in bits; nearest first.
+        pairs: (num_pairs, 3): position in train, position in val, distance in bits; ascending by distance.
         num_val_images: validation images with at least one near duplicate.
-        num_capped: of these, how many have more than are listed.
-        max_pairs: at most so many are listed for each validation image, the nearest.
+        num_capped: how many of these have more near duplicates than are listed.
+        max_pairs: number of pairs listed at most for each validation image, the nearest ones.
     """
 
     pairs: Pairs
@@ -51,7 +53,7 @@ class NearDuplicates:
     max_pairs: int
 
     def describe(self) -> str:
-        """One sentence for people."""
+        """Summary in one sentence."""
         if not self.num_val_images:
             return "no validation image has a near duplicate among the training images"
         text = (
@@ -64,35 +66,38 @@ class NearDuplicates:
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """The hash of one picture, 64 bits; hardly changed by another size or another encoding.
+    """Compute the 64-bit hash of one image; resizing and re-encoding change it by a few bits at most.
 
-    A flat picture has hash 0, whatever its colour.
+    An image of one colour has hash 0, whatever the colour.
     """
     return int(perceptual_hashes(grey_thumbnail(image)[None])[0])
 
 
 def grey_thumbnail(image: Image.Image) -> NDArray[np.uint8]:
-    """What the hash looks at: the picture as (32, 32) grey pixels."""
+    """Reduce an image to the (32, 32) grey pixels from which its hash is computed."""
+    # A grey image needs no conversion, which would copy it.
     grey = image if image.mode == "L" else image.convert("L")
     return np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
 
 
 def perceptual_hashes(thumbnails: NDArray[np.uint8]) -> Hashes:
-    """Hashes of many pictures.
+    """Compute the hashes of many images.
 
     Args:
         thumbnails: (N, 32, 32) from `grey_thumbnail`.
 
     Returns:
-        (N,): the lowest frequency in both axes is the lowest bit.
+        (N,) uint64; the lowest bit is the lowest frequency of both axes.
     """
     cosines = _cosines()
     spectrum = cosines @ thumbnails.astype(np.float64) @ cosines.T
     flat = spectrum.reshape(len(thumbnails), _NUM_FREQUENCIES**2)
     ordered = np.sort(flat, axis=1)
     middle = _NUM_FREQUENCIES**2 // 2
-    # Twice the median, so that no division rounds.
+    # The median of 64 values is the mean of the middle two: both sides are doubled, so that no division
+    # rounds.
     bits = 2 * flat > (ordered[:, middle - 1] + ordered[:, middle])[:, None]
+    # Little-endian in bits and bytes, whatever the machine: hashes are written to disk and compared later.
     packed = np.packbits(bits, axis=1, bitorder="little")
     return packed.view("<u8").reshape(len(thumbnails)).astype(np.uint64)
 
@@ -100,22 +105,23 @@ def perceptual_hashes(thumbnails: NDArray[np.uint8]) -> Hashes:
 def near_duplicates(
     train: Hashes, val: Hashes, max_distance: int = 4, *, max_pairs: int = 20
 ) -> NearDuplicates:
-    """All validation images with a training image at most `max_distance` bits away.
+    """Find all validation images with a training image at most `max_distance` bits away.
 
-    Equal hashes are compared once, however many images have them (flat pictures), and nothing is held
-    but the hashes in order and the pairs that are kept.
+    Memory: the sorted hashes and the pairs that are kept.
 
     Args:
         train: (num_train,) hashes.
         val: (num_val,) hashes.
         max_distance: bits, 0 to 16.
-        max_pairs: how many of the nearest training images are kept for each validation image.
+        max_pairs: number of nearest training images kept for each validation image.
 
     Raises:
         ValueError: when `max_distance` is out of range.
     """
     if not 0 <= max_distance <= 16:
         raise ValueError(f"max_distance is {max_distance}, not 0 to 16")
+    # By distinct hash: a set may have thousands of images of one colour, all with hash 0, and the pairs of
+    # their product would not fit in memory.
     train_groups, val_groups = _Groups(train), _Groups(val)
     alike = _alike(train_groups, val_groups, max_distance, max_pairs)
     pairs, num_capped = _images_of(alike, train_groups, val_groups, max_pairs)
@@ -132,14 +138,14 @@ def duplicate_rows(
     classes: Sequence[str],
     max_rows: int = 10_000,
 ) -> list[dict[str, Any]]:
-    """The pairs as rows of a table, nearest first.
+    """Convert pairs to rows of a table, ascending by distance.
 
     Args:
-        name: gives the name of an image from split and position, for example `ShardSet.read(...).key`.
+        name: returns the name of an image, given split and position, for example `ShardSet.read(...).key`.
         train_labels: (num_train,) class numbers.
         val_labels: (num_val,) class numbers.
         classes: class keys or names by class number.
-        max_rows: a longer table is cut here.
+        max_rows: a longer table is truncated to this length.
     """
     rows = []
     for train, val, distance in found.pairs[:max_rows].tolist():
@@ -160,43 +166,46 @@ def duplicate_rows(
 def duplicate_sheet(
     found: NearDuplicates, read: Callable[[str, int], Image.Image], path: Path, *, num_pairs: int = 24
 ) -> bool:
-    """Draw the nearest pairs side by side, validation left, into one PNG.
+    """Draw the nearest pairs side by side, validation image left, into one PNG.
 
     Each validation image appears once, with the nearest of its training images.
 
     Args:
-        read: gives a picture from split and position.
+        read: returns an image, given split and position.
 
     Returns:
-        Whether there was anything to draw.
+        False when there are no pairs and nothing was written.
+
+    Raises:
+        StorageError: when the disk is full or cannot be written.
     """
     _, first = np.unique(found.pairs[:, 1], return_index=True)
     chosen = found.pairs[np.sort(first)[:num_pairs]].tolist()
     if not chosen:
         return False
-    num_columns = min(4, len(chosen))
-    width, height = 2 * _CELL + 2 * _GAP, _CELL + _TEXT + _GAP
-    num_rows = -(-len(chosen) // num_columns)
-    sheet = Image.new("RGB", (num_columns * width + _GAP, num_rows * height + _GAP), _PAPER)
-    for number, (train, val, distance) in enumerate(chosen):
-        corner = (_GAP + number % num_columns * width, _GAP + number // num_columns * height)
+    tiles = []
+    for train, val, distance in chosen:
+        # One tile per pair, so that both images stay together whatever the number of columns.
+        pair = [
+            fit(np.asarray(read(*place).convert("RGB")), _TILE) for place in (("val", val), ("train", train))
+        ]
         bits = f"{distance} bit{'s' if distance != 1 else ''} apart"
-        captions = (f"val {val:,}", f"train {train:,}, {bits}")
-        _draw_pair(sheet, corner, (read("val", val), read("train", train)), captions)
-    sheet.save(path, "PNG")
+        tiles.append(Tile(side_by_side(pair), f"val {val:,} and train {train:,}, {bits}"))
+    write_grid(path, [Section("", tiles)], columns=_PAIR_COLUMNS)
     return True
 
 
 class _Groups:
-    """Hashes without repetition, and which images have each.
+    """Distinct hashes, and the images that have each of them.
 
     Attributes:
-        values: (num_groups,) distinct hashes in order.
-        starts: (num_groups + 1,) where each group's images begin in `positions`.
+        values: (num_groups,) distinct hashes, ascending.
+        starts: (num_groups + 1,) index in `positions` at which the images of each group begin.
         positions: (num_images,) image numbers, ascending within a group.
     """
 
     def __init__(self, hashes: Hashes) -> None:
+        # A stable sort keeps images of equal hashes in order, so that `images` returns the first ones.
         self.positions = np.argsort(hashes, kind="stable")
         ordered = hashes[self.positions]
         is_first = np.ones(len(ordered), bool)
@@ -210,15 +219,13 @@ class _Groups:
         return self.positions[start : min(end, start + at_most)]
 
     def sizes(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many images each of these groups has."""
+        """Number of images of each of these groups."""
         return self.starts[groups + 1] - self.starts[groups]
 
 
 def _alike(train: _Groups, val: _Groups, max_distance: int, max_pairs: int) -> Pairs:
-    """(train group, val group, distance) of all groups near each other, the nearest of each val group.
-
-    One more than `max_pairs` is kept, so that a cut can be noticed.
-    """
+    """(train group, val group, distance) of near groups, for each val group the nearest ones."""
+    # One more than `max_pairs` is kept, so that `_images_of` can tell whether there are more.
     kept: list[Pairs] = []
     num_kept = 0
     for pairs in _candidates(train, val, max_distance):
@@ -231,7 +238,7 @@ def _alike(train: _Groups, val: _Groups, max_distance: int, max_pairs: int) -> P
 
 
 def _candidates(train: _Groups, val: _Groups, max_distance: int) -> Iterator[Pairs]:
-    """Each pair of near groups once: in the first band in which the two hashes are equal."""
+    """Yield each pair of near groups once: in the first band in which the two hashes are equal."""
     if not len(train.values) or not len(val.values):
         return
     earlier: list[np.uint64] = []
@@ -246,6 +253,7 @@ def _candidates(train: _Groups, val: _Groups, max_distance: int) -> Iterator[Pai
         train_ends = np.searchsorted(train_keys, wanted, "right")
         limits = np.stack((train_starts, train_ends, val_starts, val_ends), axis=1)
         for start, end, left, right in limits.tolist():
+            # One band value may be shared by most hashes: the comparison is cut into blocks of bounded size.
             step = max(1, _COMPARED_AT_ONCE // (right - left))
             for begin in range(start, end, step):
                 part = train_order[begin : min(begin + step, end)]
@@ -261,10 +269,11 @@ def _compare(
     max_distance: int,
     earlier: Sequence[np.uint64],
 ) -> Pairs:
-    """Near pairs of two small lists that were not found in an earlier band."""
+    """Near pairs of two short lists that no earlier band has yielded."""
     different = train.values[train_part][:, None] ^ val.values[val_part][None, :]
     distances = np.bitwise_count(different)
     rows, columns = np.nonzero(distances <= max_distance)
+    # A pair that is equal in an earlier band was yielded there.
     is_new = np.ones(len(rows), bool)
     for band in earlier:
         is_new &= (different[rows, columns] & band) != 0
@@ -274,7 +283,8 @@ def _compare(
 
 
 def _nearest(pairs: Pairs, train: _Groups, at_most: int) -> Pairs:
-    """Of each val group the nearest train groups, by distance, then by their first image."""
+    """The nearest train groups of each val group, by distance, then by their first image."""
+    # Ties by the first image make the result independent of block sizes and of the order of bands.
     first_image = train.positions[train.starts[pairs[:, 0]]]
     ordered = pairs[np.lexsort((first_image, pairs[:, 2], pairs[:, 1]))]
     rank = np.arange(len(ordered)) - np.searchsorted(ordered[:, 1], ordered[:, 1], "left")
@@ -282,7 +292,7 @@ def _nearest(pairs: Pairs, train: _Groups, at_most: int) -> Pairs:
 
 
 def _images_of(alike: Pairs, train: _Groups, val: _Groups, max_pairs: int) -> tuple[Pairs, int]:
-    """Pairs of groups as pairs of images; also how many val images have more than `max_pairs`.
+    """Convert pairs of groups to pairs of images; also count val images with more than `max_pairs`.
 
     `alike` is sorted by val group.
     """
@@ -304,31 +314,14 @@ def _images_of(alike: Pairs, train: _Groups, val: _Groups, max_pairs: int) -> tu
 
 
 def _bands(num_bands: int) -> list[tuple[np.uint64, np.uint64]]:
-    """(shift, mask) of nearly equal cuts of 64 bits."""
+    """(shift, mask) of bands that divide 64 bits as equally as possible."""
     edges = [round(64 * number / num_bands) for number in range(num_bands + 1)]
     return [(np.uint64(low), np.uint64((1 << (high - low)) - 1)) for low, high in itertools.pairwise(edges)]
 
 
 def _cosines() -> NDArray[np.float64]:
-    """Rows 1 to 8 of the DCT-II, whole numbers, (8, 32)."""
+    """Rows 1 to 8 of the DCT-II matrix, scaled to integers, (8, 32)."""
+    # Row 0 is left out: it is the mean, and with it all coefficients that do not vary along one of the axes.
     frequency = np.arange(1, _NUM_FREQUENCIES + 1)[:, None]
     angle = np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * frequency
     return np.rint(_SCALE * np.cos(angle))
-
-
-def _draw_pair(
-    sheet: Image.Image,
-    corner: tuple[int, int],
-    pictures: tuple[Image.Image, Image.Image],
-    captions: tuple[str, str],
-) -> None:
-    from PIL import ImageDraw, ImageFont
-
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        x, y = corner[0] + place * (_CELL + _GAP // 2), corner[1]
-        scale = _CELL / max(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        fitted = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        sheet.paste(fitted, (x, y))
-        draw.text((x, y + size[1] + 2), caption, fill=_FAINT if place == 0 else _INK, font=font)

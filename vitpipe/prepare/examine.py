@@ -1,9 +1,8 @@
-"""What becomes of one image file on its way into a shard: kept, converted, made smaller, or left out.
+"""Examine one image file before it is packed: keep, convert, resize, or leave out.
 
-Whatever published training code reads, stays as it is: it opens a file with Pillow and calls
-`convert("RGB")`, so files in CMYK, palettes and with EXIF rotation are packed byte for byte and read the
-same way. They are listed all the same. Only what that call would spoil is converted (16-bit grey, which it
-clips to white), and only what cannot be decoded is left out.
+Published training code opens a file with Pillow and calls `convert("RGB")`. Whatever that call reads
+correctly is packed byte for byte, including CMYK, palettes and EXIF rotation (which it ignores), and listed
+as a finding. 16-bit grey, which the call clips to white, is converted; only undecodable files are left out.
 """
 
 from __future__ import annotations
@@ -20,25 +19,26 @@ from vitpipe.data.manifest import Encoding
 from vitpipe.data.shards import read_at_once
 
 Treatment = Literal["", "kept", "converted", "left out"]
-_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # EXIF tag `Orientation`; 1 is upright
+# Pillow's modes with more than 8 bits per value: 32-bit integers, 16-bit in several byte orders, floats.
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe"), "PNG": (".png",), "WEBP": (".webp",), "BMP": (".bmp",),
     "PPM": (".ppm", ".pgm"), "TIFF": (".tif", ".tiff"), "GIF": (".gif",),
 }  # fmt: skip
-# JPEGs are decoded at an eighth of their size to find damage, but never below this for a hash.
+# The smallest side at which a JPEG is decoded when its perceptual hash is needed, in pixels.
 _HASHED_SIDE = 64
 
 
 class Examined(NamedTuple):
-    """One image file as it goes on.
+    """One examined image file.
 
     Attributes:
-        content: what is packed; empty when the image is left out.
-        suffix: extension of the packed file with its dot; empty when the name's own is right.
-        finding: what is odd about it, empty for most.
-        treatment: what was done about that.
-        hash: perceptual hash, 0 when none was asked for.
+        content: the bytes to pack; empty if the image is left out.
+        suffix: extension of the packed file, with its dot; empty to keep the extension of the name.
+        finding: the anomaly; empty for an ordinary image.
+        treatment: what was done about the anomaly.
+        hash: 64-bit perceptual hash; 0 if not requested.
     """
 
     content: bytes
@@ -49,18 +49,19 @@ class Examined(NamedTuple):
 
 
 def examine(content: bytes, name: str, *, encoding: Encoding | None = None, hashed: bool = False) -> Examined:
-    """Decode a file, say what is odd about it, and give what is to be packed.
+    """Decode an image file, find anomalies, and return the bytes to pack.
 
     Args:
-        content: the file.
-        name: its name, to notice one format under another's extension.
-        encoding: make images with a longer short side smaller.
+        content: the bytes of the file.
+        name: the file name, to detect a format under the extension of another.
+        encoding: resize images whose short side is longer than its `short_side`.
         hashed: also compute the perceptual hash.
     """
     if not content:
         return _left_out("empty file")
     try:
         with warnings.catch_warnings():
+            # Pillow only warns between its limit (89 megapixels) and twice that, where it raises.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _examine(content, name, encoding, hashed)
     except Exception as error:
@@ -71,25 +72,26 @@ def examine(content: bytes, name: str, *, encoding: Encoding | None = None, hash
 def _examine(content: bytes, name: str, encoding: Encoding | None, hashed: bool) -> Examined:
     with Image.open(io.BytesIO(content)) as picture:
         read_at_once(picture, content)
-        finding = _oddity(picture, name)
-        shrinks = encoding is not None and min(picture.size) > encoding.short_side
-        if not shrinks:
+        finding = _anomaly(picture, name)
+        resizes = encoding is not None and min(picture.size) > encoding.short_side
+        if not resizes:
+            # libjpeg decodes to 1/8 of the size much faster, but still reads all data, so damage is found.
             side = _HASHED_SIDE if hashed else 1
             picture.draft(None, (max(side, picture.width // 8), max(side, picture.height // 8)))
         picture.load()
         wide = picture.mode in _WIDE_MODES
         pixels: Image.Image = _eight_bits(picture) if wide else picture
         number = _hash(pixels) if hashed else 0
-        if shrinks and encoding is not None:
+        if resizes and encoding is not None:
             treatment: Treatment = "converted" if wide else "kept" if finding else ""
-            return Examined(_smaller(pixels, encoding), ".jpeg", finding, treatment, number)
+            return Examined(_resized(pixels, encoding), ".jpeg", finding, treatment, number)
         if wide:
             return Examined(_as_png(pixels), ".png", finding, "converted", number)
     return Examined(content, "", finding, "kept" if finding else "", number)
 
 
-def _oddity(picture: Image.Image, name: str) -> str:
-    """The first that holds of what readers should know; empty for an ordinary image."""
+def _anomaly(picture: Image.Image, name: str) -> str:
+    """The first anomaly that applies; empty for an ordinary image."""
     if picture.mode in _WIDE_MODES:
         return "more than 8 bits per value"
     if picture.mode in ("CMYK", "YCCK"):
@@ -102,6 +104,7 @@ def _oddity(picture: Image.Image, name: str) -> str:
         return "palette"
     if picture.mode in ("RGBA", "LA", "La", "RGBa"):
         return "transparency"
+    # Extensions of formats that are not in the table are accepted.
     suffix, kind = PurePath(name).suffix.lower(), picture.format or ""
     if suffix and suffix not in _SUFFIXES.get(kind, (suffix,)):
         return f"{kind} named {suffix}"
@@ -109,11 +112,12 @@ def _oddity(picture: Image.Image, name: str) -> str:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey with more than 8 bits as 8 bits: 16-bit files by their upper byte, others by their own range."""
+    """Grey of more than 8 bits as 8 bits: the upper byte of 16-bit values, else the range of the image."""
     values = np.asarray(picture)
     if picture.mode == "F" or values.max(initial=0) > 0xFFFF or values.min(initial=0) < 0:
         low, high = float(values.min()), float(values.max())
         return Image.fromarray(((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8))
+    # A 16-bit file whose values all fit into 8 bits is taken for 8-bit data.
     return Image.fromarray((values >> 8).astype(np.uint8) if values.max() > 255 else values.astype(np.uint8))
 
 
@@ -123,8 +127,8 @@ def _as_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _smaller(picture: Image.Image, encoding: Encoding) -> bytes:
-    """The image with its short side reduced, as JPEG; never enlarged."""
+def _resized(picture: Image.Image, encoding: Encoding) -> bytes:
+    """The image as JPEG, resized to `encoding.short_side`. The caller never passes a smaller image."""
     ratio = encoding.short_side / min(picture.size)
     width, height = (max(encoding.short_side, round(side * ratio)) for side in picture.size)
     buffer = io.BytesIO()
@@ -134,6 +138,7 @@ def _smaller(picture: Image.Image, encoding: Encoding) -> bytes:
 
 
 def _hash(picture: Image.Image) -> int:
+    # Imported here: only `data.near_duplicates` needs it, in every worker process.
     from vitpipe.prepare.duplicates import perceptual_hash
 
     return perceptual_hash(picture)

@@ -1,4 +1,4 @@
-"""What an examination finds: each finding says what, where and how to fix it."""
+"""Findings of `vitpipe doctor`: each says what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from typing import Any, Literal, get_args
 
 from vitpipe.contracts.errors import VitpipeError
 
+# The order is the order of columns in `DatasetReport.table`.
 Level = Literal["error", "warning", "note"]
 COUNTS = ("train", "val", "classes", "errors", "warnings", "notes")
-"""Columns of `DatasetReport.table` that are numbers."""
+"""Numeric columns of `DatasetReport.table`; right-aligned when printed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know.
+    """One finding.
 
     Attributes:
-        level: `error` stops a run or spoils its result, `warning` makes results differ from published ones,
-            `note` is for information.
+        level: `error` stops a run or makes its result wrong, `warning` makes results differ from published
+            ones, `note` is for information.
+        what: what is wrong, one sentence without a full stop.
+        where: the file or folder.
+        fix: an imperative; empty if there is nothing to do.
     """
 
     level: Level
@@ -29,23 +33,23 @@ class Finding:
 
     @classmethod
     def of(cls, error: VitpipeError) -> Finding:
-        """An error that would have stopped a run."""
+        """The finding for an exception that would stop a run."""
         return cls("error", error.what, error.where, error.fix)
 
     def __str__(self) -> str:
-        """As one paragraph."""
-        # The same wording as errors have: where, then the fix.
+        """One paragraph: what, where, fix."""
+        # VitpipeError also hides credentials in URLs.
         return f"{self.level}: {VitpipeError(self.what, where=self.where, fix=self.fix)}"
 
 
 @dataclass
 class DatasetReport:
-    """What was found out about one dataset.
+    """The findings about one dataset.
 
     Attributes:
-        form: in which form it lies there; empty when that is not known.
-        num_train, num_val: images; None when they could not be counted.
-        num_classes: None when not known; 0 for a set without classes.
+        form: storage format, for example `class folders`; empty if it was not recognised.
+        num_train, num_val: number of images; None if they could not be counted.
+        num_classes: None if unknown; 0 for a set without classes.
     """
 
     dataset: str
@@ -55,17 +59,12 @@ class DatasetReport:
     num_classes: int | None = None
     findings: list[Finding] = field(default_factory=list)
 
-    @property
-    def num_errors(self) -> int:
-        """Findings that stop a run."""
-        return sum(finding.level == "error" for finding in self.findings)
-
     def add(self, level: Level, what: str, where: object = "", fix: str = "") -> None:
         """Add one finding."""
         self.findings.append(Finding(level, what, str(where), fix))
 
     def table(self) -> dict[str, Any]:
-        """One row for people, without the findings themselves."""
+        """One row of text for a terminal table: counts only."""
         counts = Counter(finding.level for finding in self.findings)
         return {
             "set": self.dataset,

@@ -1,9 +1,9 @@
-"""A source of images into tar shards that are read by position: in parallel, resumable, in constant memory.
+"""Pack a source of images into tar shards with random access: in parallel, resumable, in constant memory.
 
-    source.entries > [processes: read, decode, examine] > in order again > shards, index, findings, journal
+    source.entries > [processes: read, decode, examine] > original order > shards, index, findings, journal
 
-Workers look at images; one process writes, in the order of the source. So the bytes do not depend on the
-number of workers, nor on where a run was killed and begun again.
+Workers examine images; one process writes them in the order of the source, so the bytes depend neither on the
+number of workers nor on where a run was killed and resumed.
 """
 
 from __future__ import annotations
@@ -45,42 +45,42 @@ _COLUMNS = ("split", "file", "finding", "treatment")
 
 @dataclass
 class Quarantine:
-    """Counts images that cannot be used, over all sets and splits of one prepare run."""
+    """Counter of unusable images over all sets and splits of one prepare run."""
 
     limit: int
     num_left_out: int = 0
     named: list[str] = field(default_factory=list)
 
     def add(self, file: str, reason: str) -> None:
-        """Count one image; the first ones are remembered for the message."""
+        """Count one image; the first 20 are named in the error."""
         self.num_left_out += 1
         if len(self.named) < _NAMED_IN_MESSAGE:
             self.named.append(f"{file} ({reason})")
 
     def check(self, findings: Path) -> None:
-        """Refuse more of them than allowed.
+        """Check the number of unusable images against the limit.
 
         Args:
-            findings: the file that lists them all.
+            findings: the file that lists all of them.
 
         Raises:
-            DatasetError: naming the first files and the list.
+            DatasetError: if there are more than `limit`.
         """
         if self.num_left_out <= self.limit:
             return
         more = self.num_left_out - len(self.named)
         raise DatasetError(
-            f"{self.num_left_out} files cannot be used, {self.limit} are allowed: {', '.join(self.named)}"
+            f"{self.num_left_out} images are unusable, {self.limit} are allowed: {', '.join(self.named)}"
             + (f" and {more} more" if more else ""),
             where=findings,
-            fix="replace these files by good copies, or set data.max_corrupt_images to at least "
-            f"{self.num_left_out} to train without them; what is packed already is kept",
+            fix="replace these files by intact copies, or set data.max_corrupt_images to at least "
+            f"{self.num_left_out} to train without them; complete shards are kept",
         )
 
 
 @dataclass(frozen=True)
 class PackProgress:
-    """How far packing is; `seconds` since this process began with the split."""
+    """Progress of one split; `seconds` since this process started it."""
 
     split: str
     num_entries: int
@@ -104,24 +104,26 @@ def pack(
     """Pack all splits of a classification set and write its manifest.
 
     Args:
-        out: the set's folder inside the prepared folder; made here.
-        scratch: where unfinished work is kept; the same folder continues it. Must outlive a kill.
-        previous: the set's folder of an earlier run; if the source is unchanged, its shards are taken.
-        report: called now and then.
+        out: the set's folder inside the prepared folder; created here.
+        scratch: folder for unfinished work; the same folder resumes it. Must persist across a kill.
+        previous: the set's folder of an earlier run; its shards are reused if the source is unchanged.
+        report: called about every 5 s.
 
     Raises:
-        DatasetError: when more images than allowed cannot be used.
-        RunError: when a worker process is killed.
-        StorageError: when the disk refuses a write.
+        DatasetError: if more images than `quarantine.limit` are unusable.
+        RunError: if a worker process is killed.
+        StorageError: if a write to the disk fails.
     """
     with disk_errors(scratch):
-        taken = _packed_before(source, options, previous)
-        if taken is not None and previous is not None:
-            _account(previous / FINDINGS, quarantine)
-            _link(previous, out, [*_files_of(taken), FINDINGS])
-            write_manifest(out, taken)
-            return taken
-        work = _claim(scratch, options)
+        reused = _reusable(source, options, previous)
+        if reused is not None and previous is not None:
+            # Images that the earlier run left out count against the limit again: it may be lower now.
+            _count_findings(previous / FINDINGS, quarantine)
+            _link(previous, out, [*_files_of(reused), FINDINGS])
+            write_manifest(out, reused)
+            return reused
+        # Corrupt images are counted after packing: one run lists all of them, and complete shards are kept.
+        work = _open_scratch(scratch, options)
         packed = [_Split(source, split, work, options, report) for split in source.splits]
         splits = {split.name: split.run() for split in packed}
         manifest = ShardManifest(
@@ -131,19 +133,19 @@ def pack(
             splits=splits,
             encoding=options.encoding,
             form=source.form,
-            findings=_account(_gather_findings(work, source), quarantine),
+            findings=_count_findings(_gather_findings(work, source), quarantine),
             listing=_listing_of(options, [split.listing.hexdigest() for split in packed]),
             notes=source.notes,
             digest="",
         )
         manifest = manifest.model_copy(update={"digest": content_digest(manifest)})
         _link(work, out, [*_files_of(manifest), FINDINGS])
-        write_manifest(out, manifest)
+        write_manifest(out, manifest)  # last: a set with a manifest is complete
     return manifest
 
 
 class _Split:
-    """Packing of one split: continues where its journal ends, if the source is still the same there."""
+    """Packing of one split; resumes after the last journal line if the source is unchanged up to there."""
 
     def __init__(self, source: Source, name: str, work: Path, options: PackOptions, report: Report) -> None:
         self.source, self.name, self.work = source, name, work
@@ -154,7 +156,7 @@ class _Split:
         self._started = self._reported = time.monotonic()
 
     def run(self) -> SplitManifest:
-        """Pack what is not packed yet."""
+        """Pack the entries that are not packed yet."""
         hashed, findings = self.options.hashed, self.work / f"{self.name}.findings"
         entries = self._continue()
         with (
@@ -163,6 +165,7 @@ class _Split:
         ):
 
             def close() -> None:
+                # The journal line comes last: it may only claim what is on the disk already.
                 found.flush()
                 os.fsync(found.fileno())
                 shard = writer.close_shard()
@@ -181,25 +184,28 @@ class _Split:
                     row = (self.name, entry.shown, image.finding, image.treatment)
                     found.write(_csv_line(row))
                 if image.content:
+                    # WebDataset chooses the decoder by the extension, so converted images get a new one.
                     name = PurePath(entry.name).stem + image.suffix if image.suffix else entry.name
                     writer.add(name, entry.label, image.content, image.hash)
                 if writer.open_bytes >= self.options.shard_bytes:
                     close()
-                self._tell(writer.num_bytes + writer.open_bytes)
+                self._report_progress(writer.num_bytes + writer.open_bytes)
+            # Also without an open shard: the last images may all have been left out.
             if self.num_entries > self.journal.last.num_entries:
                 close()
             return writer.manifest(len(self.source.classes))
 
     def _continue(self) -> Iterator[ImageEntry]:
-        """The entries that are still to do."""
+        """The entries that are not packed yet; discards all progress if source or files have changed."""
         last = self.journal.last
         if is_whole(self.work, self.name, self.journal, hashed=self.options.hashed):
             entries = self.source.entries(self.name)
+            # Names and stamps only; nothing is read or decoded again.
             for entry in islice(entries, last.num_entries):
                 self._count(entry)
             if last.num_entries == 0 or self.listing.hexdigest() == last.listing:
                 return entries
-        # The source has changed, or somebody has been at the files: what is packed is of no use.
+        # The digest covers all entries up to the last line, so no earlier shard is known to be unchanged.
         self.journal.clear()
         self.listing, self.num_entries = hashlib.blake2b(digest_size=16), 0
         return self.source.entries(self.name)
@@ -207,22 +213,22 @@ class _Split:
     def _count(self, entry: ImageEntry) -> None:
         if not 0 <= entry.label < len(self.source.classes):
             raise DatasetError(
-                f"An image has class number {entry.label}, there are {len(self.source.classes)} classes",
+                f"An image has label {entry.label}, but there are {len(self.source.classes)} classes",
                 where=f"{self.source.root}: {entry.shown}",
-                fix="compare the file with its published checksum and get it again",
+                fix="compare the file with its published checksum and download it again",
             )
         self.listing.update(_line_of(entry))
         self.num_entries += 1
 
-    def _tell(self, num_bytes: int) -> None:
+    def _report_progress(self, num_bytes: int) -> None:
         now = time.monotonic()
         if now - self._reported > _SECONDS_BETWEEN_REPORTS:
             self._reported = now
             self.report(PackProgress(self.name, self.num_entries, num_bytes, now - self._started))
 
 
-def _packed_before(source: Source, options: PackOptions, previous: Path | None) -> ShardManifest | None:
-    """The manifest of an earlier run, if the source and all that decides the bytes are as they were."""
+def _reusable(source: Source, options: PackOptions, previous: Path | None) -> ShardManifest | None:
+    """The manifest of an earlier run, if source and packing options are the same and no file is missing."""
     if previous is None or not (previous / MANIFEST).is_file():
         return None
     try:
@@ -238,27 +244,29 @@ def _packed_before(source: Source, options: PackOptions, previous: Path | None) 
     same = manifest.listing == _listing_of(options, listings) and manifest.classes == source.classes
     if not same or any(not (previous / name).is_file() for name in [*_files_of(manifest), FINDINGS]):
         return None
+    # Shards may have been deleted from a store by other means, so its listing is compared too.
     try:
         sizes = storage_of(previous, manifest.store).sizes()
-    except VitpipeError:  # the store is gone or does not answer: pack, and say so when it is needed
+    except VitpipeError:  # the store does not answer: pack again; the upload reports the error
         return None
     whole = all(sizes.get(name) == size_bytes for name, _, size_bytes in files_of(manifest))
     return manifest if whole else None
 
 
-def _claim(scratch: Path, options: PackOptions) -> Path:
-    """Keep unfinished work that was made the same way, move other aside: hours may be in it."""
+def _open_scratch(scratch: Path, options: PackOptions) -> Path:
+    """Reuse unfinished work of the same options; rename other content, which may be hours of work."""
     mark = scratch / "options"
     if not mark.is_file() or mark.read_text(encoding="utf-8") != options.digest():
         if scratch.is_dir() and any(scratch.iterdir()):
             move_aside(scratch, "other-packing-options" if mark.is_file() else "not-of-vitpipe")
         scratch.mkdir(parents=True, exist_ok=True)
+        # Written first: whatever is in the folder later was packed with these options.
         write_whole(mark, options.digest())
     return scratch
 
 
 def _gather_findings(work: Path, source: Source) -> Path:
-    """One list over all splits, with a line of column names."""
+    """Concatenate the findings of all splits, with a header line."""
     path = work / FINDINGS
     with path.open("wb") as together:
         together.write(_csv_line(_COLUMNS))
@@ -267,11 +275,11 @@ def _gather_findings(work: Path, source: Source) -> Path:
     return path
 
 
-def _account(findings: Path, quarantine: Quarantine) -> dict[str, int]:
-    """Counts by kind; images that were left out, now or by an earlier run, go to the quarantine's account.
+def _count_findings(findings: Path, quarantine: Quarantine) -> dict[str, int]:
+    """Count findings by kind, and add images that were left out, now or in an earlier run, to the quarantine.
 
     Raises:
-        DatasetError: when they are too many.
+        DatasetError: if too many were left out.
     """
     counts: Counter[str] = Counter()
     with findings.open(newline="", encoding="utf-8") as file:
@@ -285,15 +293,16 @@ def _account(findings: Path, quarantine: Quarantine) -> dict[str, int]:
 
 
 def _files_of(manifest: ShardManifest) -> list[str]:
-    """Files that lie beside the manifest, but for the list of findings."""
+    """Names of the files next to the manifest, except findings.csv. Shards in a store are not among them."""
     names = [] if manifest.store else [name for name, _, _ in files_of(manifest)]
     return names + [split.hashes for split in manifest.splits.values() if split.hashes]
 
 
 def _link(folder: Path, out: Path, names: Sequence[str]) -> None:
-    """The same files in another folder: linked where the file system can, copied where not."""
+    """Hard-link files into another folder, or copy them if the file system has no hard links."""
     out.mkdir(parents=True)
     for name in names:
+        # Linked, not moved: the scratch folder stays resumable if the stage fails in a later dataset.
         try:
             (out / name).hardlink_to(folder / name)
         except OSError:
@@ -301,15 +310,18 @@ def _link(folder: Path, out: Path, names: Sequence[str]) -> None:
 
 
 def _line_of(entry: ImageEntry) -> bytes:
+    # File names on Linux are bytes; Python decodes invalid UTF-8 to surrogates.
     return f"{entry.name}\0{entry.label}\0{entry.place.stamp()}\n".encode(errors="surrogateescape")
 
 
 def _listing_of(options: PackOptions, listings: Sequence[str]) -> str:
+    # With the options: they make other shards of the same images.
     return digest_of([options.digest(), *listings])
 
 
 def _csv_line(row: Sequence[str]) -> bytes:
+    # As bytes, because a resumed run truncates the file to the size in the journal.
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(row)
-    # File names need not be valid text.
+    # File names need not be valid UTF-8; escaped, the file remains readable as UTF-8.
     return buffer.getvalue().encode(errors="backslashreplace")

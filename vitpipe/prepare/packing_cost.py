@@ -1,7 +1,7 @@
-"""What packing costs before anything is read: bytes, shards, hours. Shown by `vitpipe plan`.
+"""Estimate the cost of packing before any file is read: bytes, shards, hours. Shown by `vitpipe plan`.
 
-Counts and source sizes are the published ones (`catalogue.py`); packed sizes follow from how a shard is
-built; hours come from the speed that `vitpipe benchmark pack` measured on this machine.
+Image counts and source sizes are the published ones (`catalogue.py`). Packed sizes follow from the format of
+a shard, hours from the speed that `vitpipe benchmark pack` measured on this machine.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from vitpipe.contracts.units import format_bytes, format_duration
 from vitpipe.datasets.catalogue import DatasetFacts, facts
 
 SPEED_FILE = "pack-speed.json"
-# Where this machine was not measured: `vitpipe benchmark pack` on two cores of a shared EPYC server, 2026.
+# For machines without a measurement: `vitpipe benchmark pack` on two cores of a shared EPYC server, 2026.
 DEFAULT_IMAGES_PER_SECOND = 3800.0
 DEFAULT_MEGABYTES_PER_SECOND = 50.0
-_BLOCK = 512
-# Header and padding of the image, header and block of its label; half a block of padding on average.
+_BLOCK = 512  # a tar archive consists of blocks of 512 bytes
+# The image's header and its padding (half a block on average), the header and the one block of its label.
 _SHARD_BYTES_PER_IMAGE = _BLOCK + _BLOCK // 2 + 2 * _BLOCK
-_END_BYTES = 2 * _BLOCK
-_INDEX_BYTES = 24
-# Small photographs as PNG, in bytes per byte of pixels.
+_END_BYTES = 2 * _BLOCK  # two zero blocks end a tar archive
+_INDEX_BYTES = 24  # shard_writer.INDEX_RECORD
+# Small photographs (CIFAR, SVHN) as PNG, in bytes per byte of pixels; an estimate.
 _PNG_RATIO = 0.75
+# Files per image: ADE20K and DAVIS have a label map next to each image, COCO has one JSON file per split.
 _DENSE_FILES_PER_IMAGE = {"coco": 1, "ade20k": 2, "davis": 2}
 
 
 class PackSpeed(BaseModel):
-    """How fast one core packs; MB are 10^6 bytes.
+    """Packing speed of one core; 1 MB is 10^6 bytes.
 
     Attributes:
-        measured_at: ISO time; empty for the default that comes with the package.
-        cores: how many were measured together; None for the default.
+        measured_at: ISO 8601 time; empty for the built-in default.
+        cores: number of cores measured together; None for the default.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -51,15 +52,18 @@ class PackSpeed(BaseModel):
     cores: PositiveInt | None = None
 
     def __str__(self) -> str:
-        """For people, with where it comes from."""
-        where = f"measured {self.measured_at}" if self.measured_at else "the default, not measured here"
+        """One line of text with the source of the numbers."""
+        where = (
+            f"measured {self.measured_at}" if self.measured_at else "default, not measured on this machine"
+        )
         return (
             f"{self.images_per_second_per_core:,.0f} images/s and "
             f"{self.megabytes_per_second_per_core:,.0f} MB/s per core ({where})"
         )
 
     def hours(self, num_images: int, num_bytes: int, num_cores: int) -> float:
-        """Hours for so many images of so many bytes; whichever of the two limits is slower."""
+        """Hours to pack `num_images` images of `num_bytes` bytes in total."""
+        # The overhead per file limits small images, decoding limits large ones: the slower one counts.
         seconds = max(
             num_images / self.images_per_second_per_core,
             num_bytes / 1e6 / self.megabytes_per_second_per_core,
@@ -69,14 +73,15 @@ class PackSpeed(BaseModel):
 
 @dataclass(frozen=True)
 class SetCost:
-    """What one set costs.
+    """Estimated cost of one dataset.
 
     Attributes:
-        source_bytes: the released images.
-        packed_bytes: shards and index, or the archive of a dense set; 0 when it stays where it is.
-        num_shards: files that hold images.
-        disk_bytes: what the prepared folder, or the scratch before it, takes at most.
-        note: what is estimated, and how.
+        source_bytes: size of the released images.
+        packed_bytes: size of shards and index, or of the archive of a dense set; 0 if used in place.
+        num_shards: number of files with images.
+        hours: on `data.workers` cores (dense sets: one); 0 if nothing is packed here.
+        disk_bytes: peak disk space, including temporary files.
+        note: which numbers are estimates, and why.
     """
 
     dataset: str
@@ -91,7 +96,7 @@ class SetCost:
 
 
 def speed_file() -> Path:
-    """Where `vitpipe benchmark pack` keeps what it measured."""
+    """The file in which `vitpipe benchmark pack` stores the measured speed."""
     return cache_folder() / SPEED_FILE
 
 
@@ -99,7 +104,7 @@ def pack_speed() -> PackSpeed:
     """The speed measured on this machine, else the default.
 
     Raises:
-        InputError: when the file of the measured speed cannot be used.
+        InputError: if the file of the measured speed is invalid.
     """
     path = speed_file()
     if not path.is_file():
@@ -118,7 +123,7 @@ def pack_speed() -> PackSpeed:
 
 
 def write_pack_speed(speed: PackSpeed) -> Path:
-    """Keep a measured speed for later plans; returns the file."""
+    """Store a measured speed for later plans; returns the file."""
     path = speed_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, speed.model_dump_json(indent=2) + "\n")
@@ -126,13 +131,13 @@ def write_pack_speed(speed: PackSpeed) -> Path:
 
 
 def packing_cost(data: DataConfig, speed: PackSpeed | None = None) -> list[SetCost]:
-    """What each set of the recipe costs, in the order of `data.sets`.
+    """Cost of each dataset of the recipe, in the order of `data.sets`.
 
     Args:
-        speed: of this machine if not given.
+        speed: default: `pack_speed()`.
 
     Raises:
-        InputError: when the file of the measured speed cannot be used.
+        InputError: if the file of the measured speed is invalid.
     """
     used = speed or pack_speed()
     return [
@@ -142,12 +147,12 @@ def packing_cost(data: DataConfig, speed: PackSpeed | None = None) -> list[SetCo
 
 
 def plan_rows(data: DataConfig, speed: PackSpeed | None = None) -> list[dict[str, Any]]:
-    """`packing_cost` as rows of numbers, for machines."""
+    """`packing_cost` as rows of numbers, for JSON output."""
     return [asdict(cost) for cost in packing_cost(data, speed)]
 
 
 def shown_rows(data: DataConfig, speed: PackSpeed | None = None) -> list[dict[str, str]]:
-    """`packing_cost` as rows of text, for people; the last row is the sum of several."""
+    """`packing_cost` as rows of text, for a terminal; with several sets, the last row is the sum."""
     costs = packing_cost(data, speed)
     if len(costs) > 1:
         total = {
@@ -176,6 +181,7 @@ def _shard_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
     known = facts(name, data)
     notes = ["size is an estimate"] if known.size_is_estimate else []
     image_bytes = _image_bytes(known, data, notes)
+    # A split of 0 images has no shards (releases without a validation split).
     splits = [num for num in (known.num_train_images, known.num_val_images) if num]
     shard_bytes = data.shard_megabytes * 1_000_000
     packed_bytes = num_shards = 0
@@ -187,12 +193,12 @@ def _shard_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
     num_cores, disk_bytes = max(1, num_packers(data)), packed_bytes
     hours = speed.hours(known.num_images, known.size_bytes, num_cores)
     if data.source == "embedded":
-        disk_bytes += known.size_bytes  # composed as folders first
+        disk_bytes += known.size_bytes  # written as folders first, then packed
     if data.source == "pinned":
         hours = 0.0
         notes.append("pulled, not packed")
     elif data.store is not None:
-        notes.append(f"shards are sent to {data.store} when the set is whole")
+        notes.append(f"shards are uploaded to {data.store} when the set is complete")
     return SetCost(
         dataset=name,
         num_train=known.num_train_images,
@@ -207,29 +213,33 @@ def _shard_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
 
 
 def _image_bytes(known: DatasetFacts, data: DataConfig, notes: list[str]) -> int:
-    """Bytes of all images as they are packed; says in `notes` what is estimated."""
+    """Bytes of all images as they are packed; appends to `notes` what is estimated."""
     if known.array_side is not None:
-        notes.append("pixels become PNG, an estimate")
+        # CIFAR and SVHN are released as arrays (3 bytes per pixel), which have no image files to copy.
+        notes.append("pixel arrays are stored as PNG, size is an estimate")
         return round(_PNG_RATIO * 3 * known.array_side**2 * known.num_images)
     if data.short_side is None or data.source == "embedded":
         return known.size_bytes
     if known.typical_short_side is None:
-        notes.append(f"short side {data.short_side}: saving unknown, the full size is shown")
+        notes.append(f"short side {data.short_side}: reduction unknown, the full size is shown")
         return known.size_bytes
+    # JPEG bytes are taken as proportional to the number of pixels.
     ratio = min(1.0, data.short_side / known.typical_short_side) ** 2
-    notes.append(f"short side {data.short_side}: about {ratio:.0%} of the bytes, an estimate; takes longer")
+    notes.append(
+        f"short side {data.short_side}: about {ratio:.0%} of the bytes (estimate); packing is slower"
+    )
     return round(ratio * known.size_bytes)
 
 
 def _dense_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
-    """A dense set is one archive, which one process writes, or stays in the user's folder."""
+    """Cost of a dense set: one archive, written by one process, or nothing if it is used in place."""
     known = facts(name, data)
     packed = _dense_is_packed(name, data)
     num_files = known.num_images * _DENSE_FILES_PER_IMAGE[name]
     packed_bytes = known.size_bytes + num_files * (_BLOCK + _BLOCK // 2) if packed else 0
     notes = ["size is an estimate"] if known.size_is_estimate else []
     if not packed:
-        notes.append("stays where it is")
+        notes.append("used in place")
     if data.source == "pinned":
         notes.append("pulled, not packed")
     packs_here = packed and data.source != "pinned"
@@ -247,6 +257,7 @@ def _dense_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
 
 
 def _dense_is_packed(name: str, data: DataConfig) -> bool:
+    # As `stages/prepare.py` decides, but from file names: archives are recognised without being opened.
     if data.source != "folders" or data.keep_dense == "pack":
         return True
     if data.keep_dense == "point" or data.root is None:

@@ -1,4 +1,4 @@
-"""Shards and archives out of a prepared folder into object storage or a shared volume; manifests stay."""
+"""Upload shards and archives of a prepared folder to object storage or a shared volume; manifests stay."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from vitpipe.prepare.set_summary import Manifest
 
 
 def address_of(manifest: Manifest, store: str) -> str:
-    """Where a set is kept below `store`: its digest is in the address, so no version overwrites another."""
+    """URL or folder of a set below `store`: the digest is part of it, so no version overwrites another."""
+    # 16 hexadecimal digits are 64 bits: collisions between versions of one dataset are out of the question.
     return f"{store.rstrip('/')}/{manifest.dataset}/{manifest.digest[:16]}"
 
 
 def keep_in_store(folder: Path, manifest: Manifest, store: str) -> tuple[Manifest, int]:
-    """Move what a set consists of from its folder to `store`, and write the manifest that says so.
+    """Move the files of a set from its folder to `store`, and record that in its manifest.
 
-    What is there already is not sent again, so after a kill the same call goes on. Nothing is removed from
-    the folder before everything has arrived and been checked.
+    Files that are in the store already are not uploaded again, so the same call continues after a kill.
+    Nothing is deleted locally before every upload has been verified.
 
     Args:
         folder: the set's folder inside the prepared folder.
-        store: s3://bucket/prefix, or a folder that every machine sees at the same path.
+        store: s3://bucket/prefix, or a folder that every machine mounts at the same path.
 
     Returns:
-        The new manifest, and the number of files that were sent.
+        The new manifest, and the number of uploaded files.
 
     Raises:
-        DatasetError: when a file is missing or has changed since it was packed, or there is no such bucket.
-        StorageError: when the storage does not answer or refuses.
+        DatasetError: if a file is missing or has changed since it was packed, or the bucket does not exist.
+        StorageError: if the storage does not answer or refuses.
     """
     files = list(_files(manifest))
     if not files:
@@ -45,8 +46,10 @@ def keep_in_store(folder: Path, manifest: Manifest, store: str) -> tuple[Manifes
             raise DatasetError(
                 "A packed file is missing", where=folder / name, fix="run the prepare stage again"
             )
+        # `put` compares the file with its checksum and returns False if the storage has it already.
         num_sent += storage.put(folder / name, name, sha256)
     with disk_errors(folder):
+        # The manifest first: a kill before the deletion leaves superfluous files, not missing ones.
         write_manifest(folder, kept)
         for name, _ in files:
             (folder / name).unlink()
@@ -54,7 +57,7 @@ def keep_in_store(folder: Path, manifest: Manifest, store: str) -> tuple[Manifes
 
 
 def _files(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Name and checksum of shards and indexes, or of the archive; nothing of a folder that is pointed at."""
+    """Name and SHA-256 of shards and indexes, or of the archive; none for a folder used in place."""
     if isinstance(manifest, ShardManifest):
         yield from ((name, sha256) for name, sha256, _ in files_of(manifest))
     elif manifest.archive is not None and manifest.archive_sha256 is not None:

@@ -1,4 +1,4 @@
-"""What prepared sets hold, as rows of tables and as flat numbers."""
+"""Summaries of prepared datasets: rows of the tables in the report, and metrics."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from vitpipe.data.manifest import (
 )
 
 Manifest = ShardManifest | DenseManifest
-# A table is for reading; the file beside the shards has all of them.
+# The table is for reading in a browser; findings.csv next to the shards has every row.
 _MAX_FINDINGS_SHOWN = 10_000
 
 
 def read_prepared(folder: Path) -> dict[str, Manifest]:
-    """The manifests of all sets of a prepared folder, by name.
+    """The manifests of all sets in a prepared folder, by name.
 
     Raises:
-        DatasetError: when one is missing or damaged.
+        DatasetError: if a manifest is missing or damaged.
     """
     return {name: read_set(folder, name) for name in read_manifest(folder, DataManifest).sets}
 
@@ -36,7 +36,7 @@ def read_set(folder: Path, name: str) -> Manifest:
     """The manifest of one set of a prepared folder.
 
     Raises:
-        DatasetError: when it is missing or damaged.
+        DatasetError: if it is missing or damaged.
     """
     if name in SHARD_SETS:
         return read_manifest(folder / name, ShardManifest)
@@ -44,17 +44,17 @@ def read_set(folder: Path, name: str) -> Manifest:
 
 
 def split_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
-    """One row per set and split: counts, bytes, number of files, digest."""
+    """One row per set and split: numbers of images and annotations, bytes, number of files, digest."""
     return [row for name, manifest in manifests.items() for row in _split_rows(name, manifest)]
 
 
 def class_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
-    """One row per set and class: number, key, name, images per split."""
+    """One row per set and class: label, key, name, images per split."""
     return [row for name, manifest in manifests.items() for row in _class_rows(name, manifest)]
 
 
 def finding_rows(folder: Path, manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
-    """Odd images of all sets: split, file, what is odd, and what was done about it."""
+    """One row per image with an anomaly: split, file, finding, treatment; at most 10,000 rows."""
     found = (row for name in manifests for row in _findings_of(folder / name, name))
     return list(islice(found, _MAX_FINDINGS_SHOWN))
 
@@ -62,7 +62,8 @@ def finding_rows(folder: Path, manifests: Mapping[str, Manifest]) -> list[dict[s
 def source_rows(
     manifests: Mapping[str, Manifest], revisions: Mapping[str, Mapping[str, str]]
 ) -> list[dict[str, Any]]:
-    """One row per set: what it was packed from, how, its digest, and what DVC knows of its source."""
+    """One row per set: source format, encoding, location, digest, and the DVC revision of its source."""
+    # All rows need the same columns, and only some sets may be tracked by DVC.
     keys = dict.fromkeys(key for revision in revisions.values() for key in revision)
     return [
         {
@@ -79,7 +80,10 @@ def source_rows(
 
 
 def totals(manifests: Mapping[str, Manifest]) -> dict[str, float]:
-    """`<set>_num_train`, `<set>_num_val`, `num_bytes`, `num_odd` and `num_corrupt` (images left out)."""
+    """Metrics of the stage: `<set>_num_train`, `<set>_num_val` (images) and `num_bytes` of all sets.
+
+    `num_odd` counts images with a finding, `num_corrupt` those of them that were left out.
+    """
     shard_sets = [manifest for manifest in manifests.values() if isinstance(manifest, ShardManifest)]
     numbers: dict[str, float] = {
         "num_corrupt": sum(manifest.findings.get("left out", 0) for manifest in shard_sets),
@@ -92,7 +96,7 @@ def totals(manifests: Mapping[str, Manifest]) -> dict[str, float]:
 
 
 def size_bytes(manifest: Manifest) -> int:
-    """Bytes of a set's shards or archive, or of the user's files that are left where they are."""
+    """Bytes of a set's shards or archive, or of the user's files that are used in place."""
     if isinstance(manifest, DenseManifest):
         return manifest.size_bytes
     return sum(split.size_bytes for split in manifest.splits.values())
@@ -102,10 +106,12 @@ def _split_rows(name: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
     for split in ("train", "val"):
         if isinstance(manifest, ShardManifest):
             own = manifest.splits[split]
+            # Classification: one label per image.
             num_images, num_objects = own.num_images, own.num_images
             num_bytes, num_files = own.size_bytes, len(own.shards)
         else:
             num_images = manifest.counts[f"{split}_images"]
+            # Boxes and masks of COCO; ADE20K and DAVIS have one label map per image.
             num_objects = manifest.counts.get(f"{split}_annotations", num_images)
             num_bytes, num_files = manifest.size_bytes, 1
         yield {
@@ -122,6 +128,7 @@ def _split_rows(name: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
 
 def _class_rows(name: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
     if isinstance(manifest, DenseManifest):
+        # Dense manifests do not count images per class.
         counts: tuple[tuple[Any, Any], ...] = (("", ""),) * len(manifest.classes)
         names: tuple[str, ...] = manifest.classes
     else:
@@ -158,5 +165,6 @@ def _described(manifest: Manifest) -> str:
 
 
 def _place(manifest: Manifest) -> str:
-    pointed_at = manifest.root if isinstance(manifest, DenseManifest) else None
-    return hidden(str(pointed_at or manifest.store or "the prepared folder"))
+    in_place = manifest.root if isinstance(manifest, DenseManifest) else None
+    # A store URL may contain credentials, and this table is logged to MLflow.
+    return hidden(str(in_place or manifest.store or "the prepared folder"))

@@ -1,11 +1,11 @@
-"""Writes one split as tar shards with an index, so that a kill at any moment costs at most one shard.
+"""Write one split as tar shards with an index; a kill at any moment loses at most one shard.
 
-Each image is two members, `<key>.<extension>` and `<key>.cls` (the class number as text), which is what
-WebDataset reads; our own reader uses the index beside the shards. Bytes depend on images, names and order
-only: no times, no owners.
+Each image is two members, `<key>.<extension>` and `<key>.cls` (the label as text), the format of WebDataset;
+vitpipe's own reader uses the index next to the shards. The bytes depend on images, names and order only: tar
+headers have no times and no owners.
 
-A shard has the suffix `.partial` until it is complete and on the disk; then a line in the journal says
-how far the split is. Whoever starts again cuts everything back to the last such line.
+A shard has the suffix `.partial` until it is complete and synced to the disk; then a line is appended to the
+journal. A restart truncates all files to the state of the last line.
 """
 
 from __future__ import annotations
@@ -29,21 +29,24 @@ from pydantic import BaseModel
 from vitpipe.config.digest import file_digest
 from vitpipe.data.manifest import Shard, SplitManifest
 
-# Offset and size in bytes, CRC-32 of the image, number of the shard, class number; see shards.INDEX_DTYPE.
+# Offset and size in bytes, CRC-32 of the image, number of the shard, label; see shards.INDEX_DTYPE. Packed
+# little-endian, so that the reader maps the file as a NumPy array on any machine.
 INDEX_RECORD = struct.Struct("<QIIII")
+# The same record when only the label is needed: 20 bytes before it are skipped.
 _LABEL_DTYPE = np.dtype([("other", "V20"), ("label", "<u4")])
 _HASH_BYTES = 8
-_BLOCK = 512
+_BLOCK = 512  # a tar archive consists of blocks of 512 bytes (POSIX ustar)
 _PARTIAL = ".partial"
 
 
 class ClosedShard(BaseModel):
-    """One line of the journal: a shard is complete, and so is everything that belongs to it.
+    """One line of the journal: a shard is complete, with its part of the index, hashes and findings.
 
     Attributes:
-        num_entries: images of the source that are dealt with, packed or left out, since the split began.
-        listing: digest over those images' names, labels and stamps.
-        findings_bytes: how long the list of findings was then.
+        shard: None if every image since the previous line was left out.
+        num_entries: images of the source processed (packed or left out) since the start of the split.
+        listing: digest over the names, labels and stamps (size, time) of those images.
+        findings_bytes: size of the findings file at that point.
     """
 
     shard: Shard | None
@@ -53,7 +56,7 @@ class ClosedShard(BaseModel):
 
 
 class PackJournal:
-    """What is known to be complete of one split, in a file that survives a kill."""
+    """Append-only record of the complete shards of one split."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,20 +64,20 @@ class PackJournal:
 
     @property
     def last(self) -> ClosedShard:
-        """The last complete state; all zero at the beginning."""
+        """The last complete state; all zero before the first shard."""
         return self.lines[-1] if self.lines else ClosedShard(
             shard=None, num_entries=0, listing="", findings_bytes=0
         )  # fmt: skip
 
     def write(self, line: ClosedShard) -> None:
-        """Append a line; it is on the disk when this returns."""
+        """Append a line and sync it to the disk."""
         with self.path.open("ab") as file:
             file.write(line.model_dump_json().encode() + b"\n")
             _to_disk(file)
         self.lines.append(line)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete the journal."""
         self.path.unlink(missing_ok=True)
         self.lines.clear()
 
@@ -84,7 +87,7 @@ class PackJournal:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
-            # Cut off what a kill left of a line, so that the next one does not continue it.
+            # A kill can leave part of a line, which the next line must not be appended to.
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
         for text in whole.splitlines():
@@ -92,7 +95,7 @@ class PackJournal:
 
 
 class ShardWriter:
-    """Appends images to one split. Made by `open_writer`, which also cuts back what a kill left."""
+    """Appends images to one split. Created by `open_writer`, which truncates the files first."""
 
     def __init__(
         self, folder: Path, split: str, shards: list[Shard], index: BinaryIO, hashes: BinaryIO | None
@@ -106,14 +109,16 @@ class ShardWriter:
 
     @property
     def open_bytes(self) -> int:
-        """Size of the shard that is not yet closed."""
+        """Size of the shard that is being written."""
         return self._size
 
     def add(self, file_name: str, label: int, image: bytes, number: int = 0) -> None:
-        """Append one image with its class number and, where they are kept, its perceptual hash."""
+        """Append one image with its label and, if hashes are stored, its perceptual hash."""
         if self._file is None:
             self._open_shard()
         stem, _, extension = file_name.rpartition(".")
+        # A unique number, since names repeat across class folders; 10 + 60 + 9 characters stay below the
+        # 100 of a ustar name.
         key = f"{self.num_images:09d}-{_safe(stem)[:60]}"
         offset = self._write_member(f"{key}.{_safe(extension).lower()[:8]}", image)
         self._write_member(f"{key}.cls", str(label).encode())
@@ -123,15 +128,16 @@ class ShardWriter:
         self.num_images += 1
 
     def close_shard(self) -> Shard | None:
-        """End the open shard, if any; shard, index and hashes are on the disk when this returns."""
+        """Finish the current shard, if any, and sync shard, index and hashes to the disk."""
         for file in (self.index, self.hashes):
             if file is not None:
                 _to_disk(file)
         if self._file is None:
             return None
-        self._write(bytes(2 * _BLOCK))  # a tar file ends with two empty blocks
+        self._write(bytes(2 * _BLOCK))  # a tar archive ends with two zero blocks
         _to_disk(self._file)
         self._file.close()
+        # Renamed after the sync: a file with the final name is always complete.
         partial = Path(self._file.name)
         partial.replace(partial.with_suffix(""))
         self._file = None
@@ -146,8 +152,9 @@ class ShardWriter:
         return shard
 
     def manifest(self, num_classes: int) -> SplitManifest:
-        """The finished split; call it when the last shard is closed."""
+        """The manifest of the split; call it after the last shard is closed."""
         index = self.folder / f"{self.split}.index"
+        # Read back, not counted while writing: a resumed run has not seen the images before the restart.
         labels = np.fromfile(index, _LABEL_DTYPE)["label"]
         return SplitManifest(
             num_images=self.num_images,
@@ -159,7 +166,7 @@ class ShardWriter:
         )
 
     def abandon(self) -> None:
-        """Close the files as they are; the disk may refuse even that, and the first error is told."""
+        """Close the files as they are, ignoring errors: closing flushes, which fails again on a full disk."""
         for file in (self._file, self.index, self.hashes):
             if file is not None:
                 with suppress(OSError):
@@ -171,7 +178,7 @@ class ShardWriter:
         self._size, self._first_image, self._sha256 = 0, self.num_images, hashlib.sha256()
 
     def _write_member(self, name: str, content: bytes) -> int:
-        """Append a tar member; returns the offset of its content."""
+        """Append a tar member; returns the offset of its content in bytes."""
         self._write(tar_header(name, len(content)))
         offset = self._size
         self._write(content + bytes(-len(content) % _BLOCK))
@@ -186,7 +193,7 @@ class ShardWriter:
 
 @contextmanager
 def open_writer(folder: Path, split: str, journal: PackJournal, *, hashed: bool) -> Iterator[ShardWriter]:
-    """A writer that goes on where the journal ends; everything after that is cut off first."""
+    """A writer that continues after the last line of the journal; anything newer is deleted or truncated."""
     shards = [line.shard for line in journal.lines if line.shard is not None]
     num_images = sum(shard.num_images for shard in shards)
     complete = {shard.name for shard in shards}
@@ -203,10 +210,11 @@ def open_writer(folder: Path, split: str, journal: PackJournal, *, hashed: bool)
 
 
 def is_whole(folder: Path, split: str, journal: PackJournal, *, hashed: bool) -> bool:
-    """Do the files hold what the journal says? False when somebody has deleted or changed them."""
+    """Whether shards, index and hashes have the sizes that follow from the journal."""
     shards = [line.shard for line in journal.lines if line.shard is not None]
     num_images = sum(shard.num_images for shard in shards)
     sizes = {shard.name: shard.size_bytes for shard in shards}
+    # At least: index and hashes may also have records of the shard that a kill interrupted.
     least = {f"{split}.index": num_images * INDEX_RECORD.size}
     if hashed:
         least[f"{split}.hashes"] = num_images * _HASH_BYTES
@@ -221,17 +229,16 @@ def is_whole(folder: Path, split: str, journal: PackJournal, *, hashed: bool) ->
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """The ustar header of a plain file, 512 bytes, without time and owner: equal content, equal bytes."""
+    """The ustar header (512 bytes) of a regular file; without time and owner, so it is reproducible."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def open_cut(path: Path, size_bytes: int) -> BinaryIO:
-    """Open a file for appending, cut back to a size first; made when it is not there.
-
-    A finished set may hold the very file, as a link: then a copy is opened.
-    """
+    """Open a file for appending, truncated to `size_bytes` first; created if missing."""
+    # A finished prepared folder may have a hard link to this file (`pack._link`): truncating would change it
+    # there too, so a copy is opened instead.
     if path.exists() and path.stat().st_nlink > 1:
         copy = path.with_name(f"{path.name}{_PARTIAL}")
         shutil.copyfile(path, copy)
@@ -248,5 +255,5 @@ def _to_disk(file: BinaryIO) -> None:
 
 
 def _safe(name: str) -> str:
-    """Names for tar members: WebDataset takes everything after the first dot for the extension."""
+    """A name for a tar member: WebDataset takes everything after the first dot as the extension."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)

@@ -1,1 +1,1 @@
-"""A run beside the published row: comparison, tables, figures, page."""
+"""Comparison of a run with published results: verdicts, tables, figures, the report page."""

@@ -1,11 +1,9 @@
-"""The verdict: our number beside the published one. Pure functions.
+"""Compare our results with the published ones. Pure functions.
 
-A verdict says what can be said and no more:
-
-    reproduced      the difference cannot be seen at the digits that were printed
-    within noise    it can be seen, but is at most the tolerance that the recipe grants
-    above, below    it is larger than the tolerance (higher or lower number, not better or worse)
-    not comparable  other data, another network, a stage that did not run: with the reason
+reproduced      equal at the precision at which the number was published
+within noise    the difference is at most the tolerance of the recipe
+above, below    the difference is larger than the tolerance (higher or lower, not better or worse)
+not comparable  different data or network, or a stage that did not run; the reason is given
 """
 
 from __future__ import annotations
@@ -22,16 +20,17 @@ from vitpipe.report.results import RunResults
 
 Judgement = Literal["reproduced", "within noise", "above", "below", "not comparable"]
 JUDGEMENTS: tuple[Judgement, ...] = get_args(Judgement)
-_ROUNDING = 1e-9  # 85.5 - 85.3 is a little more than 0.2 in binary
+# In binary 85.5 - 85.3 is slightly more than 0.2, and would be outside of a tolerance of 0.2.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One published row and what we have beside it; numbers are in the row's unit.
+    """One published row compared with our result; numbers are in the row's unit.
 
     Attributes:
         ours: None when the stage or the metric is missing.
-        published: as printed; text for a row that is not a number.
+        published: as printed; a text where the row is not a number.
         delta: ours minus published; None when not comparable.
     """
 
@@ -59,35 +58,39 @@ class Verdict:
 
 
 def judge(ours: float, published: float, tolerance: float) -> tuple[Judgement, str]:
-    """Judgement and its reason for two comparable numbers.
+    """Judgement and its reason for two comparable numbers in the same unit.
 
     Args:
-        published: its printed digits decide what counts as seen: 85.5 stands for 85.45 to 85.55.
+        published: as printed. Its number of decimals is its precision.
+        tolerance: largest difference that is attributed to noise.
     """
     delta = ours - published
     digits = num_decimals(published)
+    # 85.5 stands for 85.45 to 85.55: half a unit in the last printed digit. Both limits are inclusive.
     if abs(delta) <= 0.5 * 10.0**-digits + _ROUNDING:
-        return "reproduced", f"equal to the printed {published:.{digits}f}"
+        return "reproduced", f"equal to the published {published:.{digits}f}"
     if abs(delta) <= tolerance + _ROUNDING:
-        return "within noise", f"differs by less than the tolerance of {tolerance:g}"
+        return "within noise", f"differs by at most the tolerance of {tolerance:g}"
+    # Not "better" or "worse": for parameters or a loss, less is better.
     side: Judgement = "above" if delta > 0 else "below"
     return side, f"differs by more than the tolerance of {tolerance:g}"
 
 
 def num_decimals(value: float) -> int:
-    """Digits after the point as printed: 85.5 -> 1, 79 -> 0."""
+    """Decimals as printed: 85.5 -> 1, 79 -> 0."""
+    # YAML keeps 53.0 (float) and 53 (int) apart, and repr of a float has its shortest exact digits.
     return len(repr(value).partition(".")[2]) if isinstance(value, float) and "e" not in repr(value) else 0
 
 
 def verdict_of(
     expectation: Expectation, row: Mapping[str, Any], metrics: Mapping[str, float] | None, not_comparable: str
 ) -> Verdict:
-    """One verdict.
+    """Compare one expectation of a recipe with the measured metrics.
 
     Args:
         row: the published row that the expectation selects.
-        metrics: of the expectation's stage; None when it did not run.
-        not_comparable: why nothing of this run can be compared, or empty.
+        metrics: metrics of the expectation's stage; None when it did not run.
+        not_comparable: why no result of this run can be compared; empty if they can.
     """
     published, measured = row["value"], (metrics or {}).get(expectation.metric)
     ours = None if measured is None else measured * expectation.scale
@@ -98,8 +101,10 @@ def verdict_of(
         reason = f"stage {expectation.stage} did not measure {expectation.metric}"
     elif not math.isfinite(ours):
         reason = f"{expectation.metric} is not a finite number"
+    # bool is a subclass of int in Python, and tables of settings hold `true` and `false`.
     elif isinstance(published, bool) or not isinstance(published, int | float):
         reason = "the published row is not a number"
+    # A reason that holds for the whole run is more informative than a stage that is missing.
     reason = not_comparable or reason
     judgement: Judgement = "not comparable"
     delta = None
@@ -133,12 +138,13 @@ def verdicts_of(run: RunResults) -> list[Verdict]:
 def counts_of(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """`num_expected`, `num_reproduced`, `num_within_noise`, ... as flat metrics."""
     counted = Counter(verdict.judgement for verdict in verdicts)
+    # All judgements, also those that did not occur: a metric that is absent in some runs cannot be compared.
     named = {f"num_{name.replace(' ', '_')}": float(counted[name]) for name in JUDGEMENTS}
     return {"num_expected": float(len(verdicts)), **named}
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """The verdict table as plain rows for CSV and MLflow; an absent number is empty."""
+    """The verdict table as plain rows for CSV and MLflow; a missing number is an empty text."""
     return [
         {
             "stage": v.stage,

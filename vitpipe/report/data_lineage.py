@@ -1,7 +1,7 @@
-"""Where the data of a run comes from: one row per set, from the tables and lists of its prepare stage.
+"""Origin of a run's data: one row per dataset, from the output of its prepare stage.
 
-tables/splits.csv, tables/sources.csv     counts, bytes, digests; form, encoding, place, revision
-SET/findings.csv                          odd images; else the shorter tables/findings.csv
+tables/splits.csv, tables/sources.csv     counts, bytes, digests; source format, encoding, location, revision
+SET/findings.csv                          all irregular images; tables/findings.csv has the first ones only
 """
 
 from __future__ import annotations
@@ -13,28 +13,29 @@ from pathlib import Path
 
 from vitpipe.config.data import DENSE_SETS
 from vitpipe.contracts.artifact import Artifact
-from vitpipe.contracts.units import format_bytes
+from vitpipe.contracts.units import format_bytes, format_count
 from vitpipe.data.manifest import FINDINGS
 from vitpipe.datasets.catalogue import FACTS
 from vitpipe.report.result_tables import ShownTable
 from vitpipe.report.results import RunResults
 
-_DIGEST_DIGITS = 12
+_DIGEST_DIGITS = 12  # as many as the page shows of every digest
 _COLUMNS = (
-    ("set", False), ("packed from", False), ("train", True), ("val", True), ("classes", True), ("size", True),
-    ("odd images", False), ("pixels", False), ("kept in", False), ("digest", False),
+    ("dataset", False), ("source format", False), ("train", True), ("val", True), ("classes", True),
+    ("size", True), ("irregular images", False), ("encoding", False), ("stored in", False), ("digest", False),
 )  # fmt: skip
+# Columns of tables/sources.csv that describe one dataset; all others come from its origin as a whole.
 _OF_ONE_SET = {"dataset", "form", "encoding", "kept_in", "notes", "digest"}
 _TREATMENTS = ("left out", "converted", "kept")
-_MOST_PICTURES = 4
+_MAX_PICTURES = 4  # each may add 0.9 MB to the page
 
 Row = Mapping[str, str]
 
 
 def lineage_table(run: RunResults) -> ShownTable | None:
-    """One row per prepared set; columns that say nothing in any row are left out. None without data.
+    """One row per prepared dataset; columns that are empty in every row are omitted. None without data.
 
-    Sizes of dense sets that stay in the user's folder are those of that folder.
+    The size of a dense dataset that stays in the user's folder is the size of that folder.
     """
     prepared = run.artifacts.get("prepare")
     tables = prepared.tables() if prepared else {}
@@ -51,10 +52,11 @@ def lineage_table(run: RunResults) -> ShownTable | None:
         )
         for name in names
     ]
+    # Runs of earlier versions have no sources.csv, so their rows have fewer values.
     used = [column for column in range(len(_COLUMNS)) if any(row[column] not in ("", "—") for row in rows)]
     return ShownTable(
         name="lineage",
-        title="Sets",
+        title="Datasets",
         columns=tuple(_COLUMNS[column][0] for column in used),
         numeric=tuple(_COLUMNS[column][1] for column in used),
         rows=tuple(tuple(row[column] for column in used) for row in rows),
@@ -62,30 +64,33 @@ def lineage_table(run: RunResults) -> ShownTable | None:
 
 
 def lineage_facts(run: RunResults) -> list[tuple[str, str]]:
-    """(name, value) of what holds for all sets: source, digest, pinned revision, git and DVC revision."""
+    """(name, value) of the facts common to all datasets: source, digest, revisions of data and code."""
     prepared, data = run.artifacts.get("prepare"), run.recipe.data
     if prepared is None:
         return []
     found = {"source": data.source, "digest": prepared.card.data_digest[:_DIGEST_DIGITS]}
     if data.source == "pinned" and data.pinned is not None:
-        found["pinned"] = f"{data.pinned.path} at {data.pinned.revision} of {data.pinned.repo}"
+        found["pinned revision"] = f"{data.pinned.path} at {data.pinned.revision} of {data.pinned.repo}"
     found |= _revisions(prepared.tables().get("sources", []))
     found |= _tracked(run, prepared.card.data_digest)
+    # The card writes COMMIT+changes when the checkout had uncommitted changes.
     commit, _, changes = prepared.card.git_commit.partition("+")
-    found["code"] = f"git {commit[:_DIGEST_DIGITS]}{' with changes' if changes else ''}" if commit else ""
+    found["code"] = (
+        f"git {commit[:_DIGEST_DIGITS]}{' with uncommitted changes' if changes else ''}" if commit else ""
+    )
     found["prepared"] = prepared.card.started_at.replace("T", " ").replace("+00:00", " UTC")
     return [(name, value) for name, value in found.items() if value]
 
 
 def lineage_notes(run: RunResults) -> list[str]:
-    """What the sources of the sets said: held-out images, class order, order of images."""
+    """Notes of the data sources: held-out images, class order, order of images."""
     prepared = run.artifacts.get("prepare")
     rows = prepared.tables().get("sources", []) if prepared else []
     return [f"{row['dataset']}: {row['notes']}" for row in rows if row.get("notes")]
 
 
 def terms_table(run: RunResults) -> ShownTable | None:
-    """Licence and citation of every real set that was prepared; None for embedded data."""
+    """Licence and citation of every real dataset that was prepared; None for embedded data."""
     prepared = run.artifacts.get("prepare")
     if prepared is None or run.recipe.data.source == "embedded":
         return None
@@ -97,19 +102,24 @@ def terms_table(run: RunResults) -> ShownTable | None:
     )
     if not rows:
         return None
-    return ShownTable("terms", "Terms and citations", ("set", "terms", "cite", "home"), (False,) * 4, rows)
+    columns = ("dataset", "licence", "citation", "website")
+    return ShownTable("terms", "Licences and citations", columns, (False,) * 4, rows)
 
 
 def duplicate_pictures(prepared: Artifact) -> list[tuple[str, Path]]:
-    """(title, PNG) of the near duplicates of each set, where they were looked for and found."""
-    files = sorted(prepared.path.glob("*/near_duplicates.png"))[:_MOST_PICTURES]
-    return [(f"near duplicates of {file.parent.name}, val beside train", file) for file in files]
+    """(title, PNG) of the near duplicates of each dataset, where the search found any."""
+    files = sorted(prepared.path.glob("*/near_duplicates.png"))[:_MAX_PICTURES]
+    return [
+        (f"near duplicates of {file.parent.name}: validation (left), training (right)", file)
+        for file in files
+    ]
 
 
 def _set_row(name: str, splits: Sequence[Row], source: Row, odd_images: str) -> tuple[str, ...]:
     by_split = {row.get("split", ""): row for row in splits}
+    # `num_bytes` is the column's name in tables of earlier versions.
     sizes = [_whole(row.get("size_bytes") or row.get("num_bytes")) for row in splits]
-    # Both rows of a dense set name the one archive that holds both splits.
+    # Both rows of a dense dataset give the size of the one folder that holds both splits.
     size = max(sizes) if name in DENSE_SETS else sum(sizes)
     num_classes = max(_whole(row.get("num_classes")) for row in splits)
     digest = source.get("digest") or splits[0].get("digest") or ""
@@ -117,7 +127,7 @@ def _set_row(name: str, splits: Sequence[Row], source: Row, odd_images: str) -> 
         name,
         source.get("form") or "",
         *(_count(by_split.get(split, {}).get("num_images")) for split in ("train", "val")),
-        f"{num_classes:,}" if num_classes else "—",
+        format_count(num_classes) if num_classes else "—",
         format_bytes(size) if size else "—",
         odd_images,
         source.get("encoding") or "",
@@ -127,8 +137,8 @@ def _set_row(name: str, splits: Sequence[Row], source: Row, odd_images: str) -> 
 
 
 def _odd_images(prepared: Artifact, name: str, shown: Iterable[Row]) -> str:
-    """`1 left out; 3 kept (2 CMYK, 1 palette)`; an em dash where images were not looked at one by one."""
-    if name in DENSE_SETS:
+    """`1 left out; 3 kept (2 CMYK, 1 palette)`; an em dash where images were not examined one by one."""
+    if name in DENSE_SETS:  # verified as a whole and left in their own layout
         return "—"
     path = prepared.path / name / FINDINGS
     if path.is_file():
@@ -141,7 +151,8 @@ def _odd_images(prepared: Artifact, name: str, shown: Iterable[Row]) -> str:
     for treatment in _TREATMENTS:
         kinds = Counter({kind: number for (what, kind), number in counts.items() if what == treatment})
         if kinds:
-            # Every damaged file has an error of its own; the list names them.
+            # Images are left out because they are damaged, each with a message of its own: too long for a
+            # cell.
             named = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
             texts.append(
                 f"{kinds.total():,} {treatment}" + (f" ({named})" if treatment != "left out" else "")
@@ -150,7 +161,7 @@ def _odd_images(prepared: Artifact, name: str, shown: Iterable[Row]) -> str:
 
 
 def _revisions(sources: Sequence[Row]) -> dict[str, str]:
-    """Columns that the prepare stage added to every set alike: DVC revision, git commit, remote."""
+    """Columns with the same value for every dataset: DVC revision, git commit, remote."""
     found = {}
     for column in sources[0] if sources else ():
         values = {row[column] for row in sources}
@@ -160,7 +171,9 @@ def _revisions(sources: Sequence[Row]) -> dict[str, str]:
 
 
 def _tracked(run: RunResults, data_digest: str) -> dict[str, str]:
-    """DVC's digest of the prepared folder, which it knows after the stage: the stages that read it tell."""
+    """DVC's digest of the prepared folder."""
+    # DVC computes it after the prepare stage has ended, so it is on the cards of the stages that read the
+    # data.
     for artifact in run.artifacts.values():
         revision = artifact.card.data_revisions.get("prepared", {})
         if revision and artifact.card.data_digest == data_digest:
@@ -173,4 +186,4 @@ def _whole(text: str | None) -> int:
 
 
 def _count(text: str | None) -> str:
-    return f"{_whole(text):,}" if text else "—"
+    return format_count(_whole(text)) if text else "—"

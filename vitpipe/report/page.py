@@ -1,11 +1,11 @@
-"""The page: one self-contained HTML file, and the same in Markdown."""
+"""The report as one self-contained HTML file, and in Markdown."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from vitpipe.report.result_tables import (
 from vitpipe.report.results import RunResults, curves, labels
 
 TEMPLATES = Path(__file__).parent / "templates"
-_LARGEST_PICTURE_BYTES = 900_000
+_MAX_PNG_BYTES = 900_000  # base64 adds a third; photographs are several times smaller as JPEG
 _DIGEST_DIGITS = 12
 
 
@@ -47,7 +47,6 @@ class StageView:
 
     name: str
     time: str
-    headline: str
     metrics: ShownTable | None
     coco: ShownTable | None
     tables: list[ShownTable]
@@ -77,11 +76,11 @@ class RunView:
     terms: ShownTable | None
     libraries: list[tuple[str, str]]
     hardware: list[tuple[str, str]]
-    mixed: list[str] = field(default_factory=list)
+    mixed: list[str]
 
 
 def write_page(runs: Sequence[RunResults], path: Path) -> Path:
-    """Write the HTML page of one or many runs; nothing outside the file is needed to read it."""
+    """Write the HTML page of one or many runs; it needs no other file and no network."""
     views = _views(runs)
     curve_figures = _curve_figures(runs)
     html = _environment(escaping=True).get_template("page.html.j2").render(
@@ -123,12 +122,12 @@ def verdict_markdown(verdicts: Sequence[Verdict]) -> str:
         )
         for v in verdicts
     )
-    columns = ("", "ours", "published", "difference", "tolerance", "verdict", "source")
+    columns = ("metric", "ours", "published", "difference", "tolerance", "verdict", "source")
     return markdown(ShownTable("verdict", "", columns, (False, True, True, True, True, False, False), rows))
 
 
 def signed(value: float | None) -> str:
-    """`+0.3`, `−1.25`; an em dash for nothing."""
+    """`+0.3`, `−1.25`, with a typographic minus; an em dash for None."""
     if value is None:
         return "—"
     text = f"{abs(value):.2f}".rstrip("0").rstrip(".")
@@ -136,9 +135,11 @@ def signed(value: float | None) -> str:
 
 
 def gauge(verdict: Verdict) -> str:
-    """A small SVG: the published value in the middle, the tolerance as a band, ours as a dot."""
+    """A small SVG: the published value in the middle, the tolerance as a band, our result as a dot."""
     if verdict.delta is None:
         return ""
+    # The axis is 108 wide around 60 and ends at three tolerances, so the band of one tolerance is 42 to 78.
+    # Larger differences are drawn at the end of the axis.
     reach = 3.0 * verdict.tolerance
     at = 60 + 54 * max(-1.0, min(1.0, verdict.delta / reach))
     return (
@@ -149,9 +150,9 @@ def gauge(verdict: Verdict) -> str:
 
 
 def data_uri(picture: Path) -> str:
-    """A picture as base64; one of more than 0.9 MB is encoded again as JPEG."""
+    """A PNG as a data URI (RFC 2397); one of more than 0.9 MB is converted to JPEG."""
     content, kind = picture.read_bytes(), "png"
-    if len(content) > _LARGEST_PICTURE_BYTES:
+    if len(content) > _MAX_PNG_BYTES:
         from PIL import Image
 
         buffer = io.BytesIO()
@@ -164,6 +165,8 @@ def data_uri(picture: Path) -> str:
 def _environment(*, escaping: bool) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    # StrictUndefined: a misspelt name in a template is an error, not an empty text. HTML is escaped, because
+    # names of files, classes and processors are foreign text; in Markdown the escapes would be shown.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=escaping, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -215,7 +218,8 @@ def _run_view(anchor: str, label: str, run: RunResults, with_figures: bool) -> R
 
 
 def _stage_view(run: RunResults, name: str, anchor: str) -> StageView:
-    """One stage; without an anchor, as for Markdown, without pictures."""
+    """One stage; without an anchor, for Markdown, without pictures and figures."""
+    # The table `classes` of prepare is the one that lists the keys: there they must stay.
     artifact, class_names = run.artifacts[name], run.class_names() if name != "prepare" else {}
     pictures, confusion = [], ""
     if anchor:
@@ -225,30 +229,30 @@ def _stage_view(run: RunResults, name: str, anchor: str) -> StageView:
         drawn = figures.draw_confusion(artifact.tables().get("confusion", []), figures.THEMED, class_names)
         if drawn is not None:
             confusion = figures.inline_svg(drawn, f"{name} confusion matrix", f"{anchor} {name} confusion")
-    metric = HEADLINE.get(name, "")
-    headline = show(metric, artifact.metrics[metric]) if metric in artifact.metrics else ""
     return StageView(
-        name, format_duration(artifact.card.wall_seconds), headline, metric_table(artifact),
+        name, format_duration(artifact.card.wall_seconds), metric_table(artifact),
         coco_table(artifact.metrics), stage_tables(artifact, class_names), pictures, confusion, artifact.card,
     )  # fmt: skip
 
 
 def rows_of(views: Sequence[RunView]) -> list[tuple[Verdict, list[tuple[RunView, Verdict]]]]:
-    """The published rows of several runs, each with the verdicts that the runs have on it."""
+    """The published rows of several runs, each with the verdict of every run that expects it."""
     found: dict[str, tuple[Verdict, list[tuple[RunView, Verdict]]]] = {}
     for view in views:
         for verdict in view.verdicts:
+            # A row has no id: it is identified by all of its values, which a mapping cannot be hashed by.
             key = repr(sorted(verdict.row.items(), key=str))
             found.setdefault(key, (verdict, []))[1].append((view, verdict))
     return list(found.values())
 
 
 def _headlines(run: RunResults, verdicts: Sequence[Verdict]) -> list[tuple[str, str, str, str]]:
-    """(stage, metric, our number, the published one) for each stage that has a headline metric."""
+    """(stage, metric, our value, published value) for each stage that has a main metric."""
     published = {(v.stage, v.metric): in_unit(v.published, v.unit, v.decimals) for v in verdicts}
     found = []
     for name, artifact in run.stages():
         metric = HEADLINE.get(name, "")
+        # A pre-training loss is no result that papers publish.
         if metric in artifact.metrics and metric != "loss":
             value = show(metric, artifact.metrics[metric])
             found.append((name, metric_label(metric), value, published.get((name, metric), "")))
@@ -256,11 +260,12 @@ def _headlines(run: RunResults, verdicts: Sequence[Verdict]) -> list[tuple[str, 
 
 
 def _graph(run: RunResults, anchor: str) -> str:
-    total = run.wall_seconds or 1.0
+    total = run.wall_seconds or 1.0  # not zero: the shares are divided by it
     texts = {}
     for node in run.nodes():
         artifact, metric = run.artifacts.get(node.name), HEADLINE.get(node.name, "")
         if artifact is None:
+            # A report that the stage writes is made before the stage has a card.
             this_page = node.name == "report"
             texts[node.name] = NodeText("", "this page" if this_page else "did not run", 0.0, this_page)
             continue
@@ -284,7 +289,7 @@ def _times(run: RunResults, anchor: str) -> str:
 
 
 def _curve_figures(runs: Sequence[RunResults]) -> dict[str, list[tuple[str, str, str]]]:
-    """Main panels and panels aside, each (stage, title, SVG)."""
+    """Main and collapsed panels, each (stage, title, SVG)."""
     found: dict[str, list[tuple[str, str, str]]] = {"main": [], "aside": []}
     for stage, of_stage in stage_panels(runs).items():
         for panel in of_stage:
@@ -295,7 +300,7 @@ def _curve_figures(runs: Sequence[RunResults]) -> dict[str, list[tuple[str, str,
 
 
 def stage_panels(runs: Sequence[RunResults]) -> dict[str, list[figures.Panel]]:
-    """Stage -> its panels of learning curves, the runs drawn together."""
+    """Stage -> its panels of learning curves, all runs in the same axes."""
     names = dict.fromkeys(name for run in runs for name, _ in run.stages())
     found = {}
     for stage in names:
@@ -311,10 +316,12 @@ def stage_panels(runs: Sequence[RunResults]) -> dict[str, list[figures.Panel]]:
 
 
 def _shared(run: RunResults, attribute: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """Entries of all cards together, and the names whose value is not the same in all stages."""
+    """Entries of the cards of all stages, and the names whose value differs between stages."""
+    # Stages may have run on different machines, or before and after an update of a library. An inner dict is
+    # an ordered set.
     values: dict[str, dict[str, None]] = {}
     for _, artifact in run.stages():
         for name, value in getattr(artifact.card, attribute).items():
             values.setdefault(name, {})[str(value)] = None
     mixed = [name for name, several in values.items() if len(several) > 1]
-    return [(name.replace("_", " "), ", ".join(several)) for name, several in values.items()], mixed
+    return [(metric_label(name), ", ".join(several)) for name, several in values.items()], mixed

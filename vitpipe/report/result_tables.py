@@ -1,6 +1,6 @@
-"""Numbers as people read them, and the result tables of a run.
+"""Formatting of metrics with their units, and the result tables of a run.
 
-Metrics are ratios in the files and percent on the page; every number names its unit.
+Accuracies are ratios (0 to 1) in the files and percent in the report.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitpipe.contracts.artifact import Artifact
-from vitpipe.contracts.units import format_bytes, format_duration
+from vitpipe.contracts.units import format_bytes, format_count, format_duration
 from vitpipe.report.results import RunResults, labels
 
 LONG_TABLE_ROWS = 12
-_MOST_ROWS = 300  # ImageNet-22K has a class table of 21,841 rows: the page shows the start, the CSV has all
+# The class table of ImageNet-22K has 21,841 rows: the page shows the first ones, the CSV file has all.
+_MAX_ROWS = 300
+# A git commit has 40 hexadecimal digits, a SHA-256 has 64.
 _DIGEST = re.compile(r"[0-9a-f]{40,}")
-# The metric that stands for a stage in the graph and in the headline.
+# The main metric of each stage, shown in the graph and on top of the page.
 HEADLINE = {
     "pretrain": "loss",
     "intermediate": "top1",
@@ -29,7 +31,8 @@ HEADLINE = {
     "segment": "mIoU",
     "evaluate": "top1",
 }
-COCO_COLUMNS = (
+# Key of the metric -> label, in the order in which pycocotools prints its summary.
+_COCO_ROWS = (
     ("AP", "AP"),
     ("AP50", "AP₅₀"),
     ("AP75", "AP₇₅"),
@@ -43,27 +46,36 @@ COCO_COLUMNS = (
     ("AR_medium", "AR medium"),
     ("AR_large", "AR large"),
 )
+# Names of ratios: classification, mmseg's IoUMetric, DAVIS (J and F).
 _PERCENT = {"top1", "top5", "mIoU", "aAcc", "mAcc", "IoU", "Acc", "J", "F"}
 _PERCENT_MARKS = ("_top1", "_top5", "AP", "AR", "ratio", "_mIoU")
-# Tables that are shown in their own way, or that the stage keeps for itself.
-SHOWN_ELSEWHERE = ("history", "confusion", "box_ap", "mask_ap", "splits", "sources", "verdict")
-_LABELS = {"params": "parameters", "gmacs": "multiply-adds", "knn_top1": "k-NN top-1"}
+# Shown as figures (history, confusion), as the COCO table (box_ap, mask_ap), in the data section (splits,
+# sources) or on top of the page (verdict).
+_SHOWN_ELSEWHERE = ("history", "confusion", "box_ap", "mask_ap", "splits", "sources", "verdict")
+_LABELS = {
+    "params": "parameters",
+    "gmacs": "multiply-adds",  # multiply-accumulate operations; a FLOP count would be twice as large
+    "knn_top1": "k-NN top-1",
+    "aAcc": "pixel accuracy",  # mmseg's names: all pixels, and the mean over classes
+    "mAcc": "mean class accuracy",
+    "memory_gib": "memory, GiB",
+    "grad_norm": "gradient norm",
+}
 _TITLES = {
     "per_class": "Per class",
-    "weights_account": "Account of every weight",
+    "weights_account": "Loaded weights by key",
     "plan": "Derived values of the run",
-    "cost": "Cost of the network",
-    "agreement": "Agreement with the training stage",
+    "cost": "Network cost",
+    "agreement": "Comparison with the training stage",
     "classes": "Classes",
-    "quarantine": "Images left out",
-    "findings": "Odd images",
+    "findings": "Irregular images",
     "splits": "Splits",
 }
 
 
 @dataclass(frozen=True)
 class ShownTable:
-    """A table ready to be shown: `rows` are texts, `numeric` marks the columns to align right."""
+    """A formatted table: `rows` are texts, `numeric` marks the columns to align right."""
 
     name: str
     title: str
@@ -74,17 +86,18 @@ class ShownTable:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the table, those that are not shown included."""
+        """Rows of the whole table, including those that are not shown."""
         return len(self.rows) + self.num_left_out
 
     @property
     def is_long(self) -> bool:
-        """Long tables are folded on the page."""
+        """Whether the table is collapsed on the page."""
         return self.num_rows > LONG_TABLE_ROWS
 
 
 def is_percent(name: str) -> bool:
-    """Whether a metric is a ratio that is read in percent."""
+    """Whether a metric is a ratio that is shown in percent."""
+    # `val/ema_top1` is the top-1 accuracy of the averaged (EMA) weights.
     last = name.rpartition("/")[2].removeprefix("ema_")
     return last in _PERCENT or any(mark in last for mark in _PERCENT_MARKS)
 
@@ -96,27 +109,29 @@ def show(name: str, value: float) -> str:
     if is_percent(name):
         return f"{100 * value:.1f} %"
     if name.endswith("params"):
+        # Papers count parameters in millions; below 0.1 M (test networks) that would show 0.0 or 0.1.
         return f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value:,.0f}"
     if name.endswith("gmacs"):
         return f"{value:.3g} G"
-    if name.endswith("num_bytes"):
+    if name.endswith("_bytes"):
         return format_bytes(value)
     if name.endswith("seconds"):
         return format_duration(value)
+    # From 2^53 (9e15) on every float is whole, so "whole" then no longer means a count.
     if value == int(value) and abs(value) < 1e15:
-        return f"{value:,.0f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return format_count(value)
+    return format_count(value) if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def in_unit(value: float | str | None, unit: str, decimals: int | None = None) -> str:
-    """A number in a published row's unit: `85.5 %`, `79 M`; an em dash for nothing.
+    """A number in a published row's unit: `85.5 %`, `79 M`; an em dash for None.
 
     Args:
-        decimals: digits after the point; as many as needed, at most two, if not given.
+        decimals: fixed number of decimals, for published numbers; default: as needed, at most two.
     """
     if value is None or isinstance(value, str):
         return value or "—"
-    digits = f"{value:.2f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+    digits = f"{value:.2f}".rstrip("0").rstrip(".") if abs(value) < 1000 else format_count(value)
     if decimals is not None:
         digits = f"{value:,.{decimals}f}"
     return f"{digits} {'%' if unit == 'percent' else unit}".strip()
@@ -131,21 +146,17 @@ def metric_label(name: str) -> str:
 
 
 def coco_table(metrics: Mapping[str, float]) -> ShownTable | None:
-    """The twelve COCO numbers, boxes and masks side by side; None when there are none."""
+    """The twelve COCO metrics in percent, a column for boxes and one for masks; None without them."""
     kinds = [kind for kind in ("box", "mask") if f"{kind}_AP" in metrics]
     if not kinds:
         return None
-    rows = [
-        (label, *(_percent(metrics.get(f"{kind}_{key}")) for kind in kinds)) for key, label in COCO_COLUMNS
-    ]
+    rows = [(label, *(_percent(metrics.get(f"{kind}_{key}")) for kind in kinds)) for key, label in _COCO_ROWS]
     columns = ("COCO, in percent", *(f"{kind}es" if kind == "box" else "masks" for kind in kinds))
-    return ShownTable(
-        "coco", "The twelve COCO numbers", columns, (False, True, True)[: len(columns)], tuple(rows)
-    )
+    return ShownTable("coco", "COCO metrics", columns, (False, True, True)[: len(columns)], tuple(rows))
 
 
 def metric_table(artifact: Artifact) -> ShownTable | None:
-    """All flat metrics of a stage except those of the COCO table."""
+    """All metrics of a stage except those of the COCO table, the main metric first."""
     own = {k: v for k, v in artifact.metrics.items() if not k.startswith(("box_A", "mask_A"))}
     if not own:
         return None
@@ -156,28 +167,29 @@ def metric_table(artifact: Artifact) -> ShownTable | None:
 
 
 def stage_tables(artifact: Artifact, class_names: Mapping[str, str] | None = None) -> list[ShownTable]:
-    """The stage's own CSV tables, short ones first, with names instead of class keys."""
+    """The CSV tables of a stage, short ones first, with class names instead of class keys."""
     known = class_names or {}
     found = [
         shown_table(
             name, [{k: known.get(v, v) if k == "class" else v for k, v in row.items()} for row in rows]
         )
         for name, rows in artifact.tables().items()
-        if name not in SHOWN_ELSEWHERE and rows
+        if name not in _SHOWN_ELSEWHERE and rows
     ]
     return sorted(found, key=lambda table: len(table.rows))
 
 
 def shown_table(name: str, rows: Sequence[Mapping[str, str]]) -> ShownTable:
-    """A CSV table as text: ratios in percent, counts with thousands marks."""
+    """A formatted CSV table: ratios in percent, counts with thousands separators, sizes with their unit."""
     columns = tuple(rows[0])
+    # An empty cell is a missing number: it must not turn the column into text.
     numeric = tuple(all(_number(row[c]) is not None or row[c] == "" for row in rows) for c in columns)
     texts = tuple(
         tuple(
             _cell(column, row[column]) if is_number else _text(row[column])
             for column, is_number in zip(columns, numeric, strict=True)
         )
-        for row in rows[:_MOST_ROWS]
+        for row in rows[:_MAX_ROWS]
     )
     title = _TITLES.get(name, name.replace("_", " ").capitalize())
     heads = tuple(_head(column) for column in columns)
@@ -185,16 +197,17 @@ def shown_table(name: str, rows: Sequence[Mapping[str, str]]) -> ShownTable:
 
 
 def side_by_side(runs: Sequence[RunResults]) -> ShownTable | None:
-    """Final metrics of several runs, one column per run; mean and spread when only the seed differs."""
+    """Final metrics of several runs, one column per run; with mean and standard deviation over seeds."""
     if len(runs) < 2:
         return None
     stages = [node.name for run in runs for node in run.nodes()]
     rows = []
+    # Runs of one recipe and profile differ in the seed or in an override.
     is_repetition = len({(run.recipe.name, run.recipe.profile) for run in runs}) == 1
     for stage in dict.fromkeys(stages):
         per_run = [run.artifacts[stage].metrics if stage in run.artifacts else {} for run in runs]
         for name in dict.fromkeys(key for metrics in per_run for key in metrics):
-            if stage == "prepare" and "num_" in name:
+            if stage == "prepare" and "num_" in name:  # counts of the data: the same in all runs
                 continue
             values = [metrics.get(name) for metrics in per_run]
             cells = [show(name, v) if v is not None else "—" for v in values]
@@ -208,8 +221,9 @@ def side_by_side(runs: Sequence[RunResults]) -> ShownTable | None:
 
 
 def markdown(table: ShownTable) -> str:
-    """The table in Markdown; pipes in cells are escaped."""
+    """The table in Markdown (GitHub's syntax)."""
 
+    # A pipe or a line break inside a cell would end it.
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
@@ -220,8 +234,9 @@ def markdown(table: ShownTable) -> str:
 def _mean_and_spread(name: str, values: Sequence[float]) -> str:
     if len(values) < 2:
         return "—"
+    # stdev divides by n - 1: the seeds are a sample of all seeds.
     mean, spread = statistics.fmean(values), statistics.stdev(values)
-    if spread == 0:
+    if spread == 0:  # a count, such as the parameters
         return show(name, mean)
     if is_percent(name):
         return f"{100 * mean:.1f} ± {100 * spread:.1f} %"
@@ -241,12 +256,12 @@ def _number(text: Any) -> float | None:
 
 def _head(column: str) -> str:
     if column.endswith("_bytes"):
-        return metric_label(column.removesuffix("_bytes")) + ", MB"
+        return metric_label(column.removesuffix("_bytes"))  # the cells name the unit
     return metric_label(column) + (", %" if is_percent(column) else "")
 
 
 def _text(value: str | None) -> str:
-    """A cell that is no number; digests shortened."""
+    """A cell that is not a number; digests are shortened."""
     return f"{value[:12]}…" if value and _DIGEST.fullmatch(value) else value or ""
 
 
@@ -257,7 +272,7 @@ def _cell(column: str, text: str) -> str:
     if is_percent(column):
         return f"{100 * value:.1f}"
     if column.endswith("_bytes"):
-        return f"{value / 1e6:,.1f}"
+        return format_bytes(value)
     if value == int(value) and abs(value) < 1e15:
-        return f"{value:,.0f}"
+        return format_count(value)
     return f"{value:.5g}"

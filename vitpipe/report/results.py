@@ -1,4 +1,4 @@
-"""What a report is made of: the recipe of a run and the finished folders of its stages."""
+"""Input of a report: the recipe of a run and the output folders of its finished stages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitpipe.contracts.graph import Node, graph_of
 
 @dataclass(frozen=True)
 class RunResults:
-    """One run: its recipe, and stage name -> finished folder (stages that did not run are absent)."""
+    """One run: its recipe, and stage name -> output folder (stages that did not run are absent)."""
 
     recipe: Recipe
     artifacts: dict[str, Artifact]
@@ -26,11 +26,11 @@ class RunResults:
 
     @property
     def wall_seconds(self) -> float:
-        """Time of all stages together."""
+        """Sum of the wall times of all stages, seconds."""
         return sum(artifact.card.wall_seconds for artifact in self.artifacts.values())
 
     def nodes(self) -> tuple[Node, ...]:
-        """The run's graph in running order."""
+        """The stages of the recipe's graph in running order, also those that did not run."""
         return graph_of(self.recipe.stages, self.recipe.start_from)
 
     def stages(self) -> Iterator[tuple[str, Artifact]]:
@@ -40,7 +40,7 @@ class RunResults:
                 yield node.name, self.artifacts[node.name]
 
     def class_names(self) -> dict[str, str]:
-        """Class key -> name for people (`n01440764` -> `tench`), from the data's table of classes."""
+        """Class key -> readable name (`n01440764` -> `tench`), from the table `classes` of the data."""
         prepared = self.artifacts.get("prepare")
         rows = prepared.tables().get("classes", []) if prepared else []
         return {row["class"]: row["name"] for row in rows if row.get("class") and row.get("name")}
@@ -57,27 +57,29 @@ class Curve:
 
 
 def open_results(recipe: Recipe, folder: Path) -> RunResults:
-    """The finished stages of `recipe` below `folder` (`artifacts/RECIPE/PROFILE`).
+    """Open the finished stages of `recipe` below `folder` (`artifacts/RECIPE/PROFILE`).
 
     Raises:
-        ArtifactError: when none is there, or one is damaged.
+        ArtifactError: when there is no finished stage, or one is damaged.
     """
+    # By the recipe's graph, not by the folders found: an earlier recipe may have left other stages there.
     names = [node.name for node in graph_of(recipe.stages, recipe.start_from)]
     found = {name: open_artifact(folder / name, name) for name in names if (folder / name).is_dir()}
     if not found:
         raise ArtifactError(
             "There is no finished stage in this folder",
             where=folder,
-            fix="give a folder of a run, for example artifacts/itpn/pixel_base/demo",
+            fix="give the folder of a run, for example artifacts/itpn/pixel_base/demo",
         )
     return RunResults(recipe, found)
 
 
 def labels(runs: Sequence[RunResults]) -> list[str]:
-    """A short, unique name per run: whatever of recipe, profile and seed tells them apart."""
+    """A short, unique label per run: those of recipe, profile and seed in which the runs differ."""
     parts = [(run.recipe.name, run.recipe.profile, f"seed {run.recipe.seed}") for run in runs]
-    told_apart = [i for i in range(3) if len({part[i] for part in parts}) > 1] or [0]
-    names = [" · ".join(part[i] for i in told_apart) for part in parts]
+    differing = [i for i in range(3) if len({part[i] for part in parts}) > 1] or [0]
+    names = [" · ".join(part[i] for i in differing) for part in parts]
+    # Runs that differ in an override only still get the same name: number them.
     return [
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)
@@ -85,12 +87,12 @@ def labels(runs: Sequence[RunResults]) -> list[str]:
 
 
 def curves(artifact: Artifact) -> list[Curve]:
-    """Every name that a stage logged at two steps or more, from its table `history`."""
+    """Learning curves of a stage: every metric of its table `history` with at least two steps."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in artifact.tables().get("history", []):
         found.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
     return [
         Curve(artifact.card.stage, name, tuple(s for s, _ in points), tuple(v for _, v in points))
         for name, points in ((name, sorted(points)) for name, points in found.items())
-        if len(points) > 1
+        if len(points) > 1  # one point draws no line; the final value is in the table of metrics
     ]

@@ -1,4 +1,4 @@
-"""Build the report of one or many runs: `report.html`, `report.md`, `figures/*.png`."""
+"""Write the report of one or many runs: `report.html`, `report.md`, `figures/*.png`, `tables/verdict.csv`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitpipe.contracts.artifact import TABLES, is_being_written, is_marked, write_table
-from vitpipe.contracts.errors import ArtifactError, disk_errors
+from vitpipe.contracts.errors import ArtifactError, disk_errors, some
 from vitpipe.contracts.units import format_duration
 from vitpipe.report import figures
 from vitpipe.report.compare import Judgement, Verdict, counts_of, verdict_rows, verdicts_of
@@ -19,7 +19,13 @@ from vitpipe.report.results import RunResults, labels
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
 _VERDICT_TABLE = f"{TABLES}/verdict.csv"
-_GENERATOR = '<meta name="generator" content="vitpipe'
+# By which the files of an earlier report are recognised; the table by its columns, see `verdict_rows`.
+_MARKS = {
+    PAGE: '<meta name="generator" content="vitpipe',
+    TEXT: "<!-- written by vitpipe report -->",
+    "verdict.csv": "stage,metric,published_as,ours,published,",
+}
+# No red: `above` and `below` do not mean good and bad.
 _COLOURS: dict[Judgement, str] = {
     "reproduced": "green",
     "within noise": "cyan",
@@ -31,9 +37,10 @@ _COLOURS: dict[Judgement, str] = {
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and the numbers in short.
+    """The written files and a summary.
 
     Attributes:
+        figures: title -> PNG.
         metrics: `num_expected`, `num_reproduced`, ... over all runs.
         note: the verdict table in Markdown.
     """
@@ -50,16 +57,16 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
     """Write the report into `out`.
 
     Args:
-        runs: one run, or several (recipes, seeds) to be seen side by side.
+        runs: one run, or several (recipes, seeds) to compare.
 
     Raises:
-        ArtifactError: without any run; or when `out` holds files of these names that are no report of ours.
+        ArtifactError: when `runs` is empty, or `out` contains files of these names that are not a report.
         RecipeError: when an expectation does not select exactly one published row.
         StorageError: when the disk refuses a write.
     """
     if not runs:
         raise ArtifactError(
-            "There is no run to report on", where=out, fix="name at least one folder of a run"
+            "There is no run to report on", where=out, fix="give the folder of at least one run"
         )
     _refuse_foreign_files(out)
     every = [verdict for run in runs for verdict in verdicts_of(run)]
@@ -73,39 +80,55 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
 
 
 def _refuse_foreign_files(out: Path) -> None:
-    """A report takes the place of an earlier one, never of a stage's output or of somebody's own files."""
-    if is_being_written(out):
+    """Overwrite nothing but an earlier report: no output of a stage, no other files of these names."""
+    if is_being_written(out):  # the partial folder of the stage `report`
         return
-    page = out / PAGE
-    names = [name for name in (PAGE, TEXT, FIGURES, _VERDICT_TABLE) if (out / name).exists()]
-    is_ours = page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
-    if out.is_file() or is_marked(out) or (names and not is_ours):
+    foreign = [name for name in (PAGE, TEXT, _VERDICT_TABLE) if not _is_absent_or_ours(out / name)]
+    if (out / FIGURES).exists() or (out / FIGURES).is_symlink():
+        foreign += _foreign_figures(out / FIGURES)
+    if out.is_file() or is_marked(out) or foreign:
         raise ArtifactError(
             "The report would replace files that are not an earlier report"
-            + (f" ({', '.join(names)})" if names else ""),
+            + (f" ({some(foreign)})" if foreign else ""),
             where=out,
-            fix="choose another --out folder; nothing was touched",
+            fix="choose another --out folder; nothing was written",
         )
 
 
+def _is_absent_or_ours(file: Path) -> bool:
+    """Each file by itself: somebody may have moved one page of ours into a folder of their own."""
+    if file.is_symlink() or file.parent.is_symlink():
+        return False  # the target would be overwritten
+    if not file.exists():
+        return True
+    return file.is_file() and _MARKS[file.name] in file.read_text(encoding="utf-8", errors="replace")
+
+
+def _foreign_figures(folder: Path) -> list[str]:
+    if folder.is_symlink() or not folder.is_dir():
+        return [FIGURES]
+    return [f"{FIGURES}/{file.name}" for file in sorted(folder.iterdir()) if not figures.is_own_png(file)]
+
+
 def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool = False) -> list[str]:
-    """The verdict tables for a terminal, line by line.
+    """The verdict tables as lines of text.
 
     Args:
         width: columns of the terminal.
-        colour: with escape sequences.
+        colour: use ANSI escape sequences.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    # Rendered into text, because a stage writes the lines to its logger and a verb to the terminal.
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=colour, no_color=not colour, highlight=False)
     for label, run in zip(labels(runs), runs, strict=True):
         table = Table(
             title=f"{label}: {run.recipe.profile}, {format_duration(run.wall_seconds)}", title_justify="left"
         )
-        table.add_column("")
+        table.add_column("metric")
         for heading in ("ours", "published", "difference", "tolerance"):
             table.add_column(heading, justify="right")
         table.add_column("verdict")
@@ -127,11 +150,12 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
 def _write_figures(runs: Sequence[RunResults], folder: Path) -> dict[str, Path]:
     found = {}
     for stage, panels in stage_panels(runs).items():
-        main = [panel for panel in panels if not panel.is_aside][:3]
+        main = [panel for panel in panels if not panel.is_aside][:3]  # one row that fits into a page
         if main:
             figure = figures.draw_stage_curves(main, figures.PAPER)
             found[f"Learning curves of {stage}"] = figures.save_png(figure, folder / f"curves_{stage}.png")
     for label, run in zip(labels(runs), runs, strict=True):
+        # A label may hold characters that a file name or a Markdown link cannot.
         suffix = "" if len(runs) == 1 else f"_{re.sub(r'[^A-Za-z0-9]+', '_', label)}"
         where = "" if len(runs) == 1 else f" ({label})"
         for stage, artifact in run.stages():

@@ -1,4 +1,4 @@
-"""What detect and segment share: from a network and a dataset to trained weights and predictions."""
+"""Steps that detect and segment share: train, predict, gather predictions, write the configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from vitpipe.dense.plan import DensePlan
 from vitpipe.dense.runner import DenseRun
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import states_of
-from vitpipe.train.ranks import Ranks
 
 T = TypeVar("T")
 CONFIG = "mm_config.json"
@@ -30,18 +29,19 @@ def fit_dense(
     network: nn.Module,
     plan: DensePlan,
     train_set: Any,
-    ranks: Ranks,
     groups: list[int] | None = None,
     *,
     start: str = "",
 ) -> None:
-    """Train; states are kept in `ctx.state`.
+    """Train; training states are kept in `ctx.state`.
 
     Args:
-        groups: of samples that are better not padded together; one group by default.
-        start: what the weights are, said when there is no state to go on from.
+        network: a detector or segmentor on its device, with the weights from which training starts.
+        groups: group number of each sample; samples of different groups should not be padded together. One
+            group by default.
+        start: origin of the weights, logged when there is no saved state to resume from.
     """
-    section: DenseConfig = getattr(ctx.recipe, ctx.stage)
+    section: DenseConfig = ctx.section
     for note in plan.notes:
         ctx.logger.say(note)
     run = DenseRun(
@@ -49,7 +49,7 @@ def fit_dense(
         section,
         plan,
         seed=ctx.recipe.seed,
-        ranks=ranks,
+        ranks=ctx.ranks,
         states=states_of(ctx),
         logger=ctx.logger,
         start=start,
@@ -57,17 +57,15 @@ def fit_dense(
     run.train(train_set, groups or [0] * len(train_set), num_workers(ctx.recipe.data))
 
 
-def predictions(ctx: StageContext, network: Any, val_set: Any, ranks: Ranks) -> Iterator[Any]:
-    """mm's samples with predictions, of this rank's share of a validation set.
-
-    One picture at a time, as the published numbers are made: padding to a batch would change what global
-    attention sees.
-    """
+def predictions(ctx: StageContext, network: Any, val_set: Any) -> Iterator[Any]:
+    """Predict this rank's share of a validation set; yields mmdet's or mmseg's samples with predictions."""
     loader = eval_loader(
         val_set,
+        # The published numbers are made with one image per batch: a batch is padded to its largest image, and
+        # the padding would take part in global attention.
         batch=1,
-        rank=ranks.rank,
-        num_ranks=ranks.num_ranks,
+        rank=ctx.ranks.rank,
+        num_ranks=ctx.ranks.num_ranks,
         workers=num_workers(ctx.recipe.data),
     )
     ctx.logger.say(f"Predicting {len(val_set)} validation images")
@@ -77,17 +75,22 @@ def predictions(ctx: StageContext, network: Any, val_set: Any, ranks: Ranks) -> 
             yield from network.test_step(batch)
 
 
-def gathered(rows: list[T], ranks: Ranks) -> list[T]:
-    """The rows of all ranks, on every rank."""
-    if ranks.num_ranks == 1:
+def gathered(ctx: StageContext, rows: list[T]) -> list[T]:
+    """Concatenate the rows of all ranks, in the order of ranks; every rank gets all."""
+    if ctx.ranks.num_ranks == 1:
         return rows
-    shares: list[list[T]] = [[] for _ in range(ranks.num_ranks)]
+    shares: list[list[T]] = [[] for _ in range(ctx.ranks.num_ranks)]
+    # Ranks have different numbers of rows: they are gathered as pickled objects, not as tensors.
     dist.all_gather_object(shares, rows)
     return list(chain.from_iterable(shares))
 
 
 def save_config(ctx: StageContext, **parts: Any) -> None:
-    """Write what mmdet or mmseg was given as `mm_config.json` (rank 0)."""
+    """Write the configuration that mmdet or mmseg gets as `mm_config.json` (rank 0).
+
+    Raises:
+        StorageError: when the disk is full or cannot be written.
+    """
     if ctx.is_main:
         with disk_errors(ctx.folder):
             (ctx.folder / CONFIG).write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Detection and instance segmentation on COCO: Mask R-CNN or its cascade on the pre-trained network.
+"""Detection and instance segmentation on COCO: Mask R-CNN or Cascade Mask R-CNN on the pre-trained network.
 
-data + weights > detector > train > twelve numbers each for boxes and masks > tables, picture, weights
+data + weights > detector > train > COCO's twelve metrics for boxes and masks > tables, figure, weights
 """
 
 from __future__ import annotations
@@ -12,6 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitpipe.config.recipe import DetectConfig
+from vitpipe.data.image_grid import (
+    DrawnObject,
+    Section,
+    Tile,
+    class_colours,
+    draw_objects,
+    optional_figure,
+    write_grid,
+)
 from vitpipe.datasets.dense_folder import DenseFolder, open_dense
 from vitpipe.dense.coco_ap import NUMBERS, CocoResult, coco_ap, coco_results
 from vitpipe.dense.coco_dataset import (
@@ -23,80 +33,80 @@ from vitpipe.dense.coco_dataset import (
 )
 from vitpipe.dense.detector import build_detector, detector_config
 from vitpipe.dense.mm_import import open_detection
-from vitpipe.dense.pictures import DrawnObject, Pixels, class_colours, draw_objects, write_sheet
 from vitpipe.dense.plan import detect_plan
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.used_datasets import record_datasets
-from vitpipe.train.ranks import Ranks, joined
 
-_NUM_DRAWN = 4
+_NUM_DRAWN, _TILE = 4, 256
+# Below it a Mask R-CNN lists up to 100 boxes per image (its own threshold is 0.05), which hide the image.
 _MIN_DRAWN_SCORE = 0.3
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Train and judge the detector.
+    """Train and evaluate the detector.
 
     Writes `weights.safetensors` (backbone, pyramid and heads), `mm_config.json`, the tables
     `weights_account`, `box_ap`, `mask_ap` and `per_class`, and the figure `predictions`.
 
     Returns:
-        `box_AP`, `box_AP50`, ... and the same for `mask_`, ratios in [0, 1]. A number that is not defined,
+        `box_AP`, `box_AP50`, ... and the same for `mask_`, ratios in [0, 1]. A metric that is undefined,
         because the set has no object of that size, is left out.
 
     Raises:
-        DatasetError: COCO is not there or is damaged.
+        DatasetError: COCO is missing or damaged.
         CheckpointError: the starting weights do not fit.
         RunError: mmdet is not installed.
     """
-    open_detection(ctx.device)
+    # First: the modules imported below import mmengine, whose absence should be reported as a RunError.
+    open_detection(str(ctx.ranks.device))
     from vitpipe.stages.dense_training import fit_dense, save_config
     from vitpipe.stages.training import save_result, seed_model, start_from_weights
 
-    section = ctx.recipe.detect
-    assert section is not None
-    with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
-        folder = open_dense(ctx.inputs["data"].path, "coco", ctx.state / "data")
-        record_datasets(ctx, "coco")
-        pipelines = {"train": train_pipeline(section), "val": eval_pipeline(section)}
-        train_set, val_set = (coco_dataset(folder, split, steps) for split, steps in pipelines.items())
-        plan = detect_plan(
-            section, num_images=len(train_set), num_ranks=ranks.num_ranks, accelerator=ranks.accelerator
-        )
-        config = detector_config(section, ctx.recipe.model, num_classes=len(folder.classes), norm=plan.norm)
-        save_config(ctx, network=config, pipelines=pipelines)
-        seed_model(ctx)
-        detector = build_detector(config)
-        detector.init_weights()
-        start = start_from_weights(ctx, detector.backbone.net)
-        detector.to(ranks.device)
-        groups = padding_groups(section, train_set)
-        fit_dense(ctx, detector, plan, train_set, ranks, groups, start=start)
-        save_result(ctx, detector, classes=json.dumps(folder.classes))
-        return _judge(ctx, detector, val_set, folder, ranks)
+    section: DetectConfig = ctx.section
+    folder = open_dense(ctx.inputs["data"].path, "coco", ctx.state / "data")
+    record_datasets(ctx, "coco")
+    pipelines = {"train": train_pipeline(section), "val": eval_pipeline(section)}
+    train_set, val_set = (coco_dataset(folder, split, steps) for split, steps in pipelines.items())
+    plan = detect_plan(
+        section, num_images=len(train_set), num_ranks=ctx.ranks.num_ranks, accelerator=ctx.ranks.accelerator
+    )
+    config = detector_config(section, ctx.recipe.model, num_classes=len(folder.classes), norm=plan.norm)
+    save_config(ctx, network=config, pipelines=pipelines)
+    # Directly before the network is built: `detector_config` has built one, too, to read its widths.
+    seed_model(ctx)
+    detector = build_detector(config)
+    detector.init_weights()
+    start = start_from_weights(ctx, detector.backbone.net)
+    detector.to(ctx.ranks.device)
+    groups = padding_groups(section, train_set)
+    fit_dense(ctx, detector, plan, train_set, groups, start=start)
+    # With the class names: the file alone says what its class numbers mean.
+    save_result(ctx, detector, classes=json.dumps(folder.classes))
+    return _evaluate(ctx, detector, val_set, folder)
 
 
-def _judge(
-    ctx: StageContext, detector: Any, val_set: Any, folder: DenseFolder, ranks: Ranks
-) -> dict[str, float]:
-    """Predict, compute, write tables and the picture; rank 0 has the numbers, others have none."""
+def _evaluate(ctx: StageContext, detector: Any, val_set: Any, folder: DenseFolder) -> dict[str, float]:
+    """Predict, compute metrics, write tables and the figure; only rank 0 returns metrics."""
     from vitpipe.stages.dense_training import gathered, predictions
 
     results: list[dict[str, Any]] = []
     drawn: list[Any] = []
-    for sample in predictions(ctx, detector, val_set, ranks):
+    for sample in predictions(ctx, detector, val_set):
         results += coco_results(sample, val_set.cat_ids)
         if len(drawn) < _NUM_DRAWN:
             drawn.append(sample)
-    results = gathered(results, ranks)
+    results = gathered(ctx, results)
     if not ctx.is_main:
         return {}
+    # Evaluated against the annotation file itself, with its crowds and areas, not against mmdet's samples.
     annotations, _ = coco_places(folder.root, "val")
     boxes, masks = coco_ap(annotations, results, "bbox"), coco_ap(annotations, results, "segm")
     for kind, result in (("box", boxes), ("mask", masks)):
         rows = [{"metric": name, "value": _cell(result.numbers[name])} for name in NUMBERS]
         ctx.logger.table(f"{kind}_ap", rows)
     ctx.logger.table("per_class", _class_rows(boxes, masks))
-    _draw(ctx, val_set, drawn, len(folder.classes))
+    with optional_figure("predictions", ctx.logger.say):
+        _draw(ctx, val_set, drawn, len(folder.classes))
     return {
         f"{kind}_{name}": value
         for kind, result in (("box", boxes), ("mask", masks))
@@ -120,24 +130,35 @@ def _class_rows(boxes: CocoResult, masks: CocoResult) -> list[dict[str, Any]]:
 
 
 def _cell(value: float) -> float | str:
+    # An empty cell, as in the published tables; NaN is not valid JSON.
     return "" if math.isnan(value) else value
 
 
 def _draw(ctx: StageContext, val_set: Any, samples: list[Any], num_classes: int) -> None:
-    """The first validation images: truth beside what was found with a score of at least 0.3."""
+    """The first validation images: ground truth beside the predictions with a score of at least 0.3."""
     colours = class_colours(num_classes)
     names = val_set.metainfo["classes"]
     infos = {info["img_id"]: info for info in map(val_set.get_data_info, range(len(val_set)))}
-    rows: list[tuple[Pixels, Pixels]] = []
+    tiles: list[Tile] = []
     for sample in samples:
         with Image.open(sample.img_path) as file:
             image = np.asarray(file.convert("RGB"))
         truth = _true_objects(infos[sample.img_id], names)
-        found = _found_objects(sample.pred_instances.cpu().numpy(), names)
-        rows.append((draw_objects(image, truth, colours), draw_objects(image, found, colours)))
+        predicted = _predicted_objects(sample.pred_instances.cpu().numpy(), names)
+        # "at least" in words: Pillow's built-in font has no sign for it.
+        captions = (
+            f"ground truth: {_count(truth)}",
+            f"predicted, score at least {_MIN_DRAWN_SCORE:g}: {_count(predicted)}",
+        )
+        for objects, caption in zip((truth, predicted), captions, strict=True):
+            tiles.append(Tile(draw_objects(image, objects, colours, _TILE), caption))
     path = ctx.folder / "predictions.png"
-    write_sheet(rows, ("truth", f"found (score at least {_MIN_DRAWN_SCORE:g})"), path)
+    write_grid(path, [Section("", tiles)], columns=2)
     ctx.logger.figure("predictions", path)
+
+
+def _count(objects: list[DrawnObject]) -> str:
+    return f"{len(objects)} object{'s' if len(objects) != 1 else ''}"
 
 
 def _true_objects(info: dict[str, Any], names: tuple[str, ...]) -> list[DrawnObject]:
@@ -145,6 +166,7 @@ def _true_objects(info: dict[str, Any], names: tuple[str, ...]) -> list[DrawnObj
 
     objects = []
     for instance in info["instances"]:
+        # A list of polygons becomes one code each, a crowd's run lengths one code alone.
         codes = coding.frPyObjects(instance["mask"], info["height"], info["width"])
         mask = coding.decode(coding.merge(codes) if isinstance(codes, list) else codes).astype(bool)
         label = instance["bbox_label"]
@@ -153,9 +175,11 @@ def _true_objects(info: dict[str, Any], names: tuple[str, ...]) -> list[DrawnObj
     return objects
 
 
-def _found_objects(found: Any, names: tuple[str, ...]) -> list[DrawnObject]:
+def _predicted_objects(predicted: Any, names: tuple[str, ...]) -> list[DrawnObject]:
     return [
         DrawnObject(int(label), box.tolist(), mask.astype(bool), f"{names[label]} {score:.2f}")
-        for label, box, mask, score in zip(found.labels, found.bboxes, found.masks, found.scores, strict=True)
+        for label, box, mask, score in zip(
+            predicted.labels, predicted.bboxes, predicted.masks, predicted.scores, strict=True
+        )
         if score >= _MIN_DRAWN_SCORE
     ]

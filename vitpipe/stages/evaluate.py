@@ -18,7 +18,6 @@ from vitpipe.models.transfer import describe, load_same
 from vitpipe.models.weights import load_state
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import centre_batches, open_sets, trained_augment
-from vitpipe.train.ranks import joined
 
 # float32 here against the training's precision there: more than this is not rounding.
 _AGREES_WITHIN = 0.002
@@ -36,28 +35,27 @@ def run(ctx: StageContext) -> dict[str, float]:
     Raises:
         CheckpointError: when the weights are not those of a classifier of this recipe's model.
     """
-    section = ctx.recipe.evaluate
-    with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
-        trained_in = ctx.inputs["weights"].card.stage
-        _, val_set = open_sets(ctx, TRAIN_SET.get(trained_in, "imagenet"), used=("val",))
-        build, state = _described_classifier(ctx)
-        model = build()
-        load_same(model, state, ctx.inputs["weights"].weights)
-        model.to(ranks.device)
-        accuracy = evaluate_classifier(
-            model,
-            centre_batches(ctx, val_set, trained_augment(ctx), section.eval_crop_ratio, section.batch, ranks),
-            model.num_classes,
-            ranks=ranks,
-            precision="off",
-        )
-        speed = images_per_second(
-            model,
-            image_size=ctx.recipe.model.image_size,
-            batch=section.throughput_batch,
-            rounds=section.throughput_rounds,
-            device=ranks.device,
-        )
+    section, ranks = ctx.recipe.evaluate, ctx.ranks
+    trained_in = ctx.inputs["weights"].card.stage
+    _, val_set = open_sets(ctx, TRAIN_SET.get(trained_in, "imagenet"), used=("val",))
+    build, state = _described_classifier(ctx)
+    model = build()
+    load_same(model, state, ctx.inputs["weights"].weights)
+    model.to(ranks.device)
+    accuracy = evaluate_classifier(
+        model,
+        centre_batches(ctx, val_set, trained_augment(ctx), section.eval_crop_ratio, section.batch),
+        model.num_classes,
+        ranks=ranks,
+        precision="off",
+    )
+    speed = images_per_second(
+        model,
+        image_size=ctx.recipe.model.image_size,
+        batch=section.throughput_batch,
+        rounds=section.throughput_rounds,
+        device=ranks.device,
+    )
     ctx.logger.table("per_class", accuracy.class_rows(val_set.classes))
     ctx.logger.table("confusion", accuracy.confusion_rows(val_set.classes))
     _compare(ctx, accuracy.metrics())

@@ -1,7 +1,7 @@
-"""Kubeflow's side of a stage: read the executor input, write the executor output. No kfp in here.
+"""Kubeflow's side of a stage: read the executor input, write the executor output. Does not import kfp.
 
-Kubeflow replaces `{{$}}` in a container's command by one JSON text, the ExecutorInput: parameter values,
-where the input artifacts lie, where the outputs are to be put. A container that wants its artifacts to exist
+Kubeflow replaces `{{$}}` in a container's command by one JSON text, the ExecutorInput: parameter values, the
+paths of the input artifacts, the paths for the outputs. A container whose output artifacts shall exist
 afterwards, with metadata and metrics, writes `executor_output.json` (ExecutorOutput). The local Docker
 runner and a cluster's launcher read the same file, so one entry point serves both.
 
@@ -29,6 +29,7 @@ OUT, METRICS_OUTPUT, RECEIPT = "out", "metrics", "receipt"
 # Where a launcher mounts object stores, by the scheme of an artifact's address.
 _MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/"}
 _WORKSPACE = "/kfp-workspace/.artifacts/"
+# Shown in Kubeflow's interface beside the artifact; the whole card lies in the folder.
 _CARD_KEYS = (
     "stage",
     "recipe",
@@ -47,7 +48,7 @@ _CARD_KEYS = (
 
 
 class ExecutorIO:
-    """One stage's inputs and outputs as Kubeflow hands them over.
+    """One stage's inputs and outputs as Kubeflow passes them.
 
     Args:
         text: the ExecutorInput as JSON.
@@ -76,7 +77,7 @@ class ExecutorIO:
         return dict(self._parameters)
 
     def overrides(self) -> tuple[str, ...]:
-        """What changes the recipe: the stage's own overrides, then those given to all stages of the run.
+        """The recipe's overrides: the stage's own, then those of the whole run, which win.
 
         Raises:
             InputError: when they are not lists of texts.
@@ -92,21 +93,23 @@ class ExecutorIO:
         """The stage's output folder; its parent is made, a receipt of an earlier try is removed."""
         if _is_main():
             with disk_errors(self._folder):
+                # The local runner mounts the pipeline root without the folders in it.
                 self._folder.parent.mkdir(parents=True, exist_ok=True)
+                # A retried pod keeps its file system: an old receipt would pass for this attempt's.
                 self._output_file.unlink(missing_ok=True)
         return self._folder
 
     def check_code(self, stage: str) -> None:
         """Refuse to work when this code is not the code that the pipeline was compiled from.
 
-        Kubeflow's cache believes the digest that the pipeline names; an image with other code behind the same
-        tag would fill it with wrong results.
+        Kubeflow's cache uses the digest that the pipeline was compiled with; an image with other code behind
+        the same tag would fill it with wrong results.
 
         Raises:
             ArtifactError: when the digests differ.
         """
         promised = self._parameters.get("code_digest") or ""
-        found = code_digest((*BY_NAME[stage].code, f"stages/{stage}.py"))
+        found = code_digest(BY_NAME[stage].all_code)
         if promised and promised != found:
             raise ArtifactError(
                 f"The image holds other code than the pipeline was compiled from "
@@ -116,10 +119,10 @@ class ExecutorIO:
             )
 
     def finish(self, metrics: Mapping[str, float], metadata: Mapping[str, Any] | None = None) -> None:
-        """Write the outputs' metadata and, last of all and in one move, `executor_output.json`.
+        """Write the file outputs, then `executor_output.json` by one rename.
 
-        The receipt in the metadata of `out` is the SHA-256 of its card: who finds it knows that the stage
-        came to its end. Ranks other than 0 write nothing.
+        The receipt in the metadata of `out` is the SHA-256 of its card. The local Docker runner reports some
+        failed containers as succeeded, so `vitpipe local` demands it. Ranks other than 0 write nothing.
 
         Args:
             metrics: the stage's flat numbers; those that are not finite stay in metrics.json only, because
@@ -142,6 +145,7 @@ class ExecutorIO:
             METRICS_OUTPUT: {name: float(v) for name, v in metrics.items() if math.isfinite(v)},
         }
         with disk_errors(self._output_file):
+            # `out` is there already: the stage has written its folder to that very path.
             for name in self._outputs.keys() - {OUT}:
                 self._copy_file_output(name)
             _write_json(self._output_file, {"artifacts": self._described(filled)})
@@ -186,7 +190,7 @@ class ExecutorIO:
 
 
 def local_path(artifact: Mapping[str, Any]) -> Path:
-    """Where the bytes of a RuntimeArtifact lie inside the container.
+    """The path of a RuntimeArtifact's bytes inside the container.
 
     Object store addresses are mounted by the launcher, image addresses (`oci://`) lie below /oci with their
     slashes replaced, artifacts of the run's workspace below its mount; any other address is a path.

@@ -1,4 +1,4 @@
-"""Write one small file per stage that says what decides it, and say what would run and why.
+"""One small identity file per stage, and a forecast of which stages would run and why.
 
 DVC depends on these files instead of on the recipe and the source tree: a file whose content did
 not change re-runs nothing. Kubeflow's cache gets the same digests as component inputs.
@@ -18,6 +18,7 @@ from vitpipe.contracts.artifact import CARD, open_artifact
 from vitpipe.contracts.errors import ArtifactError, RecipeError
 from vitpipe.contracts.files import write_whole
 from vitpipe.contracts.graph import BY_NAME, Node, graph_of
+from vitpipe.stages.output_folders import check_result_folder
 from vitpipe.stages.run import identity_of
 
 IDENTITY = "identity"
@@ -62,6 +63,7 @@ def write_identities(recipe: Recipe, out: Path) -> None:
     Raises:
         ArtifactError: when there is one.
     """
+    out = check_result_folder("--out", out)
     out.mkdir(parents=True, exist_ok=True)
     wanted = {}
     for node in graph_of(recipe.stages, recipe.start_from):
@@ -84,12 +86,12 @@ def _is_identity(path: Path) -> bool:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return path.is_file() and path.stat().st_size == 0  # what a full disk left of one
+        return path.is_file() and path.stat().st_size == 0  # written on a full disk
     return isinstance(values, dict) and {"stage", "identity"} <= set(values)
 
 
 def check_dvc_file(recipe: Recipe, path: Path) -> None:
-    """See that `dvc.yaml` has the graph of this recipe; a missing file is fine.
+    """Check that `dvc.yaml` has the graph of this recipe; a missing file is fine.
 
     Raises:
         RecipeError: when it was written for a recipe with another graph, or hands values of params.yaml to

@@ -21,6 +21,7 @@ def num_ranks_wanted(stage: str, asked: int | None) -> int:
     if asked is not None:
         return asked
     known = BY_NAME.get(stage)
+    # The device file first: without a GPU nobody should pay for importing torch.
     if known is None or known.resources.gpus < 2 or not Path("/dev/nvidia0").exists():
         return 1
     import torch
@@ -50,7 +51,7 @@ def under_torchrun() -> bool:
 
 
 def die_with_torchrun() -> None:
-    """A rank ends with the torchrun that started it; after a `kill -9` of that it would wait for ever."""
+    """End this rank when the torchrun that started it dies; after a `kill -9` it would wait for ever."""
     if under_torchrun():
         die_with_parent(os.getppid())
 
@@ -58,8 +59,9 @@ def die_with_torchrun() -> None:
 def restart_under_torchrun(num_ranks: int) -> None:
     """Replace this process by torchrun with `num_ranks` copies of the same command. Does not return.
 
-    torchrun hands SIGTERM on to its children, so a stage saves its state as it would alone.
+    torchrun forwards SIGTERM to its children, so a stage saves its state as it would alone.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={num_ranks}", "-m", "vitpipe", *sys.argv[1:]]
+    # exec, not a child: the engine's signals and the exit code belong to torchrun then.
     os.execv(sys.executable, command)

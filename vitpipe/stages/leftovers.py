@@ -1,27 +1,34 @@
-"""What runs leave behind on purpose: states and outboxes that were moved aside, last states, dead folders."""
+"""What runs leave behind: states and outboxes moved aside, last states, folders of killed stages."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitpipe.contracts.artifact import CARD, is_being_written, is_marked
+from vitpipe.contracts.errors import some
 from vitpipe.contracts.files import remove, size_bytes
 from vitpipe.stages.folder_lock import holder_of
-from vitpipe.stages.resume import FINISHED, MARK, STATES
+from vitpipe.stages.resume import FINISHED, STATES, is_state, own_entries, remove_state
+from vitpipe.track.outbox import OUTBOX_FILE
 
-_ASIDE = ".aside-"
+# NAME.aside-DATE-TIME-REASON, see `files.move_aside`.
+_ASIDE = re.compile(r"\.aside-\d{8}-\d{6}-([a-z0-9-]+)$")
+# Reasons for moving aside what holds files of the user: edited outputs, and what lay at the place of a
+# pulled dataset or of packing scratch.
+_USERS_CONTENT = ("changed-since-written", "no-dataset-of-vitpipe", "not-of-vitpipe")
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """One thing that could go.
+    """A file or folder that could be removed.
 
     Attributes:
-        reason: why it is there, for people.
-        is_needed: it holds something that exists nowhere else; it goes only when it is named itself.
+        reason: why it exists, as text.
+        is_needed: its content exists nowhere else; removed only when it is named itself.
     """
 
     path: Path
@@ -31,22 +38,25 @@ class Leftover:
 
 
 def leftovers(root: Path) -> list[Leftover]:
-    """All that lies below `root`, or `root` itself, sorted by path. Finished outputs are not looked into."""
+    """All leftovers below `root`, or `root` itself, sorted by path. Finished outputs are not searched."""
     return sorted(_found(root.absolute()), key=lambda item: item.path)
 
 
 def clear(items: list[Leftover], root: Path) -> list[Leftover]:
-    """Remove what is not needed, and what `root` names itself; what a running stage owns stays.
+    """Remove what is not needed, and `root` itself where it is a leftover; a running stage keeps its folders.
 
     Returns:
-        What was removed.
+        The removed ones.
     """
-    gone = []
+    removed = []
     for item in items:
         if not holder_of(item.path) and (not item.is_needed or item.path == root.absolute()):
-            remove(item.path)
-            gone.append(item)
-    return gone
+            if is_state(item.path) and not item.is_needed:
+                remove_state(item.path)
+            else:
+                remove(item.path)
+            removed.append(item)
+    return removed
 
 
 def _found(folder: Path) -> Iterator[Leftover]:
@@ -61,20 +71,42 @@ def _found(folder: Path) -> Iterator[Leftover]:
 
 
 def _what(folder: Path) -> tuple[str, bool] | None:
-    """Why a folder is there, and whether it is needed; None when it is nothing of ours."""
+    """Why a folder exists, and whether it is needed; None for a folder that is not ours."""
     name = folder.name
-    if _ASIDE in name and name.startswith("."):
-        reason = name.partition(_ASIDE)[2].partition("-")[2].partition("-")[2]
-        return f"moved aside: {reason.replace('-', ' ')}", False
+    if folder.is_symlink():
+        return None
+    if moved := _ASIDE.search(name):
+        return _moved_aside(folder, moved[1])
     if name.startswith(".") and name.endswith(".unsent"):
-        return "MLflow has not got these points: `vitpipe send` sends them", True
+        return "not delivered to MLflow yet: `vitpipe sync` sends it", True
     if name.startswith(".") and name.endswith((".partial", ".replaced")):
         is_ours = is_being_written(folder) or is_marked(folder)
         return ("left by a killed stage", False) if is_ours else None
-    if not (folder / MARK).is_file() or not name.startswith("."):
+    if not name.startswith(".") or not is_state(folder):
         return None
+    return _with_foreign_files(folder, *_state_reason(folder))
+
+
+def _moved_aside(folder: Path, reason: str) -> tuple[str, bool] | None:
+    """States and outboxes can be removed; folders that hold files of the user's only when they are named."""
+    said = f"moved aside: {reason.replace('-', ' ')}"
+    if is_state(folder):
+        return _with_foreign_files(folder, said, False)
+    if (folder / OUTBOX_FILE).is_file():
+        return said, False
+    return (said, True) if reason in _USERS_CONTENT else None
+
+
+def _state_reason(folder: Path) -> tuple[str, bool]:
     if (folder / FINISHED).is_file():
-        return "last state of a finished stage whose output no later stage has read yet", False
+        return "last state of a finished stage; no later stage has read its output yet", False
     if any(folder.glob(STATES)):
-        return "unfinished: the stage goes on from it", True
-    return "begun, without a saved state", False
+        return "unfinished: the stage resumes from it", True
+    return "started, without a saved state", False
+
+
+def _with_foreign_files(folder: Path, reason: str, is_needed: bool) -> tuple[str, bool]:
+    foreign = sorted(set(folder.iterdir()) - set(own_entries(folder)))
+    if not foreign:
+        return reason, is_needed
+    return f"{reason}; holds files that vitpipe has not written ({some([f.name for f in foreign])})", True

@@ -1,7 +1,7 @@
-"""Where a stage may write: checked before any work, so that nothing of the user's is ever replaced.
+"""Where a stage may write: checked before any work, so that no file of the user's is ever replaced.
 
-A stage owns two folders, its output and its training state, and puts others beside them for a moment. Each
-has to be absent, empty or marked as ours, and neither may touch what the stage reads.
+A stage owns two folders, its output and its training state, and temporary ones beside them. Each has to be
+absent, empty or marked as ours, and neither may overlap with what the stage reads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.artifact import is_marked, read_card, refuse_foreign, refuse_strangers
+from vitpipe.contracts.artifact import TEMPORARY, is_marked, read_card, refuse_added_files, refuse_foreign
 from vitpipe.contracts.errors import ArtifactError
 
 
@@ -27,63 +27,95 @@ class OutputFolders:
 def check_output_folders(
     stage: str, recipe: Recipe, inputs: Mapping[str, Path], out: Path, state: Path | None
 ) -> OutputFolders:
-    """Decide where a stage writes and see that it may.
+    """Resolve a stage's folders and check that it may write them.
 
     Args:
         out: as given; a symbolic link is followed, so the result lies on the disk that it points to.
         state: as given; beside the output if not.
 
     Raises:
-        ArtifactError: before anything is made, when a folder is or holds somebody else's, overlaps what the
-            stage reads, or cannot appear by a rename.
+        ArtifactError: before anything is written, when a folder holds other files, overlaps with what the
+            stage reads, or cannot be renamed into place.
     """
-    real_out = out.resolve()
-    places = OutputFolders(
-        real_out, state.resolve() if state else real_out.with_name(f".{real_out.name}.state")
-    )
-    for option, place in (("--out", places.out), ("--state", places.state)):
-        _check_place(option, place)
-        _check_overlap(option, place, recipe, inputs)
-    if _touch(places.out, places.state):
-        raise _refused("--state", places.state, "is, holds or lies inside the output folder")
-    refuse_foreign(places.out)
-    refuse_strangers(places.out)
-    _check_stage(stage, places.out)
-    return places
+    real_out = check_folder("--out", out)
+    # Hidden and beside the output: DVC, which tracks the output, does not see the state.
+    beside = real_out.with_name(f".{real_out.name}.state")
+    real_state = check_folder("--state", state or beside)
+    for option, folder in (("--out", real_out), ("--state", real_state)):
+        _check_overlap(option, folder, recipe, inputs)
+    if _overlap(real_out, real_state):
+        raise _refused("--state", real_state, "is, contains or lies inside the output folder")
+    if is_marked(real_state):
+        raise _refused("--state", real_state, "is a stage's output")
+    # The temporary folders of `artifact.writing`, too: a refusal must come before anything is written.
+    for folder in (real_out, *(real_out.with_name(f".{real_out.name}.{end}") for end in TEMPORARY)):
+        refuse_foreign(folder)
+    refuse_added_files(real_out)
+    _check_stage(stage, real_out)
+    return OutputFolders(real_out, real_state)
 
 
-def _check_place(option: str, place: Path) -> None:
-    """The folder's name and kind: something that can be renamed into place."""
-    if place == place.parent:
-        raise _refused(option, place, "is the root of the file system")
-    if place.exists() and not place.is_dir():
-        raise _refused(option, place, "is a file")
-    if place.is_dir() and os.path.ismount(place):
+def check_folder(option: str, given: Path) -> Path:
+    """Refuse a folder to write into that is no folder of its own.
+
+    Args:
+        option: for the message, for example `--out`.
+        given: a symbolic link is followed.
+
+    Returns:
+        The real path.
+
+    Raises:
+        ArtifactError: it is a file, a mount point, the root, or is or contains the current or home folder.
+    """
+    folder = given.resolve()
+    if folder.is_symlink():  # resolve() follows every other link
+        raise _refused(option, given, "is a symbolic link that leads to itself")
+    if folder == folder.parent:
+        raise _refused(option, folder, "is the root of the file system")
+    if folder.exists() and not folder.is_dir():
+        raise _refused(option, folder, "is a file")
+    if folder.is_dir() and os.path.ismount(folder):
         raise _refused(
-            option, place, "is a mount point, which nothing can be renamed to; name a folder in it"
+            option, folder, "is a mount point, which nothing can be renamed to; name a folder in it"
         )
-    above = next(parent for parent in place.parents if parent.exists())
+    above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir():
-        raise _refused(option, place, f"cannot be made: {above} is a file")
+        raise _refused(option, folder, f"cannot be made: {above} is a file")
     for name, special in (("the current folder", Path.cwd()), ("the home folder", _home())):
-        if special is not None and special.is_relative_to(place):
-            raise _refused(option, place, f"is {name}, or holds it")
+        if special is not None and special.is_relative_to(folder):
+            raise _refused(option, folder, f"is or contains {name}")
+    return folder
+
+
+def check_result_folder(option: str, given: Path) -> Path:
+    """`check_folder` for a verb that writes files of its own: never inside a stage's output.
+
+    Raises:
+        ArtifactError: as `check_folder`, or it is or lies inside a stage's output.
+    """
+    folder = check_folder(option, given)
+    owner = next((place for place in (folder, *folder.parents) if is_marked(place)), None)
+    if owner is not None:
+        raise _refused(option, folder, f"is or lies inside the output of a stage ({owner})")
+    return folder
 
 
 def _check_overlap(option: str, place: Path, recipe: Recipe, inputs: Mapping[str, Path]) -> None:
     for what, other in _read_places(recipe, inputs):
-        if _touch(place, other):
-            raise _refused(option, place, f"is, holds or lies inside {what} ({other})")
+        if _overlap(place, other):
+            raise _refused(option, place, f"is, contains or lies inside {what} ({other})")
     root = recipe.data.root
     if root is not None and root.resolve().is_relative_to(place):
-        raise _refused(option, place, f"is data.root, or holds it ({root})")
+        raise _refused(option, place, f"is or contains data.root ({root})")
 
 
 def _read_places(recipe: Recipe, inputs: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
-    """Everything that a stage of this recipe may read, with what to call it."""
+    """Everything that a stage of this recipe may read, with its name for messages."""
     yield from ((f"the input '{name}'", folder.resolve()) for name, folder in inputs.items())
     data = recipe.data
     if data.root is not None:
+        # The sets, not data.root itself: results inside data.root/results are a common and harmless choice.
         for name in data.sets:
             given = data.root / name
             yield f"the dataset '{name}'", given.resolve()
@@ -99,25 +131,25 @@ def _read_places(recipe: Recipe, inputs: Mapping[str, Path]) -> Iterator[tuple[s
 
 
 def _check_stage(stage: str, out: Path) -> None:
-    """A finished output of another stage is not replaced: the name was mistaken."""
+    """A finished output of another stage is not replaced: its path was given by mistake."""
     if not is_marked(out):
         return
     try:
         made_by = read_card(out).stage
-    except (OSError, ValueError):  # damaged: to run its stage again is the way to fix it
+    except (OSError, ValueError):  # a damaged card: running the stage again is the fix
         return
     if made_by != stage:
         raise _refused("--out", out, f"is the finished output of stage '{made_by}'")
 
 
-def _touch(a: Path, b: Path) -> bool:
+def _overlap(a: Path, b: Path) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)
 
 
 def _home() -> Path | None:
     try:
         return Path.home().resolve()
-    except RuntimeError:  # a user without an entry, as in many containers
+    except RuntimeError:  # a user id without an entry in /etc/passwd, as in many containers
         return None
 
 

@@ -1,9 +1,9 @@
 """Stage `prepare`: raw datasets in, shards and manifests out.
 
-    find and check every set > pack > (send to object storage) > near duplicates > contact sheet > tables
+    find and verify every dataset > pack > (upload to the store) > near duplicates > contact sheet > tables
 
-Embedded data is first written in the layouts of the real sets and then goes the same way as a user's
-folders. A pinned prepared folder is pulled instead of packed.
+Embedded data is first written in the layouts of the real datasets and then packed like a user's folders. A
+pinned prepared folder is downloaded instead of packed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from vitpipe.prepare.set_summary import (
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.used_datasets import record_prepared
 
-_FINDINGS_SAID = 20
+_FINDINGS_LOGGED = 20
 
 
 def run(ctx: StageContext) -> dict[str, float]:
@@ -59,8 +59,8 @@ def run(ctx: StageContext) -> dict[str, float]:
         Per set `<set>_num_train` and `<set>_num_val` images, and `num_bytes`, `num_corrupt`, `num_odd`.
 
     Raises:
-        DatasetError: when a folder is not the dataset it should be, or too many images are corrupt.
-        StorageError: when the disk or a remote storage refuses a write.
+        DatasetError: if a folder does not have the expected layout, or too many images are corrupt.
+        StorageError: if a write to the disk or to a remote storage fails.
     """
     data, raw = ctx.recipe.data, ctx.state / "raw"
     with disk_errors(ctx.folder):
@@ -68,10 +68,11 @@ def run(ctx: StageContext) -> dict[str, float]:
             if data.source == "pinned":
                 _pull(ctx)
             else:
-                shutil.rmtree(raw, ignore_errors=True)  # what a killed run may have left
+                shutil.rmtree(raw, ignore_errors=True)  # of a killed run, possibly incomplete
                 prepare_sets(
                     ctx, _embedded_root(raw, data, ctx) if data.source == "embedded" else _user_root(data)
                 )
+            # From here on the source makes no difference: packed and pulled folders look the same.
             manifests = read_prepared(ctx.folder)
             if data.near_duplicates:
                 for name in (name for name in manifests if name in SHARD_SETS):
@@ -85,22 +86,25 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 
 def prepare_sets(ctx: StageContext, root: Path) -> None:
-    """Check all named sets below `root` first, then pack them into the stage's folder.
+    """Verify the layouts of all datasets below `root`, then pack them into the stage's folder.
 
     Raises:
-        DatasetError: before anything is written, when a layout is wrong; after packing, when too many
-            images are corrupt.
+        DatasetError: before anything is written, if a layout is wrong; after packing, if too many images are
+            corrupt.
     """
     data = ctx.recipe.data
+    # All of them before the first is packed: a missing COCO must not show after hours of packing ImageNet.
     sources = {name: find_source(root, name) for name in data.sets if name in SHARD_SETS}
     layouts = {name: VERIFY_DENSE[name](root / name) for name in data.sets if name not in SHARD_SETS}
+    # One limit for all datasets: data.max_corrupt_images is a number for the whole stage.
     quarantine = Quarantine(data.max_corrupt_images)
     digests: dict[str, str] = {}
     for name, source in sources.items():
         digests[name] = _pack(ctx, source, quarantine).digest
     for name, layout in layouts.items():
-        digests[name] = _keep(data, layout, ctx.folder / name).digest
+        digests[name] = _prepare_dense(data, layout, ctx.folder / name).digest
     _move_to_store(ctx, ctx.folder)
+    # The manifest of the whole folder comes last: it lists complete datasets only.
     write_manifest(
         ctx.folder,
         DataManifest(
@@ -113,15 +117,15 @@ def prepare_sets(ctx: StageContext, root: Path) -> None:
 
 
 def _pack(ctx: StageContext, source: Source, quarantine: Quarantine) -> ShardManifest:
-    """One classification set, or the shards of an earlier run if nothing has changed."""
+    """Pack one classification dataset, or reuse the shards of an earlier run if its source is unchanged."""
     data, name, started = ctx.recipe.data, source.dataset, time.monotonic()
     encoding = Encoding(short_side=data.short_side, quality=data.jpeg_quality) if data.short_side else None
     options = PackOptions(data.shard_megabytes * 1_000_000, encoding, data.near_duplicates, num_packers(data))
-    ctx.logger.say(f"{name}: {len(source.classes):,} classes from {source.form}")
+    ctx.logger.say(f"{name}: {len(source.classes):,} classes, format: {source.form}")
     for note in source.notes:
         ctx.logger.say(f"{name}: {note}")
 
-    def tell(progress: PackProgress) -> None:
+    def log_progress(progress: PackProgress) -> None:
         speed = f"{progress.num_entries / progress.seconds:,.0f} images/s"
         ctx.logger.say(f"{name} {progress.split}: {progress.num_entries:,} images packed, {speed}")
 
@@ -133,16 +137,18 @@ def _pack(ctx: StageContext, source: Source, quarantine: Quarantine) -> ShardMan
         quarantine=quarantine,
         scratch=ctx.state / "pack" / name,
         previous=_previous(ctx, name),
-        report=tell,
+        report=log_progress,
     )
+    # `pack` creates its scratch folder only when it has something to pack.
     seconds, packed = time.monotonic() - started, (ctx.state / "pack" / name).exists()
-    done = f"packed in {seconds:,.0f} s" if packed else "unchanged, taken from the earlier run"
+    done = f"packed in {seconds:,.0f} s" if packed else "unchanged, shards of the earlier run reused"
     ctx.logger.say(f"{name}: {done}")
     return manifest
 
 
-def _keep(data: DataConfig, layout: DenseLayout, out: Path) -> Manifest:
-    """A dense set as one archive, or a pointer to the user's folder."""
+def _prepare_dense(data: DataConfig, layout: DenseLayout, out: Path) -> Manifest:
+    """Pack a dense dataset as one archive, or reference the user's folder, as `data.keep_dense` says."""
+    # auto: embedded data is deleted after this stage, and archives cannot be used in place.
     packs = data.keep_dense == "pack" or (
         data.keep_dense == "auto" and (data.source == "embedded" or not layout.is_folder)
     )
@@ -150,35 +156,35 @@ def _keep(data: DataConfig, layout: DenseLayout, out: Path) -> Manifest:
 
 
 def _previous(ctx: StageContext, name: str) -> Path | None:
-    """The set's folder of an earlier run, if it was kept in the same place."""
+    """The dataset's folder of an earlier run, if its shards were stored in the same place."""
     folder = ctx.previous / name if ctx.previous else None
     if folder is None or not (folder / MANIFEST).is_file():
         return None
+    # `data.store` may have changed since; the address has the digest of the data, so it is computed per set.
     manifest, store = read_manifest(folder, ShardManifest), ctx.recipe.data.store
     return folder if manifest.store == (address_of(manifest, store.secret) if store else None) else None
 
 
 def _move_to_store(ctx: StageContext, folder: Path) -> None:
-    """Keep shards and archives of all sets in `data.store`, if there is one; manifests stay in the folder."""
+    """Move shards and archives of all datasets to `data.store`, if set; manifests stay in the folder."""
     store = ctx.recipe.data.store
     if store is None:
         return
     for name in (path.parent.name for path in sorted(folder.glob(f"*/{MANIFEST}"))):
         manifest = read_set(folder, name)
-        if manifest.store is None:
+        if manifest.store is None:  # shards reused from an earlier run are in the store already
             kept, num_sent = keep_in_store(folder / name, manifest, store.secret)
             if kept.store is not None:
-                ctx.logger.say(f"{name}: {num_sent} files sent to {kept.store}")
+                ctx.logger.say(f"{name}: {num_sent} files uploaded to {kept.store}")
 
 
 def _pull(ctx: StageContext) -> None:
-    """Somebody else's prepared folder; its manifest then says where it is from.
-
-    With a volume as store the bytes go straight there: a pod's own disk may be smaller than the data.
-    """
+    """Download a prepared folder at a revision, which is recorded in its manifest."""
     data, pinned = ctx.recipe.data, ctx.recipe.data.pinned
     assert pinned is not None, "the data section is validated"
     ctx.logger.say(f"Pulling {pinned.path} at {pinned.revision} from {pinned.repo}")
+    # Directly to the volume if `data.store` is one: the disk of a pod may be smaller than the data. With the
+    # digest in its name, the folder is not shared with other revisions, and a repeated run replaces it.
     on_volume = data.volume is not None
     place = data.volume / f".pull-{digest_of(pinned)[:16]}" if data.volume else ctx.folder
     revision = pull(pinned, place).as_dict()
@@ -186,14 +192,15 @@ def _pull(ctx: StageContext) -> None:
     pulled = read_manifest(place, DataManifest)
     if on_volume:
         for name in pulled.sets:
-            shutil.copytree(place / name, ctx.folder / name)
+            shutil.copytree(place / name, ctx.folder / name)  # manifests and lists
         shutil.rmtree(place)
     revisions = dict.fromkeys(pulled.sets, revision)
     write_manifest(ctx.folder, pulled.model_copy(update={"source": "pinned", "revisions": revisions}))
 
 
 def _revisions(root: Path, data: DataConfig) -> dict[str, dict[str, str]]:
-    """What DVC knows of each raw set, for those that it tracks."""
+    """DVC revisions of the raw datasets that DVC tracks."""
+    # Embedded data comes from installed packages; pinned data has its revision from `pull`.
     if data.source != "folders":
         return {}
     known = {name: dvc_revision(root / name) for name in data.sets}
@@ -201,7 +208,8 @@ def _revisions(root: Path, data: DataConfig) -> dict[str, dict[str, str]]:
 
 
 def _embedded_root(raw: Path, data: DataConfig, ctx: StageContext) -> Path:
-    ctx.logger.say(f"Composing the embedded datasets: {', '.join(data.sets)}")
+    # Written as files in the real layouts, so that trials run the same readers as real data.
+    ctx.logger.say(f"Generating the embedded datasets: {', '.join(data.sets)}")
     write_embedded(raw, data.sets, data.embedded)
     return raw
 
@@ -211,7 +219,7 @@ def _user_root(data: DataConfig) -> Path:
         raise DatasetError(
             "The folder of the datasets does not exist",
             where=data.root or "data.root",
-            fix="set data.root in params.yaml to the folder that holds imagenet/, coco/, ade20k/, or set "
+            fix="set data.root in params.yaml to the folder that contains imagenet/, coco/, ade20k/, or set "
             "data.source to embedded",
         )
     return data.root
@@ -234,8 +242,10 @@ def _report(ctx: StageContext, manifests: dict[str, Manifest]) -> None:
     logger.table("findings", findings)
     for row in splits:
         logger.say(f"{row['dataset']} {row['split']}: {row['num_images']:,} images")
-    for row in findings[:_FINDINGS_SAID]:
+    for row in findings[:_FINDINGS_LOGGED]:
         treatment = row["treatment"].capitalize()
         logger.say(f"{treatment}: {row['dataset']}/{row['file']} ({row['finding']})")
-    if len(findings) > _FINDINGS_SAID:
-        logger.say(f"and {len(findings) - _FINDINGS_SAID:,} more odd images, in tables/findings.csv")
+    if len(findings) > _FINDINGS_LOGGED:
+        logger.say(
+            f"and {len(findings) - _FINDINGS_LOGGED:,} more images with findings, in tables/findings.csv"
+        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vitpipe.config.recipe import PretrainConfig
 from vitpipe.config.resolve import TRAIN_SET
 from vitpipe.data.shards import ShardSet
@@ -21,7 +19,6 @@ from vitpipe.stages.training import (
     seed_model,
     start_from_weights,
 )
-from vitpipe.train.ranks import Ranks, joined
 
 _NUM_SHOWN = 6
 
@@ -32,37 +29,34 @@ def run(ctx: StageContext) -> dict[str, float]:
     Returns:
         `loss`: on masked units of the validation images, each with a fixed mask of its own.
     """
-    section = ctx.recipe.pretrain
-    assert section is not None
-    with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
-        train_set, val_set = open_sets(ctx, TRAIN_SET[ctx.stage])
-        seed_model(ctx)
-        model = build_pretrainer(ctx.recipe.model, mask_ratio=section.mask_ratio)
-        start = start_from_weights(ctx, model)
-        method = MaskedPixels(model)
-        plan = make_plan(ctx, section, train_set, ranks)
-        fit(ctx, method, network_groups(model, section.optim), plan, train_set, ranks, start=start)
-        save_result(ctx, model)
+    section: PretrainConfig = ctx.section
+    train_set, val_set = open_sets(ctx, TRAIN_SET[ctx.stage])
+    seed_model(ctx)
+    model = build_pretrainer(ctx.recipe.model, mask_ratio=section.mask_ratio)
+    start = start_from_weights(ctx, model)
+    method = MaskedPixels(model)
+    plan = make_plan(ctx, section, train_set)
+    fit(ctx, method, network_groups(model, section.optim), plan, train_set, start=start)
+    save_result(ctx, model)
 
-        loss = masked_loss(
-            method,
-            centre_batches(ctx, val_set, section.augment, 1.0, plan.micro_batch, ranks),
-            seed=ctx.recipe.seed,
-            ranks=ranks,
-            precision=plan.precision,
-        )
-        if ctx.is_main:
-            _draw(ctx, section, method, val_set, replace(ranks, rank=0, num_ranks=1))
+    loss = masked_loss(
+        method,
+        centre_batches(ctx, val_set, section.augment, 1.0, plan.micro_batch),
+        seed=ctx.recipe.seed,
+        ranks=ctx.ranks,
+        precision=plan.precision,
+    )
+    if ctx.is_main:
+        _draw(ctx, section, method, val_set)
     return {"loss": loss}
 
 
-def _draw(
-    ctx: StageContext, section: PretrainConfig, method: MaskedPixels, val_set: ShardSet, alone: Ranks
-) -> None:
-    """Original, what is seen, what is painted, for the first validation images."""
-    batch = next(centre_batches(ctx, val_set, section.augment, 1.0, _NUM_SHOWN, alone))
-    noise_BN = image_noise(batch.indices_B, method.model.num_units, ctx.recipe.seed).to(alone.device)
-    images = batch.images_BCHW.to(alone.device)
+def _draw(ctx: StageContext, section: PretrainConfig, method: MaskedPixels, val_set: ShardSet) -> None:
+    """Original, visible part and prediction for the first validation images."""
+    batch = next(centre_batches(ctx, val_set, section.augment, 1.0, _NUM_SHOWN, is_shared=False))
+    device = ctx.ranks.device
+    noise_BN = image_noise(batch.indices_B, method.model.num_units, ctx.recipe.seed).to(device)
+    images = batch.images_BCHW.to(device)
     path = ctx.folder / "reconstructions.png"
     save_columns(
         [images, *reconstruct(method, images, noise_BN)], section.augment.mean, section.augment.std, path

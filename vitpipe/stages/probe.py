@@ -21,7 +21,6 @@ from vitpipe.models.weights import load_state, save_weights
 from vitpipe.optim.groups import parameter_groups
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import centre_batches, fit, make_plan, open_sets, seed_model, trained_augment
-from vitpipe.train.ranks import Ranks, joined
 
 _BATCH = 64
 LINEAR_WEIGHTS = "linear.safetensors"
@@ -35,24 +34,22 @@ def run(ctx: StageContext) -> dict[str, float]:
     Returns:
         `knn_top1`, `linear_top1` on the validation set.
     """
-    section = ctx.recipe.probe
-    assert section is not None
-    with joined(ctx.rank, ctx.num_ranks, ctx.device) as ranks:
-        train_set, val_set = open_sets(ctx, TRAIN_SET["finetune"])
-        network = _frozen_network(ctx).to(ranks.device).eval()
-        train_MC, train_labels_M = _features(ctx, network, train_set, section, ranks)
-        val_NC, val_labels_N = _features(ctx, network, val_set, section, ranks)
-        predicted_N = knn_predict(
-            train_MC,
-            train_labels_M,
-            val_NC,
-            num_classes=len(train_set.classes),
-            num_neighbours=section.neighbours,
-            temperature=section.temperature,
-        )
-        knn = _share(predicted_N == val_labels_N)
-        if section.linear is not None:
-            return {"knn_top1": knn, "linear_top1": _trained_top1(ctx, network, section.linear, ranks)}
+    section: ProbeConfig = ctx.section
+    train_set, val_set = open_sets(ctx, TRAIN_SET["finetune"])
+    network = _frozen_network(ctx).to(ctx.ranks.device).eval()
+    train_MC, train_labels_M = _features(ctx, network, train_set)
+    val_NC, val_labels_N = _features(ctx, network, val_set)
+    predicted_N = knn_predict(
+        train_MC,
+        train_labels_M,
+        val_NC,
+        num_classes=len(train_set.classes),
+        num_neighbours=section.neighbours,
+        temperature=section.temperature,
+    )
+    knn = _share(predicted_N == val_labels_N)
+    if section.linear is not None:
+        return {"knn_top1": knn, "linear_top1": _trained_top1(ctx, network, section.linear)}
     probe = train_linear(
         train_MC,
         train_labels_M,
@@ -78,13 +75,12 @@ def _frozen_network(ctx: StageContext) -> Classifier:
     return network
 
 
-def _features(
-    ctx: StageContext, network: Classifier, images: ShardSet, section: ProbeConfig, ranks: Ranks
-) -> tuple[Tensor, Tensor]:
+def _features(ctx: StageContext, network: Classifier, images: ShardSet) -> tuple[Tensor, Tensor]:
     """Features (M, C) and labels (M,) of a whole set, centre crops."""
+    ranks, crop_ratio = ctx.ranks, ctx.section.eval_crop_ratio
     features, labels = extract_features(
         network.frozen_features,
-        centre_batches(ctx, images, trained_augment(ctx), section.eval_crop_ratio, _BATCH, ranks),
+        centre_batches(ctx, images, trained_augment(ctx), crop_ratio, _BATCH),
         num_images=len(images),
         width=network.feature_width,
         ranks=ranks,
@@ -92,23 +88,22 @@ def _features(
     return features.to(ranks.device), labels.to(ranks.device)
 
 
-def _trained_top1(ctx: StageContext, network: Classifier, linear: LinearConfig, ranks: Ranks) -> float:
+def _trained_top1(ctx: StageContext, network: Classifier, linear: LinearConfig) -> float:
     """Train a linear layer on augmented images through the frozen network; its accuracy."""
-    assert ctx.recipe.probe is not None
     train_set, val_set = open_sets(ctx, TRAIN_SET["finetune"])
     num_classes = len(train_set.classes)
     seed_model(ctx)
     probe = FrozenProbe(network, num_classes)
     method = Classify(probe, Mixup(linear.augment, num_classes, label_smoothing=0.0))
-    plan = make_plan(ctx, linear, train_set, ranks)
+    plan = make_plan(ctx, linear, train_set)
     groups = parameter_groups(probe.named_parameters(), weight_decay=linear.optim.weight_decay)
-    fit(ctx, method, groups, plan, train_set, ranks, linear)
+    fit(ctx, method, groups, plan, train_set, linear)
     if ctx.is_main:
         save_weights(probe.head(), ctx.folder / LINEAR_WEIGHTS)
-    crop_ratio = ctx.recipe.probe.eval_crop_ratio
+    ranks, crop_ratio = ctx.ranks, ctx.section.eval_crop_ratio
     accuracy = evaluate_classifier(
         probe,
-        centre_batches(ctx, val_set, linear.augment, crop_ratio, _BATCH, ranks),
+        centre_batches(ctx, val_set, linear.augment, crop_ratio, _BATCH),
         num_classes,
         ranks=ranks,
         precision=plan.precision,

@@ -17,10 +17,11 @@ from vitpipe.report.compare import verdict_rows
 from vitpipe.report.results import RunResults, open_results
 from vitpipe.report.write_report import Report, build_report, verdict_lines
 from vitpipe.stages.context import StageContext
+from vitpipe.stages.output_folders import check_result_folder
 from vitpipe.track.summary import log_pipeline_summary
 
 RECIPE_FILE = "recipe.json"
-_LOG_WIDTH = 110
+_LOG_WIDTH = 110  # columns of the verdict table in a log, which has no width of its own
 
 
 def run(ctx: StageContext) -> dict[str, float]:
@@ -46,7 +47,7 @@ def run(ctx: StageContext) -> dict[str, float]:
         files={file.name: file for file in (report.html, report.markdown)},
         note=report.note,
     )
-    _tell(ctx, report)
+    _print_summary(ctx, report)
     return report.metrics
 
 
@@ -64,7 +65,8 @@ def report_of_folders(folders: Sequence[Path], out: Path) -> Path:
         ArtifactError: when a folder holds no finished stage.
         RecipeError: when the recipe of a run cannot be read any more.
     """
-    return build_report([results_of_folder(folder) for folder in folders], out).html
+    real_out = check_result_folder("--out", out)
+    return build_report([results_of_folder(folder) for folder in folders], real_out).html
 
 
 def verdicts_of_folders(folders: Sequence[Path]) -> list[str]:
@@ -88,6 +90,12 @@ def results_of_folder(folder: Path) -> RunResults:
         if (folder / stage.name / CARD).is_file():
             card = open_artifact(folder / stage.name).card
             return open_results(load_recipe(card.recipe, card.profile), folder)
+    if (folder / CARD).is_file():
+        raise ArtifactError(
+            "This is the output of one stage, not the folder of a run",
+            where=folder,
+            fix=f"give the folder above it: {folder.parent}",
+        )
     raise ArtifactError(
         "There is no finished stage in this folder",
         where=folder,
@@ -95,8 +103,8 @@ def results_of_folder(folder: Path) -> RunResults:
     )
 
 
-def _tell(ctx: StageContext, report: Report) -> None:
-    # The folder gets its name without the dot and `.partial` when the stage is through.
+def _print_summary(ctx: StageContext, report: Report) -> None:
+    # The folder is renamed from `.report.partial` to `report` when the stage has finished.
     name = ctx.folder.name.removeprefix(".").removesuffix(".partial")
     counts = Counter(verdict.judgement for verdict in report.verdicts)
     found = ", ".join(f"{number} {judgement}" for judgement, number in sorted(counts.items()))

@@ -1,4 +1,4 @@
-"""A recipe's derived values with the sizes that only the upper rooms know: datasets and networks."""
+"""A recipe's derived values, with the sizes of its datasets and networks."""
 
 from __future__ import annotations
 

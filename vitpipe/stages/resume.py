@@ -1,14 +1,15 @@
-"""Which saved state a stage goes on from.
+"""Which saved state a stage resumes from.
 
-What decides the weights (recipe values that act on them, data, starting weights) has to be the same. Code and
-libraries may have changed since: that is said and written on the card, and is no reason to lose days of
-training. What does not fit is moved aside with the reason in its name; nothing is removed before its result
-is secured.
+The recipe values that act on the weights, the data and the starting weights have to be the same. Code and
+libraries may have changed since: that is printed and recorded on the card, and no reason to lose days of
+training. A state that does not fit is moved aside with the reason in its name; none is removed before its
+result is secured.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,17 @@ from typing import Any
 
 from vitpipe.config.digest import digest_of
 from vitpipe.contracts.artifact import Artifact, Card, open_artifact
-from vitpipe.contracts.errors import ArtifactError, VitpipeError, disk_errors
+from vitpipe.contracts.errors import ArtifactError, VitpipeError, disk_errors, some
 from vitpipe.contracts.files import move_aside, remove, write_whole
-from vitpipe.track.stage_run import OUTBOX_FOLDER
+from vitpipe.track.outbox import OUTBOX_FOLDER
 
 MARK, FINISHED, STATES = "identity.json", "finished.json", "state-*.pt"
 _VERSION, _CHECKSUM = 2, "mark_sha256"
+# Names in a state folder: marks and states (and what a kill leaves of them), the outbox, and the scratch
+# folders of prepare (raw, pack) and of the dense stages (data).
+_OWN = re.compile(
+    r"\.?(identity|finished)(\.[0-9-]+)?\.json|state-.+\.pt|saving\.partial|(track|data|raw|pack)(\.aside-.+)?"
+)
 _REASONS = {
     "stage": "other-stage",
     "recipe": "other-recipe-values",
@@ -33,18 +39,19 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """What became of a state folder: lines for the person who watches, and notes for the card."""
+    """How a state folder was claimed: messages for the terminal, and notes for the card."""
 
-    said: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def claim_state(state: Path, decides: Mapping[str, str], recorded: Mapping[str, Any], out: Path) -> Claim:
-    """Make a state folder this work's, keeping what is in it if it is the same work; the caller owns its
-    lock.
+    """Claim a state folder for this run, and keep its content if it belongs to the same training.
+
+    The caller holds the folder's lock.
 
     Args:
-        decides: as `decided.deciding`.
+        decides: as `weights_identity`.
         recorded: `code_digest` and `libraries` of the present code.
         out: the output folder, for a state whose stage had finished.
 
@@ -68,24 +75,24 @@ def claim_state(state: Path, decides: Mapping[str, str], recorded: Mapping[str, 
 
 
 def mark_finished(state: Path, card: Card) -> None:
-    """The output is in place: of the state, what could make it again stays until a later stage has read it.
+    """Reduce the state of a finished stage to its last one, from which the output could be written again.
 
     That is the last training state and what the tracker knows; a stage without training states keeps nothing.
     """
     newest = max(state.glob(STATES), default=None)  # steps have leading zeros
     if newest is None:
-        remove(state)
+        remove_state(state)
         return
-    for place in state.iterdir():
+    for place in own_entries(state):
         if place not in (newest, state / MARK, state / OUTBOX_FOLDER):
             remove(place)
     write_whole(state / FINISHED, json.dumps({"card": digest_of(card), "stage": card.stage}) + "\n")
 
 
 def release_states(inputs: Mapping[str, Artifact], state: Path) -> None:
-    """Remove the states of finished stages whose outputs these are, once those have been read and are sound.
+    """Remove the states that made these inputs, after verifying the inputs' checksums.
 
-    They lie beside the outputs, or beside this stage's own state folder.
+    The states lie beside the outputs, or beside this stage's own state folder.
     """
     for artifact in inputs.values():
         folder = artifact.path.resolve()
@@ -105,7 +112,31 @@ def _release(place: Path) -> None:
     outbox = Outbox(place / OUTBOX_FOLDER)
     if outbox.journal.is_file() and not outbox.is_delivered():
         keep_unsent(outbox, place.parent / f"{place.stem}{UNSENT_SUFFIX}")
-    remove(place)
+    remove_state(place)
+
+
+def is_state(folder: Path) -> bool:
+    """Whether a folder is a training state's: it has a mark of ours, or saved states."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    try:
+        _read_mark(folder)
+    except ArtifactError:
+        return False
+    return True
+
+
+def own_entries(state: Path) -> list[Path]:
+    """What vitpipe has written into a state folder; anything else in it is the user's."""
+    return [place for place in state.iterdir() if _OWN.fullmatch(place.name)]
+
+
+def remove_state(state: Path) -> None:
+    """Remove a state folder, except for files in it that vitpipe has not written."""
+    for place in own_entries(state):
+        remove(place)
+    if not any(state.iterdir()):
+        state.rmdir()
 
 
 def _finished_card(state: Path) -> str:
@@ -128,7 +159,8 @@ def _keep_or_move(state: Path, decides: Mapping[str, str], recorded: Mapping[str
         return _moved(state, mark)
     differing = [_REASONS.get(key, key) for key in decides if mark.decides.get(key) != decides[key]]
     if differing == [_REASONS["recipe"]] and decides["stage"] == "prepare":
-        # Packed shards know by themselves what they were packed from; only the tracker's run is another one.
+        # Half-packed shards record what they were packed from and are checked there; only the MLflow run of
+        # the other recipe values has to stay apart.
         outbox = state / OUTBOX_FOLDER
         return _moved(outbox, differing[0]) if outbox.exists() else Claim()
     if differing:
@@ -137,20 +169,21 @@ def _keep_or_move(state: Path, decides: Mapping[str, str], recorded: Mapping[str
     if not changes or not any(state.glob(STATES)):
         return Claim(notes=mark.notes)
     if finished := _finished_card(state):
-        # The stage had ended. To take its weights for what the present code makes would be untrue.
+        # The stage had finished. Writing its output again would put the present code's digest on a card of
+        # weights that other code has trained.
         if not _is_sound(out, finished):
             return _moved(state, "finished-by-other-code")
         _release(state)
         return Claim()
     what = ", ".join(changes)
     return Claim(
-        (f"The saved state was made with other {what}; training goes on from it",),
+        (f"The saved state was made with other {what}; training resumes from it",),
         (*mark.notes, f"trained in part with other {what}"),
     )
 
 
 def _read_mark(state: Path) -> _Mark | str:
-    """The mark of a state folder, or the reason why it is of no use.
+    """The mark of a state folder, or the reason why it cannot be used.
 
     Raises:
         ArtifactError: the folder is not a state folder at all.
@@ -161,12 +194,11 @@ def _read_mark(state: Path) -> _Mark | str:
     except (OSError, ValueError):
         if is_ours or (state / MARK).is_file():
             return "damaged-identity"
-        names = ", ".join(sorted(path.name for path in state.iterdir())[:3])
-        raise ArtifactError(
-            f"--state holds files that vitpipe has not written ({names}); nothing was touched",
-            where=state,
-            fix="choose another --state, or move these files away",
-        ) from None
+        raise _foreign_state(state) from None
+    # The first version of the mark was one digest, in quotes.
+    is_old = isinstance(values, str) and len(values) == 64
+    if not is_ours and not is_old and not (isinstance(values, dict) and "version" in values):
+        raise _foreign_state(state)
     if not isinstance(values, dict) or values.get("version") != _VERSION:
         return "another-version"
     if values.pop(_CHECKSUM, None) != digest_of(values):
@@ -177,8 +209,17 @@ def _read_mark(state: Path) -> _Mark | str:
         return "damaged-identity"
 
 
+def _foreign_state(state: Path) -> ArtifactError:
+    names = some(sorted(path.name for path in state.iterdir()))
+    return ArtifactError(
+        f"--state holds files that vitpipe has not written ({names}); nothing was touched",
+        where=state,
+        fix="choose another --state, or move these files away",
+    )
+
+
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the code that saved a state and the present one, in words."""
+    """The differences between the code that saved a state and the present one, as text."""
     changes = []
     if before.get("code_digest") != now.get("code_digest"):
         changes.append(

@@ -1,35 +1,35 @@
-"""Run one stage, whatever engine asks: open inputs, hand over, write the output folder with its card.
+"""Run one stage, whatever engine asks: open inputs, run it, write the output folder with its card.
 
-The order of things is what makes a run safe: places and inputs are checked before anything is made, one
-process owns the folders, outputs appear by one rename at the end, and the training state stays until a later
-stage has read that output.
+The order makes a run safe: folders and inputs are checked before anything is written, one process owns the
+folders, outputs appear by one rename at the end, and the training state stays until a later stage has read
+that output.
 """
 
 from __future__ import annotations
 
-import datetime
 import importlib
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vitpipe.config.digest import (
-    digest_of,
-    git_commit,
-    hardware,
-    library_versions,
-    recipe_sections,
-    stage_identity,
-)
+from vitpipe.config.digest import digest_of, git_commit, library_versions, recipe_sections, stage_identity
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.artifact import Artifact, Card, open_artifact, write_card, write_metrics, writing
-from vitpipe.contracts.errors import ArtifactError, RecipeError
+from vitpipe.contracts.artifact import (
+    Artifact,
+    changed_files,
+    open_artifact,
+    write_card,
+    write_metrics,
+    writing,
+)
+from vitpipe.contracts.errors import ArtifactError, RecipeError, some
 from vitpipe.contracts.graph import BY_NAME, Node, Stage, graph_of
 from vitpipe.contracts.logger import RunLogger
+from vitpipe.stages.card import make_card, process_started
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.folder_lock import locked_folders
 from vitpipe.stages.launch import choose_threads
@@ -37,21 +37,27 @@ from vitpipe.stages.output_folders import OutputFolders, check_output_folders
 from vitpipe.stages.resume import Claim, claim_state, mark_finished, release_states
 from vitpipe.stages.weights_identity import weights_identity
 
+if TYPE_CHECKING:
+    from vitpipe.train.ranks import Ranks
+
 
 @dataclass(frozen=True)
-class Rank:
-    """This process among those that torchrun started; a lone process is rank 0 of 1."""
+class _Job:
+    """What is known of a stage run before anything is written.
 
+    Attributes:
+        identity: digests of what decides the stage, without its inputs.
+        parents: input name -> digest of that input's card.
+        rank: this process among those that torchrun started; a lone process is 0.
+    """
+
+    stage: Stage
+    recipe: Recipe
+    inputs: dict[str, Artifact]
+    folders: OutputFolders
+    identity: dict[str, str]
+    parents: dict[str, str]
     rank: int
-    num_ranks: int
-    local_rank: int
-
-    @classmethod
-    def from_environment(cls) -> Rank:
-        """Read torchrun's variables."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        rank, num_ranks, local_rank = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
-        return cls(rank, num_ranks, local_rank)
 
 
 def run_stage(
@@ -67,7 +73,7 @@ def run_stage(
     Args:
         inputs: input name -> folder, as `graph_of(recipe.stages, recipe.start_from)` names them.
         out: the output folder; it appears when the stage is complete.
-        state: where resumable training states live; beside `out` by default.
+        state: folder of the resumable training states; beside `out` by default.
 
     Returns:
         The stage's flat metrics.
@@ -77,62 +83,129 @@ def run_stage(
         ArtifactError: an input is missing or not what it should be, a folder may not be written, or another
             process writes it.
     """
-    started = _process_started()
-    node = node_of(recipe, name)
+    started = process_started()
     choose_threads(recipe)
-    rank = Rank.from_environment()
-    _check_input_names(node, inputs)
-    places = check_output_folders(name, recipe, inputs, out, state)
-    artifacts = {key: open_artifact(inputs[key], node.inputs[key]) for key in node.inputs}
-    identity = identity_of(recipe, node.stage)
-    parents = {key: digest_of(artifact.card) for key, artifact in artifacts.items()}
-    with _claimed(node.stage, recipe, artifacts, identity, places, rank) as claim:
-        with (
-            _output_folder(places.out, rank) as folder,
-            _logger(
-                node.stage, recipe, folder, places.state, _tags(identity, parents, artifacts), rank
-            ) as logger,
-        ):
-            for line in claim.said:
-                logger.say(line)
-            module = importlib.import_module(f"vitpipe.stages.{name}")
-            context = StageContext(
-                name, recipe, artifacts, folder, places.state, logger,
-                rank.rank, rank.num_ranks, rank.local_rank, _device(node.stage, rank),
-                places.out if places.out.is_dir() else None,
-            )  # fmt: skip
-            metrics: dict[str, float] = module.run(context)
-            if rank.rank == 0:
-                write_metrics(folder, metrics)
-                getattr(logger, "succeed", lambda: None)()  # its tables are files that the card names
-                card = _card(node.stage, recipe, identity, parents, artifacts, folder, started)
-                run_id = getattr(logger, "run_id", "")
-                write_card(folder, card.model_copy(update={"tracking_run": run_id, "notes": claim.notes}))
-        if rank.rank == 0:
-            mark_finished(places.state, open_artifact(places.out).card)
+    job = _open_job(name, recipe, inputs, out, state)
+    with (
+        _claimed(job) as claim,
+        _output_folder(job) as folder,
+        _logger(job, folder) as logger,
+        _joined(job.stage) as ranks,
+    ):
+        for line in (*claim.messages, *_changed_output(job)):
+            logger.say(line)
+        previous = job.folders.out if job.folders.out.is_dir() else None
+        ctx = StageContext(name, recipe, job.inputs, folder, job.folders.state, logger, ranks, previous)
+        metrics: dict[str, float] = importlib.import_module(f"vitpipe.stages.{job.stage.module_name}").run(
+            ctx
+        )
+        if job.rank == 0:
+            write_metrics(folder, metrics)
+            # Before the card: the logger writes the last tables, and the card names every file.
+            getattr(logger, "succeed", lambda: None)()
+            card = make_card(job.stage, ctx, job.identity, job.parents, started)
+            run_id = getattr(logger, "run_id", "")
+            write_card(folder, card.model_copy(update={"tracking_run": run_id, "notes": claim.notes}))
     return metrics
 
 
+def _open_job(name: str, recipe: Recipe, inputs: Mapping[str, Path], out: Path, state: Path | None) -> _Job:
+    """Check names, folders and inputs; nothing is written."""
+    node = node_of(recipe, name)
+    _check_input_names(node, inputs)
+    folders = check_output_folders(name, recipe, inputs, out, state)
+    artifacts = {key: open_artifact(inputs[key], node.inputs[key]) for key in node.inputs}
+    return _Job(
+        node.stage,
+        recipe,
+        artifacts,
+        folders,
+        identity_of(recipe, node.stage),
+        {key: digest_of(artifact.card) for key, artifact in artifacts.items()},
+        int(os.environ.get("RANK", "0")),  # torchrun's
+    )
+
+
+def _changed_output(job: _Job) -> Iterator[str]:
+    """A message when the earlier output has been edited: `writing` moves it aside instead of replacing it."""
+    if job.rank == 0 and (changed := changed_files(job.folders.out)):
+        yield (
+            f"{job.folders.out} has changed since it was written ({some(changed)}); it will be moved aside, "
+            "not replaced, and `vitpipe clean` lists it"
+        )
+
+
 @contextmanager
-def _claimed(
-    stage: Stage,
-    recipe: Recipe,
-    artifacts: Mapping[str, Artifact],
-    identity: Mapping[str, str],
-    places: OutputFolders,
-    rank: Rank,
-) -> Iterator[Claim]:
-    """Own the stage's folders (rank 0), and take up or put aside the state that is there."""
-    if rank.rank != 0:
+def _claimed(job: _Job) -> Iterator[Claim]:
+    """Own the stage's folders (rank 0), and resume the saved state or move it aside."""
+    if job.rank != 0:
         yield Claim()
         return
-    with locked_folders(places.out, places.state):
-        release_states(artifacts, places.state)
+    with locked_folders(job.folders.out, job.folders.state):
+        release_states(job.inputs, job.folders.state)
         recorded = {
-            "code_digest": identity["code_digest"],
-            "libraries": library_versions(dense=stage.image == "dense"),
+            "code_digest": job.identity["code_digest"],
+            "libraries": library_versions(dense=job.stage.image == "dense"),
         }
-        yield claim_state(places.state, weights_identity(stage, recipe, artifacts), recorded, places.out)
+        decides = weights_identity(job.stage, job.recipe, job.inputs)
+        yield claim_state(job.folders.state, decides, recorded, job.folders.out)
+        mark_finished(job.folders.state, open_artifact(job.folders.out).card)
+
+
+@contextmanager
+def _output_folder(job: _Job) -> Iterator[Path]:
+    """The folder to write into: the real one on rank 0, a temporary one elsewhere."""
+    if job.rank == 0:
+        with writing(job.folders.out) as folder:
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="vitpipe-rank-") as folder_name:
+            yield Path(folder_name)
+
+
+@contextmanager
+def _logger(job: _Job, folder: Path) -> Iterator[RunLogger]:
+    from vitpipe.track.stage_run import SilentLogger, stage_run
+
+    if job.rank != 0:
+        yield SilentLogger()
+        return
+    with stage_run(
+        stage=job.stage.name,
+        recipe=job.recipe,
+        folder=folder,
+        state=job.folders.state,
+        tags=_tags(job),
+        params=recipe_sections(job.recipe, job.stage.sections),
+    ) as logger:
+        yield logger
+
+
+def _tags(job: _Job) -> dict[str, str]:
+    """What the tracker keeps beside the numbers: where code, data and inputs come from."""
+    parents = {f"parent.{name}": digest for name, digest in job.parents.items()}
+    tags = {**job.identity, "git_commit": git_commit(), **parents}
+    if job.inputs:
+        tags["data_digest"] = next(iter(job.inputs.values())).card.data_digest
+    return tags
+
+
+@contextmanager
+def _joined(stage: Stage) -> Iterator[Ranks | None]:
+    """The processes that share a training stage; None for the others, which run without torch."""
+    if stage.resources.gpus == 0:
+        yield None
+        return
+    import torch
+
+    from vitpipe.train.ranks import joined
+
+    # torchrun's variables; a process that it has not started is alone.
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, num_ranks, local_rank = (int(os.environ.get(n, d)) for n, d in zip(names, "010", strict=True))
+    device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    with joined(rank, num_ranks, device) as ranks:
+        yield ranks
 
 
 def node_of(recipe: Recipe, name: str) -> Node:
@@ -156,7 +229,11 @@ def node_of(recipe: Recipe, name: str) -> Node:
 def identity_of(recipe: Recipe, stage: Stage) -> dict[str, str]:
     """The digests that decide a stage, without its input folders."""
     return stage_identity(
-        recipe, stage=stage.name, sections=stage.sections, code=stage.code, image=stage.image
+        recipe,
+        stage=stage.name,
+        sections=stage.sections,
+        code=stage.all_code,
+        image=stage.image,
     )
 
 
@@ -171,105 +248,3 @@ def _check_input_names(node: Node, given: Mapping[str, Path]) -> None:
             where="--in NAME=DIR",
             fix="give " + (" ".join(f"--in {n}=DIR" for n in node.inputs) or "no --in at all"),
         )
-
-
-@contextmanager
-def _output_folder(out: Path, rank: Rank) -> Iterator[Path]:
-    """The folder to write into: the real one on rank 0, a throw-away one elsewhere."""
-    if rank.rank == 0:
-        with writing(out) as folder:
-            yield folder
-    else:
-        with tempfile.TemporaryDirectory(prefix="vitpipe-rank-") as folder_name:
-            yield Path(folder_name)
-
-
-@contextmanager
-def _logger(
-    stage: Stage, recipe: Recipe, folder: Path, state: Path, tags: Mapping[str, str], rank: Rank
-) -> Iterator[RunLogger]:
-    from vitpipe.track.stage_run import SilentLogger, stage_run
-
-    if rank.rank != 0:
-        yield SilentLogger()
-        return
-    with stage_run(
-        stage=stage.name,
-        recipe=recipe,
-        folder=folder,
-        state=state,
-        tags=tags,
-        params=recipe_sections(recipe, stage.sections),
-    ) as logger:
-        yield logger
-
-
-def _tags(
-    identity: Mapping[str, str], parents: Mapping[str, str], artifacts: Mapping[str, Artifact]
-) -> dict[str, str]:
-    """What the tracker keeps beside the numbers: where code, data and inputs come from."""
-    tags = {**identity, "git_commit": git_commit(), **{f"parent.{k}": v for k, v in parents.items()}}
-    if artifacts:
-        tags["data_digest"] = next(iter(artifacts.values())).card.data_digest
-    return tags
-
-
-def _process_started() -> float:
-    """When this process started (seconds since the epoch), so that imports count as wall time."""
-    try:
-        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
-    except (OSError, AttributeError):  # not Linux: the imports are then not counted
-        return time.time()
-
-
-def _revisions_of(prepare_folder: Path) -> dict[str, dict[str, str]]:
-    from vitpipe.stages.used_datasets import revisions_of
-
-    return revisions_of(prepare_folder)
-
-
-def _device(stage: Stage, rank: Rank) -> str:
-    if stage.resources.gpus == 0:
-        return "cpu"
-    import torch
-
-    return f"cuda:{rank.local_rank}" if torch.cuda.is_available() else "cpu"
-
-
-def _card(
-    stage: Stage,
-    recipe: Recipe,
-    identity: Mapping[str, str],
-    parents: Mapping[str, str],
-    artifacts: Mapping[str, Artifact],
-    folder: Path,
-    started: float,
-) -> Card:
-    if stage.name == "prepare":
-        from vitpipe.data.manifest import DataManifest, read_digest, read_manifest
-
-        data_digest, revisions = read_digest(folder), read_manifest(folder, DataManifest).revisions
-    else:
-        data = artifacts.get("data") or artifacts.get("prepare")
-        data_digest = data.card.data_digest if data else ""
-        revisions = _revisions_of(data.path) if data else {}
-    return Card(
-        stage=stage.name,
-        recipe=recipe.name,
-        profile=recipe.profile,
-        recipe_digest=identity["recipe_digest"],
-        code_digest=identity["code_digest"],
-        data_digest=data_digest,
-        data_revisions=revisions,
-        image=stage.image,
-        identity=identity["identity"],
-        parents=dict(parents),
-        seed=recipe.seed,
-        git_commit=git_commit(),
-        libraries=library_versions(dense=stage.image == "dense"),
-        hardware=hardware(),
-        started_at=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
-        wall_seconds=round(time.time() - started, 3),
-    )

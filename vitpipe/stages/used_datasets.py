@@ -1,4 +1,4 @@
-"""Which data a stage reads, told to the tracker: name, digest, place, size, and DVC's revision of it."""
+"""Record in the tracker which data a stage reads: name, digest, location, size, DVC revision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONTEXTS = {"train": "training", "val": "validation"}
 
 
 def record_datasets(ctx: StageContext, dataset: str, splits: Sequence[str] = ("train", "val")) -> None:
-    """Name the splits of a prepared set that this stage reads; MLflow shows them on the run's page."""
+    """Record the splits of a prepared set that this stage reads; MLflow shows them on the run's page."""
     folder = ctx.inputs["data"].path
     known = revisions_of(folder)
     for split in splits:
@@ -24,7 +24,7 @@ def record_datasets(ctx: StageContext, dataset: str, splits: Sequence[str] = ("t
 
 
 def record_prepared(ctx: StageContext) -> None:
-    """Name everything that the prepare stage has made."""
+    """Record every set that the prepare stage has written."""
     known = read_manifest(ctx.folder, DataManifest).revisions
     for name in read_prepared(ctx.folder):
         for split in CONTEXTS:
@@ -32,7 +32,7 @@ def record_prepared(ctx: StageContext) -> None:
 
 
 def revisions_of(prepare_folder: Path) -> dict[str, dict[str, str]]:
-    """What DVC knows of a prepared folder, as `prepared`; else of the sets that it was made from, by name."""
+    """DVC's revision of a prepared folder, as `prepared`; else those of its raw sets, by name."""
     known = dvc_revision(prepare_folder)
     return {PREPARED: known} if known else read_manifest(prepare_folder, DataManifest).revisions
 

@@ -1,4 +1,4 @@
-"""What decides a stage's weights: recipe values that act on them, data, starting weights; never the code."""
+"""What a saved state depends on: recipe values that act on the weights, data, starting weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOT_IN_WEIGHTS = {
 
 
 def weights_identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, str]:
-    """What decides the weights of a training stage, or else the result of a stage, as digests."""
+    """Digests of what decides the weights of a training stage, or the result of another stage."""
     plain = recipe.model_dump(mode="json")
     dataset = TRAINED_ON.get(stage.name)
     if dataset is None:
@@ -49,7 +49,7 @@ def weights_identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact
 
 
 def starting_weights(stage: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> Path | None:
-    """Where a stage's weights start from: the user's file, else the input stage's, else nothing (random)."""
+    """The starting weights: the user's file, else the input stage's; None for random ones."""
     own: Path | None = getattr(getattr(recipe, stage, None), "weights", None)
     if own is not None:
         return own

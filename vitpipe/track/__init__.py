@@ -1,1 +1,1 @@
-"""Tracking: what a run reports goes to a journal on disk first, and from there to MLflow, exactly once."""
+"""Tracking: a stage records events in a journal on disk; an uploader sends each to MLflow exactly once."""

@@ -1,4 +1,4 @@
-"""Small JSON files of an outbox with a checksum in them, so that a damaged one is recognised."""
+"""Small JSON files of an outbox that hold a checksum, so that a damaged file is detected when it is read."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class DamagedError(ValueError):
-    """A file of an outbox is empty, cut short or altered."""
+    """A file of an outbox is empty, truncated or altered."""
 
 
 def checksum(values: Mapping[str, Any]) -> str:
-    """CRC-32 of a JSON object, eight hex digits; it finds accidents, not forgeries."""
+    """CRC-32 of a JSON object, eight hex digits. It detects accidents, not forgeries."""
+    # A parsed text gives the same checksum again: `json` keeps the order of keys, and its floats are the
+    # shortest texts that are read back as the same number (NaN and Infinity included).
     return f"{zlib.crc32(json.dumps(values).encode()):08x}"
 
 
 def parse_checked(text: str | bytes) -> dict[str, Any]:
-    """The JSON object in a text, its checksum verified and removed; older texts carry none.
+    """Parse a JSON object, verify its checksum and remove it.
 
     Raises:
-        DamagedError: it is not a JSON object, or not the one that was written.
+        DamagedError: the text is not a JSON object, or its checksum differs.
     """
     try:
         values = json.loads(text)
@@ -37,6 +39,7 @@ def parse_checked(text: str | bytes) -> dict[str, Any]:
         raise DamagedError(str(error)) from error
     if not isinstance(values, dict):
         raise DamagedError("not a JSON object")
+    # Outboxes written before checksums were added have none; they must still be sent.
     stored = values.pop(SUM, None)
     if stored is not None and stored != checksum(values):
         raise DamagedError("the checksum differs")
@@ -44,24 +47,26 @@ def parse_checked(text: str | bytes) -> dict[str, Any]:
 
 
 def write_checked(path: Path, model: BaseModel) -> None:
-    """Write a model as JSON with its checksum, whole or not at all.
+    """Write a model as JSON with its checksum; after a crash the file has the old or the new content.
 
     Raises:
-        StorageError: when the disk refuses.
+        StorageError: the disk refuses the write.
     """
     values = model.model_dump(mode="json")
     write_whole(path, json.dumps({**values, SUM: checksum(values)}, indent=2) + "\n")
 
 
 def read_checked(path: Path, kind: type[_Model]) -> _Model:
-    """Read what `write_checked` wrote, or an older file without a checksum.
+    """Read a file of `write_checked`, or an older file without a checksum.
 
     Raises:
-        OSError: there is no such file.
-        DamagedError: it is not what was written.
+        OSError: the file does not exist or cannot be read.
+        DamagedError: the content is not what was written.
     """
     values = parse_checked(path.read_bytes())
     try:
         return kind.model_validate(values)
+    # Without a checksum (older files), or with a bit flip in the key `sum` itself, the types still have to
+    # fit.
     except ValidationError as error:
-        raise DamagedError(f"{error.error_count()} values are not what they should be") from error
+        raise DamagedError(f"{error.error_count()} invalid values") from error

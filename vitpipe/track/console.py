@@ -1,4 +1,4 @@
-"""What the person sees: a bar on a terminal, a plain line now and then in a log."""
+"""Console output of a stage: a progress bar on a terminal, a plain line every few seconds in a log file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from vitpipe.contracts.address import hidden
 from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.contracts.units import format_duration
 
+# Without a terminal the output goes into a log (pod, CI, `make demo > file`), which a line per step would
+# flood.
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -26,17 +28,19 @@ class Console:
         self._first_step: int | None = None
 
     def say(self, line: str) -> None:
-        """Print a line; above the bar when there is one."""
+        """Print a line, above a progress bar if one is shown, with credentials in addresses as `***`."""
         line = hidden(with_typed_commands(line))
         if self._bar is not None:
+            # `[1/4]` in a message would be parsed as rich markup and disappear.
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             print(line, flush=True)
 
     def progress(self, step: int, num_steps: int, values: Mapping[str, float]) -> None:
-        """Show `step` of `num_steps` with a few numbers."""
+        """Show `step` of `num_steps` and the latest `values`."""
         if self._first_step is None:
-            # A resumed run starts late: what is left is judged by the pace of this process alone.
+            # A resumed run starts at a step > 0: estimate the remaining time from the steps of this process
+            # only.
             self._first_step, self._started = step, time.monotonic()
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._is_terminal:
@@ -48,11 +52,12 @@ class Console:
                 if step < num_steps
                 else ""
             )
+            # A stage may have 0 steps.
             share = f"{step / num_steps:.0%}" if num_steps else ""
             print(f"{self.stage}: step {step}/{num_steps} ({share})  {numbers}{left}", flush=True)
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -63,6 +68,7 @@ class Console:
 
     def _draw(self, step: int, num_steps: int, numbers: str) -> None:
         if self._bar is None:
+            # rich is only needed on a terminal.
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(

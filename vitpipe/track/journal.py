@@ -1,21 +1,21 @@
-"""The journal: an append-only file of everything a stage reports; it survives `kill -9`.
+"""The journal: an append-only file with all events of a stage; it survives `kill -9`.
 
-A point is a name at a step. It is pending until a commit makes it final; only final points are ever
-sent. A resume rewinds: pending points after the resumed step are forgotten. A point that is final
-stays as it is, so steps that are computed again after a crash are not recorded twice.
+A point is the value of a metric at a step. It is pending until a commit makes it final; only final points
+are sent. A resume rewinds: pending points after the resumed step are discarded. A final point never
+changes, so steps that are computed again after a crash are not recorded twice.
 
 One JSON object per line, written by one process and read by another (the uploader):
 
     {"time": ms, "step": n, "values": {name: number}}     points
-    {"commit": n}  {"commit": null}                       final up to step n, or all of them
-    {"rewind": n}                                         forget pending points after step n
+    {"commit": n}  {"commit": null}                       points up to step n, or all, are final
+    {"rewind": n}                                         discard pending points after step n
     {"dataset": {"name": ..., "digest": ..., ...}}        a dataset that the stage reads
-    {"file": "tables/x.json", "to": "run" | "pipeline"}   a file to hand over, below files/
+    {"file": "tables/x.json", "to": "run" | "pipeline"}   an artifact below files/
     {"summary": {"metrics": ..., "tags": ...}, "time": ms} goes to the pipeline's run
     {"status": "RUNNING" | "FINISHED" | ..., "time": ms}
 
-Every record also has its `time` and, at its end, a checksum `sum`; older journals lack them in places.
-Addresses are written without their credentials.
+Every record also has its `time` and, as last key, a checksum `sum`; older journals lack them in places.
+Addresses are written without credentials.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import disk_errors
 from vitpipe.track.checked_json import SUM, DamagedError, checksum, parse_checked
 
+# MLflow's own asynchronous logging queue is no substitute: it is in memory and loses its points on a kill.
+
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Target = Literal["run", "pipeline"]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A number at an optimiser step; `time_ms` is when it was recorded (milliseconds since the epoch)."""
+    """A metric value at an optimiser step; `time_ms` is the recording time (milliseconds since the epoch)."""
 
     name: str
     step: int
@@ -58,7 +60,7 @@ class UsedDataset:
 
 
 @dataclass(frozen=True)
-class HandedFile:
+class ArtifactFile:
     """A file below `files/` for the stage's own run or for the pipeline's run."""
 
     path: str
@@ -66,8 +68,8 @@ class HandedFile:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What the last stage of a pipeline says about all of them."""
+class PipelineSummary:
+    """Metrics and tags for the pipeline's run, recorded by its last stage."""
 
     metrics: dict[str, float]
     tags: dict[str, str]
@@ -75,22 +77,23 @@ class Summary:
 
 
 @dataclass
-class Ledger:
-    """What the records of a journal amount to; a pure fold over them.
+class JournalContents:
+    """The state that results from applying the records of a journal in order.
 
     Attributes:
-        final: points that will not change any more, in the order of their commits; one per name and step.
-        pending: points that a resume may still take back.
-        datasets: each once; a resumed stage names them again.
+        final: committed points, in the order of their commits; one per name and step.
+        pending: points that a resume may still discard.
+        datasets: without duplicates; a resumed stage records them again.
+        statuses: (status, time in milliseconds since the epoch); the times increase strictly.
         num_damaged: lines that could not be read.
-        last_ms: time of the youngest record: the last sign of life.
+        last_ms: time of the latest record, milliseconds since the epoch; the stage was alive then.
     """
 
     final: list[Point] = field(default_factory=list)
     pending: dict[tuple[str, int], Point] = field(default_factory=dict)
     datasets: list[UsedDataset] = field(default_factory=list)
-    files: list[HandedFile] = field(default_factory=list)
-    summaries: list[Summary] = field(default_factory=list)
+    files: list[ArtifactFile] = field(default_factory=list)
+    summaries: list[PipelineSummary] = field(default_factory=list)
     statuses: list[tuple[Status, int]] = field(default_factory=list)
     num_damaged: int = 0
     last_ms: int = 0
@@ -101,22 +104,28 @@ class Ledger:
         """The largest step of any point; 0 without points."""
         return max((point.step for point in (*self.final, *self.pending.values())), default=0)
 
+    @property
+    def is_running(self) -> bool:
+        """True when the last status is RUNNING: the stage runs, or was killed without a final status."""
+        return bool(self.statuses) and self.statuses[-1][0] == "RUNNING"
+
     def apply(self, record: Mapping[str, Any]) -> None:
-        """Take one record into account; a record of an unknown kind is ignored.
+        """Apply one record; a record of an unknown kind is ignored.
 
         Raises:
-            DamagedError: the record is not what we write; nothing of it was taken.
+            DamagedError: the record has missing or invalid fields; nothing of it was applied.
         """
         try:
             time_ms = int(record.get("time", 0))
-            self._take(record)
+            self._apply(record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedError(str(error)) from error
         self.last_ms = max(self.last_ms, time_ms)
 
-    def _take(self, record: Mapping[str, Any]) -> None:
+    def _apply(self, record: Mapping[str, Any]) -> None:
         if "values" in record:
             step, time_ms = int(record["step"]), int(record["time"])
+            # Convert all values before the state changes: a damaged record must not be applied in part.
             points = [Point(name, step, float(v), time_ms) for name, v in record["values"].items()]
             self.pending |= {(p.name, step): p for p in points if (p.name, step) not in self._final_keys}
         elif "commit" in record:
@@ -134,46 +143,53 @@ class Ledger:
             if used not in self.datasets:
                 self.datasets.append(used)
         elif "file" in record:
-            self.files.append(HandedFile(record["file"], record["to"]))
+            self.files.append(ArtifactFile(record["file"], record["to"]))
         elif "summary" in record:
-            self.summaries.append(Summary(time_ms=record["time"], **record["summary"]))
+            self.summaries.append(PipelineSummary(time_ms=record["time"], **record["summary"]))
         elif "status" in record:
             if record["status"] not in get_args(Status):
                 raise ValueError(record["status"])
-            # Each is younger than the one before, also when a clock was put back or another host goes on.
+            # The delivery compares statuses by time, and a run may continue on a host whose clock is behind,
+            # or a clock may be set back. So each time is at least 1 ms after the one before.
             after = self.statuses[-1][1] + 1 if self.statuses else 0
             self.statuses.append((record["status"], max(int(record["time"]), after)))
 
 
 class JournalReader:
-    """Follow a journal that another process may still be writing. `ledger` is as of the last `refresh`."""
+    """Follows a journal that another process may still be writing.
+
+    Attributes:
+        contents: as of the last `refresh`.
+        offset: end of the complete lines that have been read, in bytes.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.ledger, self._offset = path, Ledger(), 0
+        self.path, self.contents, self.offset = path, JournalContents(), 0
 
-    def refresh(self) -> Ledger:
-        """Read the complete lines that have come since; a line torn by a kill is left alone.
+    def refresh(self) -> JournalContents:
+        """Read the complete lines that were added since the last call.
 
-        A damaged line (half of one, after a power cut) is counted and passed over: nothing more can be
-        known about it.
+        A damaged line (for example half of one, after a power cut) is counted and skipped.
         """
         if not self.path.is_file():
-            return self.ledger
+            return self.contents
         with self.path.open("rb") as handle:
-            handle.seek(self._offset)
+            handle.seek(self.offset)
             text = handle.read()
+        # A last line without a newline is still being written, or was cut short by a kill. In the second case
+        # the next `Journal` truncates it, so it must not be consumed here.
         complete = text[: text.rfind(b"\n") + 1]
-        self._offset += len(complete)
+        self.offset += len(complete)
         for line in complete.splitlines():
             try:
-                self.ledger.apply(parse_checked(line))
+                self.contents.apply(parse_checked(line))
             except DamagedError:
-                self.ledger.num_damaged += 1
-        return self.ledger
+                self.contents.num_damaged += 1
+        return self.contents
 
 
 class Journal:
-    """The writing side; opening an existing journal continues it.
+    """The writing side. Opening an existing journal continues it.
 
     Raises:
         StorageError: from every method, when the disk refuses the write.
@@ -181,11 +197,12 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         reader = JournalReader(path)
-        self.path, self.ledger = path, reader.refresh()
+        self.path, self.contents = path, reader.refresh()
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.ftruncate(self._file, reader._offset)  # else the next line would be glued to a torn one
+            # A kill may have cut the last line short; the next record would be appended to that half line.
+            os.ftruncate(self._file, reader.offset)
 
     def points(self, values: Mapping[str, float], step: int) -> None:
         """Record pending points; a pending point of the same name and step is replaced."""
@@ -195,28 +212,30 @@ class Journal:
     def commit(self, step: int | None = None) -> None:
         """Make points up to `step` final, or all of them; on disk before this returns."""
         self._append({"commit": None if step is None else int(step)})
+        # Only here: pending points that a power cut takes are computed again by the resumed run, but points
+        # before a commit belong to a saved training state and would be missing for ever.
         with disk_errors(self.path):
             os.fsync(self._file)
 
     def rewind(self, step: int) -> None:
-        """Forget pending points after `step`."""
+        """Discard pending points after `step`."""
         self._append({"rewind": int(step)})
 
     def dataset(self, used: UsedDataset) -> None:
-        """Name a dataset that the stage reads."""
+        """Record a dataset that the stage reads."""
         self._append({"dataset": without_credentials(asdict(used))})
 
     def file(self, path: str, target: Target = "run") -> None:
-        """Hand over a file that lies below `files/`."""
+        """Record a file below `files/` that is to be uploaded as an artifact."""
         self._append({"file": path, "to": target})
 
     def summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        """Say something about the whole pipeline run."""
+        """Record metrics and tags for the pipeline's run."""
         numbers = {name: float(value) for name, value in metrics.items()}
         self._append({"summary": {"metrics": numbers, "tags": without_credentials(tags)}})
 
     def status(self, status: Status) -> None:
-        """Record that the stage runs or how it ended."""
+        """Record that the stage runs, or its final status."""
         self._append({"status": status})
 
     def close(self) -> None:
@@ -234,13 +253,16 @@ class Journal:
                 while line:
                     line = line[os.write(self._file, line) :]
             except OSError:
-                os.ftruncate(self._file, size)  # a full disk takes a part of a line and refuses the rest
+                os.ftruncate(
+                    self._file, size
+                )  # a nearly full disk accepts part of a line and refuses the rest
                 raise
-        self.ledger.apply(record)
+        # After the write: what the disk refused must not count as recorded.
+        self.contents.apply(record)
 
 
 def without_credentials(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values, nested ones too, with the credentials of every address in their texts hidden."""
+    """Copy `values`, nested mappings too, with the credentials of every address replaced by `***`."""
     return {
         key: hidden(value)
         if isinstance(value, str)

@@ -1,8 +1,8 @@
-"""The MLflow runs of one outbox: found again or made, completed, and their statuses set with care.
+"""The MLflow runs of one outbox: found or created, completed, and updated in status.
 
-A run may have been deleted in MLflow since; a process that was thought dead may have been followed by
-another one. So a run is looked at before anything about it is decided, and every status that we set
-carries the moment at which it was true: an older one never replaces a younger one.
+A run may have been deleted in MLflow meanwhile, and a process that was taken for dead may have been followed
+by another one. So a run is read before anything about it is decided, and every status is stored with the time
+at which it was true: an older status never replaces a later one.
 """
 
 from __future__ import annotations
@@ -12,125 +12,137 @@ from typing import Any
 
 from vitpipe.contracts.address import Address, hidden
 from vitpipe.track.journal import Status
-from vitpipe.track.mlflow_names import LONGEST_PARAM, LONGEST_TAG, PREFIX, metric_name
+from vitpipe.track.mlflow_names import MAX_PARAM_LENGTH, MAX_TAG_LENGTH, PREFIX, metric_name
 from vitpipe.track.outbox import Origin
 from vitpipe.track.server import does_not_exist, experiment_id, given_experiment
 
-BATCH = 100  # log_batch takes so many parameters or tags at once
-# Named when an outbox was called a box: runs of earlier versions are found by it.
+_BATCH_SIZE = (
+    100  # MAX_PARAMS_TAGS_PER_BATCH of mlflow/utils/validation.py (3.17): params or tags per log_batch
+)
+# These tag names stay as they were when an outbox was called a box: runs of earlier versions are found by
+# them.
 OUTBOX_TAG = f"{PREFIX}box"
 STATUS_TIME, STATUS_OUTBOX = f"{PREFIX}status_ms", f"{PREFIX}status_box"
 
 
 class Runs:
-    """Finds, makes and changes the runs that belong to an outbox."""
+    """Finds, creates and updates the runs that belong to an outbox."""
 
-    def __init__(self, client: Any, store: Address, origin: Origin, started_ms: int | None) -> None:
-        self._client, self._store, self._origin, self._started_ms = client, store, origin, started_ms
+    def __init__(self, client: Any, address: Address, origin: Origin, started_ms: int | None) -> None:
+        self._client, self._address, self._origin, self._started_ms = client, address, origin, started_ms
 
     def find(self, run_id: str) -> Any:
-        """A run as it is now; None when it was deleted or has never been there."""
+        """Read a run; None when it was deleted or does not exist."""
         try:
             run = self._client.get_run(run_id)
         except Exception as error:
             if does_not_exist(error):
                 return None
             raise
+        # MLflow's deletion only sets the stage; `get_run` still returns the run until `mlflow gc` removes it.
         return None if run.info.lifecycle_stage == "deleted" else run
 
     def experiment(self) -> str:
-        """Number of the experiment for new runs. Raises TrackingError when it was deleted."""
+        """ID of the experiment for new runs. Raises TrackingError when it was deleted."""
         if self._origin.experiment_id:
-            return given_experiment(self._client, self._store, self._origin.experiment_id)
-        return experiment_id(self._client, self._store, self._origin.experiment)
+            return given_experiment(self._client, self._address, self._origin.experiment_id)
+        return experiment_id(self._client, self._address, self._origin.experiment)
 
     def pipeline_run(self, experiment: str) -> str:
-        """The run of the pipeline, made if need be."""
+        """ID of the pipeline's run, which is created if it does not exist."""
         tags = {f"{PREFIX}role": "pipeline", f"{PREFIX}pipeline": self._origin.pipeline}
         found = self._search(experiment, tags)
         if found:
             return found[0]
         made = self._create(experiment, tags, self._origin.pipeline_title)
+        # MLflow cannot create a run only if none exists, so two stages may create one each at the same time.
+        # Both then see both runs and choose the same one, the oldest; the other is deleted by its creator.
         first = (self._search(experiment, tags) or [made])[0]
-        if first != made:  # another stage was faster by a moment: keep one
+        if first != made:
             self._client.delete_run(made)
         return first
 
     def stage_run(self, experiment: str, parent_id: str) -> str:
-        """The run of the outbox, made below the pipeline's run if need be."""
+        """ID of the outbox's run, which is created as child of the pipeline's run if it does not exist."""
         found = self._search(experiment, {OUTBOX_TAG: self._origin.id})
         if found:
-            self.put_below(found[0], parent_id)
+            self.set_parent(found[0], parent_id)
             return found[0]
         tags = {OUTBOX_TAG: self._origin.id, "mlflow.parentRunId": parent_id}
         return self._create(experiment, tags, self._origin.stage)
 
-    def put_below(self, run_id: str, parent_id: str) -> None:
-        """Show a run below another one."""
-        self.complete(run_id, {}, {"mlflow.parentRunId": parent_id})
+    def set_parent(self, run_id: str, parent_id: str) -> None:
+        """Nest a run below another one."""
+        self.add_missing(run_id, {}, {"mlflow.parentRunId": parent_id})
 
-    def complete(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Log what the run lacks. A parameter that is there stays: MLflow refuses to change one."""
+    def add_missing(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Log the parameters that the run lacks, and the tags that it lacks or that differ."""
         from mlflow.entities import Param, RunTag
 
         data = self._client.get_run(run_id).data
+        # An existing parameter keeps its value: MLflow rejects a batch that changes one.
         new_params = [
-            Param(metric_name(key), hidden(value)[:LONGEST_PARAM])
+            Param(metric_name(key), hidden(value)[:MAX_PARAM_LENGTH])
             for key, value in params.items()
             if metric_name(key) not in data.params
         ]
-        shown = {key: hidden(value)[:LONGEST_TAG] for key, value in tags.items()}
+        shown = {key: hidden(value)[:MAX_TAG_LENGTH] for key, value in tags.items()}
         new_tags = [RunTag(key, value) for key, value in shown.items() if data.tags.get(key) != value]
         for some_params, some_tags in in_batches(new_params, new_tags):
             self._client.log_batch(run_id, params=some_params, tags=some_tags)
 
     def set_status(self, run_id: str, parent_id: str, status: Status, time_ms: int) -> None:
-        """Set the status of the outbox's run and of the pipeline's, unless a younger one is there."""
-        for run in self._both(run_id, parent_id):
-            if self._told_ms(run) > time_ms:
+        """Set the status of the outbox's and the pipeline's run, unless a later one is stored there."""
+        for run in self._own_and_pipeline(run_id, parent_id):
+            if self._status_ms(run) > time_ms:
                 continue
-            self._client.log_batch(run.info.run_id, tags=self._signature(time_ms))
+            self._client.log_batch(run.info.run_id, tags=self._status_tags(time_ms))
             if status == "RUNNING":
+                # `set_terminated` would also write an end time, by default the present.
                 self._client.update_run(run.info.run_id, status=status)
             else:
                 self._client.set_terminated(run.info.run_id, status, time_ms)
 
     def mark_killed(self, run_id: str, parent_id: str, running_ms: int, died_ms: int) -> None:
-        """Mark what still runs in MLflow, and was not taken up by another process since, as killed.
+        """Set the runs to KILLED that are still RUNNING in MLflow and that no other process has continued.
 
         Args:
-            running_ms: when the process that died said that it runs.
-            died_ms: when it died, as far as is known.
+            running_ms: when the dead process recorded RUNNING (milliseconds since the epoch).
+            died_ms: when it died, as far as is known (milliseconds since the epoch).
         """
-        for run in self._both(run_id, parent_id):
+        for run in self._own_and_pipeline(run_id, parent_id):
+            # The pipeline's run belongs to the stage that set its status last, and that may still be running.
             is_ours = run.data.tags.get(STATUS_OUTBOX, self._origin.id) == self._origin.id
-            if run.info.status == "RUNNING" and is_ours and self._told_ms(run) <= running_ms:
-                # Not the time of death: whoever resumes the run says so later than this in any case.
-                self._client.log_batch(run.info.run_id, tags=self._signature(running_ms))
+            if run.info.status == "RUNNING" and is_ours and self._status_ms(run) <= running_ms:
+                # Not `died_ms`: the RUNNING of a resumed run must count as later, and its time is only
+                # guaranteed to be after `running_ms` (see JournalContents).
+                self._client.log_batch(run.info.run_id, tags=self._status_tags(running_ms))
                 self._client.set_terminated(run.info.run_id, "KILLED", max(died_ms, running_ms))
 
-    def _both(self, run_id: str, parent_id: str) -> Iterator[Any]:
-        """The outbox's run and the pipeline's as they are now; a run of Kubeflow's is ended by its plugin."""
+    def _own_and_pipeline(self, run_id: str, parent_id: str) -> Iterator[Any]:
+        """The outbox's run and the pipeline's run as they are in MLflow now, without deleted ones."""
         own = self.find(run_id)
         if own is not None:
             yield own
         parent = self.find(parent_id) if parent_id else None
+        # A parent without this tag was created by Kubeflow's MLflow plugin, which ends it itself.
         if parent is not None and parent.data.tags.get(f"{PREFIX}role") == "pipeline":
             yield parent
 
-    def _told_ms(self, run: Any) -> int:
-        told = run.data.tags.get(STATUS_TIME, "")
-        return int(told) if told.isdigit() else 0
+    def _status_ms(self, run: Any) -> int:
+        value = run.data.tags.get(STATUS_TIME, "")
+        return int(value) if value.isdigit() else 0
 
-    def _signature(self, time_ms: int) -> list[Any]:
+    def _status_tags(self, time_ms: int) -> list[Any]:
         from mlflow.entities import RunTag
 
         return [RunTag(STATUS_TIME, str(time_ms)), RunTag(STATUS_OUTBOX, self._origin.id)]
 
     def _create(self, experiment: str, tags: Mapping[str, str], title: str) -> str:
-        """Make a run that started when the stage did, not when MLflow hears of it."""
         run = self._client.create_run(
             experiment,
+            # The start of the stage. By default MLflow takes the present, which may be days later for an
+            # outbox that is sent by `vitpipe sync`.
             start_time=self._started_ms,
             tags={**tags, "mlflow.source.name": "vitpipe", "mlflow.source.type": "LOCAL"},
             run_name=title,
@@ -138,17 +150,19 @@ class Runs:
         return str(run.info.run_id)
 
     def _search(self, experiment: str, tags: Mapping[str, str]) -> list[str]:
-        """Runs that carry these tags, the oldest first; deleted ones are not among them."""
+        """IDs of the runs with these tags, the oldest first; MLflow leaves deleted runs out by default."""
         text = " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
         runs = self._client.search_runs([experiment], filter_string=text, max_results=50)
+        # The run ID decides between equal start times, so that all processes choose the same run.
         return [run.info.run_id for run in sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))]
 
 
 def in_batches(first: Sequence[Any], second: Sequence[Any]) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Cut two lists side by side into pieces that one call of MLflow takes."""
-    for start in range(0, max(len(first), len(second)), BATCH):
-        yield list(first[start : start + BATCH]), list(second[start : start + BATCH])
+    """Cut two lists in parallel into pieces that one call of `log_batch` accepts."""
+    for start in range(0, max(len(first), len(second)), _BATCH_SIZE):
+        yield list(first[start : start + _BATCH_SIZE]), list(second[start : start + _BATCH_SIZE])
 
 
 def _quoted(value: str) -> str:
+    # A quote would end the string in MLflow's filter; the tag `pipeline` is stored without quotes too.
     return value.replace("'", "")

@@ -1,13 +1,13 @@
-"""The outbox: a folder that holds all that one run of a stage has to tell MLflow, and what was told.
+"""The outbox: a folder with everything that one run of a stage has to send to MLflow, and what has been sent.
 
-box.json        who speaks: stage, pipeline, parameters, tags, where to; written once
-journal.jsonl   what is said (see journal.py); written by the stage
-files/          tables, figures, pages to hand over; written by the stage
-producer.json   the stage's process; its time of change says when it was seen alive
-sent.json       how far it has been told; written by the uploader
+box.json        origin: stage, pipeline, parameters, tags, tracking URI; written once
+journal.jsonl   events of the stage (see journal.py); written by the stage
+files/          artifacts: tables, figures, pages; written by the stage
+producer.json   the stage's process; the file's modification time is its heartbeat
+sent.json       what MLflow has received; written by the uploader
 contact.json    whether MLflow answers; written by the uploader
 
-No file holds credentials. Whatever is read back carries a checksum: what is damaged is recognised.
+No file holds credentials. Every file that is read back holds a checksum, so that damage is detected.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.errors import StorageError, disk_errors
 from vitpipe.track.checked_json import DamagedError, read_checked, write_checked
-from vitpipe.track.journal import JournalReader, Ledger
-from vitpipe.track.producer import Producer, changed_lately
+from vitpipe.track.journal import JournalContents, JournalReader
+from vitpipe.track.producer import Producer, changed_recently
 
-OUTBOX_FILE, JOURNAL, FILES, SENT, CONTACT, LOCK, PRODUCER = (
+OUTBOX_FOLDER = "track"  # in a stage's state folder
+# File names and JSON keys are an on-disk format: outboxes of earlier versions must still be sent.
+OUTBOX_FILE, JOURNAL, FILES, SENT, SERVER_STATUS, LOCK, PRODUCER = (
     "box.json",
     "journal.jsonl",
     "files",
@@ -41,15 +43,17 @@ OUTBOX_FILE, JOURNAL, FILES, SENT, CONTACT, LOCK, PRODUCER = (
 
 
 class Origin(BaseModel):
-    """Who speaks and to whom.
+    """Where the records of an outbox come from and where they go.
 
     Attributes:
-        id: random, drawn once; the MLflow run carries it as a tag, so it can be found again when the
-            process died between making the run and writing down its number.
-        store: tracking URI; stored without credentials, which the environment has.
-        experiment_id: given by Kubeflow's plugin, else empty.
+        id: random, drawn once. It is a tag of the MLflow run, so that the run is found again when the
+            process was killed between creating the run and storing its ID.
+        store: tracking URI; stored without credentials, which only the environment holds.
+        experiment: name of the MLflow experiment.
+        experiment_id: set by Kubeflow's MLflow plugin, else empty; overrides `experiment`.
         given_run_id: the MLflow run to continue (`MLFLOW_RUN_ID`), else empty.
         pipeline: key of the pipeline run that this stage belongs to.
+        pipeline_title: name of the pipeline's MLflow run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,17 +71,18 @@ class Origin(BaseModel):
     tags: dict[str, str]
 
 
-class Sent(BaseModel):
-    """How far MLflow has been told: run numbers and the count of journal entries of each kind.
+class SentState(BaseModel):
+    """What MLflow has received: run IDs and the number of journal entries of each kind.
 
     Attributes:
-        outbox: the outbox's id, in case that box.json is damaged.
-        num_judged: statuses of the journal when it was last decided whether the run's process had died.
+        outbox: the outbox's ID, needed when box.json is damaged.
+        num_judged: number of statuses in the journal when it was last checked whether the stage's process
+            had died.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    # "box" in files written before the outbox had its name.
+    # The key was "box" in earlier versions.
     outbox: str = Field(default="", validation_alias=AliasChoices("outbox", "box"))
     run_id: str = ""
     parent_id: str = ""
@@ -88,25 +93,26 @@ class Sent(BaseModel):
     num_statuses: int = 0
     num_judged: int = 0
 
-    def covers(self, ledger: Ledger) -> bool:
-        """True when nothing final is left to send."""
+    def covers(self, contents: JournalContents) -> bool:
+        """True when MLflow has received everything final in a journal."""
         return bool(self.run_id) and (
-            self.num_points >= len(ledger.final)
-            and self.num_datasets >= len(ledger.datasets)
-            and self.num_files >= len(ledger.files)
-            and self.num_summaries >= len(ledger.summaries)
-            and self.num_statuses >= len(ledger.statuses)
+            self.num_points >= len(contents.final)
+            and self.num_datasets >= len(contents.datasets)
+            and self.num_files >= len(contents.files)
+            and self.num_summaries >= len(contents.summaries)
+            and self.num_statuses >= len(contents.statuses)
         )
 
 
-class Contact(BaseModel):
-    """Whether MLflow answered last time, and why not.
+class ServerStatus(BaseModel):
+    """Whether MLflow answered the uploader's last attempt.
 
     Attributes:
-        is_asking: nothing has been heard yet; somebody asks at this moment.
+        is_asking: the first attempt is still in progress.
+        reason: why it failed; empty after a success.
         fix: what the user can do about the reason.
-        note: something that went well but that the user should know.
-        pid: the uploader that wrote this; an older one may still be at work.
+        note: a warning although the attempt succeeded.
+        pid: the uploader that wrote this; an earlier one may still be running.
     """
 
     reached: bool
@@ -130,16 +136,25 @@ class Outbox:
 
     @property
     def files(self) -> Path:
-        """Folder of the files to hand over."""
+        """Folder of the files that are uploaded as artifacts."""
         return self.folder / FILES
 
     def open(self, origin: Origin) -> Origin:
-        """Start an outbox, or continue the one that is here: MLflow then goes on with the same run."""
+        """Create the outbox, or continue an existing one; MLflow then continues the same run.
+
+        Returns:
+            The origin in effect: the stored one once the run exists, else `origin` with the stored ID.
+
+        Raises:
+            StorageError: the disk refuses the write.
+        """
         sent = self.sent()
         try:
             known = self.origin()
             if sent is None or sent.run_id:
                 return known
+            # Nothing sent yet, so that a corrected tracking URI or parameter takes effect. The ID stays: the
+            # run may have been created in MLflow before the process was killed, and is found by it.
             origin = origin.model_copy(update={"id": known.id})
         except OSError:
             pass  # a new outbox
@@ -152,89 +167,90 @@ class Outbox:
         return origin
 
     def origin(self) -> Origin:
-        """Read who speaks. Raises OSError or DamagedError when there is no whole outbox here."""
+        """Read the origin. Raises OSError when there is no outbox, DamagedError when box.json is damaged."""
         return read_checked(self.folder / OUTBOX_FILE, Origin)
 
-    def sent(self) -> Sent | None:
-        """How far it has been told; None when that was written down and is damaged."""
+    def sent(self) -> SentState | None:
+        """Read what MLflow has received: nothing when sent.json does not exist, None when it is damaged."""
         try:
-            return read_checked(self.folder / SENT, Sent)
+            return read_checked(self.folder / SENT, SentState)
         except OSError:
-            return Sent()
+            return SentState()
         except DamagedError:
             return None
 
-    def write_sent(self, sent: Sent) -> None:
-        """Remember how far it has been told. Raises StorageError."""
+    def write_sent(self, sent: SentState) -> None:
+        """Store what MLflow has received. Raises StorageError."""
         write_checked(self.folder / SENT, sent)
 
     @property
     def run_id(self) -> str:
-        """Number of the MLflow run; empty while it is not known."""
+        """ID of the MLflow run; empty while it is unknown."""
         sent = self.sent()
         return sent.run_id if sent is not None else ""
 
-    def contact(self) -> Contact | None:
-        """Whether MLflow answers; None while nobody has asked yet."""
+    def server_status(self) -> ServerStatus | None:
+        """Result of the last attempt to reach MLflow; None before the first one."""
         try:
-            return read_checked(self.folder / CONTACT, Contact)
+            return read_checked(self.folder / SERVER_STATUS, ServerStatus)
         except (OSError, DamagedError):
             return None
 
-    def write_contact(self, contact: Contact | None) -> None:
-        """Remember whether MLflow answers; None forgets. A disk that refuses has worse to tell elsewhere."""
+    def write_server_status(self, status: ServerStatus | None) -> None:
+        """Store the result of an attempt to reach MLflow; None removes it. A refused write is ignored."""
+        # The status only serves messages. A full disk is reported by the journal or by `write_sent`.
         with contextlib.suppress(StorageError):
-            if contact is None:
-                (self.folder / CONTACT).unlink(missing_ok=True)
-            elif contact != self.contact():
-                write_checked(self.folder / CONTACT, contact)
+            if status is None:
+                (self.folder / SERVER_STATUS).unlink(missing_ok=True)
+            elif status != self.server_status():
+                write_checked(self.folder / SERVER_STATUS, status)
 
     def producer(self) -> Producer | None:
-        """The process that fills this outbox; None when nobody has said so."""
+        """The process that writes this outbox; None when it is unknown."""
         try:
             return read_checked(self.folder / PRODUCER, Producer)
         except (OSError, DamagedError):
             return None
 
     def write_producer(self, producer: Producer) -> None:
-        """Say who fills this outbox from now on. Raises StorageError."""
+        """Store which process writes this outbox from now on. Raises StorageError."""
         write_checked(self.folder / PRODUCER, producer)
 
-    def producer_lives(self) -> None:
-        """Leave a sign of life for other machines."""
-        with contextlib.suppress(OSError):  # mounted buckets cannot change times
+    def touch_producer(self) -> None:
+        """Renew the heartbeat by which other machines see that the stage is alive."""
+        with contextlib.suppress(OSError):  # mounted buckets cannot set modification times
             os.utime(self.folder / PRODUCER)
 
-    def may_be_filled(self) -> bool:
-        """Whether the process that fills this outbox is alive, or may be: then others leave it alone."""
-        statuses = JournalReader(self.journal).refresh().statuses
-        if statuses and statuses[-1][0] != "RUNNING":
-            return False  # it has had its last word
+    def may_have_live_producer(self) -> bool:
+        """True when the process that writes this outbox is alive, or may be: others must not send it then."""
+        contents = JournalReader(self.journal).refresh()
+        if contents.statuses and not contents.is_running:
+            return False  # the final status is the last record
         producer = self.producer()
-        if producer is None:
-            return changed_lately(self._last_change())
-        return producer.may_live(self._last_change())
+        if producer is None:  # of a version without producer.json, or killed before it was written
+            return changed_recently(self._last_change())
+        return producer.may_be_alive(self._last_change())
 
     def is_delivered(self) -> bool:
-        """True when MLflow has been told everything that is final."""
+        """True when MLflow has received everything that is final."""
         sent = self.sent()
         return sent is not None and sent.covers(JournalReader(self.journal).refresh())
 
     def is_settled(self) -> bool:
-        """True when MLflow has been told everything, and also that the process has died if it has."""
-        sent, ledger = self.sent(), JournalReader(self.journal).refresh()
-        if sent is None or not sent.covers(ledger):
+        """True when everything is delivered, and the run is marked KILLED if it has no final status."""
+        sent, contents = self.sent(), JournalReader(self.journal).refresh()
+        if sent is None or not sent.covers(contents):
             return False
-        is_open = bool(ledger.statuses) and ledger.statuses[-1][0] == "RUNNING"
-        return not is_open or sent.num_judged >= len(ledger.statuses)
+        return not contents.is_running or sent.num_judged >= len(contents.statuses)
 
     @contextmanager
     def locked(self, *, wait: bool) -> Iterator[bool]:
-        """Be the only one who sends this outbox.
+        """Hold the lock that allows one process at a time to send this outbox.
 
         Yields:
-            False when another process has it and `wait` is false.
+            False when another process holds it and `wait` is false.
         """
+        # The kernel releases a flock when its process dies, so that no stale lock file can block an outbox.
         descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
@@ -243,30 +259,33 @@ class Outbox:
                 yield False
                 return
             except OSError:
-                pass  # a file system without locks: what MLflow has already is looked up all the same
+                # A file system without locks: the delivery still compares with what MLflow has.
+                pass
             yield True
         finally:
             os.close(descriptor)
 
     def _last_change(self) -> float:
-        """When something in the folder changed last (seconds since the epoch)."""
+        """Latest modification time of the folder and its entries (seconds since the epoch)."""
         times = [0.0]
         for path in (self.folder, *self.folder.iterdir()):
-            with contextlib.suppress(OSError):  # a file that was written aside a moment ago
+            with contextlib.suppress(OSError):  # a temporary file that was renamed meanwhile
                 times.append(path.stat().st_mtime)
         return max(times)
 
 
 def table_as_json(rows: list[dict[str, object]]) -> str:
-    """A table in the format of `mlflow.log_table`, so that MLflow's table view and `load_table` read it."""
+    """Format a table as `mlflow.log_table` does, so that MLflow's table view and `load_table` read it."""
     columns = list(rows[0]) if rows else []
     data = [[plain_value(row.get(column)) for column in columns] for row in rows]
     return json.dumps({"columns": columns, "data": data})
 
 
 def plain_value(value: object) -> object:
-    """Numbers of numpy and torch as Python's own; anything else that JSON lacks as text."""
+    """Convert scalars of numpy and torch to Python numbers; other values that JSON lacks become text."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    # numpy and torch scalars both have `item()`; importing either here would cost every stage its import
+    # time.
     item = getattr(value, "item", None)
     return item() if callable(item) else str(value)

@@ -1,7 +1,7 @@
-"""Where MLflow is and how it is opened: quickly when it answers, at once an error when it does not.
+"""Address of MLflow, and how it is opened: fast when it answers, an immediate error when it does not.
 
-Default: `mlflow.db` (sqlite) in the working folder with `mlartifacts/` beside it, which is also what a
-bare `mlflow ui` opens. `MLFLOW_TRACKING_URI` names a server; `VITPIPE_TRACKING=off` sends nothing.
+Default: `mlflow.db` (sqlite) in the working folder with `mlartifacts/` beside it, which a bare `mlflow ui`
+opens too. `MLFLOW_TRACKING_URI` selects a server; `VITPIPE_TRACKING=off` sends nothing.
 """
 
 from __future__ import annotations
@@ -18,57 +18,60 @@ from urllib.parse import urlsplit
 
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.shell import typed
-from vitpipe.track.refusal import TrackingError, error_code, tracking_errors
-
-__all__ = ["TrackingError", "tracking_errors"]
+from vitpipe.track.mlflow_errors import TrackingError, error_code, tracking_errors
 
 OFF = Address("off")
 EXPERIMENT = "vitpipe"
-URI = "MLFLOW_TRACKING_URI"
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
 PROBE_SECONDS = 4.0
-# MLflow's own patience (seven tries of two minutes) would hold up the end of a stage for a quarter hour. Its
-# retries would also repeat a request that had its effect before the answer got lost: two runs instead of one.
-_IMPATIENCE = {
+# Defaults for variables that the user has not set. With MLflow's own timeout of 120 s and 7 retries, a silent
+# server would delay the end of a stage by a quarter of an hour. A retry could also repeat a request that took
+# effect before its answer was lost: two runs instead of one.
+_MLFLOW_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the address that it prints holds the password
-    "PGCONNECT_TIMEOUT": "5",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the printed address contains the password
+    "PGCONNECT_TIMEOUT": "5",  # libpq's own default is to wait without limit
 }
 
 
 def store_address(folder: Path) -> Address:
-    """Tracking URI from the environment, else the sqlite file in `folder`; `OFF` when switched off."""
+    """Tracking URI from the environment, else the sqlite file in `folder`; `OFF` when tracking is off."""
     if os.environ.get("VITPIPE_TRACKING", "").lower() in ("off", "0", "false"):
         return OFF
-    return Address(os.environ.get(URI) or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
+    # MLflow 3.17 refuses its former default, a `file:` store.
+    return Address(os.environ.get(URI_VARIABLE) or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
 
 
-def address_to_use(stored: Address, given: Address | None, *, is_told: bool) -> Address:
-    """The address for an outbox: where its run is, with the credentials that only the environment has.
+def address_to_use(stored: Address, given: Address | None, *, may_have_run: bool) -> Address:
+    """Choose the tracking URI for an outbox: where its run is, with credentials from the environment.
 
     Args:
         stored: from the outbox, without credentials.
-        given: the present one, with credentials.
-        is_told: whether the run is in MLflow already; before that, a corrected address is the better one.
+        given: the current one, with credentials.
+        may_have_run: whether the outbox may have a run in MLflow.
     """
     if OFF in (stored, given):
         return OFF
-    if given is not None and (not is_told or given.is_shown_as(str(stored))):
+    # Before the run exists, a corrected address replaces the stored one. Afterwards the run would be split
+    # over two servers, so the given address only adds the credentials, and only those of the same server and
+    # user.
+    if given is not None and (not may_have_run or given.is_shown_as(str(stored))):
         return given
     return stored
 
 
 def address_in_environment() -> Address | None:
-    """The address that `MLFLOW_TRACKING_URI` names, if it names one."""
-    given = os.environ.get(URI)
+    """The address in `MLFLOW_TRACKING_URI`; None when it is unset or empty."""
+    given = os.environ.get(URI_VARIABLE)
     return Address(given) if given else None
 
 
 def ui_command(address: Address | str) -> str:
-    """What to type, or where to look, to see the runs; without credentials."""
-    address = _address(address)
+    """The command or URL that shows the runs, without credentials."""
+    address = _as_address(address)
     if address == OFF:
         return "tracking is off (VITPIPE_TRACKING)"
     if is_server(address):
@@ -79,107 +82,113 @@ def ui_command(address: Address | str) -> str:
     return f"{typed('mlflow')} ui --backend-store-uri {shlex.quote(shown)}"
 
 
-def connect(address: Address | str, *, answered: Callable[[], None] | None = None) -> Any:
-    """Open the store and return an `MlflowClient`.
+def connect(address: Address | str, *, on_answer: Callable[[], None] | None = None) -> Any:
+    """Open MLflow and return an `MlflowClient`.
 
     Args:
-        answered: called as soon as it is known that something answers, before MLflow is imported.
+        on_answer: called as soon as the server answers, before MLflow is imported (which takes seconds).
 
     Raises:
-        TrackingError: when it does not answer within `PROBE_SECONDS`, refuses, or cannot be opened.
+        TrackingError: it does not answer within `PROBE_SECONDS`, rejects the request, or cannot be opened.
     """
-    address = _address(address)
+    address = _as_address(address)
     with tracking_errors(address):
         probe(address)
-        if answered is not None:
-            answered()
-        for name, value in _IMPATIENCE.items():
+        if on_answer is not None:
+            on_answer()
+        # Before the import: MLflow decides about telemetry when it is imported.
+        for name, value in _MLFLOW_DEFAULTS.items():
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
         with _migration_lock(address):
             client = MlflowClient(tracking_uri=address.secret)
-            client.search_experiments(max_results=1)  # opens the database, makes its tables if need be
+            # The constructor does not connect. This call opens the database and creates its tables if
+            # necessary.
+            client.search_experiments(max_results=1)
         return client
 
 
 def experiment_id(client: Any, address: Address | str, name: str) -> str:
-    """The number of an experiment, made if need be; two processes may ask at the same time.
+    """ID of an experiment, which is created if it does not exist.
 
     Raises:
-        TrackingError: the experiment was deleted; MLflow then refuses everything that has its name.
+        TrackingError: the experiment was deleted; MLflow then rejects every run in it, and its name.
     """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=_artifact_location(_address(address)))
+            return client.create_experiment(name, artifact_location=_artifact_location(_as_address(address)))
         except MlflowException:
+            # Another process may have created it since the look-up.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
-    return _not_deleted(found, _address(address))
+    return _id_unless_deleted(found, _as_address(address))
 
 
 def given_experiment(client: Any, address: Address | str, number: str) -> str:
-    """The experiment that `MLFLOW_EXPERIMENT_ID` names.
+    """ID of the experiment in `MLFLOW_EXPERIMENT_ID`.
 
     Raises:
-        TrackingError: there is none of that number, or it was deleted.
+        TrackingError: the experiment does not exist or was deleted.
     """
     with tracking_errors(address):
-        return _not_deleted(client.get_experiment(number), _address(address))
+        return _id_unless_deleted(client.get_experiment(number), _as_address(address))
 
 
 def does_not_exist(error: Exception) -> bool:
-    """Whether MLflow itself says that a run or an experiment does not exist, or cannot be one."""
+    """Whether MLflow itself answers that a run or experiment does not exist, or that its ID is invalid."""
+    # MLflow 3.17 answers INVALID_PARAMETER_VALUE to an ID that does not match its pattern, and to a change of
+    # a deleted run.
     return error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def probe(address: Address) -> None:
-    """Ask a server once whether anything answers; any answer will do, also of a proxy or a log-in page.
-
-    Carries no credentials: it is not known yet who is there.
+    """Send one request without credentials; any answer counts, also of a proxy or a log-in page.
 
     Raises:
-        OSError: nothing answers (exceptions of requests are among these).
+        OSError: nothing answers (the exceptions of requests are subclasses).
     """
     if not is_server(address):
         return
-    import requests  # type: ignore[import-untyped]  # comes with MLflow
+    import requests  # type: ignore[import-untyped]  # a dependency of MLflow
 
+    # No user, password or token: it is unknown yet which program answers, and redirects are not followed.
     parts = urlsplit(address.secret)
     place = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
-    # An answer without a certificate that we trust is an answer too; the first real request says more.
+    # An answer with an untrusted certificate is an answer too; MLflow's first request reports the
+    # certificate.
     with contextlib.suppress(requests.exceptions.SSLError):
         requests.get(
-            f"{place}/health", timeout=PROBE_SECONDS, allow_redirects=False, stream=True, auth=_as_it_is
+            f"{place}/health", timeout=PROBE_SECONDS, allow_redirects=False, stream=True, auth=_no_auth
         ).close()
 
 
 def is_server(address: Address) -> bool:
-    """Whether it is spoken to over HTTP, unlike a database that MLflow opens itself."""
+    """Whether MLflow is reached over HTTP, unlike a database that its client opens itself."""
     return address.secret.lower().startswith(("http://", "https://"))
 
 
-def _as_it_is(request: Any) -> Any:
-    """An authentication that adds nothing; without one, requests would look into ~/.netrc."""
+def _no_auth(request: Any) -> Any:
+    """Authentication that adds nothing. With `auth=None`, requests would send credentials from ~/.netrc."""
     return request
 
 
-def _address(address: Address | str) -> Address:
+def _as_address(address: Address | str) -> Address:
     return address if isinstance(address, Address) else Address(address)
 
 
-def _not_deleted(found: Any, address: Address) -> str:
+def _id_unless_deleted(found: Any, address: Address) -> str:
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
             f"MLflow's experiment '{found.name}' was deleted",
             where=str(address),
             fix="with MLFLOW_TRACKING_URI set to this address, run "
-            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or name another experiment "
-            "by MLFLOW_EXPERIMENT_NAME",
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or set "
+            "MLFLOW_EXPERIMENT_NAME to another experiment",
         )
     return str(found.experiment_id)
 
@@ -190,14 +199,14 @@ def _sqlite_file(address: Address) -> Path | None:
 
 
 def _artifact_location(address: Address) -> str | None:
-    """Beside a sqlite file; a server decides for itself."""
+    """Folder beside a sqlite file; None for a server, which has its own setting."""
     file = _sqlite_file(address)
     return (file.resolve().parent / "mlartifacts").as_uri() if file else None
 
 
 @contextmanager
 def _migration_lock(address: Address) -> Iterator[None]:
-    """Two stages that start at once on a new sqlite file would both make its tables, and one would fail."""
+    """Serialise the creation of tables: of two stages that start on a new sqlite file, one would fail."""
     file = _sqlite_file(address)
     if file is None:
         yield

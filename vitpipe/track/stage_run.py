@@ -1,10 +1,10 @@
-"""One stage's run as seen by the tracker: what a stage is given as its logger.
+"""Tracking of one stage: the logger that a stage is given.
 
     with stage_run(stage="finetune", recipe=recipe, folder=folder, state=state, ...) as logger:
         ...
 
-Everything goes into an outbox (a folder in `state`, see outbox.py) and from there to MLflow by a uploader, so
-that neither a slow server nor a kill costs the stage anything. The same `state` continues the same run.
+All records go into an outbox (a folder in `state`, see outbox.py), and an uploader sends them to MLflow: a
+slow server does not delay the stage, and a kill loses no final record. The same `state` continues the run.
 """
 
 from __future__ import annotations
@@ -27,63 +27,65 @@ from vitpipe.contracts.errors import StoppedError, StorageError, disk_errors
 from vitpipe.contracts.files import write_whole
 from vitpipe.track.console import Console
 from vitpipe.track.journal import Journal, Status, Target, UsedDataset, without_credentials
-from vitpipe.track.outbox import Origin, Outbox, plain_value, table_as_json
+from vitpipe.track.outbox import OUTBOX_FOLDER, Origin, Outbox, plain_value, table_as_json
 from vitpipe.track.producer import Producer
 from vitpipe.track.server import EXPERIMENT, OFF, address_to_use, store_address
 from vitpipe.track.sync import UNSENT_SUFFIX, keep_unsent
 from vitpipe.track.uploader import Uploader
 
-OUTBOX_FOLDER = "track"
 HISTORY = "history"
-_RUN_SECONDS, _SECONDS_BETWEEN_LOOKS = 30.0, 5.0
+_RUN_SECONDS = 30.0  # at most for the ID of the run, which the stage's card names
+_CHECK_SECONDS = 5.0  # between checks of the server's status, each of which reads a file
 
 
 class SilentLogger:
-    """Swallows everything: the logger of ranks other than 0."""
+    """A logger that discards everything, for ranks other than 0."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def commit(self, step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def rewind(self, step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def figure(self, name: str, path: Path) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def dataset(self, name: str, digest: str, source: str, context: str, facts: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def say(self, line: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def progress(self, step: int, num_steps: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class StageRun:
     """The logger of rank 0 (`RunLogger`). Made by `stage_run`."""
 
-    def __init__(self, stage: str, folder: Path, outbox: Outbox, store: Address) -> None:
-        self.stage, self.folder, self.outbox, self.store = stage, folder, outbox, store
+    def __init__(self, stage: str, folder: Path, outbox: Outbox, address: Address) -> None:
+        self.stage, self.folder, self.outbox, self.address = stage, folder, outbox, address
         self.console = Console(stage)
+        # Before RUNNING is recorded: an uploader of an earlier process that reads it must see that this
+        # process is alive, or it would mark the run KILLED.
         outbox.write_producer(Producer.of_this_process())
         self.journal = Journal(outbox.journal)
-        if num_damaged := self.journal.ledger.num_damaged:
-            self.say(f"{outbox.journal}: damaged lines that were passed over: {num_damaged}")
+        if num_damaged := self.journal.contents.num_damaged:
+            self.say(f"{outbox.journal}: damaged lines skipped: {num_damaged}")
         self.journal.status("RUNNING")
-        self._uploader = None if store == OFF else Uploader(outbox, store)
+        self._uploader = None if address == OFF else Uploader(outbox, address)
         self._has_warned, self._has_succeeded = False, False
-        self._noted, self._last_look = "", 0.0
+        self._last_note, self._last_check = "", 0.0
 
     @property
     def run_id(self) -> str:
-        """Number of the MLflow run; waits for MLflow's first answer. Empty when it does not answer."""
+        """ID of the MLflow run; waits for MLflow's first answer. Empty when it does not answer."""
         if self._uploader is not None:
             self._uploader.wait_for_run(_RUN_SECONDS)
         return self.outbox.run_id
@@ -94,33 +96,34 @@ class StageRun:
             self.journal.points(values, step)
 
     def commit(self, step: int) -> None:
-        """Points up to `step` are final: they are on disk when this returns and are then sent."""
+        """Make points up to `step` final: they are on disk when this returns, and are then sent."""
         self.journal.commit(step)
         self._wake()
 
     def rewind(self, step: int) -> None:
-        """Forget pending points after `step`."""
+        """Discard pending points after `step`."""
         self.journal.rewind(step)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write `tables/NAME.csv` into the stage's folder and hand the table to MLflow."""
+        """Write `tables/NAME.csv` into the stage's folder and upload the table to MLflow."""
         if not rows:
             return
         write_table(self.folder, name, rows)
-        self.hand_over(f"tables/{name}.json", table_as_json([dict(row) for row in rows]))
+        self.log_file(f"tables/{name}.json", table_as_json([dict(row) for row in rows]))
 
     def figure(self, name: str, path: Path) -> None:
-        """Hand a picture file to MLflow as `figures/NAME` with the file's suffix."""
-        self.hand_over(f"figures/{name.removesuffix(path.suffix)}{path.suffix}", path)
+        """Upload an image file to MLflow as `figures/NAME` with the file's suffix."""
+        self.log_file(f"figures/{name.removesuffix(path.suffix)}{path.suffix}", path)
 
     def dataset(self, name: str, digest: str, source: str, context: str, facts: Mapping[str, Any]) -> None:
-        """Name a dataset that the stage reads; MLflow shows it on the run's page."""
+        """Record a dataset that the stage reads; MLflow shows it on the run's page."""
         plain = {key: plain_value(value) for key, value in facts.items()}
         self.journal.dataset(UsedDataset(name, digest, source, context, plain))
         self._wake()
 
-    def hand_over(self, name: str, content: str | Path, target: Target = "run") -> None:
-        """Give MLflow a file under `name`: a text, or a copy of a file as it is now."""
+    def log_file(self, name: str, content: str | Path, target: Target = "run") -> None:
+        """Upload an artifact named `name`: a text, or the present content of a file."""
+        # A copy, because the file may change or be removed before the uploader reads it.
         path = self.outbox.files / name
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,39 +139,46 @@ class StageRun:
         self.console.say(line)
 
     def progress(self, step: int, num_steps: int, values: Mapping[str, float]) -> None:
-        """Show how far the run is."""
+        """Show the step and the latest values on the console."""
         self.console.progress(step, num_steps, values)
-        if time.monotonic() - self._last_look > _SECONDS_BETWEEN_LOOKS:
-            self._look()
+        if time.monotonic() - self._last_check > _CHECK_SECONDS:
+            self._check_server()
 
     def succeed(self) -> None:
-        """The stage is done: everything is final. Writes `tables/history.csv` from the journal, once."""
+        """Make all points final and write `tables/history.csv` from the journal; later calls do nothing."""
+        # Called by the stage before it writes its card, which lists the files of the output, and again at the
+        # end.
         if self._has_succeeded:
             return
         self._has_succeeded = True
         self.journal.commit()
-        ledger, metrics_file = self.journal.ledger, self.folder / METRICS
+        contents, metrics_file = self.journal.contents, self.folder / METRICS
         metrics = json.loads(metrics_file.read_text("utf-8")) if metrics_file.is_file() else {}
-        # A finished stage that writes its output again has told its metrics already: no history of those.
-        told = {(name, ledger.last_step) for name in metrics}
+        # When a finished stage writes its output again, its final metrics are already in the journal. In the
+        # history they would make this output differ from the first one.
+        final_metrics = {(name, contents.last_step) for name in metrics}
         rows = [
             {"step": p.step, "name": p.name, "value": p.value}
-            for p in ledger.final
-            if (p.name, p.step) not in told
+            for p in contents.final
+            if (p.name, p.step) not in final_metrics
         ]
         if rows:
             self.table(HISTORY, rows)
         if metrics:
-            self.journal.points(metrics, ledger.last_step)
+            self.journal.points(metrics, contents.last_step)
             self.journal.commit()
 
     def end(self, status: Status, keep_at: Path) -> None:
-        """Record how it ended and wait until it is sent; what cannot be sent is kept.
+        """Record the final status and wait until everything is sent; what cannot be sent is kept.
 
         Args:
-            keep_at: where the outbox is copied when the stage has finished, because its state folder goes.
+            keep_at: folder for a copy of an undelivered outbox of a finished stage: its state is removed.
+
+        Raises:
+            StorageError: the disk refuses to record that the stage finished.
         """
-        # The disk that stopped a stage must not hide why behind a second error.
+        # After a failure, a full disk must not replace the error that the user has to see. Without FINISHED
+        # in the journal, however, a finished run would later be marked KILLED.
         with contextlib.nullcontext() if status == "FINISHED" else contextlib.suppress(StorageError):
             self.journal.status(status)
         self.journal.close()
@@ -176,35 +186,35 @@ class StageRun:
         if self._uploader is None:
             return
         self._uploader.finish()
-        self._look()
+        self._check_server()
         if self.outbox.is_delivered():
             return
         kept = keep_unsent(self.outbox, keep_at) if status == "FINISHED" else self.outbox.folder
         self.say(
-            f"MLflow at {self.store} has not got everything of stage {self.stage}; it is kept in {kept}. "
-            f"The next stage sends it, or: vitpipe send {kept}"
+            f"MLflow at {self.address} has not received all records of stage {self.stage}; they are kept in "
+            f"{kept}. The next stage sends them. To send them now, run: vitpipe sync {kept}"
         )
 
     def _wake(self) -> None:
         if self._uploader is not None:
             self._uploader.wake()
-            self._look()
+            self._check_server()
 
-    def _look(self) -> None:
-        """One warning per run when MLflow does not answer; what the uploader has to note, once each."""
-        self._last_look = time.monotonic()
-        self.outbox.producer_lives()
-        contact = self._uploader.contact() if self._uploader is not None else None
-        if contact is None:
+    def _check_server(self) -> None:
+        """Warn once per run when MLflow does not answer, and print every warning of the uploader once."""
+        self._last_check = time.monotonic()
+        self.outbox.touch_producer()  # the uploader renews the heartbeat too, but it may have been killed
+        status = self._uploader.server_status() if self._uploader is not None else None
+        if status is None:
             return
-        if contact.note and contact.note != self._noted:
-            self._noted = contact.note
-            self.say(contact.note)
-        if contact.reason and not self._has_warned:
+        if status.note and status.note != self._last_note:
+            self._last_note = status.note
+            self.say(status.note)
+        if status.reason and not self._has_warned:
             self._has_warned = True
-            fix = f" Fix: {contact.fix}." if contact.fix else ""
+            fix = f" Fix: {status.fix}." if status.fix else ""
             self.say(
-                f"{contact.reason}: {self.store}. The run goes on; what it logs is kept in "
+                f"{status.reason}: {self.address}. The run continues; its records are kept in "
                 f"{self.outbox.folder} and sent when MLflow answers.{fix}"
             )
 
@@ -219,30 +229,32 @@ def stage_run(
     tags: Mapping[str, str] | None = None,
     params: Mapping[str, Any] | None = None,
     pipeline: str | None = None,
-    store: Address | str | None = None,
+    address: Address | str | None = None,
 ) -> Iterator[StageRun]:
     """Track one stage; on rank 0 only.
 
-    Continues the MLflow run that `state` knows, else the one that Kubeflow's plugin names by
-    `MLFLOW_RUN_ID` (taken out of the environment, as `mlflow.start_run` does), else opens a run below
-    the one of the pipeline, which the first stage opens.
+    Continues the MLflow run of the outbox in `state`, else the one that Kubeflow's MLflow plugin sets by
+    `MLFLOW_RUN_ID` (removed from the environment), else creates a run below the pipeline's run, which the
+    first stage creates. The final status is FINISHED, KILLED after SIGINT or SIGTERM, else FAILED.
 
     Args:
         folder: the stage's output folder, for tables.
-        state: survives a kill; the outbox lies in it. Unsent things are kept beside it at the end.
-        tags: `git_commit`, `data_digest`, and whatever else tells where the numbers come from.
+        state: folder that survives a kill and holds the outbox; an undelivered outbox is kept beside it.
+        tags: `git_commit`, `data_digest`, and other facts about the origin of the results.
         params: the recipe sections that the stage reads, nested.
         pipeline: key that the stages of one pipeline run share; by default recipe, profile and digest.
-        store: tracking URI, with its credentials; by default `store_address(current folder)`.
+        address: tracking URI with credentials; by default `store_address(current folder)`.
+
+    Raises:
+        StorageError: the disk refuses a write of the outbox.
     """
-    given = (
-        store_address(Path.cwd()) if store is None else Address(store) if isinstance(store, str) else store
-    )
+    given = store_address(Path.cwd()) if address is None else address
+    given = Address(given) if isinstance(given, str) else given
     outbox = Outbox(state / OUTBOX_FOLDER)
     origin = outbox.open(_origin(stage, recipe, dict(tags or {}), params or {}, pipeline, given))
     sent = outbox.sent()
-    is_told = sent is None or bool(sent.run_id)
-    run = StageRun(stage, folder, outbox, address_to_use(origin.store, given, is_told=is_told))
+    may_have_run = sent is None or bool(sent.run_id)
+    run = StageRun(stage, folder, outbox, address_to_use(origin.store, given, may_have_run=may_have_run))
     keep_at = state.parent / f"{state.stem}{UNSENT_SUFFIX}"
     status: Status = "FAILED"
     try:
@@ -257,7 +269,7 @@ def stage_run(
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as `a.b` -> text; None and empty values are left out."""
+    """Nested mappings as `a.b` -> text, without None and empty values."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -273,9 +285,10 @@ def _origin(
     tags: dict[str, str],
     params: Mapping[str, Any],
     pipeline: str | None,
-    store: Address,
+    address: Address,
 ) -> Origin:
     whole = recipe.model_dump(mode="json")
+    # Descriptions and expected values, not parameters of the run.
     described = {"summary", "source", "expect", "discrepancies", "not_comparable", "report"}
     flat = flatten({key: value for key, value in whole.items() if key not in described})
     key = (
@@ -284,11 +297,12 @@ def _origin(
         or f"{recipe.name} {recipe.profile} {digest_of(recipe)[:12]}"
     )
     return Origin(
-        store=store,
+        store=address,
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
         experiment_id=os.environ.get("MLFLOW_EXPERIMENT_ID", ""),
+        # Removed as by `mlflow.start_run`, so that later stages of this process do not continue the same run.
         given_run_id=os.environ.pop("MLFLOW_RUN_ID", ""),
-        pipeline=key.replace("'", ""),
+        pipeline=key.replace("'", ""),  # a quote would end the string in MLflow's search filter
         pipeline_title=f"{recipe.name} ({recipe.profile}, seed {recipe.seed})",
         stage=stage,
         params=without_credentials(flatten(params)),

@@ -1,4 +1,4 @@
-"""The pipeline's own run: all stages' numbers in one place, so that two pipelines compare at a glance."""
+"""Summary of all stages in the pipeline's own MLflow run, so that two pipeline runs can be compared."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def log_pipeline_summary(
     files: Mapping[str, Path] | None = None,
     note: str = "",
 ) -> None:
-    """Hand the pipeline's run every stage's final numbers, the verdict table and the report.
+    """Log final metrics of every stage, the verdict table and the report to the pipeline's run.
 
-    Metrics are named `stage/metric` (counts of the data excepted: they would be in the way of every plot);
-    the tag `vitpipe.run.STAGE` names the MLflow run that made them,
-    `vitpipe.cached` the stages that this pipeline run took from an earlier one. Kept and sent later
-    when MLflow does not answer. Does nothing for a logger that is not a `StageRun`.
+    Metrics are named `stage/metric`. The tag `vitpipe.run.STAGE` is the ID of the MLflow run that produced
+    them; `vitpipe.cached` lists the stages whose outputs come from an earlier pipeline run. The records are
+    kept and sent later when MLflow does not answer. Does nothing for a logger that is not a `StageRun`.
 
     Args:
-        artifacts: stage -> finished folder.
+        artifacts: stage -> finished output folder.
         files: name in MLflow -> file, for example `report.html`.
         note: Markdown that MLflow shows as the run's description.
     """
     if not isinstance(logger, StageRun):
         return
+    # The metrics of `prepare` are counts of images; in MLflow's plots they would dwarf accuracies below 1.
     results = {stage: artifact for stage, artifact in artifacts.items() if stage != "prepare"}
     metrics = {
         f"{stage}/{name}": v for stage, artifact in results.items() for name, v in artifact.metrics.items()
@@ -43,7 +43,8 @@ def log_pipeline_summary(
     if note:
         tags["mlflow.note.content"] = note
     if verdicts:
-        logger.hand_over("tables/verdict.json", table_as_json([dict(row) for row in verdicts]), "pipeline")
+        logger.log_file("tables/verdict.json", table_as_json([dict(row) for row in verdicts]), "pipeline")
     for name, path in (files or {}).items():
-        logger.hand_over(name, path, target="pipeline")
+        logger.log_file(name, path, target="pipeline")
+    # `tracking_run` is empty for a stage whose run was not in MLflow when its card was written.
     logger.journal.summary(metrics, {key: value for key, value in tags.items() if value})

@@ -9,33 +9,38 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """A shadow of a network: shadow = decay * shadow + (1 - decay) * weight after every step.
-
-    Starts as a copy of the weights. What is not floating point (counters, indices) is copied.
+    """EMA of a network: shadow = decay * shadow + (1 - decay) * weight after every step.
 
     Args:
-        model: the network that is trained.
-        decay: share of the old shadow, in (0, 1).
+        model: the network that is trained; its weights are the start of the average.
+        decay: share of the old value, in (0, 1).
+
+    Attributes:
+        shadow: name -> averaged tensor, for every entry of the network's state dict.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
+        # The state dict and not the parameters: running statistics of batch norms are averaged, too.
         self.shadow = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the shadow towards the weights."""
+        """Average the current weights of the network in, after an optimiser step."""
         old, new = [], []
         for name, value in model.state_dict().items():
             if value.is_floating_point():
                 old.append(self.shadow[name])
                 new.append(value.detach())
             else:
+                # Integers (counters of batches, index tables) have no meaningful average.
                 self.shadow[name].copy_(value)
+        # Two fused operations over all tensors instead of two kernel launches per tensor.
         torch._foreach_mul_(old, self.decay)
         torch._foreach_add_(old, new, alpha=1.0 - self.decay)
 
     def load(self, shadow: Mapping[str, Tensor]) -> None:
-        """Take over a saved shadow; names and shapes are those of the network."""
+        """Load a saved average; names and shapes must be those of the network."""
+        # Copied in place, so that the tensors stay on their device.
         for name, value in shadow.items():
             self.shadow[name].copy_(value)

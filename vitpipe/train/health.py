@@ -1,4 +1,4 @@
-"""When to stop: the loss is no longer finite, or somebody asks the process to go."""
+"""When training stops early: the loss is not finite, or SIGTERM was received."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from vitpipe.methods.method import Draw
 
 
 class StopRequest:
-    """Set once SIGTERM has come."""
+    """Whether SIGTERM was received."""
 
     requested = False
 
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[StopRequest]:
-    """Turn SIGTERM into a request that the loop answers at its next step boundary.
+    """Within it, SIGTERM sets a flag that the loop reads at its next step boundary; the old handler returns.
 
-    Kubernetes sends it to a pod that is pre-empted, torchrun to all its ranks. Outside the main thread,
-    where Python allows no handlers, nothing is changed.
+    Kubernetes sends SIGTERM to a pre-empted pod, torchrun to all its ranks. Outside the main thread nothing
+    is changed.
     """
     request = StopRequest()
 
+    # Only a flag: a handler runs between any two bytecodes, also in the middle of an optimiser step.
     def note(signal_number: int, frame: FrameType | None) -> None:
         request.requested = True
 
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -49,18 +51,23 @@ def stopped(folder: Path, step: int, num_steps: int) -> StoppedError:
     return StoppedError(
         f"Stopped by SIGTERM after step {step} of {num_steps}; the state is saved",
         where=folder,
-        fix="run the same command again, it goes on from there",
+        fix="run the same command again; it resumes from this state",
     )
 
 
 def divergence(folder: Path, suspect: tuple[Batch, Draw] | None, what: str, step: int) -> DivergenceError:
-    """Save the offending micro-batch beside the training state and make the error that names it.
+    """Save the offending micro-batch beside the training states and return the error that names the file.
 
     Args:
-        suspect: the micro-batch and what its draws are a function of; `None` when another rank has it.
-        what: what is not finite.
+        folder: of the training states.
+        suspect: the micro-batch and the arguments of its draws; `None` when another rank has it.
+        what: what is not finite, as the start of a sentence.
         step: optimiser steps done before.
+
+    Raises:
+        StorageError: when the disk refuses the write.
     """
+    # On the other ranks the chunk is unknown: their message names the pattern.
     place = folder / f"diverged-step{step:09d}-chunk*.pt"
     if suspect is not None:
         batch, draw = suspect
@@ -71,6 +78,7 @@ def divergence(folder: Path, suspect: tuple[Batch, Draw] | None, what: str, step
                     "images": batch.images_BCHW.cpu(),
                     "labels": batch.labels_B.cpu(),
                     "indices": batch.indices_B.cpu(),
+                    # With these the step can be repeated exactly: every draw is a function of them.
                     "draw": {"seed": draw.seed, "step": draw.step, "chunk": draw.chunk},
                 },
                 place,

@@ -1,6 +1,6 @@
-"""Processes that share one training: torchrun starts them, this module lets them agree.
+"""Distributed data parallel training: this process among those that torchrun started.
 
-One process alone never initialises anything, so a laptop run has no moving parts.
+With one process nothing is initialised, and every exchange is the identity.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `num_ranks`; rank 0 is the one that writes and speaks."""
+    """This process among `num_ranks`; only rank 0 writes files and logs."""
 
     rank: int = 0
     num_ranks: int = 1
@@ -33,50 +33,53 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """True on the rank that writes."""
+        """True on rank 0."""
         return self.rank == 0
 
     @property
     def accelerator(self) -> Accelerator:
-        """What `train_plan` wants to know about the device."""
+        """The properties of the device from which `train_plan` chooses the precision."""
         if self.device.type == "cpu":
             return Accelerator()
+        # By default torch reports bf16 on GPUs that only emulate it, too.
         return Accelerator("cuda", torch.cuda.is_bf16_supported(including_emulation=False))
 
-    def here(self, batch: Batch) -> Batch:
-        """The batch on this rank's device."""
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch with images and labels on this rank's device; indices and views stay on the CPU."""
         return batch._replace(
             images_BCHW=batch.images_BCHW.to(self.device, non_blocking=True),
             labels_B=batch.labels_B.to(self.device, non_blocking=True),
         )
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over all ranks; the module itself when alone."""
+        """The module in DDP, which averages gradients over all ranks; the module itself for one rank."""
         if self.num_ranks == 1:
             return module
         devices = None if self.device.type == "cpu" else [self.device]
+        # Gradients are views of the communication buckets: saves a copy of all gradients in memory.
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
-    def sharing(self, wrapped: nn.Module, share: bool) -> AbstractContextManager[None]:
-        """Context for forward and backward of one micro-batch: exchange gradients only if `share`."""
-        if isinstance(wrapped, DistributedDataParallel) and not share:
+    def gradient_sync(self, wrapped: nn.Module, sync: bool) -> AbstractContextManager[None]:
+        """Context for forward and backward of one micro-batch: all-reduce the gradients only if `sync`."""
+        if isinstance(wrapped, DistributedDataParallel) and not sync:
             return wrapped.no_sync()
         return nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all ranks; every rank gets the result, on the values' own device."""
+        """Sum a tensor over all ranks; every rank gets the result, on the device of `values`."""
         if self.num_ranks == 1:
             return values
+        # NCCL reduces GPU tensors only. A copy, because all_reduce works in place.
         shared = values.to(self.device, copy=True)
         dist.all_reduce(shared)
         return shared.to(values.device)
 
     def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
-        """Sum each of some numbers over all ranks, in float64."""
+        """Element-wise sum of numbers over all ranks, in float64."""
         return list(self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist())
 
     def from_main(self, value: T) -> T:
-        """Rank 0's value on every rank."""
+        """Rank 0's value, of any type that can be pickled, on every rank."""
         if self.num_ranks == 1:
             return value
         box = [value]
@@ -86,10 +89,15 @@ class Ranks:
 
 @contextmanager
 def joined(rank: int, num_ranks: int, device: str) -> Iterator[Ranks]:
-    """Join the other ranks for the time of the context: NCCL on GPUs, gloo on CPUs.
+    """The process group of all ranks for the time of the context: NCCL on GPUs, gloo on CPUs.
 
-    The meeting point comes from torchrun's environment. Does nothing for one rank, and leaves a group
-    that somebody else has opened alone.
+    The address of the rendezvous comes from torchrun's environment (MASTER_ADDR, MASTER_PORT). Does nothing
+    for one rank. A group that exists already is used and not destroyed.
+
+    Args:
+        rank: of this process.
+        num_ranks: of the run.
+        device: `cpu`, `cuda:0`, ...
     """
     place = torch.device(device)
     if place.type == "cuda":
@@ -98,21 +106,17 @@ def joined(rank: int, num_ranks: int, device: str) -> Iterator[Ranks]:
         yield Ranks(rank, num_ranks, place)
         return
     on_gpu = place.type == "cuda"
+    # With `device_id` NCCL connects now; else it would guess the device at the first exchange.
     dist.init_process_group("nccl" if on_gpu else "gloo", device_id=place if on_gpu else None)
     try:
         yield Ranks(rank, num_ranks, place)
     except BaseException as error:
-        _let_go_of_wrappers(error)
+        # The error's traceback keeps local variables alive, and with them DDP modules.
+        traceback.clear_frames(error.__traceback__)
         raise
     finally:
+        # DDP modules must be freed before the group. The last reference to the group would otherwise be
+        # dropped by a DDP module while it holds the interpreter's lock, for which a gloo thread may be
+        # waiting: now and then a rank hung at its exit for ever. They are in reference cycles, hence gc.
         gc.collect()
         dist.destroy_process_group()
-
-
-def _let_go_of_wrappers(error: BaseException) -> None:
-    """Empty the frames that an error keeps alive, and with them DDP modules.
-
-    A DDP module that outlives the process group takes it down while it holds the interpreter's lock, for
-    which a gloo thread may be waiting: now and then a rank would hang at its exit for ever.
-    """
-    traceback.clear_frames(error.__traceback__)

@@ -1,7 +1,7 @@
 """Everything that a training run carries from one step to the next.
 
-Random states are not among it: before every micro-batch the generators are seeded from (seed, step, chunk),
-so there is nothing to carry and a resumed run draws what an undisturbed one does.
+States of random generators are not part of it: they are seeded from (seed, step, chunk) before every
+micro-batch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from vitpipe.train.average import WeightAverage
 
 
 class TrainState:
-    """The moving parts of a run.
+    """The state of a run.
 
     Attributes:
+        method: networks and what the method keeps beside them.
+        average: EMA of the weights, or `None`.
         step: optimiser steps done.
-        window: name -> (sum, count) since the last logged point. Saved with the rest, so that a resumed
-            run logs the very same means.
+        window: name -> (sum, count) since the last logged point.
     """
 
     def __init__(
@@ -35,22 +36,23 @@ class TrainState:
         self.window: dict[str, tuple[float, int]] = {}
 
     def take_step(self) -> None:
-        """Move the weights by the gradients that are there, clear those, move the average."""
+        """Optimiser step with the accumulated gradients, then EMA; clears the gradients."""
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        # None instead of zeros: the first backward pass of the next step writes and does not add.
         self.optimiser.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.method.model)
         self.step += 1
 
     def add_to_window(self, values: dict[str, float]) -> None:
-        """Count one step's numbers."""
+        """Add one step's values to the means of the next point."""
         for name, value in values.items():
             total, count = self.window.get(name, (0.0, 0))
             self.window[name] = (total + value, count + 1)
 
     def window_means(self) -> dict[str, float]:
-        """Means over the steps since the last call; empties the window."""
+        """Means over the steps since the last call; starts a new window."""
         means = {name: total / count for name, (total, count) in self.window.items()}
         self.window = {}
         return means
@@ -59,6 +61,7 @@ class TrainState:
         """Tensors and plain values only, so that it can be read with `weights_only=True`."""
         return {
             "step": self.step,
+            # Saved, too, so that a resumed run logs the same means although it stopped between two points.
             "window": dict(self.window),
             "method": self.method.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -67,11 +70,11 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go back to a saved moment."""
+        """Restore a saved state; raises what torch raises when it does not fit the network."""
         self.step, self.window = saved["step"], dict(saved["window"])
         self.method.load_state_dict(saved["method"])
         self.optimiser.load_state_dict(saved["optimiser"])
-        # Empty when it was saved on a device that needs no loss scaling.
+        # Empty when it was saved without loss scaling, and GradScaler refuses an empty one.
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         if self.average:

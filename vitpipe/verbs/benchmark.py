@@ -1,4 +1,4 @@
-"""The verbs `benchmark reversible`, `data`, `pack` and `index`: what design choices cost on this machine."""
+"""The verbs `benchmark reversible`, `data`, `pack` and `index`: time and memory on this machine."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ import typer
 
 from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.shell import with_typed_commands
+from vitpipe.contracts.units import format_bytes, format_count, format_duration
 from vitpipe.verbs.show import print_rows
 
+_MB = 1e6
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 ScratchOption = Annotated[
-    Path | None, typer.Option(help="where test images and shards go and are removed  [default: temporary]")
+    Path | None, typer.Option(help="folder for temporary test images and shards  [default: system's]")
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    group = typer.Typer(no_args_is_help=True, help="Measure what design choices cost on this machine.")
+    group = typer.Typer(no_args_is_help=True, help="Measure time and memory on this machine.")
     for name, verb in (("reversible", reversible), ("data", data), ("pack", pack), ("index", index)):
         group.command(name=name)(verb)
     app.add_typer(group, name="benchmark")
@@ -42,17 +44,21 @@ def reversible(
     depth: Annotated[int, typer.Option(min=1, help="blocks per level")] = 1,
     image_size: Annotated[int, typer.Option(min=1, help="pixels per side")] = 224,
     batch: Annotated[int, typer.Option(min=1, help="images per step")] = 4,
-    rounds: Annotated[int, typer.Option(min=1, help="timed steps of each way")] = 5,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if any]")] = None,
-    figure: Annotated[Path | None, typer.Option(help="draw memory and time here (.png)")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="timed steps per memory mode")] = 5,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if there is one]")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="write a figure of memory and time (.png)")] = None,
     error_figure: Annotated[
-        Path | None, typer.Option(help="measure errors over the scales too and draw them here (.png)")
+        Path | None, typer.Option(help="also measure the error over scales, and write a figure of it (.png)")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Memory, time and exactness of reversible columns against plain autograd and checkpointing."""
+    """Memory, time and accuracy of reversible columns, compared with plain autograd and checkpointing."""
+    # Before the measurement, which takes minutes.
     for path in (figure, error_figure):
         check_figure(path)
+    # Late imports, in every verb of this file: torch alone would exceed the 0.5 s of `vitpipe --help`.
     from vitpipe.benchmarks.memory_mode_figures import draw_errors, draw_steps, notes, step_rows
     from vitpipe.benchmarks.memory_modes import Setting, find_device, measure_scales, measure_steps
     from vitpipe.report.figures import PAPER, save_png
@@ -82,16 +88,20 @@ def reversible(
 
 
 def data(
-    images: Annotated[int, typer.Option(min=32, help="photographs")] = 256,
-    quality: Annotated[int, typer.Option(min=50, max=100, help="of the JPEGs of 500 x 375")] = 96,
-    image_size: Annotated[int, typer.Option(min=16, help="side of the tensors in pixels")] = 224,
+    images: Annotated[int, typer.Option(min=32, help="number of photographs")] = 256,
+    quality: Annotated[
+        int, typer.Option(min=50, max=100, help="JPEG quality of the photographs of 500 x 375 pixels")
+    ] = 96,
+    image_size: Annotated[int, typer.Option(min=16, help="pixels per side of the tensors")] = 224,
     batch: Annotated[int, typer.Option(min=1, help="images per batch")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="timed runs of each side; the median counts")] = 5,
-    figure: Annotated[Path | None, typer.Option(help="draw speeds and shares here (.png)")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="timed runs of each loader; the median is reported")] = 5,
+    figure: Annotated[
+        Path | None, typer.Option(help="write a figure of throughput and shares (.png)")
+    ] = None,
     scratch: ScratchOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Batches per second from shards beside torchvision's ImageFolder: same pixels, one core, one run."""
+    """Throughput of reading shards, compared with torchvision's ImageFolder: same pixels, one core."""
     check_figure(figure)
     import torch
 
@@ -100,15 +110,16 @@ def data(
     from vitpipe.benchmarks.data_path_figures import describe, draw, path_rows, share_rows
     from vitpipe.report.figures import PAPER, save_png
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # throughput is given per core
     wanted = photographs.Photographs(images, quality=quality)
     setting = Setting(wanted, image_size=image_size, batch=batch, num_rounds=rounds)
     if images < batch:
         raise InputError(
-            f"{images} images do not fill a batch of {batch}", where="--images", fix="give more images"
+            f"{images} images do not fill a batch of {batch}", where="--images", fix=f"give at least {batch}"
         )
     with _scratch(scratch) as root:
         num_bytes = photographs.write(root / "train", wanted)
+        # A packed dataset needs a validation split; its size does not matter here.
         photographs.write(root / "val", dataclasses.replace(wanted, number=10))
         speeds = measure_paths(root, setting, _tell)
         shares = measure_shares(root, setting)
@@ -119,20 +130,22 @@ def data(
         _print_json({"setting": setting, "mean_bytes": num_bytes / images, "paths": speeds, "steps": shares})
         return
     print_rows(path_rows(speeds), False, describe(setting, num_bytes / images))
-    print_rows(share_rows(shares), False, "Fine-tuning's path, step by step: ms per image")
+    print_rows(share_rows(shares), False, "Fine-tuning input pipeline by step, ms per image")
 
 
 def pack(
     counts: Annotated[
         list[int] | None,
-        typer.Option("--count", help="how many small images; may be repeated  [default: 1000 10000 100000]"),
+        typer.Option("--count", help="number of small images; may be repeated  [default: 1000 10000 100000]"),
     ] = None,
-    num_photographs: Annotated[int, typer.Option("--photographs", min=10, help="of 500 x 375")] = 4000,
+    num_photographs: Annotated[
+        int, typer.Option("--photographs", min=10, help="number, of 500 x 375 pixels")
+    ] = 4000,
     workers: Annotated[int | None, typer.Option(min=0, help="processes  [default: one per core]")] = None,
     scratch: ScratchOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Packing speed and peak memory over the number of images; `plan` uses what was measured."""
+    """Packing throughput and peak memory by number of images; `plan` uses the result."""
     import os
 
     from vitpipe.benchmarks.packing_speed import keep_speed, measure_packing
@@ -148,31 +161,34 @@ def pack(
     rows = [
         {
             "images": cost.images,
-            "number": f"{cost.num_images:,}",
-            "seconds": f"{cost.seconds:.1f}",
-            "images/s": f"{cost.images_per_second:,.0f}",
+            "number": format_count(cost.num_images),
+            "time": format_duration(cost.seconds),
+            "images/s": format_count(cost.images_per_second),
             "MB/s": f"{cost.megabytes_per_second:.1f}",
-            "peak of packer, MB": f"{cost.peak_packer_mb:.0f}",
-            "peak of largest worker, MB": f"{cost.peak_worker_mb:.0f}",
+            "peak memory of the packer": format_bytes(cost.peak_packer_mb * _MB),
+            "peak memory of the largest worker": format_bytes(cost.peak_worker_mb * _MB),
         }
         for cost in costs
     ]
     print_rows(rows, False, f"Packing with {num_workers} processes")
-    print(with_typed_commands(f"`vitpipe plan` now counts with this machine's speed: {kept}"))
+    print(with_typed_commands(f"`vitpipe plan` now uses the speed of this machine, stored in {kept}"))
 
 
 def index(
-    entries: Annotated[int, typer.Option(min=1, help="images of the synthetic set")] = 14_000_000,
-    classes: Annotated[int, typer.Option(min=1, help="its classes")] = 21_841,
-    rounds: Annotated[int, typer.Option(min=1, help="fresh processes")] = 3,
+    entries: Annotated[int, typer.Option(min=1, help="images of the synthetic dataset")] = 14_000_000,
+    classes: Annotated[int, typer.Option(min=1, help="classes of the synthetic dataset")] = 21_841,
+    rounds: Annotated[int, typer.Option(min=1, help="measurements, each in a new process")] = 3,
     scratch: ScratchOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time and memory to open an index of millions of images and to shuffle an epoch."""
+    """Time and memory to open an index of millions of images and to shuffle an epoch.
+
+    The default is the size of ImageNet-22K.
+    """
     from vitpipe.benchmarks.index_scale import measure_index, write_synthetic_set
 
     with _scratch(scratch) as root:
-        _tell(f"writing an index of {entries:,} images")
+        _tell(f"writing an index of {format_count(entries)} images")
         write_synthetic_set(root, entries, classes)
         costs = measure_index(root, rounds, _tell)
     if as_json:
@@ -180,22 +196,23 @@ def index(
         return
     rows = [
         {
-            "shards": f"{cost.num_shards:,}",
-            "index, MB": f"{cost.index_mb:.0f}",
+            "shards": format_count(cost.num_shards),
+            "index": format_bytes(cost.index_mb * _MB),
+            # In seconds with decimals: format_duration rounds to tenths, and these are milliseconds.
             "open, s": f"{cost.open_seconds:.3f}",
             "shuffle, s": f"{cost.shuffle_seconds:.2f}",
-            "100 steps amid an epoch, s": f"{cost.steps_seconds:.2f}",
-            "peak, MB": f"{cost.peak_mb:.0f}",
-            "of that imports, MB": f"{cost.imports_mb:.0f}",
+            "100 steps in mid-epoch, s": f"{cost.steps_seconds:.2f}",
+            "peak memory": format_bytes(cost.peak_mb * _MB),
+            "of it imports": format_bytes(cost.imports_mb * _MB),
         }
         for cost in costs
     ]
-    print_rows(rows, False, f"An index of {entries:,} images")
+    print_rows(rows, False, f"Index of {format_count(entries)} images")
 
 
 @contextmanager
 def _scratch(given: Path | None) -> Iterator[Path]:
-    """An empty folder that goes afterwards.
+    """An empty folder that is removed afterwards.
 
     Raises:
         StorageError: when the disk refuses a write.
@@ -203,23 +220,37 @@ def _scratch(given: Path | None) -> Iterator[Path]:
     with disk_errors(given or tempfile.gettempdir()):
         if given is not None:
             given.mkdir(parents=True, exist_ok=True)
+        # A folder inside the given one: what the user has there stays.
         with tempfile.TemporaryDirectory(prefix="vitpipe-benchmark-", dir=given) as folder:
             yield Path(folder)
 
 
 def check_figure(path: Path | None) -> None:
-    """Refuse, before anything is measured, a figure that cannot be written.
+    """Refuse a figure that cannot be written, before anything is measured.
 
     Raises:
-        InputError: when the name does not end in .png.
+        InputError: when the name does not end in .png, or there is a file that is no figure of vitpipe.
     """
-    if path is not None and path.suffix != ".png":
-        raise InputError(f"'{path}' is not the name of a PNG file", where="figures", fix="end it in .png")
+    if path is None:
+        return
+    if path.suffix != ".png":
+        raise InputError(
+            f"'{path}' is not the name of a PNG file", where="--figure", fix="choose a name that ends in .png"
+        )
+    from vitpipe.report.figures import is_own_png
+
+    if (path.exists() or path.is_symlink()) and not is_own_png(path):
+        raise InputError(
+            f"'{path}' exists and is no figure of vitpipe; nothing was written",
+            where="--figure",
+            fix="choose another name",
+        )
 
 
 def _print_json(found: Any) -> None:
     text = json.dumps(found, default=dataclasses.asdict)
-    # JSON knows no infinity, which an error can be.
+    # RFC 8259 has no Infinity or NaN, which an error can be and which json.dumps would write: they become
+    # null.
     print(json.dumps(json.loads(text, parse_constant=lambda name: None), indent=2))
 
 

@@ -1,4 +1,4 @@
-"""`vitpipe clean`: list what runs have left behind, and remove it when told."""
+"""The verb `clean`: list states and outboxes that are no longer needed, and remove them on demand."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
+from vitpipe.contracts.units import format_bytes
 from vitpipe.verbs.show import print_rows
-
-_UNIT = 1e6
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb."""
+    """Add the verb to the command line."""
     app.command(name="clean")(clean)
 
 
@@ -23,34 +22,40 @@ def _shown(path: Path) -> str:
 
 
 def clean(
-    folder: Annotated[Path, typer.Argument(help="where to look, or one listed folder itself")] = Path(
+    folder: Annotated[Path, typer.Argument(help="folder to search, or one of the listed folders")] = Path(
         "artifacts"
     ),
-    remove: Annotated[bool, typer.Option("--remove", help="remove what is listed as not needed")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list, also with --remove")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="remove the folders listed as not needed")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list only, even with --remove")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
-    """List states and outboxes that were moved aside or are not needed any more; remove them when told.
+    """List states and outboxes that were moved aside or are no longer needed; --remove removes them.
 
-    What is needed (unfinished training, points that MLflow has not got) goes only when it is named itself.
+    Folders that are needed (unfinished training, points that MLflow has not received) are removed only if the
+    folder itself is given.
     """
     from vitpipe.contracts.errors import InputError
     from vitpipe.stages.leftovers import clear, leftovers
 
     if not folder.is_dir():
-        raise InputError("There is no such folder", where=folder, fix="name the folder of your runs")
+        raise InputError("The folder does not exist", where=folder, fix="give the folder of your runs")
     items = leftovers(folder)
-    gone = clear(items, folder) if remove and not dry_run else []
+    removed = clear(items, folder) if remove and not dry_run else []
     rows = [
         {
             "folder": _shown(item.path),
-            "megabytes": round(item.size_bytes / _UNIT, 1),
+            # A number in JSON, which programs read; with a unit in the table.
+            **(
+                {"megabytes": round(item.size_bytes / 1e6, 1)}
+                if as_json
+                else {"size": format_bytes(item.size_bytes)}
+            ),
             "why": item.reason,
             "needed": "yes" if item.is_needed else "no",
-            **({"removed": "yes" if item in gone else "no"} if remove else {}),
+            **({"removed": "yes" if item in removed else "no"} if remove else {}),
         }
         for item in items
     ]
-    print_rows(rows, as_json, f"{len(items)} left behind below {folder}")
+    print_rows(rows, as_json, f"{len(items)} leftover folders below {folder}", right=("size",))
     if not remove and not as_json and any(not item.is_needed for item in items):
-        print("`vitpipe clean --remove` removes what is not needed")
+        print("`vitpipe clean --remove` removes the folders that are not needed")

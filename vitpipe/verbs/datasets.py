@@ -1,4 +1,4 @@
-"""The verb `datasets`: what is known about every dataset before any data is there."""
+"""The verb `datasets`: facts about every dataset, without any data on disk."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from vitpipe.contracts.units import format_bytes
+from vitpipe.contracts.units import format_bytes, format_count
 from vitpipe.datasets.catalogue import FACTS, Archive, DatasetFacts, class_names, class_order, facts
 from vitpipe.verbs.show import print_rows
 
-_SHOWN_CLASSES = 6
+_SHOWN_CLASSES = 6  # the first ones show the order: by synset id, by name, as published
 
 
 def register(app: typer.Typer) -> None:
@@ -23,13 +23,13 @@ def register(app: typer.Typer) -> None:
 
 def datasets_verb(
     name: Annotated[
-        str | None, typer.Argument(help="everything about one set, for example imagenet22k")
+        str | None, typer.Argument(help="show all facts about one dataset, for example imagenet22k")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
-    """List the datasets; with NAME show its forms, archives with checksums, licence and citation."""
+    """List the datasets; with NAME show its source formats, archives with checksums, licence and citation."""
     if as_json:
-        found: Any = _whole(facts(name)) if name else [asdict(known) for known in FACTS.values()]
+        found: Any = _all_facts(facts(name)) if name else [asdict(known) for known in FACTS.values()]
         print(json.dumps(found, indent=2))
         return
     if name is None:
@@ -48,51 +48,52 @@ def list_rows() -> list[dict[str, str]]:
         {
             "dataset": known.name,
             "title": known.title,
-            "classes": f"{known.num_classes:,}" if known.num_classes else "—",
-            "train": f"{known.num_train_images:,}",
-            "val": f"{known.num_val_images:,}",
+            "classes": format_count(known.num_classes) if known.num_classes else "—",
+            "train": format_count(known.num_train_images),
+            "val": format_count(known.num_val_images),
             "size": _size(known),
-            "accepted forms": "\n".join(known.forms),
+            "source formats": "\n".join(known.forms),
         }
         for known in FACTS.values()
     ]
 
 
 def fact_rows(known: DatasetFacts) -> list[dict[str, str]]:
-    """Everything about one dataset but its archives, as pairs of subject and fact."""
+    """All facts about one dataset except its archives, as pairs of subject and fact."""
     facts_by_subject = {
         "images": _images(known),
         "size": _size(known),
         "classes": _classes(known),
         "layout": known.layout,
-        "accepted forms": "\n".join(known.forms),
+        "source formats": "\n".join(known.forms),
         "releases": "\n".join(
             f"{r.name}: {r.title}; {r.num_train_images:,} train, {r.num_val_images:,} val, "
             f"{r.num_classes:,} classes"
             for r in known.releases
         ),
         "licence": known.licence,
-        "cite": str(known.citation),
-        "home": known.home,
+        "citation": str(known.citation),
+        "website": known.home,
         "notes": "\n".join(known.notes),
     }
     return [{"subject": subject, "fact": fact} for subject, fact in facts_by_subject.items() if fact]
 
 
 def archive_groups(known: DatasetFacts) -> list[tuple[str, tuple[Archive, ...]]]:
-    """(title, archives) of the set, or of each of its releases; then what is inside the archives."""
+    """(title, archives) of the dataset, or of each of its releases; then the files inside the archives."""
     groups = [(f"Archives of {r.name}", r.archives) for r in known.releases] or [("Archives", known.archives)]
     groups.append(("Inside the archive", known.parts))
     return [(title, archives) for title, archives in groups if archives]
 
 
 def archive_rows(archives: Sequence[Archive]) -> list[dict[str, str]]:
-    """One row per file; what nobody published is said."""
+    """One row per file; a size or checksum that was not published is named `not found`."""
     return [
         {
             "file": archive.file,
-            "holds": archive.role,
-            "bytes": "not found" if archive.size_bytes is None else f"{archive.size_bytes:,}",
+            "content": archive.role,
+            # Exact, not rounded: people compare it with the size of their download.
+            "bytes": "not found" if archive.size_bytes is None else format_count(archive.size_bytes),
             "checksum": f"{archive.algorithm}:{archive.checksum}" if archive.checksum else "not found",
             "published by": archive.source or "",
         }
@@ -100,7 +101,7 @@ def archive_rows(archives: Sequence[Archive]) -> list[dict[str, str]]:
     ]
 
 
-def _whole(known: DatasetFacts) -> dict[str, Any]:
+def _all_facts(known: DatasetFacts) -> dict[str, Any]:
     return {**asdict(known), "classes": class_order(known.name), "class_names": class_names(known.name)}
 
 
@@ -116,7 +117,7 @@ def _images(known: DatasetFacts) -> str:
 
 
 def _classes(known: DatasetFacts) -> str:
-    if not known.num_classes:
+    if not known.num_classes:  # DAVIS: objects without classes
         return known.class_order
     keys, names = class_order(known.name), class_names(known.name)
     shown = [key if key == name else f"{key} {name}" for key, name in zip(keys, names, strict=True)]

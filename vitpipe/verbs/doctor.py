@@ -1,4 +1,4 @@
-"""The verb `doctor`: examine datasets, or this machine, and say how to fix what is wrong."""
+"""The verb `doctor`: check datasets or this machine; every finding names its fix."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ def doctor(
         Path | None, typer.Option("--data", help="folder with imagenet/, coco/, ..., or a prepared folder")
     ] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", help="dataset, may be repeated; all that are there")
+        list[str] | None, typer.Option("--set", help="dataset, may be repeated  [default: all that exist]")
     ] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="decode every image, not only a sample")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="decode every image instead of a sample")] = False,
     checksums: Annotated[
-        bool, typer.Option("--checksums", help="read archives or shards and compare checksums")
+        bool, typer.Option("--checksums", help="read archives or shards completely and compare checksums")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
-    """Examine datasets (--data) or this machine; nothing is changed. Exit code 2 when there are errors."""
+    """Check datasets (--data) or this machine without changing anything. Exit code 2 if there are errors."""
     findings: list[Finding]
     if data is None:
         if sets or deep or checksums:
             raise typer.BadParameter("--set, --deep and --checksums need --data DIR")
+        # Imported here: `vitpipe --help` must stay below 0.5 s of CPU time.
         from vitpipe.verbs.machine import examine_machine
 
         rows, findings = examine_machine(Path.cwd())
@@ -53,6 +54,7 @@ def doctor(
         from vitpipe.prepare.dataset_doctor import examine
         from vitpipe.prepare.findings import COUNTS
 
+        # Progress goes to stderr: stdout is the result, which --json makes readable for programs.
         reports = examine(data, sets, deep=deep, checksums=checksums, say=_tell)
         findings = [finding for report in reports for finding in report.findings]
         if as_json:
@@ -62,6 +64,7 @@ def doctor(
             for report in reports:
                 print(f"{report.dataset}: {report.form or 'not usable'}")
                 _print_findings(report.findings)
+    # Exit code 2 means wrong input, as in every verb; warnings and notes do not fail a script.
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(2)
 
@@ -71,7 +74,7 @@ def _print_json(content: Any) -> None:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    for level in ("error", "warning", "note"):
+    for level in ("error", "warning", "note"):  # most severe first
         for finding in findings:
             if finding.level == level:
                 print(f"{with_typed_commands(str(finding))}\n")

@@ -1,4 +1,4 @@
-"""Is this machine fit for a run? Disk, shared memory, cores, memory, and libraries as the lock has them."""
+"""Check this machine: disk, shared memory, memory, CPU cores, and library versions against the lock."""
 
 from __future__ import annotations
 
@@ -11,52 +11,61 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from vitpipe.contracts.units import format_bytes
 from vitpipe.prepare.findings import Finding
 
 _GIB = 2**30
 _LIBRARIES = ("torch", "torchvision", "timm")
-# OpenMMLab's libraries; only the dense stages need them, and the image of the others leaves them out.
+# OpenMMLab's libraries: only the stages detect and segment need them, and the `train` image does not have
+# them.
 _OPTIONAL_LIBRARIES = ("onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation")
-# Loader processes hand batches over in shared memory; Docker's default of 64 MiB holds no batch.
-_MIN_SHARED_GIB, _MIN_DISK_GIB, _MIN_MEMORY_GIB = 1, 10, 4
+# Loader processes pass batches through shared memory. Docker's default is 64 MiB; one batch of 64 images of
+# 224 x 224 pixels in float32 has 37 MiB.
+_MIN_SHARED_BYTES, _MIN_DISK_BYTES, _MIN_MEMORY_BYTES = 1 * _GIB, 10 * _GIB, 4 * _GIB
 
 
 def examine_machine(folder: Path) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """One row (`what`, `value`) per fact, and what is to be fixed.
+    """One row (`what`, `value`) per fact, and the findings that need a fix.
 
     Args:
         folder: where runs will write.
     """
-    disk = shutil.disk_usage(folder).free / _GIB
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    disk = shutil.disk_usage(folder).free
+    # The memory of the node, which a container's limit may be below.
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     shared_memory = Path("/dev/shm")
-    shared = shutil.disk_usage(shared_memory).total / _GIB if shared_memory.is_dir() else 0.0
+    shared = shutil.disk_usage(shared_memory).total if shared_memory.is_dir() else 0
     rows: list[dict[str, Any]] = [
-        {"what": "free disk", "value": f"{disk:.1f} GiB"},
-        {"what": "shared memory", "value": f"{shared:.2f} GiB"},
-        {"what": "memory", "value": f"{memory:.1f} GiB"},
+        {"what": "free disk", "value": format_bytes(disk)},
+        {"what": "shared memory", "value": format_bytes(shared, binary=True)},
+        {"what": "memory", "value": format_bytes(memory, binary=True)},
+        # Cores that this process may use: a container or taskset may allow fewer than the machine has.
         {"what": "cores", "value": len(os.sched_getaffinity(0))},
     ]
     findings = []
-    if disk < _MIN_DISK_GIB:
-        what = f"{disk:.1f} GiB of disk are free"
-        findings.append(Finding("warning", what, str(folder), "free some, or choose another --out folder"))
-    if shared < _MIN_SHARED_GIB:
-        what = f"There are {shared:.2f} GiB of shared memory"
+    if disk < _MIN_DISK_BYTES:
+        what = f"Only {format_bytes(disk)} of disk space are free"
+        fix = "free some space, or choose another --out folder"
+        findings.append(Finding("warning", what, str(folder), fix))
+    if shared < _MIN_SHARED_BYTES:
+        what = f"There are only {format_bytes(shared, binary=True)} of shared memory"
         fix = "start the container with --shm-size=2g, or set data.workers to 0"
         findings.append(Finding("warning", what, str(shared_memory), fix))
-    if memory < _MIN_MEMORY_GIB:
-        fix = "use a smaller batch and data.workers 0"
-        findings.append(Finding("warning", f"There are {memory:.1f} GiB of memory", fix=fix))
+    if memory < _MIN_MEMORY_BYTES:
+        what = f"There are only {format_bytes(memory, binary=True)} of memory"
+        findings.append(Finding("warning", what, fix="use a smaller batch, and set data.workers to 0"))
     _compare_libraries(rows, findings)
     return rows, findings
 
 
 def locked_versions() -> dict[str, str]:
-    """Package -> version that the checkout's lock has for this Python; empty where there is no lock."""
+    """Package -> version in the checkout's lock for this Python; empty where there is no lock."""
+    # There is none where vitpipe is installed as a wheel.
     lock = Path(__file__).parents[2] / "requirements.lock"
     if not lock.is_file():
         return {}
+    # `name==version ; marker \` and hashes on the following lines. A package is listed twice where Pythons
+    # need different versions; its marker tells which one holds here.
     lines = re.finditer(r"^[A-Za-z0-9].*?(?= \\)", lock.read_text(encoding="utf-8"), re.MULTILINE)
     pins = (Requirement(line[0]) for line in lines)
     return {
@@ -76,8 +85,9 @@ def _compare_libraries(rows: list[dict[str, Any]], findings: list[Finding]) -> N
         rows.append({"what": name, "value": installed or "absent"})
         if not installed and name in _OPTIONAL_LIBRARIES:
             continue
-        # 2.13.0+cpu is a build of 2.13.0.
+        # 2.13.0+cpu is a build of 2.13.0: local version labels (PEP 440) are ignored.
         if name in locked and installed.partition("+")[0] != locked[name].partition("+")[0]:
-            what = f"{name} is {installed or 'absent'}, the lock has {locked[name]}"
-            fix = "install from requirements.lock: results and golden values hold for its versions"
+            what = f"{name} has version {installed}" if installed else f"{name} is not installed"
+            what += f", requirements.lock has {locked[name]}"
+            fix = "install from requirements.lock: results and golden values are those of its versions"
             findings.append(Finding("warning" if installed else "error", what, fix=fix))

@@ -1,4 +1,4 @@
-"""Rows on the terminal: a table for people, JSON for machines."""
+"""Print rows as a table for the terminal or as JSON for programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-_WIDTH_OF_A_PIPE = 160
+# rich takes 80 columns when stdout is not a terminal, which cuts paths and checksums in files and CI logs.
+_PIPE_WIDTH = 160
 
 
 def print_rows(
@@ -19,15 +20,17 @@ def print_rows(
     unbroken: Collection[str] = (),
     shows_header: bool = True,
 ) -> None:
-    """Print rows with the columns of the first; a value of None is an empty cell.
+    """Print rows with the columns of the first row; None is an empty cell.
 
     Args:
-        right: columns of numbers, set to the right.
-        unbroken: columns whose cells are not folded.
+        as_json: print JSON; the other arguments have no effect then.
+        right: columns to align right.
+        unbroken: columns whose cells are not wrapped.
     """
     if as_json:
-        print(json.dumps(rows, indent=2, default=str))
+        print(json.dumps(rows, indent=2, default=str))  # str: paths
         return
+    # Here, because --json needs no rich.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -36,6 +39,6 @@ def print_rows(
     for name in rows[0] if rows else ():
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name in unbroken)
     for row in rows:
-        # Text: names of files may hold brackets, which rich takes for markup.
+        # Text, not str: file names may contain brackets, which rich interprets as markup.
         table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE).print(table)
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)

@@ -1,4 +1,4 @@
-"""The backbone's parts against their definitions, and what it refuses."""
+"""The backbone's parts compared with their definitions; invalid input."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_start_values():
 
 
 @pytest.mark.parametrize("size", [0, 8, 100, 65])
-def test_an_odd_size_is_refused_with_its_neighbours(size):
+def test_a_size_that_is_no_multiple_of_16_is_refused(size):
     with pytest.raises(InputError, match="multiple of 16"):
         HiViT(TINY, image_size=size)
 

@@ -1,4 +1,4 @@
-"""Masked pre-training: what is hidden stays hidden, and the mask is what the noise says."""
+"""Masked pre-training: hidden pixels do not leak, and the mask follows from the noise."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_predictions_depend_on_seen_pixels_alone(model):
     mask_ratio=st.floats(0.1, 0.9),
     seed=st.integers(0, 1000),
 )
-def test_the_mask_is_what_the_noise_says(num_units, mask_ratio, seed):
+def test_the_mask_follows_from_the_noise(num_units, mask_ratio, seed):
     noise = torch.rand(3, num_units, generator=torch.Generator().manual_seed(seed))
     choice = choose_units(noise, mask_ratio)
     num_kept = int(num_units * (1 - mask_ratio))
@@ -107,14 +107,14 @@ def test_a_patch_is_flattened_by_row_column_colour(rows, columns):
         assert torch.equal(patches[1, unit].view(16, 16, 3), crop.permute(1, 2, 0))
 
 
-def test_what_cannot_be_is_refused(model, nano):
+def test_invalid_sizes_and_ratios_are_refused(model, nano):
     with pytest.raises(InputError, match="built for 64 x 64"):
         model(torch.zeros(1, 3, 96, 96), torch.rand(1, 36))
-    with pytest.raises(InputError, match="noise for 9 units"):
+    with pytest.raises(InputError, match="noise is for 9 units"):
         model(torch.zeros(1, 3, 64, 64), torch.rand(1, 9))
-    with pytest.raises(InputError, match="nothing is seen"):
+    with pytest.raises(InputError, match="all or none of the 16 units"):
         build_pretrainer(nano, mask_ratio=0.99)
-    with pytest.raises(RecipeError, match="decoder 72 wide"):
+    with pytest.raises(RecipeError, match="decoder's width of 72"):
         build_pretrainer(nano.model_copy(update={"decoder": DecoderConfig(width=72)}))
     with pytest.raises(RecipeError, match="did you mean 'hivit_nano'"):
         build_pretrainer(nano.model_copy(update={"name": "hivit_nono"}))

@@ -1,4 +1,4 @@
-"""Our networks against the numbers of the released ones: the same weights by name, the same input."""
+"""HiViT and iTPN compared with recorded outputs of the released code: the same weights and input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The neck: unit layout to maps and back, and nothing that mixes positions."""
+"""The pyramid: conversion from units to maps, and no mixing of positions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_top_needs_no_projection_of_its_own_width():
     assert "project16.bias" in names
 
 
-def test_dense_features_of_a_wide_image(nano):
+def test_dense_features_of_an_image_that_is_not_square(nano):
     model = build_dense(nano, "detect", image_size=64).eval()
     with torch.no_grad():
         features = model.features(torch.randn(1, 3, 48, 96))

@@ -1,4 +1,4 @@
-"""Released RevCol checkpoints in: the container as it was saved, hostile and damaged ones, every key told."""
+"""Conversion of released RevCol checkpoints: the container, malicious and damaged files, every key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def state():
 
 @pytest.fixture
 def make_settings(monkeypatch):
-    """Settings as the released code has them: of a class of a package that is not there when they are read."""
+    """Settings as in released files: of a class whose package is not installed when they are read."""
     cfg_node = type("CfgNode", (dict,), {"__module__": "yacs.config", "__qualname__": "CfgNode"})
 
     def make(**values):
@@ -53,7 +53,7 @@ def make_settings(monkeypatch):
 
 
 def _save(path, make_settings, monkeypatch, **changes):
-    """A file as the released code writes it; afterwards its settings' package is gone."""
+    """Write a file as the released code does, then remove its settings' package again."""
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     parameter.grad = torch.ones(2, 2)
     optimizer = torch.optim.AdamW([parameter])
@@ -149,7 +149,7 @@ def test_intermediate_supervision_leaves_the_last_classifier(monkeypatch, make_s
 
 
 class _Evil:
-    """What an attacker's file would hold: restoring it writes a file."""
+    """An object of a malicious file: restoring it writes a file."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -208,7 +208,7 @@ def test_damage_is_never_anything_but_a_checkpoint_error(tmp_path_factory, chang
         assert read_checkpoint(path)
 
 
-def test_what_is_missing_changed_or_strange_is_named(state):
+def test_missing_changed_and_unknown_keys_are_named(state):
     with pytest.raises(CheckpointError, match=r"stem.1.bias is missing"):
         convert_state({name: tensor for name, tensor in state.items() if name != "stem.1.bias"})
     with pytest.raises(CheckpointError, match=r"cls.classifier.0.weight is missing"):

@@ -1,4 +1,4 @@
-"""RevCol as a model that a recipe can name: settings honoured, what it cannot do refused, weights in and out."""
+"""RevCol from a recipe: settings, unsupported stages, transfer of weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def classified(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", ["auto", "plain", "column", "reversible"])
-def test_the_recipes_settings_arrive(mode):
+def test_the_recipes_settings_are_used(mode):
     columns = ColumnsConfig(memory_mode=mode, reversible_autocast=mode == "reversible")
     model = build_classifier(
         MICRO.model_copy(update={"columns": columns}), num_classes=3, drop_path=0.4, head_init_std=0.5
@@ -49,7 +49,7 @@ def test_the_recipes_settings_arrive(mode):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_size_has_a_name_and_is_recognised(name):
+def test_every_size_is_registered_and_recognised(name):
     assert MODELS[name].family == "revcol"
     with torch.device("meta"):
         state = RevCol(SHAPES[name], 5).state_dict()
@@ -64,22 +64,22 @@ def test_every_size_has_a_name_and_is_recognised(name):
     assert describe(without).model == ""
 
 
-def test_what_it_cannot_do_is_said():
+def test_unsupported_stages_and_settings_are_refused():
     with pytest.raises(
         RecipeError, match=r"revcol_micro has no masked pre-training.*choose a revcolv2 model"
     ):
         build_pretrainer(MICRO)
     for task in ("detect", "segment"):
-        with pytest.raises(RecipeError, match=f"revcol_micro classifies only.*stages: {task}.*or revcolv2"):
+        with pytest.raises(RecipeError, match=f"revcol_micro can only classify.*stages: {task}.*or revcolv2"):
             build_dense(MICRO, task, image_size=64)
     with pytest.raises(RecipeError, match="revcol_micro has no pyramid"):
         build_classifier(MICRO.model_copy(update={"pyramid": PyramidConfig()}), num_classes=2)
     with pytest.raises(RecipeError, match="no relative positions"):
         build_classifier(MICRO, num_classes=2, relative_position=True)
     columns = ColumnsConfig(bottom_up=4, memory_mode="plain")
-    with pytest.raises(RecipeError, match=r"one kind, 3 of them\. Where: model\.columns\.bottom_up\."):
+    with pytest.raises(RecipeError, match=r"always has 3 columns.*Where: model\.columns\.bottom_up\."):
         build_classifier(MICRO.model_copy(update={"columns": columns}), num_classes=2)
-    with pytest.raises(InputError, match=r"80 pixels do not allow it.*multiple of 32"):
+    with pytest.raises(InputError, match=r"32, which does not divide 80 pixels.*multiple of 32"):
         build_classifier(MICRO.model_copy(update={"image_size": 80}), num_classes=2)
     with pytest.raises(InputError, match="multiple of 32"):
         create_backbone("revcol_micro", image_size=72)

@@ -1,4 +1,4 @@
-"""RevCol against the numbers of its released code: the same weights by name, the same input."""
+"""RevCol compared with recorded outputs of its released code: the same weights and input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RevColV2: counts, gradients, masks, what each read-out needs, and what it refuses."""
+"""RevColV2: parameter and FLOP counts, gradients, masks, invalid input."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_pretraining_gradients(dtype, limit, bottom_up, top_down):
     assert 0 < difference < limit
 
 
-def test_every_parameter_has_a_part_in_pretraining():
+def test_every_parameter_gets_a_gradient_in_pretraining():
     model = RevColV2Pretrainer(_backbone(trainable_positions=True), 0.6)
     images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, 16)
     found = _gradients(model, "reversible", lambda: _pixel_loss(model, images, noise))
@@ -171,7 +171,7 @@ def test_micro_batches_and_two_processes_give_the_gradients_of_one(mode, tmp_pat
             assert _difference(gradients, whole) < 1e-12
 
 
-def test_what_is_kept_does_not_grow_with_the_columns():
+def test_kept_memory_does_not_grow_with_the_columns():
     kept = []
     for num_columns in (1, 2, 4):
         shape = replace(TINY, num_bottom_up=num_columns, num_top_down=num_columns)
@@ -208,7 +208,7 @@ def test_the_inverse_of_the_base_size():
     assert 0 < error < 1e-4
 
 
-def test_the_monitor_leaves_training_alone():
+def test_inverse_error_has_no_effect_on_training():
     model = RevColV2Pretrainer(_backbone(drop_path=0.3), 0.5)
     images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, 16)
 
@@ -223,7 +223,7 @@ def test_the_monitor_leaves_training_alone():
     assert all(torch.equal(watched[name], plain[name]) for name in plain)
 
 
-def test_small_gammas_are_told_and_trained_all_the_same():
+def test_small_gammas_give_a_warning_and_plain_gradients():
     model = RevColV2Classifier(_backbone(), 5)
     model.backbone.bottom_up[1].gamma[2].data[3] = 0.01
     images = torch.randn(2, 3, 64, 64)
@@ -293,5 +293,5 @@ def test_bad_input():
     model = RevColV2Pretrainer(_backbone(), 0.5)
     with pytest.raises(InputError, match="16 units"):
         model(torch.zeros(1, 3, 32, 32), torch.rand(1, 4))
-    with pytest.raises(InputError, match="noise for 9 units"):
+    with pytest.raises(InputError, match="noise is for 9 units"):
         model(torch.zeros(1, 3, 64, 64), torch.rand(1, 9))

@@ -1,4 +1,4 @@
-"""RevColV2 from stage to stage: what carries over, what starts afresh, what is refused."""
+"""Transfer of RevColV2's weights between stages: loaded, newly initialised and refused keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitpipe.models.weights import load_state, save_weights
 NANO = ModelConfig(name="revcolv2_nano", image_size=64)
 LARGER = NANO.model_copy(update={"image_size": 96})
 TABLES = {"backbone.pos_embed", "backbone.top_down_pos_embed"}
-PAINT = {"mask_token", "pixel_norm.weight", "pixel_norm.bias", "pixel_head.weight", "pixel_head.bias"}
+PIXEL_KEYS = {"mask_token", "pixel_norm.weight", "pixel_norm.bias", "pixel_head.weight", "pixel_head.bias"}
 HEAD = {f"head.{part}.{kind}" for part in ("norm", "fc") for kind in ("weight", "bias")}
 
 
@@ -70,7 +70,9 @@ def test_pretraining_to_itself(pretrained):
 
 
 def test_pretraining_to_classifier(pretrained):
-    model = _transferred(build_classifier(NANO, num_classes=10), pretrained[1], missing=HEAD, unused=PAINT)
+    model = _transferred(
+        build_classifier(NANO, num_classes=10), pretrained[1], missing=HEAD, unused=PIXEL_KEYS
+    )
     _same_backbone(model, pretrained[0])
     assert model.backbone.pos_embed.requires_grad
     assert not pretrained[0].backbone.pos_embed.requires_grad
@@ -87,7 +89,7 @@ def test_classifier_to_classifier(classified, num_classes, fresh):
 @pytest.mark.parametrize("task", ["detect", "segment"])
 @pytest.mark.parametrize("image_size", [64, 128])
 def test_to_dense_features(pretrained, classified, task, image_size):
-    for source, path, unused in ((*pretrained, PAINT), (*classified, HEAD)):
+    for source, path, unused in ((*pretrained, PIXEL_KEYS), (*classified, HEAD)):
         model = build_dense(NANO, task, image_size=image_size)
         neck = {name for name in model.state_dict() if not name.startswith("backbone.")}
         assert {name.split(".")[0] for name in neck} <= {"norms", "rescale", "refine"}
@@ -100,7 +102,7 @@ def test_to_dense_features(pretrained, classified, task, image_size):
 def test_positions_resized_at_loading_are_those_resized_on_the_way(pretrained):
     source, path = pretrained
     model = build_classifier(LARGER, num_classes=3)
-    model = _transferred(model, path, missing=HEAD, unused=PAINT, resized=TABLES)
+    model = _transferred(model, path, missing=HEAD, unused=PIXEL_KEYS, resized=TABLES)
     for name in ("pos_embed", "top_down_pos_embed"):
         ours, given = getattr(model.backbone, name), getattr(source.backbone, name)
         torch.testing.assert_close(ours, resize_positions(given, (6, 6)))
@@ -112,7 +114,7 @@ def test_pretraining_weights_are_never_resized(pretrained):
         transfer_weights(build_pretrainer(LARGER), pretrained[1])
 
 
-def test_a_file_says_what_it_is(pretrained, classified):
+def test_describe_recognises_a_file(pretrained, classified):
     info = describe(load_state(pretrained[1]))
     assert (info.family, info.kind, info.image_size) == ("revcolv2", "pretrain", 64)
     assert info.model == "revcolv2_nano"

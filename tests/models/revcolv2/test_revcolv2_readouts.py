@@ -1,4 +1,4 @@
-"""RevColV2: what each read-out needs, windows, names, start values, layer ids."""
+"""RevColV2: read-outs, attention windows, parameter names, initial values, layer ids."""
 
 from __future__ import annotations
 

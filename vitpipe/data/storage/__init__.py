@@ -1,1 +1,1 @@
-"""Where shards lie: a folder or object storage, and the cache in front of what is far."""
+"""Storage of shards: a local folder or object storage, and the local cache of remote shards."""

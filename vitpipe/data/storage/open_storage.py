@@ -1,4 +1,4 @@
-"""Which storage holds a set?"""
+"""Chooses the storage of a set by its address."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from vitpipe.data.storage.storage import LocalStorage, Storage
 
 
 def storage_of(folder: Path, store: str | None) -> Storage:
-    """The storage of a set: `store` (s3://bucket/prefix, or a folder), or the set's own folder without one.
+    """The storage of a set.
+
+    Args:
+        folder: of the set's manifest; holds the shards if there is no `store`.
+        store: s3://bucket/prefix or an absolute path; `None` for `folder`.
 
     Raises:
-        DatasetError: when `store` is no such address.
+        DatasetError: when `store` is neither.
     """
     if store is None or store.startswith("/"):
         return LocalStorage(Path(store) if store else folder)

@@ -1,8 +1,8 @@
 """S3-compatible object storage, read by byte range. Needs no torch.
 
 Endpoint, region and credentials come from the standard AWS variables and files (`AWS_ENDPOINT_URL`,
-`AWS_ACCESS_KEY_ID`, ...). Every request is repeated with growing, random pauses while the trouble looks as
-if it will pass; what will not pass is one clear error.
+`AWS_ACCESS_KEY_ID`, ...). Transient failures are retried with exponential backoff and jitter; permanent ones
+become one error for the user.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ from vitpipe.contracts.errors import DatasetError, StorageError, VitpipeError
 from vitpipe.contracts.files import written_aside
 from vitpipe.data.storage.storage import blocks_of, changed_file
 
+# S3 allows 10,000 parts of at least 5 MiB each: 640 GB with this size.
 _PART_BYTES = 64 * 2**20
+# botocore's default of 10 is below the 16 reading threads of a ShardSet; surplus connections would be
+# closed after each request.
 _CONNECTIONS = 32
-_CONNECT_SECONDS, _SILENCE_SECONDS = 5, 30
-# Reads in the middle of a training wait about a minute; a first contact, where a typing error shows, 1 s.
+# botocore waits 60 s in both cases; with retries a dead endpoint would block a training for minutes.
+_CONNECT_SECONDS, _READ_TIMEOUT_SECONDS = 5, 30
+# With the pauses below 10 attempts take about a minute (reads during training), 4 about a second (the first
+# contact, where a wrong address shows).
 _READ_ATTEMPTS, _FIRST_ATTEMPTS = 10, 4
 _REASON_CHARACTERS = 300
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 20.0
-_PASSING_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "TooManyRequests"}
-_REFUSED_CODES = {
+# Transient by S3's error documentation; any status of 500 or more, 429 and throttling codes are, too.
+_TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "TooManyRequests"}
+_DENIED_CODES = {
     "403",
     "AccessDenied",
     "InvalidAccessKeyId",
@@ -43,10 +49,10 @@ Result = TypeVar("Result")
 
 
 class S3Storage:
-    """Objects below `s3://bucket/prefix`. Threads may share it; so may forked and unpickled copies.
+    """Objects below `s3://bucket/prefix`. Thread-safe; may be forked and pickled.
 
     Raises:
-        DatasetError: when `uri` is no such address.
+        DatasetError: when `uri` is not such an address.
     """
 
     is_remote = True
@@ -55,9 +61,9 @@ class S3Storage:
         found = S3_ADDRESS.fullmatch(uri)
         if found is None:
             raise DatasetError(
-                f"'{uri}' is no address of an object storage",
-                fix="write s3://bucket/prefix; credentials come from AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY",
+                f"'{uri}' is not the address of an object storage",
+                where="data.store",
+                fix="write s3://bucket/prefix, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             )
         self.uri, self.bucket = uri.rstrip("/"), found["bucket"]
         self._prefix = f"{(found['prefix'] or '').strip('/')}/".lstrip("/")
@@ -69,19 +75,20 @@ class S3Storage:
     def read(self, name: str, offset: int, size_bytes: int) -> bytes:
         """See `Storage.read`."""
         if size_bytes == 0:
-            return b""
+            return b""  # HTTP has no empty range
         span = f"bytes={offset}-{offset + size_bytes - 1}"
 
         def get() -> bytes:
             answer = _client().get_object(Bucket=self.bucket, Key=self._prefix + name, Range=span)
             with answer["Body"] as body:
                 block: bytes = body.read(size_bytes)
+            # botocore checks the length of a body only when it is read to its end; `read(n)` may return less.
             expected = min(size_bytes, self._size_of(answer, name) - offset)
             if len(block) != expected:
-                raise _ArrivedWrongError(f"{len(block)} bytes came instead of {expected}")
+                raise _TransferError(f"{len(block)} bytes received instead of {expected}")
             return block
 
-        return self._patiently(get, name, _READ_ATTEMPTS)
+        return self._retry(get, name, _READ_ATTEMPTS)
 
     def size_bytes(self, name: str) -> int | None:
         """See `Storage.size_bytes`."""
@@ -92,13 +99,14 @@ class S3Storage:
         """See `Storage.sizes`."""
 
         def list_all() -> dict[str, int]:
+            # A listing has pages of 1,000 objects. The delimiter leaves out what is below further prefixes.
             pages = _client().get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self._prefix, Delimiter="/"
             )  # fmt: skip
             found = (entry for page in pages for entry in page.get("Contents", ()))
             return {entry["Key"].removeprefix(self._prefix): entry["Size"] for entry in found}
 
-        return self._patiently(list_all, "", _FIRST_ATTEMPTS)
+        return self._retry(list_all, "", _FIRST_ATTEMPTS)
 
     def fetch(self, name: str, to: Path) -> None:
         """See `Storage.fetch`."""
@@ -112,9 +120,11 @@ class S3Storage:
     def put(self, path: Path, name: str, sha256: str) -> bool:
         """See `Storage.put`."""
         size = path.stat().st_size
+        # The object carries its SHA-256 as metadata, so an identical one is found without reading it.
         head = self._head(name)
-        if head is not None and _is(head, size, sha256):
+        if head is not None and _matches(head, size, sha256):
             return False
+        # Before sending: a file that changed since it was packed must not be stored under its old checksum.
         own_sha256, etag = _file_digests(path)
         if own_sha256 != sha256:
             raise changed_file(path)
@@ -126,18 +136,19 @@ class S3Storage:
                 str(path),
                 self.bucket,
                 self._prefix + name,
+                # Part size and threshold must be those of `_file_digests`, which predicts the ETag.
                 ExtraArgs={"Metadata": {"sha256": sha256}},
                 Config=TransferConfig(
                     multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4
                 ),
             )
-            self._check_arrival(name, size, sha256, etag)
+            self._verify_upload(name, size, sha256, etag)
 
-        self._patiently(send, name, _READ_ATTEMPTS)
+        self._retry(send, name, _READ_ATTEMPTS)
         return True
 
     def close(self) -> None:
-        """See `Storage.close`; the process's connections are shared with other storages and stay."""
+        """See `Storage.close`. Nothing to do: connections are shared by all storages of the process."""
 
     def _head(self, name: str) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError
@@ -148,113 +159,129 @@ class S3Storage:
             except ClientError as error:
                 if _code(error) not in ("404", "NoSuchKey", "NotFound"):
                     raise
-            # The answer to HEAD has no body, so it does not say whether the bucket or the object is missing.
+            # A response to HEAD has no body and so no error code that tells a missing bucket from a missing
+            # object.
             _client().head_bucket(Bucket=self.bucket)
             return None
 
-        return self._patiently(ask, name, _FIRST_ATTEMPTS)
+        return self._retry(ask, name, _FIRST_ATTEMPTS)
 
-    def _check_arrival(self, name: str, size: int, sha256: str, etag: str) -> None:
-        """Compare with the storage's own MD5; where it keeps another tag, read the object back."""
+    def _verify_upload(self, name: str, size: int, sha256: str, etag: str) -> None:
+        """Compare an uploaded object with the file that was sent.
+
+        Raises:
+            _TransferError: when they differ.
+        """
         head = self._head(name)
-        if head is None or not _is(head, size, sha256):
-            raise _ArrivedWrongError("the object is not what was sent")
+        if head is None or not _matches(head, size, sha256):
+            raise _TransferError("size or metadata of the object differ from what was sent")
+        # The ETag is an MD5 that the storage computed from what it received, but not with every encryption
+        # and not with every S3-compatible storage: then the object is read back.
         if head["ETag"].strip('"') == etag:
             return
         total = hashlib.sha256()
         for block in blocks_of(self, name, size):
             total.update(block)
         if total.hexdigest() != sha256:
-            raise _ArrivedWrongError("the object has another checksum than the file that was sent")
+            raise _TransferError("the checksum of the object differs from the file that was sent")
 
-    def _patiently(self, work: Callable[[], Result], name: str, attempts: int) -> Result:
-        """Do it again while it fails in a way that may pass; at most `attempts` times."""
+    def _retry(self, work: Callable[[], Result], name: str, attempts: int) -> Result:
+        """Run `work` up to `attempts` times while it fails for a transient reason.
+
+        Raises:
+            StorageError: when the last attempt fails, or access is denied.
+            DatasetError: when bucket or object do not exist.
+        """
         started = time.monotonic()
         for attempt in range(attempts):
             try:
                 return work()
             except VitpipeError:
                 raise
+            # Everything else is looked at: botocore, urllib3 and sockets have no common base class.
             except Exception as caught:
-                error = _unwrapped(caught)
-                reason = _reason_to_wait(error)
+                error = _cause_of_upload_error(caught)
+                reason = _transient_reason(error)
                 if reason is None:
-                    raise self._final(error, name) from error
+                    raise self._user_error(error, name) from error
                 if attempt == attempts - 1:
                     waited = f"{attempts} times in {time.monotonic() - started:.0f} s"
                     raise StorageError(
                         f"The object storage {reason}; tried {waited}",
                         where=f"{self.place(name)} at {_client().meta.endpoint_url}",
-                        fix="check that the storage runs and that AWS_ENDPOINT_URL is right, then run the "
-                        "same command again; what is finished and saved is kept",
+                        fix="check that the storage is running and that AWS_ENDPOINT_URL is correct, then "
+                        "run the same command again; saved work is kept",
                     ) from error
-                # Half of the pause is random, so that many readers do not come back at the same moment.
+                # Half of the pause is random, so that many readers do not retry at the same moment. Not from
+                # the global generator: its state belongs to the sample that is being read.
                 pause = min(_FIRST_PAUSE_SECONDS * 2**attempt, _LONGEST_PAUSE_SECONDS)
                 time.sleep(pause * random.SystemRandom().uniform(0.5, 1.0))
         raise AssertionError("attempts must be positive")
 
-    def _final(self, error: Exception, name: str) -> Exception:
-        """What will not pass, as an error for the user; a defect of ours stays what it is."""
+    def _user_error(self, error: Exception, name: str) -> Exception:
+        """A permanent failure as an error for the user; any other exception, a defect of ours, unchanged."""
         from botocore import exceptions
 
         code = _code(error)
         if code == "NoSuchBucket" or (code == "404" and getattr(error, "operation_name", "") == "HeadBucket"):
             return DatasetError(
-                f"There is no bucket '{self.bucket}'",
+                f"The bucket '{self.bucket}' does not exist",
                 where=f"{self.uri} at {_client().meta.endpoint_url}",
-                fix="make it, or correct data.store and AWS_ENDPOINT_URL",
+                fix="create it, or correct data.store and AWS_ENDPOINT_URL",
             )
+        # InvalidRange: the range begins after the end of the object, which is shorter than in its manifest.
         if code in ("NoSuchKey", "404", "InvalidRange"):
             return self._missing(name)
         if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
             return StorageError(
-                f"There are no credentials for the object storage ({error})",
+                f"Credentials for the object storage are missing ({error})",
                 where=self.uri,
                 fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod a role",
             )
-        if code in _REFUSED_CODES:
+        if code in _DENIED_CODES:
             return StorageError(
-                f"The object storage refuses access ({code})",
+                f"The object storage denies access ({code})",
                 where=self.place(name),
-                fix="give these credentials the right to list, read and, for the prepare stage, write there",
+                fix="give these credentials permission to list, read and, for the prepare stage, write there",
             )
         if isinstance(error, exceptions.ClientError | exceptions.BotoCoreError):
             return StorageError(
-                f"The object storage cannot be used ({_short(error)})",
+                f"The request to the object storage failed ({_short(error)})",
                 where=self.place(name),
-                fix="correct data.store and the AWS_ variables",
+                fix="correct data.store and the AWS_ environment variables",
             )
         return error
 
     def _size_of(self, answer: dict[str, Any], name: str) -> int:
-        """Size of the whole object, from `bytes first-last/size`."""
+        """Size of the whole object in bytes, from the header `Content-Range: bytes first-last/size`."""
         span = answer.get("ContentRange")
         if span is None:
             raise StorageError(
-                "The object storage sends whole objects where a range was asked for",
+                "The object storage ignores range requests and sends whole objects",
                 where=self.place(name),
-                fix="use a storage, or a proxy before it, that answers range requests",
+                fix="use a storage, or a proxy in front of it, that supports range requests",
             )
         return int(str(span).rpartition("/")[2])
 
     def _missing(self, name: str) -> DatasetError:
         return DatasetError(
-            "The object storage has no such object, or only a shorter one",
+            "The object does not exist or is too short",
             where=self.place(name),
-            fix="check data.store, or run the prepare stage again with it: it sends what is missing",
+            fix="correct data.store, or run the prepare stage again with it: it sends missing files",
         )
 
 
-class _ArrivedWrongError(Exception):
-    """An answer was cut short, or an upload is not what was sent."""
+class _TransferError(Exception):
+    """A response is incomplete, or an uploaded object differs from the file that was sent."""
 
 
+# One client per process and set of AWS variables: creating one loads botocore's service model.
 _clients: dict[tuple[int, tuple[tuple[str, str], ...]], Any] = {}
 _lock = threading.Lock()
 
 
 def _renew_lock() -> None:
-    """Another thread of the parent may have held the lock when this process was forked."""
+    """A new lock after a fork: another thread of the parent may have held the old one for ever."""
     global _lock
     _lock = threading.Lock()
 
@@ -263,7 +290,8 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _client() -> Any:
-    """The client of this process: connections must not be shared with the process it was forked from."""
+    """The boto3 client of this process and of the current AWS variables; clients are thread-safe."""
+    # By process: a forked process that used its parent's connections would mix up both streams.
     settings = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
     key = (os.getpid(), settings)
     with _lock:
@@ -273,10 +301,12 @@ def _client() -> Any:
 
             config = Config(
                 connect_timeout=_CONNECT_SECONDS,
-                read_timeout=_SILENCE_SECONDS,
+                read_timeout=_READ_TIMEOUT_SECONDS,
                 max_pool_connections=_CONNECTIONS,
-                retries={"total_max_attempts": 1},  # ours cover the body of an answer, too
-                # Checksums beyond what every S3-compatible storage understands; we have our own.
+                # botocore's retries end with the response's headers; ours cover reading its body, too.
+                retries={"total_max_attempts": 1},
+                # Since botocore 1.36 the default is to add CRC checksums, which not every S3-compatible
+                # storage accepts; every byte is compared with our own checksums anyway.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             )
@@ -284,60 +314,65 @@ def _client() -> Any:
                 _clients[key] = boto3.session.Session().client("s3", config=config)
             except ValueError as error:
                 raise StorageError(
-                    f"The object storage's address cannot be used ({error})",
+                    f"The address of the object storage is invalid ({error})",
                     where="AWS_ENDPOINT_URL",
                     fix="write it as http://host:port or https://host",
                 ) from error
         return _clients[key]
 
 
-def _unwrapped(error: Exception) -> Exception:
-    """What was the matter with an upload, out of boto3's own wrapping."""
+def _cause_of_upload_error(error: Exception) -> Exception:
+    """The botocore error behind boto3's S3UploadFailedError, which keeps the code in its text only."""
     from boto3.exceptions import S3UploadFailedError
 
+    # boto3 raises it inside `except` without `from`, so the cause is the context.
     cause = error.__context__
     return cause if isinstance(error, S3UploadFailedError) and isinstance(cause, Exception) else error
 
 
-def _reason_to_wait(error: Exception) -> str | None:
-    """Why a failed request may work later, as the end of a sentence; None when it will not."""
+def _transient_reason(error: Exception) -> str | None:
+    """Why a failure is transient, as the end of a sentence; `None` for a permanent one."""
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
 
-    if isinstance(error, _ArrivedWrongError):
-        return f"answers incompletely ({error})"
+    if isinstance(error, _TransferError):
+        return f"sends incomplete data ({error})"
     if isinstance(error, exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        passes = status >= 500 or status == 429 or _code(error) in _PASSING_CODES
-        return f"fails ({_code(error)})" if passes or "Throttl" in _code(error) else None
+        transient = status >= 500 or status == 429 or _code(error) in _TRANSIENT_CODES
+        return f"fails ({_code(error)})" if transient or "Throttl" in _code(error) else None
     network = (
         exceptions.HTTPClientError,
         exceptions.ConnectionError,
         exceptions.IncompleteReadError,
+        # The body of an error was cut short, or came from a proxy and is HTML.
         ResponseParserError,
         ConnectionError,
         TimeoutError,
     )
-    return f"does not answer ({_short(error)})" if isinstance(error, network) else None
+    return f"does not respond ({_short(error)})" if isinstance(error, network) else None
 
 
 def _short(error: BaseException) -> str:
-    """What a library says, in one line; credentials are hidden before the line is cut inside an address."""
+    """The message of a library's error in one line, without credentials."""
+    # Hidden before the line is cut: half an address would not be recognised as one.
     return hidden(" ".join(str(error).split()))[:_REASON_CHARACTERS]
 
 
 def _code(error: BaseException) -> str:
-    """The storage's own code of an error, for example NoSuchKey; empty for errors of other kinds."""
+    """The error code of the storage, for example NoSuchKey; empty for errors of other kinds."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
-def _is(head: dict[str, Any], size_bytes: int, sha256: str) -> bool:
+def _matches(head: dict[str, Any], size_bytes: int, sha256: str) -> bool:
     return head["ContentLength"] == size_bytes and head["Metadata"].get("sha256") == sha256
 
 
 def _file_digests(path: Path) -> tuple[str, str]:
-    """Hex SHA-256 of a file, and the tag that S3 gives it when it is sent in our parts."""
+    """SHA-256 (hexadecimal) of a file, and its ETag on S3 when it is sent in parts of `_PART_BYTES`."""
+    # One pass over the file for both. S3's ETag is the MD5 of a single upload; of a multipart upload the MD5
+    # of the parts' MD5 digests, with the number of parts behind a hyphen.
     whole, parts = hashlib.sha256(), []
     with path.open("rb") as file:
         while part := file.read(_PART_BYTES):

@@ -1,8 +1,6 @@
-"""Masks as COCO writes them: polygons along pixel edges, run lengths for crowds.
+"""Masks in COCO's encodings: polygons along pixel edges, run lengths for crowds.
 
-Both are exact: rasterised by COCO's own rule (a pixel belongs to a polygon that passes around it) they
-give the very same mask. Polygons cannot have holes in COCO, so a mask with a hole is cut in two through
-the hole first; the union of the parts is the mask.
+Both are exact: rasterised by pycocotools they give the same mask.
 """
 
 from __future__ import annotations
@@ -18,12 +16,13 @@ Point = tuple[int, int]
 
 
 def polygons(mask: Mask) -> list[list[float]]:
-    """Closed outlines [x1, y1, x2, y2, ...] in pixel-edge coordinates whose union is the (H, W) mask."""
+    """Closed polygons [x1, y1, x2, y2, ...] in pixel-edge coordinates whose union is the (H, W) mask."""
     loops = _loops(mask)
     hole = next((loop for loop in loops if _doubled_area(loop) < 0), None)
     if hole is None:
         return [[float(value) for point in loop for value in point] for loop in loops]
-    # A cut through the hole's first column opens it towards both sides.
+    # COCO's polygons have no holes and are merged by union, so the mask is divided: a vertical cut behind
+    # the first column of the hole opens the hole towards both parts. Recursion handles the other holes.
     cut = min(x for x, _ in hole) + 1
     left, right = mask.copy(), mask.copy()
     left[:, cut:], right[:, :cut] = False, False
@@ -33,6 +32,7 @@ def polygons(mask: Mask) -> list[list[float]]:
 def run_lengths(mask: Mask) -> dict[str, Any]:
     """COCO's uncompressed RLE: lengths of runs of 0 and 1 in turn, column by column, beginning with 0."""
     column_major = mask.ravel(order="F")
+    # `prepend=False` makes a mask that begins with 1 start with a run of no zeros, as the format requires.
     changes = np.flatnonzero(np.diff(column_major, prepend=False)).tolist()
     edges = [0, *changes, column_major.size]
     return {"counts": [b - a for a, b in pairwise(edges)], "size": list(mask.shape)}
@@ -46,11 +46,9 @@ def bounding_box(mask: Mask) -> list[float]:
 
 
 def _loops(mask: Mask) -> list[list[Point]]:
-    """Boundary loops of the 4-connected parts, corners only; outer loops run clockwise, holes against it.
-
-    Every unit edge between inside and outside is directed with the inside on its right (y points down).
-    Where two parts touch at a corner, turning right keeps them apart.
-    """
+    """Boundary loops of the 4-connected parts, corners only; outer ones clockwise, holes counterclockwise."""
+    # Every unit edge between inside and outside is directed with the inside on its right (y points down).
+    # A point has two successors where two parts touch at a corner.
     following: dict[Point, list[Point]] = {}
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
@@ -71,16 +69,17 @@ def _loops(mask: Mask) -> list[list[Point]]:
 
 
 def _follow(start: Point, following: dict[Point, list[Point]]) -> list[Point]:
-    """Walk one loop, taking its edges out of `following`; keeps only the points where it turns."""
+    """Walk one loop, removing its edges from `following`; returns only the points where it turns."""
     path = [start, _take(start, following[start][0], following)]
     while path[-1] != start or (start in following and not _closes(path, following)):
         before, here = path[-2], path[-1]
         step = (here[0] - before[0], here[1] - before[1])
-        # In order of preference: right, straight on, left.
+        # In order of preference: right, straight on, left. Right keeps parts that touch at a corner separate.
         turns = ((-step[1], step[0]), step, (step[1], -step[0]))
         wanted = [(here[0] + dx, here[1] + dy) for dx, dy in turns]
         path.append(_take(here, next(point for point in wanted if point in following[here]), following))
     ring = path[:-1]
+    # Points between two edges of the same direction are dropped: COCO stores corners.
     return [
         point
         for before, point, after in zip([ring[-1], *ring], ring, [*ring[1:], ring[0]], strict=False)
@@ -89,7 +88,7 @@ def _follow(start: Point, following: dict[Point, list[Point]]) -> list[Point]:
 
 
 def _closes(path: list[Point], following: dict[Point, list[Point]]) -> bool:
-    """At a start point that two parts share: True when the right turn is the loop's own first edge."""
+    """At a start point that two parts share: whether the right turn is the first edge of this loop."""
     before, here, first = path[-2], path[-1], path[1]
     step = (here[0] - before[0], here[1] - before[1])
     return (here[0] - step[1], here[1] + step[0]) == first
@@ -103,5 +102,5 @@ def _take(tail: Point, head: Point, following: dict[Point, list[Point]]) -> Poin
 
 
 def _doubled_area(loop: list[Point]) -> int:
-    """Twice the signed area; positive for outer loops."""
+    """Twice the signed area (shoelace formula), an integer; positive for outer loops."""
     return sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in zip(loop, [*loop[1:], loop[0]], strict=True))

@@ -1,4 +1,4 @@
-"""The embedded dataset on disk, in the very layouts of the real sets, so the same readers read both.
+"""Write the embedded dataset to disk, in the layouts of the real sets, so that the same readers read both.
 
     imagenet/     train/<wnid>/*.JPEG  val/<wnid>/*.JPEG  LOC_synset_mapping.txt      ten classes: digits
     imagenet22k/  the same, fifty classes: digit x background
@@ -6,8 +6,8 @@
     ade20k/       images/ and annotations/, each training/ validation/; objectInfo150.txt, sceneCategories.txt
     davis/        JPEGImages/480p/<sequence>/  Annotations/480p/<sequence>/  ImageSets/2017/{train,val}.txt
 
-Every picture is a function of (seed, set, split, number) alone: same seed, same bytes, and a larger set
-begins with the pictures of a smaller one.
+Every image is a function of (seed, set, split, number) alone: the same seed gives the same bytes, and a
+larger set begins with the images of a smaller one.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ from vitpipe.datasets.embedded.scenes import OTHER, Scene, compose_scene, compos
 from vitpipe.datasets.embedded.textures import TEXTURES
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# The finer label set takes these backgrounds; the others are left to the clutter of the ten-class set.
+# Indices into `TEXTURES`. The fifty classes use these five backgrounds, the ten classes use all and the
+# clutter.
 FINE_TEXTURES = (0, 1, 2, 4, 5)
 NUM_FINE_CLASSES = NUM_DIGITS * len(FINE_TEXTURES)
 SPLITS: tuple[Split, ...] = ("train", "val")
-# Category ids of COCO have gaps; so have these, to catch readers that take them for class numbers.
+# The ids of COCO's 80 categories run to 90 with gaps. So these have one, to catch readers that use ids as
+# class numbers.
 COCO_CATEGORY_IDS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11)
 ADE_CLASSES = (*(texture.name for texture in TEXTURES), *WORDS)
 _FIRST_DIGIT_LABEL = 1 + len(TEXTURES)
-_JPEG_QUALITY = 95
+_JPEG_QUALITY = 95  # the largest that Pillow recommends; part of the bytes that tests and digests hold
 
 
 def write_embedded(root: Path, sets: Iterable[str], config: EmbeddedConfig) -> None:
-    """Write the named sets below `root`, which must not hold them yet.
+    """Write the named sets below `root`, which must not contain them yet.
 
     Args:
         sets: any of imagenet, imagenet22k, coco, ade20k, davis.
@@ -59,6 +61,7 @@ def write_embedded(root: Path, sets: Iterable[str], config: EmbeddedConfig) -> N
 
 def write_imagenet(root: Path, config: EmbeddedConfig) -> None:
     """Ten classes: the digit, on any background. Classes are balanced."""
+    # Above all offsets of WordNet, so that they cannot be mistaken for real classes.
     wnids = [f"n9990000{digit}" for digit in range(NUM_DIGITS)]
     _write_synsets(root, dict(zip(wnids, (f"digit {word}" for word in WORDS), strict=True)))
     for split, count in zip(SPLITS, (config.train_images, config.val_images), strict=True):
@@ -72,23 +75,23 @@ def write_imagenet(root: Path, config: EmbeddedConfig) -> None:
 def write_imagenet22k(root: Path, config: EmbeddedConfig) -> None:
     """Fifty classes: digit and background together. Classes are balanced."""
     names = {
-        f"n9991{digit}{place:03d}": f"digit {WORDS[digit]} on {TEXTURES[texture].name}"
+        f"n9991{digit}{index:03d}": f"digit {WORDS[digit]} on {TEXTURES[texture].name}"
         for digit in range(NUM_DIGITS)
-        for place, texture in enumerate(FINE_TEXTURES)
+        for index, texture in enumerate(FINE_TEXTURES)
     }
     _write_synsets(root, names)
     for split, count in zip(SPLITS, (config.intermediate_images, config.val_images), strict=True):
         for number in range(count):
-            digit, place = divmod(number % NUM_FINE_CLASSES, len(FINE_TEXTURES))
-            wnid = f"n9991{digit}{place:03d}"
+            digit, index = divmod(number % NUM_FINE_CLASSES, len(FINE_TEXTURES))
+            wnid = f"n9991{digit}{index:03d}"
             generator = generator_of("imagenet22k", config.seed, split, number)
-            texture = TEXTURES[FINE_TEXTURES[place]]
+            texture = TEXTURES[FINE_TEXTURES[index]]
             image = compose_single(digit, texture, split, config.image_size, generator)
             _save_jpeg(image, root / split / wnid / _imagenet_name(wnid, split, number))
 
 
 def write_coco(root: Path, config: EmbeddedConfig) -> None:
-    """Detection and instance segmentation: polygons, crowds as run lengths, empty pictures."""
+    """Detection and instance segmentation: polygons, crowds as run lengths, images without annotations."""
     categories = [
         {"supercategory": "digit", "id": category, "name": word}
         for category, word in zip(COCO_CATEGORY_IDS, WORDS, strict=True)
@@ -120,7 +123,7 @@ def write_ade20k(root: Path, config: EmbeddedConfig) -> None:
     """Semantic segmentation: label 0 other (ignored), then the backgrounds, then the digits."""
     folders = {"train": "training", "val": "validation"}
     scene_lines, num_images = [], {}
-    pixels = np.zeros(1 + len(ADE_CLASSES), np.int64)
+    pixels = np.zeros(1 + len(ADE_CLASSES), np.int64)  # by label, of train
     for split, count in zip(SPLITS, (config.scene_train_images, config.scene_val_images), strict=True):
         present = np.zeros(1 + len(ADE_CLASSES), np.int64)
         for number in range(count):
@@ -134,6 +137,7 @@ def write_ade20k(root: Path, config: EmbeddedConfig) -> None:
             pixels += histogram if split == "train" else 0
             scene_lines.append(f"{stem} {_main_background(scene)}")
         num_images[split] = present
+    # The columns of the original objectInfo150.txt.
     lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
     for label, name in enumerate(ADE_CLASSES, start=1):
         ratio, stuff = pixels[label] / max(1, pixels.sum()), int(label < _FIRST_DIGIT_LABEL)
@@ -144,7 +148,7 @@ def write_ade20k(root: Path, config: EmbeddedConfig) -> None:
 
 
 def write_davis(root: Path, config: EmbeddedConfig) -> None:
-    """Video object segmentation: `config.videos` sequences per split, object numbers as palette indices."""
+    """Video object segmentation: `config.videos` sequences per split; palette indices are object numbers."""
     palette = davis_palette()
     for split in SPLITS:
         names = [f"digits-{split}-{number:02d}" for number in range(config.videos)]
@@ -166,7 +170,7 @@ def write_davis(root: Path, config: EmbeddedConfig) -> None:
 
 
 def label_map(scene: Scene) -> NDArray[np.uint8]:
-    """The ADE20K label of every pixel, (H, W) uint8: 0 other, 1.. backgrounds, then digits."""
+    """The ADE20K label of every pixel, (H, W) uint8: 0 other, from 1 the backgrounds, then the digits."""
     labels = scene.stuff.copy()
     for thing in scene.things:
         labels[thing.mask] = _FIRST_DIGIT_LABEL + thing.digit
@@ -174,17 +178,21 @@ def label_map(scene: Scene) -> NDArray[np.uint8]:
 
 
 def davis_palette() -> list[int]:
-    """The 256 x 3 colours of DAVIS and PASCAL VOC: the index dealt bit by bit to red, green, blue."""
+    """The 256 x 3 colours of DAVIS and PASCAL VOC, as a flat list."""
+    # Bits 0, 1, 2 of the index become the highest bits of red, green and blue, bits 3, 4, 5 the next
+    # lower ones, and so on: neighbouring indices get different colours (`VOClabelcolormap` of the VOC
+    # devkit).
     colours = []
     for index in range(256):
         for channel in range(3):
-            bits = [(index >> (3 * place + channel)) & 1 for place in range(8)]
-            colours.append(sum(bit << (7 - place) for place, bit in enumerate(bits)))
+            bits = [(index >> (3 * level + channel)) & 1 for level in range(8)]
+            colours.append(sum(bit << (7 - level) for level, bit in enumerate(bits)))
     return colours
 
 
 def _scene(name: str, split: Split, number: int, config: EmbeddedConfig) -> Scene:
-    """Every fortieth picture is empty, every ninth has a crowd."""
+    """The scene with this number; one in 40 is empty, one in 9 has a crowd."""
+    # Readers must cope with both: 1,021 of COCO's training images have no annotation.
     generator = generator_of(name, config.seed, split, number)
     num_things = 0 if number % 40 == 1 else int(generator.integers(1, 6))
     with_crowd = number % 9 == 3

@@ -1,6 +1,6 @@
 """Dense sets in their own layouts, from folders or from their original archives.
 
-Names and annotations are checked whenever a set is used; pictures are looked into by `vitpipe doctor`.
+Names and annotations are verified whenever a set is used; images are inspected by `vitpipe doctor` only.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
     FileTree,
     OriginalArchive,
-    need_folder,
-    none_missing,
+    evenly_spaced,
     open_tree,
-    spread,
+    require_files,
+    require_folder,
 )
 from vitpipe.datasets.layouts.image_headers import Look, labels_of, size_of
 
@@ -24,11 +24,11 @@ ARCHIVES = (OriginalArchive(_ZIP, ("JPEGImages", "Annotations", "ImageSets"), st
 
 
 def verify_davis(root: Path) -> DenseLayout:
-    """Check a DAVIS 2017 folder at 480p: the lists, and frames and label maps of every listed sequence.
+    """Verify a DAVIS 2017 folder at 480p: the lists, and frames and label maps of every listed sequence.
 
     Raises:
         DatasetError: a missing folder or list, a listed sequence without frames or label maps, frames and
-            label maps that do not pair, a gap in the numbers of frames, an archive that must not be trusted.
+            label maps that do not pair, a gap in the frame numbers, an archive that is refused.
     """
     root, tree = open_tree(root, "davis", ARCHIVES)
     counts: dict[str, int] = {}
@@ -39,7 +39,7 @@ def verify_davis(root: Path) -> DenseLayout:
             raise DatasetError(
                 "The list of sequences is missing",
                 where=tree.where(listing),
-                fix=f"put {_ZIP} there, or {_AGAIN}",
+                fix=f"put {_ZIP} into the set's folder, or {_AGAIN}",
             )
         sequences = tree.read(listing).decode("utf-8", "replace").split()
         frames = [frame for name in sequences for frame in _frames_of(tree, name, listing)]
@@ -48,15 +48,18 @@ def verify_davis(root: Path) -> DenseLayout:
         counts[f"{split}_sequences"], counts[f"{split}_images"] = len(sequences), len(frames)
         files.append(listing)
     listed = {name.split("/")[2] for name in files if name.startswith(_FRAMES)}
+    # The trainval archive has exactly the listed ones; others may be of test-dev, unpacked into the same
+    # folder.
     extra = [name for name in tree.names(_FRAMES) if name not in listed]
-    notes = (f"{len(extra)} sequences are in no list: {some(extra)}",) if extra else ()
+    notes = (f"{len(extra)} sequences are not listed: {some(extra)}",) if extra else ()
     return DenseLayout("davis", root, (), counts, tuple(sorted(files)), tree, notes)
 
 
 def look_into_davis(layout: DenseLayout, number: int | None) -> Look:
-    """Compare label maps with their frames, and frames with the first of their sequence; `number`, or all."""
+    """Compare label maps with frames, and frames with the first of their sequence, for `number` or all."""
     frames = [name for name in layout.files if name.startswith(_FRAMES)]
-    looked = spread(frames, number)
+    looked = evenly_spaced(frames, number)
+    # All frames of a sequence have one size: masks are propagated from frame to frame on one grid.
     firsts: dict[str, object] = {}
     for name in frames:
         firsts.setdefault(name.rpartition("/")[0], name)
@@ -74,9 +77,9 @@ def look_into_davis(layout: DenseLayout, number: int | None) -> Look:
         elif size != sizes[name.rpartition("/")[0]]:
             odd.append(name)
     problems = [
-        (broken, "files cannot be used", _AGAIN),
-        (wrong, "label maps have another size than their frames", f"take both from {_ZIP}, at 480p"),
-        (odd, "frames have another size than the first of their sequence", f"take all of it from {_ZIP}"),
+        (broken, "files cannot be decoded", _AGAIN),
+        (wrong, "label maps have another size than their frames", f"use both from {_ZIP}, at 480p"),
+        (odd, "frames have another size than the first of their sequence", f"use all frames from {_ZIP}"),
     ]
     found = (
         DatasetError(f"{len(names)} {what}: {some(names)}", where=layout.root, fix=fix)
@@ -87,25 +90,30 @@ def look_into_davis(layout: DenseLayout, number: int | None) -> Look:
 
 
 def _frames_of(tree: FileTree, sequence: str, listing: str) -> list[str]:
-    """`<sequence>/<number>` of every frame of a sequence, checked."""
+    """`<sequence>/<number>` of every frame of a sequence, after all checks."""
     frames, labels = f"{_FRAMES}/{sequence}", f"{_LABELS}/{sequence}"
+    # An untrusted list must not lead out of the folder.
     if "/" in sequence or sequence.startswith("."):
         raise DatasetError(
-            f"The list names '{sequence}', which is no sequence", where=tree.where(listing), fix=_AGAIN
+            f"The list contains '{sequence}', which is not the name of a sequence",
+            where=tree.where(listing),
+            fix=_AGAIN,
         )
     for folder in (frames, labels):
-        need_folder(tree, folder, "davis", f"{_AGAIN}, or remove '{sequence}' from {listing}")
+        require_folder(tree, folder, "davis", f"{_AGAIN}, or remove '{sequence}' from {listing}")
     frame_names, label_names = tree.names(frames, ".jpg"), tree.names(labels, ".png")
-    none_missing([f"{name[:-4]}.png" for name in frame_names], label_names, tree.where(labels), _AGAIN)
-    none_missing([f"{name[:-4]}.jpg" for name in label_names], frame_names, tree.where(frames), _AGAIN)
+    require_files([f"{name[:-4]}.png" for name in frame_names], label_names, tree.where(labels), _AGAIN)
+    require_files([f"{name[:-4]}.jpg" for name in label_names], frame_names, tree.where(frames), _AGAIN)
     stems = [name[:-4] for name in frame_names]
     if not stems:
         raise DatasetError("There are no frames", where=tree.where(frames), fix=_AGAIN)
+    # A frame that is missing together with its label map is no mismatch, but propagation would skip it.
+    # Frames missing at the end cannot be detected: the lists give no lengths.
     numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
     gaps = [f"after {first:05d}" for first, then in pairwise(sorted(numbers)) if then > first + 1]
     if gaps:
         raise DatasetError(
-            f"Frames are missing between others: {some(gaps)}",
+            f"Frame numbers have gaps: {some(gaps)}",
             where=tree.where(frames),
             fix=_AGAIN,
         )

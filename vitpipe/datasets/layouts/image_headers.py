@@ -1,4 +1,4 @@
-"""What a closer look at pictures and label maps finds: sizes from headers, labels from pixels."""
+"""Inspect images and label maps: sizes from headers, labels from pixels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vitpipe.datasets.layouts.file_tree import FileTree
 
 @dataclass(frozen=True)
 class Look:
-    """Result of a closer look.
+    """Result of an inspection.
 
     Attributes:
-        num_looked: pictures that were looked at.
-        problems: one per kind of problem, with examples; not raised.
+        num_looked: number of inspected images.
+        problems: one error per kind of problem, with examples; not raised.
     """
 
     num_looked: int
@@ -28,9 +28,10 @@ class Look:
 
 
 def size_of(tree: FileTree, name: str) -> tuple[int, int] | str:
-    """(width, height) of a picture from its header, or why there is none."""
+    """(width, height) of an image from its header, or the reason why it cannot be read."""
     try:
         with tree.open(name) as file, warnings.catch_warnings():
+            # Above 89.5 million pixels Pillow only warns; no image of these sets is near that.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as picture:
                 return picture.size
@@ -39,13 +40,15 @@ def size_of(tree: FileTree, name: str) -> tuple[int, int] | str:
 
 
 def labels_of(tree: FileTree, name: str) -> NDArray[np.uint8] | str:
-    """The labels of a label map, (H, W) uint8, or why there are none."""
+    """The labels of a label map, (H, W) uint8, or the reason why it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(tree.read(name))) as picture:
+                # "P" has a palette (DAVIS), "L" has none (ADE20K), "1" is a mask. In RGB the label would
+                # be lost.
                 if picture.mode not in ("L", "P", "1"):
-                    return f"mode {picture.mode}, not one label per pixel"
+                    return f"mode {picture.mode} instead of one label per pixel"
                 return np.asarray(picture).astype(np.uint8)
     except Exception as error:  # decoders raise errors of many classes on bad bytes
         return _reason(error)

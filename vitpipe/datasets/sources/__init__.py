@@ -1,1 +1,1 @@
-"""Real datasets in the forms in which people have them on disk: folders, tars, zips, parquet, pickles."""
+"""Readers of classification sets in released formats: class folders, tars, zips, parquet, pickles, MATLAB."""

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, python version (Krizhevsky, 2009): pickles with rows of 3 x 32 x 32 numbers."""
+"""CIFAR-10 and CIFAR-100, python version (Krizhevsky, 2009): pickles with rows of 3 x 32 x 32 bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIDE = 32
 
 @dataclass(frozen=True)
 class _Layout:
-    """What one of the two sets calls its parts."""
+    """File names and keys of one of the two sets."""
 
     archive: str
     folder: str
@@ -33,7 +33,7 @@ class _Layout:
 
     @property
     def line(self) -> str:
-        """For people."""
+        """The layout as one line of text."""
         return f"{self.archive}, or unpacked {self.folder}/{self.batches['train'][0]}, {self.meta}, ..."
 
 
@@ -50,7 +50,7 @@ _LAYOUTS = {
         "cifar-100-python.tar.gz",
         "cifar-100-python",
         {"train": ("train",), "val": ("test",)},
-        b"fine_labels",
+        b"fine_labels",  # the 100 classes; `coarse_labels` are 20 superclasses
         "meta",
         b"fine_label_names",
     ),
@@ -60,85 +60,90 @@ LAYOUT = {dataset: layout.line for dataset, layout in _LAYOUTS.items()}
 
 @dataclass(eq=False)
 class CifarSource(Source):
-    """A set of CIFAR; one batch of rows is in memory at a time.
+    """CIFAR-10 or CIFAR-100; one batch of rows is in memory at a time.
 
     Attributes:
-        place: the folder with the batches, or the archive.
+        path: the folder with the batches, or the archive.
     """
 
     dataset: str
     root: Path
     form: str
     classes: tuple[str, ...]
-    place: Path = field(repr=False)
+    path: Path = field(repr=False)
     class_names: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("train", "val")
     notes: tuple[str, ...] = ("images keep the order of the batches, which is not by class",)
 
     def entries(self, split: str) -> Iterator[ImageEntry]:
-        """Batch by batch, row by row; labels are the fine ones."""
+        """Yield the images in the order of batches and rows; labels are the fine ones."""
         layout = _LAYOUTS[self.dataset]
-        prefix = shown_below(self.place, self.root)
+        prefix = shown_below(self.path, self.root)
         for batch in layout.batches[split]:
-            content = load_pickle(_read_member(self.place, batch), self.place / batch)
-            rows, labels, names = _checked(content, layout.labels, len(self.classes), self.place / batch)
+            content = load_pickle(_read_member(self.path, batch), self.path / batch)
+            rows, labels, names = _checked(content, layout.labels, len(self.classes), self.path / batch)
             for row, label, name in zip(rows, labels, names, strict=True):
-                picture = row.reshape(3, _SIDE, _SIDE).transpose(1, 2, 0).tobytes()
-                yield ImageEntry(name, label, Pixels(picture, _SIDE, _SIDE), f"{prefix}{batch}/{name}")
+                # A row is the red plane, then green, then blue, each row-major
+                # (cs.toronto.edu/~kriz/cifar.html).
+                pixels = row.reshape(3, _SIDE, _SIDE).transpose(1, 2, 0).tobytes()
+                yield ImageEntry(name, label, Pixels(pixels, _SIDE, _SIDE), f"{prefix}{batch}/{name}")
 
 
-def is_cifar_there(root: Path, dataset: str) -> bool:
-    """Whether the archive or its unpacked batches are there."""
+def has_cifar(root: Path, dataset: str) -> bool:
+    """Whether the archive or its unpacked batches exist."""
     return _find(root, _LAYOUTS[dataset]) is not None
 
 
 def read_cifar(root: Path, dataset: str) -> CifarSource:
-    """CIFAR-10 or CIFAR-100; unpacked batches go before the archive.
+    """Read CIFAR-10 or CIFAR-100; unpacked batches take precedence over the archive.
 
     Raises:
-        DatasetError: when a batch is missing, damaged or hostile.
+        DatasetError: when a batch is missing, damaged or unsafe.
     """
     layout = _LAYOUTS[dataset]
-    place = _find(root, layout)
-    if place is None:
+    path = _find(root, layout)
+    if path is None:
         raise DatasetError(f"There is no {layout.archive}", where=root, fix=f"put it there: {layout.line}")
-    if place.is_dir():
+    # Of the archive, a missing batch shows only on reading: a compressed tar has no directory.
+    if path.is_dir():
         for name in (layout.meta, *layout.batches["train"], *layout.batches["val"]):
-            if not (place / name).is_file():
-                raise _missing(place, name)
-    meta = load_pickle(_read_member(place, layout.meta), place / layout.meta)
+            if not (path / name).is_file():
+                raise _missing(path, name)
+    meta = load_pickle(_read_member(path, layout.meta), path / layout.meta)
     names = meta.get(layout.class_names) if isinstance(meta, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, bytes) for name in names):
         raise DatasetError(
-            f"It names no classes under '{layout.class_names.decode()}'",
-            where=place / layout.meta,
-            fix=f"get {layout.archive} again",
+            f"The file has no class names under '{layout.class_names.decode()}'",
+            where=path / layout.meta,
+            fix=f"download {layout.archive} again",
         )
     classes = tuple(name.decode("ascii", errors="replace") for name in names)
-    form = "unpacked batches" if place.is_dir() else place.name
-    return CifarSource(dataset, root, form, classes, place, classes)
+    form = "unpacked batches" if path.is_dir() else path.name
+    return CifarSource(dataset, root, form, classes, path, classes)
 
 
 def _find(root: Path, layout: _Layout) -> Path | None:
     if (root / layout.folder).is_dir():
         return root / layout.folder
+    # The batches directly in the set's folder, without the top folder of the archive.
     if (root / layout.batches["train"][0]).is_file():
         return root
     return root / layout.archive if (root / layout.archive).is_file() else None
 
 
-def _read_member(place: Path, name: str) -> bytes:
-    """A file of the folder or of the archive, which is read from its beginning for every one: seconds."""
-    if place.is_dir():
-        return (place / name).read_bytes()
-    for member, content in safe_tar_stream(place):
+def _read_member(path: Path, name: str) -> bytes:
+    """Read a file of the folder or of the archive."""
+    if path.is_dir():
+        return (path / name).read_bytes()
+    # The archive is decompressed from its beginning for every batch: seconds, and one batch in memory.
+    for member, content in safe_tar_stream(path):
         if PurePosixPath(member).name == name:
             return content
-    raise _missing(place, name)
+    raise _missing(path, name)
 
 
-def _missing(place: Path, name: str) -> DatasetError:
-    return DatasetError(f"'{name}' is missing", where=place, fix="unpack or get the archive again")
+def _missing(path: Path, name: str) -> DatasetError:
+    return DatasetError(f"'{name}' is missing", where=path, fix="unpack or download the archive again")
 
 
 def _checked(
@@ -147,30 +152,30 @@ def _checked(
     """Rows (N, 3072) uint8, N labels and N file names of a batch.
 
     Raises:
-        DatasetError: when they do not fit each other.
+        DatasetError: when they do not match.
     """
-    again = "get the archive again"
+    again = "download the archive again"
     content = content if isinstance(content, dict) else {}
     rows, labels, names = (content.get(key) for key in (b"data", labels_key, b"filenames"))
     if not (isinstance(rows, ByteArray) and isinstance(labels, list) and isinstance(names, list)):
         raise DatasetError(
             f"The batch has no data, {labels_key.decode()} and filenames", where=where, fix=again
         )
-    numbers = rows.numbers
-    if numbers.shape != (len(labels), 3 * _SIDE**2) or len(names) != len(labels):
+    pixels = rows.numbers
+    if pixels.shape != (len(labels), 3 * _SIDE**2) or len(names) != len(labels):
         raise DatasetError(
-            f"Data {numbers.shape}, {len(labels)} labels and {len(names)} names, which do not fit",
+            f"Data {pixels.shape}, {len(labels)} labels and {len(names)} names do not match",
             where=where,
             fix=again,
         )
     for row, label in enumerate(labels):
         if not isinstance(label, int) or not 0 <= label < num_classes:
             raise DatasetError(
-                f"Row {row} has the label {label} of {num_classes} classes",
+                f"Row {row} has the label {label}; there are {num_classes} classes",
                 where=where,
                 fix=again,
             )
-    return numbers, labels, [_text(name) for name in names]
+    return pixels, labels, [_text(name) for name in names]
 
 
 def _text(name: object) -> str:

@@ -1,4 +1,4 @@
-"""Class folders: train/<class>/<image>, val/<class>/<image>. Class numbers follow the sorted folder names."""
+"""Class folders train/<class>/<image>, val/<class>/<image>. Class numbers follow the sorted folder names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vitpipe.datasets.sources.synsets import names_of, read_synset_mapping
 LAYOUT = "train/<class>/<image>, val/<class>/<image>"
 
 
-def is_there(root: Path) -> bool:
-    """Whether one of the two folders is there."""
+def has_class_folders(root: Path) -> bool:
+    """Whether one of the two folders exists."""
     return (root / "train").is_dir() or (root / "val").is_dir()
 
 
 def read_class_folders(root: Path, dataset: str) -> ClassSource:
-    """The set as class folders in train/ and val/.
+    """Read a set of class folders in train/ and val/.
 
     Raises:
         DatasetError: as `source_of_folders`.
@@ -33,19 +33,21 @@ def read_class_folders(root: Path, dataset: str) -> ClassSource:
 def source_of_folders(root: Path, dataset: str, train: Path, val: Path) -> ClassSource:
     """A set whose train and val are folders of class folders.
 
-    ImageNet-22K may have no val: a fixed share of train is held out.
+    ImageNet-22K may lack val: a fixed share of train is held out instead.
 
     Raises:
-        DatasetError: a missing folder, images not in class folders, no classes, an empty class, or train
+        DatasetError: a missing folder, images outside class folders, no classes, an empty class, or train
             and val with different classes.
     """
-    _need_folder(train, dataset, "make it hold one folder of images per class")
+    _require_folder(train, dataset, "put one folder of images per class into it")
+    # An existing but empty val/ is an error: it was meant to hold images.
     holds_out = dataset == "imagenet22k" and not val.exists()
     if not holds_out:
-        _need_folder(val, dataset, "make it hold the same class folders as train/")
+        _require_folder(val, dataset, "put the same class folders as in train/ into it")
     train_images = FolderClasses(train, root)
     val_images = train_images if holds_out else FolderClasses(val, root)
-    need_same_classes(train_images, val_images)
+    require_same_classes(train_images, val_images)
+    # One object for both splits when val is held out: scan its folders once.
     for part in {id(part): part for part in (train_images, val_images)}.values():
         refuse_empty(part)
     names = names_of(train_images.classes, read_synset_mapping(root))
@@ -62,18 +64,19 @@ def source_of_folders(root: Path, dataset: str, train: Path, val: Path) -> Class
     )
 
 
-def need_same_classes(train: ImagesByClass, val: ImagesByClass) -> None:
-    """Refuse splits that would number their classes differently.
+def require_same_classes(train: ImagesByClass, val: ImagesByClass) -> None:
+    """Refuse splits with different classes, whose class numbers would differ.
 
     Raises:
-        DatasetError: naming the odd ones.
+        DatasetError: naming the classes that only one split has.
     """
+    # One extra folder shifts the numbers of all classes that sort behind it: accuracy drops without an error.
     if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
+        unshared = sorted(set(train.classes) ^ set(val.classes))
         raise DatasetError(
-            f"{train.where.name}/ and {val.where.name}/ have different classes, for example {some(odd)}",
+            f"{train.where.name}/ and {val.where.name}/ have different classes, for example {some(unshared)}",
             where=train.where.parent,
-            fix="class numbers come from the sorted folder names: make both hold the same folders",
+            fix="put the same class folders into both: class numbers follow the sorted folder names",
         )
 
 
@@ -93,13 +96,14 @@ def refuse_empty(part: FolderClasses) -> None:
 
 
 def order_notes(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A warning when folders are named by numbers, which sort as text."""
+    """A note when folders are named by numbers, which sort as text."""
+    # Text order is kept because torchvision's ImageFolder, and so released checkpoints, number classes by it.
     if not all(name.isdecimal() for name in classes) or list(classes) == sorted(classes, key=int):
         return ()
     first = ", ".join(classes[:3])
-    return (f"class folders are named by numbers and sorted as text: class numbers 0, 1, 2 are {first}",)
+    return (f"class folders are named by numbers and sorted as text: classes 0, 1, 2 are {first}",)
 
 
-def _need_folder(folder: Path, dataset: str, fix: str) -> None:
+def _require_folder(folder: Path, dataset: str, fix: str) -> None:
     if not folder.is_dir():
         raise DatasetError(f"A folder of the dataset '{dataset}' is missing", where=folder, fix=fix)

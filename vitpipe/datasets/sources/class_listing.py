@@ -1,7 +1,7 @@
-"""Sets that can be listed class by class: folders, tars with one class each, images named by a list.
+"""Sets that can be listed class by class: class folders, one tar per class, images assigned by a list.
 
-A `ClassSource` puts one such listing per split together, whichever form each of them has; so the same set
-gives the same images in the same order from every form.
+A `ClassSource` combines one such listing per split, each in its own format; so the same set gives the
+same images in the same order from every format.
 """
 
 from __future__ import annotations
@@ -19,17 +19,25 @@ from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.sources.byte_ranges import ByteRange, FileSpan
 from vitpipe.datasets.sources.source import ImageEntry, Source
 
+# Those of torchvision's ImageFolder (IMG_EXTENSIONS), without .pgm.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-# ImageNet-22K has no validation set; one image in this many is kept out of training to measure on.
+# ImageNet-22K has no validation set: one image in this many is kept out of training to evaluate on, about
+# 71,000 of 14.2 million. Changing it changes what a published number means (tests hold it).
 HELD_OUT_ONE_IN = 200
 HELD_OUT_NOTE = f"val is one in {HELD_OUT_ONE_IN} images of train, chosen by name and kept out of training"
 
 
 class FoundImage(NamedTuple):
-    """An image whose class is known from where it was found; fields as in `ImageEntry`."""
+    """An image whose class is known from its location.
+
+    Attributes:
+        name: file name.
+        byte_range: reference to its bytes.
+        shown: display path, as in `ImageEntry`.
+    """
 
     name: str
-    place: ByteRange
+    byte_range: ByteRange
     shown: str
 
 
@@ -38,7 +46,7 @@ class ImagesByClass(ABC):
 
     Attributes:
         classes: class keys, sorted.
-        where: file or folder, for messages.
+        where: file or folder that contains them, for messages.
     """
 
     classes: tuple[str, ...]
@@ -46,22 +54,22 @@ class ImagesByClass(ABC):
 
     @abstractmethod
     def images(self, key: str) -> list[FoundImage]:
-        """The images of one class, by file name.
+        """The images of one class, sorted by file name.
 
         Raises:
-            DatasetError: when what should hold them is damaged or empty.
+            DatasetError: when their folder or archive is damaged or empty.
         """
 
 
 class FolderClasses(ImagesByClass):
-    """<folder>/<class>/<image>; hidden files are passed over.
+    """Class folders <folder>/<class>/<image>; hidden files are skipped.
 
     Args:
         folder: of the split.
         root: the set's folder.
 
     Raises:
-        DatasetError: when there are no class folders or images lie loose.
+        DatasetError: when there are no class folders, or images outside of them.
     """
 
     def __init__(self, folder: Path, root: Path) -> None:
@@ -69,29 +77,30 @@ class FolderClasses(ImagesByClass):
         self._shown = shown_below(folder, root)
 
     def images(self, key: str) -> list[FoundImage]:
-        """The entries of the class's folder; links are followed when they are read."""
+        """The files of the class's folder. Symbolic links are allowed: the folder is the user's own."""
         folder, shown = self.where / key, f"{self._shown}{key}"
         try:
             names = visible_names(folder)
         except OSError as error:
             raise DatasetError(
-                f"The class folder cannot be read any more ({error.strerror})",
+                f"The class folder can no longer be read ({error.strerror})",
                 where=folder,
-                fix="check that nothing else changes the set, then run the same command again",
+                fix="stop whatever changes the set, then run the same command again",
             ) from error
+        # Text, not `folder / name`: pathlib takes several times as long, for up to 14 million images.
         return [FoundImage(name, FileSpan(f"{folder}/{name}"), f"{shown}/{name}") for name in names]
 
     def empty(self, keys: Iterable[str]) -> list[str]:
-        """Those of the classes whose folders hold nothing."""
-        return [key for key in keys if not _holds_something(self.where / key)]
+        """Those of the given classes whose folders are empty."""
+        return [key for key in keys if not _has_entries(self.where / key)]
 
 
 class ListedImages(ImagesByClass):
-    """Images whose classes are named elsewhere, held as a list.
+    """Images whose classes are given by a separate list.
 
     Args:
-        images: (class key, image).
-        where: the folder or archive that they lie in.
+        images: pairs (class key, image).
+        where: the folder or archive that contains them.
     """
 
     def __init__(self, images: Iterable[tuple[str, FoundImage]], where: Path) -> None:
@@ -101,7 +110,8 @@ class ListedImages(ImagesByClass):
         self.where, self.classes = where, tuple(sorted(self._images))
 
     def images(self, key: str) -> list[FoundImage]:
-        """The images of one class, maybe none."""
+        """The images of one class, sorted by file name; possibly none."""
+        # Archives are in no order; the display path decides between equal names in different folders.
         return sorted(self._images.get(key, ()), key=lambda image: (image.name, image.shown))
 
 
@@ -110,8 +120,8 @@ class ClassSource(Source):
     """A set whose splits are listed class by class.
 
     Attributes:
-        parts: the images of each split; both splits may name the same ones when val is held out.
-        holds_out: val is a fixed share of train, chosen by file name.
+        parts: the images of each split; the same ones for both when val is held out.
+        holds_out: val is a fixed share of train, selected by file name.
     """
 
     dataset: str
@@ -128,13 +138,15 @@ class ClassSource(Source):
         """Class by class in the order of class numbers, within a class by file name."""
         part = self.parts[split]
         for label, key in enumerate(self.classes):
-            for name, place, shown in part.images(key):
+            for name, byte_range, shown in part.images(key):
                 if not self.holds_out or is_held_out(name) == (split == "val"):
-                    yield ImageEntry(name, label, place, shown)
+                    yield ImageEntry(name, label, byte_range, shown)
 
 
 def is_held_out(name: str) -> bool:
-    """Whether an image of a set without val belongs to the share that is measured on; by its name alone."""
+    """Whether an image of a set without val belongs to the held-out share, by its file name alone."""
+    # CRC-32 and not `hash`, which is seeded per process. By name, so that the share is the same in every
+    # format and does not change when other images are missing.
     return zlib.crc32(name.encode(errors="surrogateescape")) % HELD_OUT_ONE_IN == 0
 
 
@@ -142,27 +154,30 @@ def class_folders_of(folder: Path) -> tuple[str, ...]:
     """Names of the class folders, sorted.
 
     Raises:
-        DatasetError: when there are none or images lie loose.
+        DatasetError: when there are none, or images or packed classes beside them.
     """
+    # `scandir` knows the type of an entry without a `stat` per entry, which matters on network file systems.
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
         classes = tuple(sorted(entry.name for entry in visible if entry.is_dir()))
-    loose = sorted(entry.name for entry in visible if entry.name.lower().endswith(IMAGE_SUFFIXES))
-    if loose:
+    # Usually the validation images of ImageNet as released, which are not in class folders.
+    flat = sorted(entry.name for entry in visible if entry.name.lower().endswith(IMAGE_SUFFIXES))
+    if flat:
         raise DatasetError(
-            f"{len(loose)} images lie directly in '{folder.name}', not in class folders: {some(loose)}",
+            f"{len(flat)} images are directly in '{folder.name}', not in class folders: {some(flat)}",
             where=folder,
-            fix="move each image into the folder of its class; for ImageNet's val the classes are in "
-            "ILSVRC2012_validation_ground_truth.txt: with ILSVRC2012_devkit_t12.tar.gz or Kaggle's "
-            "LOC_val_solution.csv beside train/ and val/ the images may stay where they are",
+            fix="move each image into the folder of its class; or, for ImageNet's val, put "
+            "ILSVRC2012_devkit_t12.tar.gz (it has ILSVRC2012_validation_ground_truth.txt) or Kaggle's "
+            "LOC_val_solution.csv beside train/ and val/",
         )
+    # A killed unpacking loop leaves both: the classes that are still tars would be missing without any error.
     packed = sorted(entry.name for entry in visible if entry.name.endswith(".tar"))
     packed = [name for name in packed if name.removesuffix(".tar") not in classes]
     if classes and packed:
         raise DatasetError(
-            f"{len(packed)} classes are not unpacked yet: {some(packed)}",
+            f"{len(packed)} classes are still packed: {some(packed)}",
             where=folder,
-            fix="unpack each tar into a folder of its name, or remove the folders: tars are read as well",
+            fix="unpack each tar into a folder of its name, or remove the folders: tars are read directly",
         )
     if not classes:
         raise DatasetError(
@@ -172,7 +187,7 @@ def class_folders_of(folder: Path) -> tuple[str, ...]:
 
 
 def has_subfolders(folder: Path) -> bool:
-    """Whether it is a folder with folders in it."""
+    """Whether it is a folder that contains folders."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -181,20 +196,21 @@ def has_subfolders(folder: Path) -> bool:
 
 def visible_names(folder: Path) -> list[str]:
     """Names in a folder without hidden ones, sorted."""
+    # Hidden: .DS_Store, macOS's ._name, temporary files of rsync.
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith("."))
 
 
 def shown_below(path: Path, root: Path) -> str:
-    """The path below the set's folder as a prefix for what is inside: `train/`, or nothing for the root."""
+    """Display path below the set's folder as a prefix: `train/`, or empty for the folder itself."""
     return "" if path == root else f"{path.relative_to(root).as_posix()}/"
 
 
 def first_existing(*paths: Path) -> Path | None:
-    """The first of the paths that is there."""
+    """The first of the paths that exists."""
     return next((path for path in paths if path.exists()), None)
 
 
-def _holds_something(folder: Path) -> bool:
+def _has_entries(folder: Path) -> bool:
     with os.scandir(folder) as entries:
         return any(not entry.name.startswith(".") for entry in entries)

@@ -1,7 +1,7 @@
 """One domain of DomainNet (Peng et al., ICCV 2019): <domain>.zip or its folder, and two lists of images.
 
-The lists, <domain>_train.txt and <domain>_test.txt, have a line per image,
-`clipart/aircraft_carrier/clipart_001_000018.jpg 0`; test is val. There are 345 classes.
+The lists, <domain>_train.txt and <domain>_test.txt, have one line per image,
+`clipart/aircraft_carrier/clipart_001_000018.jpg 0`. There are 345 classes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vitpipe.datasets.sources.class_listing import (
     visible_names,
 )
 
+# There is no list named val; the published results are on test.
 _LISTS = {"train": "train", "val": "test"}
 
 
@@ -33,7 +34,7 @@ class _Line(NamedTuple):
 
     @property
     def class_name(self) -> str:
-        """The folder that the image lies in."""
+        """The folder of the image."""
         return PurePosixPath(self.path).parts[1]
 
 
@@ -43,23 +44,23 @@ def domain_of(dataset: str) -> str:
 
 
 def layout_of(dataset: str) -> str:
-    """What should be there, for people."""
+    """The required files, as one line of text."""
     domain = domain_of(dataset)
     return f"{domain}.zip (or its folder {domain}/) with {domain}_train.txt and {domain}_test.txt"
 
 
-def is_domain_there(root: Path, dataset: str) -> bool:
-    """Whether the domain's archive, folder or lists are there."""
+def has_domain(root: Path, dataset: str) -> bool:
+    """Whether the domain's archive, folder or lists exist."""
     domain = domain_of(dataset)
     names = (domain, f"{domain}.zip", f"{domain}_train.txt", f"{domain}_test.txt")
     return any((root / name).exists() for name in names)
 
 
 def read_domain(root: Path, dataset: str) -> ClassSource:
-    """One domain; the folder goes before the archive.
+    """Read one domain; the folder takes precedence over the archive.
 
     Raises:
-        DatasetError: when a file is missing or damaged, or the lists do not fit the images.
+        DatasetError: when a file is missing or damaged, or the lists do not match the images.
     """
     domain = domain_of(dataset)
     paths = {split: _list_path(root, f"{domain}_{name}.txt", dataset) for split, name in _LISTS.items()}
@@ -67,27 +68,28 @@ def read_domain(root: Path, dataset: str) -> ClassSource:
     classes, notes = _classes(lines, paths)
     folder, archive = root / domain, root / f"{domain}.zip"
     if folder.is_dir():
-        there = _files_of_folder(root, domain)
+        present = _files_of_folder(root, domain)
     elif archive.is_file():
-        there = {
+        present = {
             entry.name: ZipMember(str(archive), entry.name, entry.crc32)
             for entry in safe_zip_members(archive)
         }
     else:
-        raise DatasetError("The images are missing", where=archive, fix=f"put there {layout_of(dataset)}")
+        raise DatasetError("The images are missing", where=archive, fix=f"put {layout_of(dataset)} there")
     where = folder if folder.is_dir() else archive
     shown = "" if folder.is_dir() else f"{archive.name}/"
     parts: dict[str, ImagesByClass] = {}
     for split, rows in lines.items():
-        missing = [row.path for row in rows if row.path not in there]
+        # "Cleaned" and original releases of a domain have different images under the same archive name.
+        missing = [row.path for row in rows if row.path not in present]
         if missing:
             raise DatasetError(
-                f"{paths[split].name} names {len(missing)} images that are not there: {some(missing)}",
+                f"{paths[split].name} lists {len(missing)} images that do not exist: {some(missing)}",
                 where=where,
-                fix=f"get {domain}.zip and the lists again, of the same version (cleaned or original)",
+                fix=f"download {domain}.zip and the lists again, of the same version (cleaned or original)",
             )
         parts[split] = ListedImages(
-            ((PurePosixPath(row.path).parts[1], _found(row.path, there[row.path], shown)) for row in rows),
+            ((PurePosixPath(row.path).parts[1], _found(row.path, present[row.path], shown)) for row in rows),
             where,
         )
     form = f"folder {domain}/ with its lists" if folder.is_dir() else f"{archive.name} with its lists"
@@ -97,7 +99,7 @@ def read_domain(root: Path, dataset: str) -> ClassSource:
 def _list_path(root: Path, name: str, dataset: str) -> Path:
     path = first_existing(root / name, root / "splits" / name)
     if path is None:
-        raise DatasetError(f"The list '{name}' is missing", where=root, fix=f"put there {layout_of(dataset)}")
+        raise DatasetError(f"The list '{name}' is missing", where=root, fix=f"put {layout_of(dataset)} there")
     return path
 
 
@@ -106,28 +108,28 @@ def _read_list(path: Path, domain: str) -> list[_Line]:
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if not text.strip():
             continue
+        # From the right: file names may contain blanks.
         file, _, label = text.strip().rpartition(" ")
         parts = PurePosixPath(file).parts
+        # An untrusted list must not lead to files outside the domain's folder.
         if len(parts) != 3 or parts[0] != domain or ".." in parts or not label.isdecimal():
             raise DatasetError(
                 f"Line {number} is '{text[:80]}' and should be '{domain}/<class>/<file> <class number>'",
                 where=path,
-                fix="get the list again",
+                fix="download the list again",
             )
         lines.append(_Line(file, int(label)))
     if not lines or len({line.path for line in lines}) != len(lines):
-        raise DatasetError("The list is empty or names an image twice", where=path, fix="get the list again")
+        raise DatasetError(
+            "The list is empty or names an image twice", where=path, fix="download the list again"
+        )
     return lines
 
 
 def _classes(
     lines: dict[str, list[_Line]], paths: dict[str, Path]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Folder names in the order of class numbers, and what is to be said about it.
-
-    The official preparation moves images into class folders and numbers these as they sort; so do we, and
-    the set is the same from its lists and from class folders.
-    """
+    """Folder names in the order of class numbers, and notes on this order."""
     name_of: dict[int, str] = {}
     number_of: dict[str, int] = {}
     for split, rows in lines.items():
@@ -136,16 +138,19 @@ def _classes(
             if name_of.setdefault(label, name) != name or number_of.setdefault(name, label) != label:
                 raise DatasetError(
                     f"'{path}' has the class number {label}, which '{name_of[label]}' has as well, or "
-                    f"'{name}' has another one elsewhere",
+                    f"'{name}' has another number on another line",
                     where=paths[split],
-                    fix="get both lists again, from the same place",
+                    fix="download both lists again, of the same release",
                 )
+    # Not the lists' own numbers: the official preparation moves the images into class folders, whose
+    # sorted names give the numbers of released checkpoints. Byte order puts names with a capital first.
+    # So the set is also the same from its lists and from class folders.
     classes = tuple(sorted(number_of))
     moved = sum(number_of[name] != label for label, name in enumerate(classes))
     if not moved:
         return classes, ()
     return classes, (
-        "classes are numbered by sorted folder name, capitals first, as released checkpoints have them; "
+        "classes are numbered by sorted folder name, capitals first, as in released checkpoints; "
         f"the lists' own numbers differ for {moved} of {len(classes)}",
     )
 
@@ -160,5 +165,5 @@ def _files_of_folder(root: Path, domain: str) -> dict[str, ByteRange]:
     }
 
 
-def _found(path: str, place: ByteRange, shown: str) -> FoundImage:
-    return FoundImage(PurePosixPath(path).name, place, f"{shown}{path}")
+def _found(path: str, byte_range: ByteRange, shown: str) -> FoundImage:
+    return FoundImage(PurePosixPath(path).name, byte_range, f"{shown}{path}")

@@ -1,13 +1,12 @@
-"""ImageNet-1K (ILSVRC 2012) in the forms it is handed out in, and in mixtures of them.
+"""ImageNet-1K (ILSVRC 2012) in its released formats, and in mixtures of them.
 
     folders    train/<wnid>/*.JPEG, val/<wnid>/*.JPEG
     original   ILSVRC2012_img_train.tar (a tar of 1000 tars), ILSVRC2012_img_val.tar (flat),
                ILSVRC2012_devkit_t12.tar.gz
     Kaggle     ILSVRC/Data/CLS-LOC/{train/<wnid>/, val/ (flat)}, LOC_val_solution.csv, LOC_synset_mapping.txt
 
-People unpack the one and not the other, so train and val are looked for on their own; flat validation images
-get their classes from the devkit or from Kaggle's list, whichever is there. Class numbers follow the sorted
-wnids.
+Train and val are detected independently, because users often unpack only one of them. Flat validation
+images get their classes from the devkit or from Kaggle's list. Class numbers follow the sorted wnids.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import NamedTuple
 from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.archives import safe_tar_members
 from vitpipe.datasets.sources.byte_ranges import FileSpan
-from vitpipe.datasets.sources.class_folders import need_same_classes, order_notes, refuse_empty
+from vitpipe.datasets.sources.class_folders import order_notes, refuse_empty, require_same_classes
 from vitpipe.datasets.sources.class_listing import (
     ClassSource,
     FolderClasses,
@@ -57,14 +56,15 @@ _NAMES = {
 
 
 class _Part(NamedTuple):
-    """One split where it was found."""
+    """One split in the format in which it was found."""
 
     path: Path
     kind: str
 
 
-def is_imagenet_there(root: Path) -> bool:
-    """Whether any part of ImageNet-1K is there, in any form but parquet."""
+def has_imagenet(root: Path) -> bool:
+    """Whether any part of ImageNet-1K exists, in any format but parquet."""
+    # Labels alone count: the error then names the missing images, instead of an unknown format.
     labels = (SOLUTION, f"{DEVKIT}.tar.gz", DEVKIT)
     return (
         bool(_train_parts(root) or _val_parts(root))
@@ -74,10 +74,10 @@ def is_imagenet_there(root: Path) -> bool:
 
 
 def read_imagenet(root: Path, dataset: str) -> ClassSource:
-    """ImageNet-1K from whatever is there; folders go before archives.
+    """Read ImageNet-1K in any mixture of formats; folders take precedence over archives.
 
     Raises:
-        DatasetError: when a part is missing or damaged, or parts do not belong together.
+        DatasetError: when a part is missing or damaged, or the parts do not belong together.
     """
     trains, vals = _train_parts(root), _val_parts(root)
     train_part = trains[0] if trains else _no_train(root, dataset)
@@ -85,21 +85,23 @@ def read_imagenet(root: Path, dataset: str) -> ClassSource:
     unread = [str(part.path.relative_to(root)) for part in (*trains[1:], *vals[1:])]
     try:
         train = _train_images(train_part, root)
+        # Class folders in val/ carry the labels; anything else is flat and needs a list.
         labels = None if has_subfolders(val_part.path) else _labels(root, val_part)
         val = _val_images(val_part, labels, root)
-        _need_same_classes(train, val, labels)
+        _require_same_classes(train, val, labels)
         for part in (train, val):
             if isinstance(part, FolderClasses):
                 refuse_empty(part)
     except DatasetError as error:
         if not unread:
             raise
+        # No silent fallback to the archive: a half unpacked folder would go unnoticed.
         instead = f"; or move it away, to read {some(unread)} in its place"
         raise DatasetError(error.what, where=error.where, fix=error.fix + instead) from error
     names = labels.class_names if labels else read_synset_mapping(root, root / "ILSVRC")
     notes = order_notes(train.classes)
     if unread:
-        notes += (f"not read, because folders go before archives: {', '.join(unread)}",)
+        notes += (f"not read, because folders take precedence over archives: {', '.join(unread)}",)
     kinds = (train_part.kind, val_part.kind)
     form = _NAMES.get(kinds, f"train: {kinds[0]}, val: {kinds[1]}")
     parts = {"train": train, "val": val}
@@ -107,19 +109,22 @@ def read_imagenet(root: Path, dataset: str) -> ClassSource:
 
 
 def _train_parts(root: Path) -> list[_Part]:
-    """Every place that holds training images, the preferred one first."""
+    """Every path with training images, the preferred one first."""
     kaggle, unpacked = _kaggle_folder(root) / "train", (root / "train", root / "ILSVRC2012_img_train", root)
     parts = [_Part(root / "train", _FOLDERS)] if has_subfolders(root / "train") else []
     parts += [_Part(kaggle, _KAGGLE)] if has_subfolders(kaggle) else []
+    # With class folders in train/, tars are not reported as an unread copy; `class_folders_of` refuses
+    # train/ if some of its tars are not unpacked.
     if not parts or parts[0].path != root / "train":
         parts += [_Part(folder, "one tar per wnid") for folder in unpacked if has_class_tars(folder)]
     return parts + ([_Part(root / TRAIN_TAR, _TARS)] if (root / TRAIN_TAR).is_file() else [])
 
 
 def _val_parts(root: Path) -> list[_Part]:
-    """Every place that holds validation images, the preferred one first."""
+    """Every path with validation images, the preferred one first."""
     kaggle = _kaggle_folder(root) / "val"
     parts = [_Part(root / "val", _FOLDERS)] if has_subfolders(root / "val") else []
+    # Kaggle's val is flat, hence `is_dir`; its train has class folders.
     parts += [_Part(kaggle, _KAGGLE)] if kaggle.is_dir() else []
     flat = (root / "val", root / "ILSVRC2012_img_val")
     parts += [
@@ -131,8 +136,9 @@ def _val_parts(root: Path) -> list[_Part]:
 
 
 def _kaggle_folder(root: Path) -> Path:
-    places = [root / place for place in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")]
-    return first_existing(*places) or places[0]
+    # The whole tree as unpacked, or moved up by one or two levels.
+    folders = [root / name for name in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")]
+    return first_existing(*folders) or folders[0]
 
 
 def _train_images(part: _Part, root: Path) -> FolderClasses | TarClasses:
@@ -158,8 +164,8 @@ def _images_of_tar(path: Path, root: Path) -> Iterator[FoundImage]:
     for member in safe_tar_members(path):
         name = PurePosixPath(member.name).name
         if not name.startswith("."):
-            place = FileSpan(str(path), member.offset, member.size_bytes)
-            yield FoundImage(name, place, f"{shown}{member.name}")
+            byte_range = FileSpan(str(path), member.offset, member.size_bytes)
+            yield FoundImage(name, byte_range, f"{shown}{member.name}")
 
 
 def _images_of_folder(folder: Path, root: Path) -> Iterator[FoundImage]:
@@ -169,22 +175,23 @@ def _images_of_folder(folder: Path, root: Path) -> Iterator[FoundImage]:
 
 
 def _labels(root: Path, part: _Part) -> ValLabels | None:
-    """Labels of flat images; None for a folder whose own message says that they are missing."""
+    """Labels of flat images; None for a folder, for which `class_folders_of` raises the better message."""
     labels = find_val_labels(root)
     if labels is None and part.path.is_file():
         raise DatasetError(
-            "The classes of the validation images are missing: the tar holds them flat",
+            "The classes of the validation images are missing: the tar has no class folders",
             where=root,
-            fix=f"put {DEVKIT}.tar.gz (2.5 MB; it has {GROUND_TRUTH}) or Kaggle's {SOLUTION} there",
+            fix=f"put {DEVKIT}.tar.gz (2.5 MB; it has {GROUND_TRUTH}) or Kaggle's {SOLUTION} into it",
         )
     return labels
 
 
-def _need_same_classes(
+def _require_same_classes(
     train: FolderClasses | TarClasses, val: ImagesByClass, labels: ValLabels | None
 ) -> None:
     if isinstance(train, FolderClasses) and isinstance(val, FolderClasses):
-        return need_same_classes(train, val)
+        return require_same_classes(train, val)
+    # The devkit's synsets as well, so that classes without a validation image count.
     known = set(val.classes) | set(labels.class_names if labels else ())
     where_known = labels.where if labels else val.where
     if unknown := sorted(set(train.classes) - known):
@@ -209,12 +216,12 @@ def _no_train(root: Path, dataset: str) -> _Part:
         raise DatasetError(
             f"{packed} must be unpacked first",
             where=root / packed,
-            fix=f"unpack it into {root}; ILSVRC/ comes out",
+            fix=f"unpack it into {root}, which creates ILSVRC/",
         )
     raise DatasetError(
         f"The training images of the dataset '{dataset}' are missing",
         where=root / "train",
-        fix=f"put {TRAIN_TAR} into {root}, or make train/ hold one folder of images per class",
+        fix=f"put {TRAIN_TAR} into {root}, or one folder of images per class into train/",
     )
 
 
@@ -225,12 +232,14 @@ def _no_val(root: Path, dataset: str) -> _Part:
         f"The validation images of the dataset '{dataset}' are missing",
         where=root / "val",
         fix=f"put {VAL_TAR} and {DEVKIT}.tar.gz into {root}, "
-        "or make val/ hold the same class folders as train/",
+        "or the same class folders as in train/ into val/",
     )
 
 
 def _packed_kaggle(root: Path) -> str | None:
-    """The name of Kaggle's archive, which holds everything and cannot be read in its place."""
+    """The name of Kaggle's archive, or None. It must be unpacked before."""
+    # imagenet-object-localization-challenge.zip or imagenet_object_localization_patched2019.tar.gz; a
+    # compressed tar cannot be read by byte range.
     known = visible_names(root) if root.is_dir() else []
     return next(
         (name for name in known if name.startswith(("imagenet-object-loc", "imagenet_object_loc"))), None

@@ -1,9 +1,7 @@
-"""Parquet files as Hugging Face's hub hands out image sets: train-00000-of-00294.parquet, validation-..., ...
+"""Image sets as parquet files of the Hugging Face hub: train-00000-of-00294.parquet, validation-..., ...
 
-Columns: `image` (or `img`), a struct of `bytes` and `path`, and `label` (or `fine_label`). Rows are shuffled,
-so images keep the order of the files. For ImageNet the path names the wnid, before or after the image's own
-name (n01440764_18_n01440764.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG); the latter is cut off, so that an
-image has the same name as in the original archives.
+Columns: `image` (or `img`), a struct of `bytes` and `path`, and `label` (or `fine_label`). Rows are
+shuffled, and images keep the order of the files.
 """
 
 from __future__ import annotations
@@ -26,21 +24,27 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 LAYOUT = "parquet files: data/train-00000-of-00294.parquet, data/validation-00000-of-00014.parquet, ..."
+# Names of configurations on the hub: of CIFAR-10, CIFAR-100 and SVHN, and of the automatic conversion.
 _FOLDERS = (".", "data", "plain_text", "cifar100", "cropped_digits", "default")
+# Older versions of `datasets` add a fingerprint: train-00000-of-00001-0123456789abcdef.parquet.
 _SHARD = re.compile(r"(train|validation|valid|val|test)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
 _VAL_NAMES = ("validation", "valid", "val")
+# The first that exists is taken: CIFAR-100 has `fine_label` and `coarse_label`.
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "fine_label", "labels")
+# ImageNet-1K on the hub appends the wnid to the original name: n01440764_18_n01440764.JPEG,
+# ILSVRC2012_val_00000293_n01440764.JPEG.
 _WITH_WNID_BEHIND = re.compile(r"(n\d{8}_\d+|ILSVRC2012_val_\d{8})_(n\d{8})(\.\w+)")
 _WITH_WNID_BEFORE = re.compile(r"(n\d{8})_\d+\.\w+")
-# Few enough that a batch of full-size photographs stays below 20 MB.
+# 128 photographs of ImageNet (110 kB on average) are 14 MB.
 _ROWS_AT_ONCE = 128
 _ROWS_OF_LABELS_AT_ONCE = 65536
+# Signatures of JPEG, PNG, WebP (a RIFF container) and BMP.
 _ENDINGS = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"BM", ".bmp"))
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """What the columns are called, and what the schema says about labels."""
+    """Names of the columns, and the class names in the schema (empty if it has none)."""
 
     image: str
     label: str
@@ -52,7 +56,7 @@ class ParquetSource(Source):
     """A set in parquet files.
 
     Attributes:
-        files: of each split, in the order of their numbers.
+        files: by split, in the order of their numbers.
     """
 
     dataset: str
@@ -66,7 +70,7 @@ class ParquetSource(Source):
     notes: tuple[str, ...] = ()
 
     def entries(self, split: str) -> Iterator[ImageEntry]:
-        """File by file, row by row; a batch of rows is in memory at a time."""
+        """Yield the images in the order of files and rows; one batch of rows is in memory at a time."""
         position = 0
         for path in self.files[split]:
             shown = f"{shown_below(path.parent, self.root)}{path.name}"
@@ -74,22 +78,23 @@ class ParquetSource(Source):
                 content = image.get("bytes") if isinstance(image, dict) else None
                 if not isinstance(content, bytes):
                     raise DatasetError(
-                        f"Image {position} of {split} has no bytes; maybe it only points at a file",
+                        f"Image {position} of {split} has no bytes; it may only refer to a file",
                         where=path,
-                        fix="get the parquet files with the images inside",
+                        fix="download the parquet files that contain the images",
                     )
-                name = _plain_name(image.get("path")) or f"{split}_{position:08d}{_ending(content)}"
+                # CIFAR and SVHN have no paths: the position in the split is the name.
+                name = _original_name(image.get("path")) or f"{split}_{position:08d}{_ending(content)}"
                 yield ImageEntry(name, label, Inline(content), f"{shown}/{name}")
                 position += 1
 
 
-def is_parquet_there(root: Path) -> bool:
-    """Whether there are parquet files in one of the usual folders."""
+def has_parquet(root: Path) -> bool:
+    """Whether one of the usual folders contains parquet files."""
     return _parquet_folder(root) is not None
 
 
 def read_parquet(root: Path, dataset: str) -> ParquetSource:
-    """A set in parquet files. Labels and paths are read to the end here, images are not.
+    """Read a set in parquet files; all labels and paths are checked here, images are not read.
 
     Raises:
         DatasetError: missing files or columns, labels out of range, or labels that contradict the wnids in
@@ -97,8 +102,10 @@ def read_parquet(root: Path, dataset: str) -> ParquetSource:
     """
     folder = _parquet_folder(root)
     if folder is None:
-        raise DatasetError("There are no parquet files", where=root, fix=f"put {LAYOUT} there")
+        raise DatasetError("There are no parquet files", where=root, fix=f"put {LAYOUT} into it")
     files = _files_of_splits(folder, dataset)
+    # Of the first file only: all files of a release have the same schema, and `_scan` fails where one has
+    # not.
     columns = _read_columns(files["train"][0])
     wnids, num_labels = _scan(files, columns)
     num_classes = len(columns.class_names) or num_labels
@@ -121,12 +128,12 @@ def _parquet_folder(root: Path) -> Path | None:
 
 
 def _files_of_splits(folder: Path, dataset: str) -> dict[str, list[Path]]:
-    """Files of train and val, all there; the test set is val where there is none and its labels are known."""
+    """Files of train and val, without gaps; val is the test set where only that exists and has labels."""
     found: dict[str, list[tuple[int, int, str]]] = {}
     for name in visible_names(folder):
         if match := _SHARD.fullmatch(name):
             found.setdefault(match[1], []).append((int(match[2]), int(match[3]), name))
-    # ImageNet's test labels are secret (-1 in every row).
+    # ImageNet's test labels are not public (-1 in every row).
     names = _VAL_NAMES if dataset.startswith("imagenet") else (*_VAL_NAMES, "test")
     val = next((name for name in names if name in found), names[0])
     files = {}
@@ -134,22 +141,24 @@ def _files_of_splits(folder: Path, dataset: str) -> dict[str, list[Path]]:
         shards = found.get(prefix, [])
         if not shards:
             raise DatasetError(
-                f"There are no {prefix}-*.parquet files", where=folder, fix="get all files of the set"
+                f"There are no {prefix}-*.parquet files", where=folder, fix="download all files of the set"
             )
+        # Files of two releases in one folder have different totals: their images would be counted twice.
         wanted = max(total for _, total, _ in shards)
         missing = sorted(set(range(wanted)) - {number for number, _, _ in shards})
         if missing or len(shards) != wanted:
             raise DatasetError(
-                f"{prefix}: {len(shards)} files are there and {wanted} should be; missing numbers: "
-                f"{some(missing) or 'none, some are there twice'}",
+                f"{prefix}: {len(shards)} files found, {wanted} expected; missing numbers: "
+                f"{some(missing) or 'none, some occur twice'}",
                 where=folder,
-                fix="get the missing files, and remove files of another release",
+                fix="download the missing files, and remove files of another release",
             )
         files[split] = [folder / name for _, _, name in sorted(shards)]
     return files
 
 
 def _open(path: Path) -> pq.ParquetFile:
+    # Imported on use: only sets in parquet need it, and the readers of all formats are imported together.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -161,7 +170,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _damaged(path: Path, error: Exception) -> DatasetError:
     reason = " ".join(str(error).split())[:120] or type(error).__name__
-    return DatasetError(f"The parquet file is damaged ({reason})", where=path, fix="get it again")
+    return DatasetError(f"The parquet file is damaged ({reason})", where=path, fix="download it again")
 
 
 def _read_columns(path: Path) -> _Columns:
@@ -171,28 +180,31 @@ def _read_columns(path: Path) -> _Columns:
     label = next((name for name in _LABEL_COLUMNS if name in schema.names), None)
     if image is None or label is None:
         raise DatasetError(
-            f"The columns are {', '.join(schema.names)}; there should be one of {', '.join(_IMAGE_COLUMNS)} "
+            f"The columns are {', '.join(schema.names)}; expected are one of {', '.join(_IMAGE_COLUMNS)} "
             f"and one of {', '.join(_LABEL_COLUMNS)}",
             where=path,
             fix="take the parquet files of the image classification set",
         )
+    # `datasets` stores its features, and with them the names of a ClassLabel, as JSON in the schema.
     try:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = about["info"]["features"][label]["names"]
         class_names = tuple(str(name) for name in names)
     except (ValueError, KeyError, TypeError):
-        class_names = ()  # files written by other tools carry no names
+        class_names = ()  # written by another tool
     return _Columns(image, label, class_names)
 
 
 def _rows(path: Path, columns: _Columns, wanted: list[str], num_rows: int) -> Iterator[tuple[Any, int]]:
-    """(image column, label) of every row; labels are numbers from 0."""
+    """Yield (image column, label) of every row; None for the image if it is not read. Labels count from 0."""
     import pyarrow as pa
 
     with _open(path) as file:
         position = 0
+        # Around the loop, because damage shows only when its row group is decoded.
         try:
             for batch in file.iter_batches(num_rows, columns=[*wanted, columns.label], use_threads=False):
+                # A projection to `image.path` of a file without that field leaves the column out.
                 if columns.image in batch.schema.names:
                     images = batch.column(columns.image).to_pylist()
                 else:
@@ -202,7 +214,7 @@ def _rows(path: Path, columns: _Columns, wanted: list[str], num_rows: int) -> It
                         raise DatasetError(
                             f"Row {position} has the label {label}",
                             where=path,
-                            fix="take files whose labels are class numbers; -1 marks unlabelled test images",
+                            fix="use files whose labels are class numbers; -1 marks unlabelled test images",
                         )
                     yield image, label
                     position += 1
@@ -211,18 +223,19 @@ def _rows(path: Path, columns: _Columns, wanted: list[str], num_rows: int) -> It
 
 
 def _scan(files: dict[str, list[Path]], columns: _Columns) -> tuple[dict[int, str], int]:
-    """The wnid of each label, as far as paths name it, and one more than the largest label."""
+    """Wnid by label, as far as the paths contain it, and the largest label plus one."""
     wnid_of: dict[int, str] = {}
     label_of: dict[str, int] = {}
     num_labels = 0
     for path in (*files["train"], *files["val"]):
+        # The nested field alone: parquet stores columns separately, so the images are not read from disk.
         for row, (image, label) in enumerate(
             _rows(path, columns, [f"{columns.image}.path"], _ROWS_OF_LABELS_AT_ONCE)
         ):
             num_labels = max(num_labels, label + 1)
             if columns.class_names and num_labels > len(columns.class_names):
                 raise DatasetError(
-                    f"Row {row} has the label {label}; the schema names {len(columns.class_names)} classes",
+                    f"Row {row} has the label {label}; the schema has {len(columns.class_names)} classes",
                     where=path,
                     fix="take all files from the same release of the set",
                 )
@@ -231,8 +244,8 @@ def _scan(files: dict[str, list[Path]], columns: _Columns) -> tuple[dict[int, st
                 wnid_of.setdefault(label, wnid) != wnid or label_of.setdefault(wnid, label) != label
             ):
                 raise DatasetError(
-                    f"Row {row} with the label {label} is of {wnid}, but other rows say that {label} is "
-                    f"{wnid_of[label]} or that {wnid} is {label_of.get(wnid, label)}",
+                    f"Row {row} has the label {label} and the wnid {wnid}, but in other rows {label} is "
+                    f"{wnid_of[label]} or {wnid} is {label_of.get(wnid, label)}",
                     where=path,
                     fix="take all files from the same release of the set",
                 )
@@ -242,7 +255,8 @@ def _scan(files: dict[str, list[Path]], columns: _Columns) -> tuple[dict[int, st
 def _classes(
     dataset: str, columns: _Columns, wnids: dict[int, str], num_classes: int, folder: Path
 ) -> tuple[tuple[str, ...], str]:
-    """Class keys in the order of labels, and where they come from."""
+    """Class keys in the order of labels, and their origin as text."""
+    # Wnids first: only they show that the labels are the standard class numbers, which checkpoints rely on.
     found = [wnids[label] for label in sorted(wnids)]
     if found != sorted(found):
         raise DatasetError(
@@ -257,7 +271,7 @@ def _classes(
         odd = [wnid for label, wnid in wnids.items() if canonical[label] != wnid]
         if odd:
             raise DatasetError(
-                f"{len(odd)} wnids in the paths have other class numbers than usual: {some(sorted(odd))}",
+                f"{len(odd)} wnids in the paths have non-standard class numbers: {some(sorted(odd))}",
                 where=folder,
                 fix="use files whose labels are the standard class numbers, or another form of the set",
             )
@@ -267,8 +281,9 @@ def _classes(
     return tuple(str(label) for label in range(num_classes)), "the labels: they have no names"
 
 
-def _plain_name(path: str | None) -> str | None:
-    """The file name of an image as its original archive has it; None when there is none."""
+def _original_name(path: str | None) -> str | None:
+    """The file name of an image as in its original archive; None when it has none."""
+    # The appended wnid is cut off, so that an image has the same name from every format.
     name = PurePosixPath(path or "").name
     match = _WITH_WNID_BEHIND.fullmatch(name)
     return match[1] + match[3] if match else name or None

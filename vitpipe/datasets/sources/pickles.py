@@ -1,7 +1,7 @@
-"""Pickles from strangers. A pickle is a program; this reads the few words of it that a dataset needs.
+"""Load untrusted pickles of plain values and byte arrays.
 
-Neither numpy's nor anybody's functions are called: what a pickle says about an array is checked and the
-array is made here. (numpy's own `dtype.__setstate__` trusts flags that can turn bytes into pointers.)
+A pickle is a program. No function that it names is called, not even of numpy: the description of an array
+is checked and the array is made here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from vitpipe.contracts.errors import DatasetError
 
 
 class ByteArray:
-    """Stands for a numpy array of unsigned bytes.
+    """Replacement for a numpy array of unsigned bytes.
 
     Attributes:
-        numbers: the array, uint8, read only.
+        numbers: the array, uint8, read-only.
     """
 
     numbers: NDArray[np.uint8]
@@ -31,9 +31,12 @@ class ByteArray:
         self.numbers = np.zeros(0, np.uint8)
 
     def __setstate__(self, state: Any) -> None:
+        # The state of numpy.ndarray.__setstate__: version, shape, dtype, Fortran order, raw data.
         _, shape, kind, is_fortran, content = state
+        # numpy's own `dtype.__setstate__` trusts flags of the pickle that can turn raw data into pointers.
         if not isinstance(kind, _ByteType) or not isinstance(content, bytes):
-            raise pickle.UnpicklingError("it has an array of something else than bytes")
+            raise pickle.UnpicklingError("it has an array of something other than bytes")
+        # `reshape` would also accept a size of -1.
         if len(content) != math.prod(shape):
             raise pickle.UnpicklingError(f"it has {len(content)} bytes for an array of {shape}")
         numbers = np.frombuffer(content, np.uint8)
@@ -41,21 +44,23 @@ class ByteArray:
 
 
 class _ByteType:
-    """Stands for numpy's dtype of unsigned bytes."""
+    """Replacement for numpy's dtype of unsigned bytes."""
 
     def __init__(self, code: object, *_: object) -> None:
+        # Bytes in pickles of Python 2, text in those of Python 3.
         if code not in (b"u1", "u1"):
             raise pickle.UnpicklingError(f"it has an array of {code!r}, not of bytes")
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and alignment, of which bytes have none."""
+        """Ignored: byte order and alignment do not apply to single bytes."""
 
 
 class _ArrayClass:
-    """Stands for numpy.ndarray where it is named, not called."""
+    """Replacement for numpy.ndarray, which is an argument of `_reconstruct` and not called."""
 
 
-_KNOWN: dict[tuple[str, str], type] = {
+# numpy 2 renamed numpy.core to numpy._core; CIFAR's pickles have the old name.
+_ALLOWED: dict[tuple[str, str], type] = {
     ("numpy.core.multiarray", "_reconstruct"): ByteArray,
     ("numpy._core.multiarray", "_reconstruct"): ByteArray,
     ("numpy", "ndarray"): _ArrayClass,
@@ -64,30 +69,32 @@ _KNOWN: dict[tuple[str, str], type] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Refuses every name but those of byte arrays."""
+    """Refuses every global name except those of byte arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a dataset does not need")
-        # A class of its own for every pickle: a pickle can set attributes of what it is given.
-        return type(name, (_KNOWN[module, name],), {})
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which a dataset does not need")
+        # A new class for every pickle, because the BUILD opcode can set attributes of the objects it is
+        # given.
+        return type(name, (_ALLOWED[module, name],), {})
 
 
 def load_pickle(content: bytes, where: Path) -> Any:
-    """Load a pickle of lists, dictionaries, texts, numbers and byte arrays; nothing in it is run.
+    """Load a pickle of lists, dictionaries, strings, numbers and byte arrays, without executing anything.
 
-    Texts of Python 2 come as bytes, arrays as `ByteArray`.
+    Strings of Python 2 are returned as bytes, arrays as `ByteArray`.
 
     Raises:
-        DatasetError: when it is damaged or asks for anything else.
+        DatasetError: when it is damaged or refers to anything else.
     """
     try:
+        # encoding="bytes": CIFAR was written by Python 2, whose `str` is bytes; decoding as ASCII would fail.
         return _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:
         # A damaged pickle can raise nearly anything: EOFError, KeyError, TypeError, MemoryError, ...
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise DatasetError(
-            f"The pickle cannot be trusted or is damaged ({reason})",
+            f"The pickle is unsafe or damaged ({reason})",
             where=where,
-            fix="get the archive again from the authors' page and compare its checksum",
+            fix="download the archive again from the authors' page and compare its checksum",
         ) from error

@@ -1,4 +1,4 @@
-"""What a classification set looks like to the packer, in whatever form it lies on disk."""
+"""The interface between a classification set in any format and the packer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 from vitpipe.datasets.sources.byte_ranges import ByteRange
 
 
+# Slots: entries are made by the million, and a dictionary each would multiply their size.
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
     """One image of a source, not yet read.
 
     Attributes:
-        name: its file name with extension, without folders; part of the packed bytes.
+        name: file name with extension, without folders; written into the shard.
         label: class number.
-        place: where its bytes are.
-        shown: what a person would call it: the path below the set's folder, archives as if they were folders.
+        place: reference to its bytes.
+        shown: display path below the set's folder, with archives written as folders.
     """
 
     name: str
@@ -28,20 +29,20 @@ class ImageEntry:
 
 
 class Source(ABC):
-    """A classification set in one form.
+    """A classification set in one format.
 
-    The same set packs to the same bytes from folders and from archives: images come class by class in
-    the order of class numbers, within a class by file name. A form that cannot be read in that order
-    without holding everything in memory (parquet, pickles) keeps its own and says so in `notes`.
+    The canonical order is by class number, within a class by file name; so the same set packs to the same
+    bytes from folders and from archives. A format that cannot be read in this order without holding
+    everything in memory (parquet, pickles, compressed tars) keeps its own order and states so in `notes`.
 
     Attributes:
         dataset: name in the catalogue.
         root: the set's folder, for messages.
-        form: what was found there, for people: "class folders", "the original tars and devkit", ...
+        form: description of the format that was found: "class folders", "the original tars and devkit", ...
         classes: class keys in the order of class numbers (wnids, folder names, or names).
-        class_names: names for people, one per class; empty when unknown.
+        class_names: readable names, one per class; empty when unknown.
         splits: `train`, `val`.
-        notes: what a reader of results should know: held-out images, class order, own order of images.
+        notes: what a reader of results must know: held-out images, class order, order of images.
     """
 
     dataset: str
@@ -54,8 +55,8 @@ class Source(ABC):
 
     @abstractmethod
     def entries(self, split: str) -> Iterator[ImageEntry]:
-        """All images of a split in the canonical order, listed while it goes: memory is one class at most.
+        """Yield all images of a split in the canonical order; at most one class is in memory at a time.
 
         Raises:
-            DatasetError: when the source turns out not to be what it looked like.
+            DatasetError: when a part of the source is damaged, missing or inconsistent.
         """

@@ -1,4 +1,4 @@
-"""ImageNet-100 and ImageNet-10: some classes of ImageNet-1K, from whatever form of it is there.
+"""ImageNet-100 and ImageNet-10: subsets of the classes of ImageNet-1K, from any of its formats.
 
 ImageNet-100 has the classes of contrastive multiview coding (Tian et al., ECCV 2020), ImageNet-10 those of
 contrastive clustering (Li et al., AAAI 2021). Class numbers follow the sorted wnids.
@@ -19,7 +19,7 @@ SUBSETS = ("imagenet100", "imagenet10")
 
 @dataclass(eq=False)
 class _Filtered(Source):
-    """Some classes of a source that cannot be listed class by class."""
+    """A subset of the classes of a source that cannot be listed class by class (parquet)."""
 
     dataset: str
     root: Path
@@ -31,7 +31,7 @@ class _Filtered(Source):
     notes: tuple[str, ...] = ()
 
     def entries(self, split: str) -> Iterator[ImageEntry]:
-        """In the order of the whole source."""
+        """Yield the images in the order of the whole source."""
         new_label = {self.whole.classes.index(key): label for label, key in enumerate(self.classes)}
         for entry in self.whole.entries(split):
             if entry.label in new_label:
@@ -39,20 +39,21 @@ class _Filtered(Source):
 
 
 def take_classes(source: Source, dataset: str, wnids: Sequence[str]) -> Source:
-    """Only these classes of a source; tars of others are not opened.
+    """Restrict a source to some classes; tars of other classes are not opened.
 
     Raises:
-        DatasetError: when some of the classes are not there.
+        DatasetError: when some of the classes are missing.
     """
     missing = [wnid for wnid in wnids if wnid not in source.classes]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of the {len(wnids)} classes of '{dataset}' are not there: {some(missing)}",
+            f"{len(missing)} of the {len(wnids)} classes of '{dataset}' are missing: {some(missing)}",
             where=source.root,
-            fix=f"put all of ImageNet-1K into imagenet/, or these classes, named by wnid, into {dataset}/",
+            fix=f"put all of ImageNet-1K into imagenet/, or class folders named by wnid into {dataset}/",
         )
     names = dict(zip(source.classes, source.class_names, strict=True)) if source.class_names else {}
     class_names = tuple(names[wnid] for wnid in wnids) if names else ()
+    # A folder that holds exactly the subset is the user's own selection: nothing to note.
     if len(wnids) == len(source.classes):
         form, notes = source.form, source.notes
     else:
@@ -61,6 +62,8 @@ def take_classes(source: Source, dataset: str, wnids: Sequence[str]) -> Source:
             *source.notes,
             f"{len(wnids)} of the {len(source.classes)} classes below {source.root.name}/",
         )
+    # `ClassSource` lists by key in the order of `classes`, so replacing these is enough and renumbers the
+    # labels.
     if isinstance(source, ClassSource):
         return replace(
             source, dataset=dataset, form=form, classes=tuple(wnids), class_names=class_names, notes=notes

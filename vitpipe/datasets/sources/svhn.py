@@ -1,7 +1,6 @@
 """SVHN, cropped digits (Netzer et al., 2011): train_32x32.mat and test_32x32.mat.
 
-X is (32, 32, 3, N) uint8, y is (N, 1) with 10 for the digit 0. The 531,131 extra images are not used. Images
-have no names of their own and get their numbers, from 1 as MATLAB counts.
+X is (32, 32, 3, N) uint8, y is (N, 1). The 531,131 extra images are not used, as in the published protocols.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ from vitpipe.datasets.sources.source import ImageEntry, Source
 LAYOUT = "train_32x32.mat and test_32x32.mat"
 _FILES = {"train": "train_32x32.mat", "val": "test_32x32.mat"}
 _NUM_CLASSES = 10
+# MATLAB counts from 1, so the release has label 10 for the digit 0; torchvision maps it to 0 as well.
 _LABEL_OF_ZERO = 10
 
 
 @dataclass(eq=False)
 class SvhnSource(Source):
-    """The cropped digits; the numbers of one split (at most 225 MB) are in memory while it is read."""
+    """The cropped digits; the arrays of one split (at most 225 MB) are in memory while it is read."""
 
     dataset: str
     root: Path
@@ -39,9 +39,10 @@ class SvhnSource(Source):
     )
 
     def entries(self, split: str) -> Iterator[ImageEntry]:
-        """In the order of the file."""
+        """Yield the images in the order of the file."""
         path = self.root / _FILES[split]
         content = read_mat(path, ("X", "y"), path)
+        # MATLAB is column-major: the index of the image is the last axis.
         images, labels = content["X"], np.ravel(content["y"])
         if (
             images.ndim != 4
@@ -53,7 +54,7 @@ class SvhnSource(Source):
                 f"X is {images.shape} {images.dtype} and y has {len(labels)} labels; "
                 "X should be (32, 32, 3, number of labels) uint8",
                 where=path,
-                fix="get the file again; it must be the one of cropped digits (format 2)",
+                fix="download the file again; it must be the one of cropped digits (format 2)",
             )
         height, width = images.shape[:2]
         for position, number in enumerate(labels.tolist()):
@@ -61,25 +62,28 @@ class SvhnSource(Source):
                 raise DatasetError(
                     f"Image {position + 1} has the label {number}; labels are 1 to 10",
                     where=path,
-                    fix="get it again",
+                    fix="download it again",
                 )
+            # Images have no names: the file and their number, which counts from 1 as in MATLAB.
             name = f"{path.name.split('_')[0]}_{position + 1:06d}.png"
             pixels = Pixels(images[..., position].tobytes(), height, width)
             yield ImageEntry(name, int(number) % _LABEL_OF_ZERO, pixels, f"{path.name}/{name}")
 
 
-def is_svhn_there(root: Path) -> bool:
-    """Whether one of the two files is there."""
+def has_svhn(root: Path) -> bool:
+    """Whether one of the two files exists."""
     return any((root / name).is_file() for name in _FILES.values())
 
 
 def read_svhn(root: Path, dataset: str) -> SvhnSource:
-    """SVHN from its MATLAB files.
+    """Read SVHN from its MATLAB files.
 
     Raises:
         DatasetError: when one of them is missing.
     """
     for name in _FILES.values():
         if not (root / name).is_file():
-            raise DatasetError(f"'{name}' is missing", where=root, fix=f"put it there; SVHN is {LAYOUT}")
+            raise DatasetError(
+                f"'{name}' is missing", where=root, fix=f"put it into the folder; SVHN is {LAYOUT}"
+            )
     return SvhnSource(dataset, root)

@@ -1,8 +1,8 @@
-"""Tars of one class each, <wnid>.tar, in a folder or in a tar: read in their place, nothing is unpacked.
+"""One tar per class, <wnid>.tar, in a folder or within a tar; read in place, without unpacking.
 
-ImageNet-22K comes so: fall11_whole.tar (fall 2011, 21,841 classes) is a tar of such tars,
+ImageNet-22K is released like this: fall11_whole.tar (fall 2011, 21,841 classes) is a tar of such tars,
 winter21_whole.tar.gz (winter 2021, 19,167 classes) unpacks to a folder of them. ImageNet-21K-P, made from
-either (Ridnik et al., "ImageNet-21K Pretraining for the Masses", 2021), lies as imagenet21k_train/<wnid>/ and
+either (Ridnik et al., "ImageNet-21K Pretraining for the Masses", 2021), has imagenet21k_train/<wnid>/ and
 imagenet21k_val/<wnid>/.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.archives import safe_tar_members
 from vitpipe.datasets.sources.byte_ranges import FileSpan
-from vitpipe.datasets.sources.class_folders import need_same_classes, source_of_folders
+from vitpipe.datasets.sources.class_folders import require_same_classes, source_of_folders
 from vitpipe.datasets.sources.class_listing import (
     HELD_OUT_NOTE,
     ClassSource,
@@ -35,6 +35,7 @@ LAYOUT_22K = (
     "winter21_whole/<wnid>.tar",
     "fall11_whole.tar, or its tars in fall11_whole/ or fall11/",
 )
+# ImageNet-21K-P is released as imagenet21k_resized.tar.gz, which unpacks to a folder of that name.
 _FOLDER_PAIRS = (
     ("train", "val"),
     ("imagenet21k_train", "imagenet21k_val"),
@@ -43,18 +44,19 @@ _FOLDER_PAIRS = (
 _TAR_FOLDERS = ("winter21_whole", "fall11_whole", "fall11", "train", ".")
 _TARS_OF_TARS = ("fall11_whole.tar", "winter21_whole.tar")
 _CLASS_TAR = re.compile(r"(n\d{8})\.tar")
+# Names that download tools give to partial files: n01440764.tar.part, .tar.aria2, .tar~, .tar-1.
 _UNFINISHED = re.compile(r"n\d{8}\.tar\..+|\.?n\d{8}\.tar[~_-].*")
-# An empty tar is padded to this size by GNU tar.
+# GNU tar pads every archive to a multiple of 20 blocks of 512 bytes, so an empty one has this size.
 _EMPTY_TAR_BYTES = 10240
 
 
 class TarClasses(ImagesByClass):
-    """One tar per class; each is listed only when its class is asked for.
+    """One tar per class; each is listed only when its class is requested.
 
     Args:
-        tars: where each class's tar lies: a file, or a part of one.
-        where: the folder or the tar that holds them.
-        shown: path below the set's folder that the tars are shown under.
+        tars: by class, its tar: a file, or a part of one.
+        where: the folder or the tar that contains them.
+        shown: display path of the tars below the set's folder.
     """
 
     def __init__(self, tars: dict[str, FileSpan], where: Path, shown: str) -> None:
@@ -63,25 +65,30 @@ class TarClasses(ImagesByClass):
 
     def images(self, key: str) -> list[FoundImage]:
         """The files of the class's tar."""
+        # Not cached: the list of one class is short-lived, that of all classes would be millions of entries.
         tar = self._tars[key]
         found = []
         for member in safe_tar_members(Path(tar.path), offset=tar.offset, size_bytes=tar.size_bytes):
             name = PurePosixPath(member.name).name
             if not name.startswith("."):
-                place = FileSpan(tar.path, member.offset, member.size_bytes)
-                found.append(FoundImage(name, place, f"{self._shown}{key}.tar/{member.name}"))
+                byte_range = FileSpan(tar.path, member.offset, member.size_bytes)
+                found.append(FoundImage(name, byte_range, f"{self._shown}{key}.tar/{member.name}"))
         if not found:
             raise DatasetError(
-                f"'{key}.tar' holds no images", where=self.where, fix="get it again, or remove the class"
+                f"'{key}.tar' contains no images",
+                where=self.where,
+                fix="download it again, or remove the class",
             )
+        # Members of the released tars are in no order.
         return sorted(found, key=lambda image: (image.name, image.shown))
 
     def refuse_empty(self) -> None:
-        """Look into the tars that are too small to hold an image; seconds, where packing may take days.
+        """Refuse empty tars before packing starts, which may take hours.
 
         Raises:
             DatasetError: when one of them is empty.
         """
+        # Only those of at most the size of an empty tar are opened: a `stat` per class instead of a walk.
         for key, tar in self._tars.items():
             size = Path(tar.path).stat().st_size if tar.size_bytes is None else tar.size_bytes
             if size <= _EMPTY_TAR_BYTES:
@@ -89,22 +96,23 @@ class TarClasses(ImagesByClass):
 
 
 def tars_in_folder(folder: Path, root: Path) -> TarClasses:
-    """The <wnid>.tar files of a folder; others are passed over.
+    """The <wnid>.tar files of a folder; other files are ignored.
 
     Raises:
         DatasetError: when there are none, or some look like unfinished downloads.
     """
     names = visible_names(folder)
+    # Ignoring them would silently leave out classes.
     unfinished = [name for name in names if _UNFINISHED.fullmatch(name)]
     if unfinished:
         raise DatasetError(
             f"{len(unfinished)} downloads look unfinished: {some(unfinished)}",
             where=folder,
-            fix="finish them, or remove these files",
+            fix="finish the downloads, or remove these files",
         )
     tars = {match[1]: FileSpan(str(folder / name)) for name in names if (match := _CLASS_TAR.fullmatch(name))}
     if not tars:
-        raise DatasetError("There are no <wnid>.tar files", where=folder, fix="put them there")
+        raise DatasetError("There are no <wnid>.tar files", where=folder, fix="put them into this folder")
     return TarClasses(tars, folder, shown_below(folder, root))
 
 
@@ -112,34 +120,34 @@ def tars_in_tar(path: Path, root: Path) -> TarClasses:
     """The <wnid>.tar members of a tar, found by its headers.
 
     Raises:
-        DatasetError: when the tar is damaged or holds anything else.
+        DatasetError: when the tar is damaged or contains anything else.
     """
-    tars, odd = {}, []
+    tars, others = {}, []
     for member in safe_tar_members(path):
         name = PurePosixPath(member.name).name
         if match := _CLASS_TAR.fullmatch(name):
             if match[1] in tars:
-                raise DatasetError(f"There are two '{name}' in it", where=path, fix="get the archive again")
+                raise DatasetError(f"The archive has two '{name}'", where=path, fix="download it again")
             tars[match[1]] = FileSpan(str(path), member.offset, member.size_bytes)
         elif not name.startswith("."):
-            odd.append(member.name)
-    if odd or not tars:
-        found = f"also {len(odd)} other files: {some(odd)}" if odd else "nothing of the kind"
+            others.append(member.name)
+    if others or not tars:
+        found = f"{len(others)} other files: {some(others)}" if others else "none"
         raise DatasetError(
-            f"The archive should hold one <wnid>.tar per class, and holds {found}",
+            f"The archive should contain one <wnid>.tar per class, and contains {found}",
             where=path,
-            fix=f"get the original {path.name} again, or unpack yours as train/<class>/<image>",
+            fix=f"download the original {path.name} again, or unpack yours as train/<class>/<image>",
         )
     return TarClasses(tars, path, f"{shown_below(path.parent, root)}{path.name}/")
 
 
 def has_class_tars(folder: Path) -> bool:
-    """Whether a folder holds <wnid>.tar files."""
+    """Whether a folder contains <wnid>.tar files."""
     return folder.is_dir() and any(_CLASS_TAR.fullmatch(name) for name in visible_names(folder))
 
 
-def is_22k_there(root: Path) -> bool:
-    """Whether anything of ImageNet-22K or of its archives is there."""
+def has_22k(root: Path) -> bool:
+    """Whether any part of ImageNet-22K or of its archives exists."""
     names = [name for pair in _FOLDER_PAIRS for name in pair] + [*_TARS_OF_TARS, *_TAR_FOLDERS[:-1]]
     return (
         any((root / name).exists() for name in names)
@@ -150,7 +158,7 @@ def is_22k_there(root: Path) -> bool:
 
 
 def read_22k(root: Path, dataset: str) -> ClassSource:
-    """ImageNet-22K or ImageNet-21K-P in any of its forms; folders go before archives.
+    """Read ImageNet-22K or ImageNet-21K-P in any format; folders take precedence over archives.
 
     Raises:
         DatasetError: when none is complete, as `source_of_folders` and `tars_in_tar`.
@@ -158,6 +166,7 @@ def read_22k(root: Path, dataset: str) -> ClassSource:
     for train, val in _FOLDER_PAIRS:
         if has_subfolders(root / train):
             return source_of_folders(root, dataset, root / train, root / val)
+        # Tars in train/ alone are the whole ImageNet-22K, found below; with val they are ImageNet-21K-P.
         if has_class_tars(root / train) and has_class_tars(root / val):
             return _pair_of_tars(root, dataset, root / train, root / val)
     for folder in (root / name for name in _TAR_FOLDERS):
@@ -173,18 +182,18 @@ def read_22k(root: Path, dataset: str) -> ClassSource:
             return _held_out(root, dataset, tars_in_tar(root / name, root), f"{name}, a tar of tars")
     if compressed := _compressed(root):
         raise DatasetError(
-            f"{compressed[0]} must be unpacked first: a compressed tar cannot be read by position",
+            f"{compressed[0]} must be unpacked first: a compressed tar cannot be read by byte range",
             where=root / compressed[0],
             fix=f"run: tar -xzf {compressed[0]}; the <wnid>.tar files inside stay as they are",
         )
-    # A folder is there and holds no classes: its own message says what should be in it.
+    # A folder exists but has no classes: this raises the message that says what it should contain.
     return source_of_folders(root, dataset, root / "train", root / "val")
 
 
 def _pair_of_tars(root: Path, dataset: str, train: Path, val: Path) -> ClassSource:
-    """A division into train and val, each one tar per class."""
+    """Train and val, each as one tar per class."""
     train_images, val_images = (tars_in_folder(folder, root) for folder in (train, val))
-    need_same_classes(train_images, val_images)
+    require_same_classes(train_images, val_images)
     for part in (train_images, val_images):
         part.refuse_empty()
     names = names_of(train_images.classes, read_synset_mapping(root))
@@ -203,6 +212,7 @@ def _held_out(root: Path, dataset: str, train: FolderClasses | TarClasses, form:
             fix="unpack their images, or remove the folders",
         )
     names = names_of(train.classes, read_synset_mapping(root))
+    # The same images for both; `ClassSource.entries` divides them.
     parts: dict[str, ImagesByClass] = {"train": train, "val": train}
     return ClassSource(
         dataset, root, form, train.classes, parts, names, notes=(HELD_OUT_NOTE,), holds_out=True
@@ -210,7 +220,7 @@ def _held_out(root: Path, dataset: str, train: FolderClasses | TarClasses, form:
 
 
 def _are_classes(folder: Path) -> bool:
-    """Whether a folder's folders are named by wnids, all of them."""
+    """Whether all folders in a folder are named by wnids."""
     return has_subfolders(folder) and all(
         WNID.fullmatch(name) for name in visible_names(folder) if (folder / name).is_dir()
     )

@@ -23,9 +23,12 @@ from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.official import Kind, Renamed, misfit
 from vitpipe.models.weights import KeyRow
 
+# Of the released decoder. The number of heads is in no tensor's shape, so it cannot be read from the file;
+# for the comparison of names and shapes any divisor of the width would do.
 _DECODER_HEADS = 16
 
-# Official name -> ours, outside the block list. A trailing dot stands for a whole module.
+# Official name -> ours, outside the block list. A trailing dot stands for a whole module. The names are those
+# of networks built by the released code (tests/golden/keys/itpn_*.json).
 _RENAMED = {
     "absolute_pos_embed": "backbone.absolute_position",
     "patch_embed.": "backbone.stem.",
@@ -57,6 +60,10 @@ _RENAMED = {
 def rename_itpn(official: Mapping[str, Tensor], where: str | Path) -> Renamed | None:
     """The state under our names; `None` when it is not of these networks.
 
+    Args:
+        official: name -> tensor, as released; of a detector or segmentor with its heads.
+        where: the file, for messages.
+
     Raises:
         CheckpointError: when it is of another size or CLIP-supervised, or a name is not known.
     """
@@ -69,11 +76,14 @@ def rename_itpn(official: Mapping[str, Tensor], where: str | Path) -> Renamed | 
     state: dict[str, Tensor] = {}
     for name, tensor in inside.items():
         if name == "relative_position_index":
+            # An integer buffer (196, 196) of the released networks, outside the blocks. It has no parameters
+            # and would be wrong for another grid.
             why = "an index that the network computes for its own grid"
             rows.append(KeyRow(name, "", tuple(tensor.shape), "dropped", why))
             continue
         ours = our_name(name, shape.depths)
         if ours is None:
+            # Not dropped: an unknown tensor means another network, or code that has changed since.
             raise misfit([f"{name} is not known"], where)
         state[ours] = tensor
         rows.append(KeyRow(name, ours, tuple(tensor.shape), "renamed"))
@@ -94,12 +104,16 @@ def our_name(official: str, depths: tuple[int, int, int]) -> str | None:
     for theirs, ours in _RENAMED.items():
         if official == theirs or (theirs.endswith(".") and official.startswith(theirs)):
             rest = official.removeprefix(theirs)
-            # The pyramid's blocks have one norm only, called norm2 there because attention had the first.
+            # The pyramid's blocks have no attention and one norm only, which the released code calls norm2.
             return ours + (rest.replace("norm2.", "norm.") if ours.startswith("pyramid.") else rest)
     return None
 
 
 def _place_in_backbone(index: int, depths: tuple[int, int, int]) -> str | None:
+    """`stage8.0`, `merge4to8` ... for an entry of the released block list; `None` beyond its end.
+
+    The list counts merges: for base 0-2 stage4, 3 merge, 4-6 stage8, 7 merge, 8-31 stage16.
+    """
     depth4, depth8, depth16 = depths
     for name, length in (
         ("stage4", depth4),
@@ -123,24 +137,26 @@ def _inside_block(rest: str, where: str) -> str:
 
 
 def _without_dense_heads(official: Mapping[str, Tensor], rows: list[KeyRow]) -> dict[str, Tensor]:
-    """In a detector or segmentor keep the backbone, without its prefix; account for the heads."""
+    """Of a detector or segmentor the backbone, without its prefix; appends to `rows` what is dropped."""
     if "backbone.patch_embed.proj.weight" not in official:
         return dict(official)
     for name, tensor in official.items():
         if not name.startswith("backbone."):
-            why = "a head of the detector or segmentor, not of the backbone"
+            why = "part of the detector's or segmentor's heads"
             rows.append(KeyRow(name, "", tuple(tensor.shape), "dropped", why))
     prefix = "backbone."
     return {name.removeprefix(prefix): t for name, t in official.items() if name.startswith(prefix)}
 
 
 def _kind_of(state: Mapping[str, Tensor], where: str | Path) -> Kind | None:
+    # Layer scale (0.1) and a Linear to the teacher's width exist in CLIP-supervised networks only.
     if any(name.endswith(("gamma_1", "gamma_2")) or name.startswith("lm_head") for name in state):
         raise CheckpointError(
-            "The checkpoint is of the CLIP-supervised kind (it has layer-scale vectors)",
+            "The checkpoint is CLIP-supervised (it has layer-scale vectors or a CLIP head)",
             where=where,
-            fix="give a pixel-supervised checkpoint; only those are converted",
+            fix="give a pixel-supervised checkpoint; only those can be converted",
         )
+    # By what only one kind has, pre-training first: it has a pyramid too.
     if "patch_embed.proj.weight" in state:
         if "decoder_pred.weight" in state:
             return "itpn_pixel_pretrain"
@@ -152,27 +168,31 @@ def _kind_of(state: Mapping[str, Tensor], where: str | Path) -> Kind | None:
 
 
 def _shape_of(state: Mapping[str, Tensor], where: str | Path) -> HiViTShape:
-    """The registered shape with these depths and widths; merges betray where the stages end."""
+    """The entry of `SHAPES` with these depths and widths; the merges show where the stages end."""
     blocks = {int(found[1]) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))}
     merges = sorted(i for i in blocks if f"blocks.{i}.reduction.weight" in state)
     width = state["patch_embed.proj.weight"].shape[0]
     if len(merges) == 2:
         depths = (merges[0], merges[1] - merges[0] - 1, max(blocks) - merges[1])
+        # The width at stride 4 is enough: those at 8 and 16 are its double and its fourfold.
         for shape in SHAPES.values():
             if (shape.depths, shape.widths[0]) == (depths, width):
                 return shape
     raise CheckpointError(
         f"The checkpoint has {len(blocks)} blocks and {width} channels at stride 4, which is no known size",
         where=where,
-        fix=f"the known sizes are {', '.join(SHAPES)}",
+        fix=f"give a checkpoint of one of the known sizes: {', '.join(SHAPES)}",
     )
 
 
 def _network_like(state: Mapping[str, Tensor], kind: Kind, shape: HiViTShape) -> nn.Module:
-    """Our network of that kind, built without memory, with the sizes that the state's tensors have."""
+    """Our network of that kind on the meta device, with the sizes that the state's tensors have."""
     position = state.get("backbone.absolute_position")
     table = state.get("backbone.stage16.0.attn.relative_table")
+    # 14 x 14 units (224 pixels) stand in for a missing table, which the comparison then reports by name.
     position_size = 14 * UNIT_PIXELS if position is None else math.isqrt(position.shape[1]) * UNIT_PIXELS
+    # A relative table has (2S - 1)^2 rows for S units per side. The two grids differ in segmentors, whose
+    # relative tables are made for 512 pixels and whose absolute table stays at 224.
     image_size = position_size if table is None else (math.isqrt(table.shape[0]) + 1) // 2 * UNIT_PIXELS
     with torch.device("meta"):
         backbone = HiViT(
@@ -187,6 +207,7 @@ def _network_like(state: Mapping[str, Tensor], kind: Kind, shape: HiViTShape) ->
         depth = len({name.split(".")[2] for name in state if name.startswith("pyramid.fuse8.")})
         pyramid = Pyramid(shape.widths, width, depth)
         if kind == "itpn_pixel_dense":
+            # Released pixel-supervised detectors have no relative positions, segmentors have them.
             return PyramidBackbone(backbone, pyramid, "detect" if table is None else "segment")
         decoder = PixelDecoder(
             pyramid_width=width,

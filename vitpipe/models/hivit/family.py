@@ -1,4 +1,4 @@
-"""The HiViT family: iTPN's networks from a recipe, and what carries over from one to the next.
+"""The HiViT family: iTPN's networks from a recipe, and which weights one takes from another.
 
 Sizes and settings are those of iTPN (arXiv 2211.12735, supplement, tables 7 and 8).
 """
@@ -22,21 +22,30 @@ from vitpipe.models.network import Network, Task
 from vitpipe.models.positions import resample_positions, resize_relative_table
 from vitpipe.models.weights import Rule
 
+# Of the released detection and segmentation backbones: torch's default, while pre-training and classification
+# set 1e-6.
 _DENSE_NORM_EPS = 1e-5
 
+# Why a key may be missing, unused or of another shape. `transfer_rules` chooses from these by the networks;
+# the texts stand in the load report.
 _RELATIVE = r"\.relative_table$"
+# All but the first block after a fusion: the depth is 2 in pixel pre-training, 1 in released detectors.
 _LATER_FUSE = r"^pyramid\.fuse[48]\.[1-9]"
 _RESIZE = (
     Rule("resized", r"^backbone\.absolute_position$", "bicubic to the network's grid"),
     Rule("resized", _RELATIVE, "bicubic to the network's grid"),
 )
+# Pre-training runs without relative positions (table 7), fine-tuning with them (table 8). Zero is what the
+# tables start from, and adds nothing to the scores.
 _NO_RELATIVE_YET = Rule(
-    "missing", _RELATIVE, "the file has no relative position bias; zero, which changes nothing"
+    "missing", _RELATIVE, "the file has no relative position bias; it starts at zero, which has no effect"
 )
 _NEW_HEAD = Rule("missing", r"^head_norm\.|^head\.", "a new head")
 _OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
-_NEW_PYRAMID = Rule("missing", r"^pyramid\.", "a classifier has no pyramid; it starts afresh")
-_DEEPER_PYRAMID = Rule("missing", _LATER_FUSE, "the file's pyramid has fewer blocks; this one starts afresh")
+_NEW_PYRAMID = Rule("missing", r"^pyramid\.", "a classifier has none; the pyramid keeps its initial values")
+_DEEPER_PYRAMID = Rule(
+    "missing", _LATER_FUSE, "the file's pyramid has fewer blocks; this one keeps its initial values"
+)
 _SHALLOWER_PYRAMID = Rule("unused", _LATER_FUSE, "this network's pyramid has fewer blocks")
 _ONLY_PRETRAINING = Rule("unused", r"^decoder\.", "only pre-training has a decoder")
 _ONLY_DENSE = Rule("unused", r"^pyramid\.", "a classifier has no pyramid")
@@ -45,7 +54,7 @@ _WITHOUT_RELATIVE = Rule("unused", _RELATIVE, "this task runs without relative p
 
 
 class HiViTFamily(Family):
-    """See the module."""
+    """Builds iTPN's networks, and reads and transfers their weights."""
 
     name = "hivit"
     parts = ("pyramid", "decoder")
@@ -55,16 +64,18 @@ class HiViTFamily(Family):
         return HiViT(SHAPES[name], image_size=image_size, **options)
 
     def pretrainer(self, model: ModelConfig, *, mask_ratio: float) -> MaskedPretrainer:
-        """No drop path, no relative positions (table 7).
+        """The masked pre-training network, without drop path and relative positions (table 7).
 
         Raises:
-            RecipeError: when the decoder's width does not divide as it must.
-            InputError: when `image_size` is not a multiple of 16 or the mask ratio leaves nothing to do.
+            RecipeError: when the decoder's width is no multiple of 16 and of its heads.
+            InputError: when `image_size` is not a multiple of 16, or the mask ratio hides all units or none.
         """
         neck, decode = model.pyramid or PyramidConfig(), model.decoder or DecoderConfig()
+        # 16: at stride 4 a unit has 16 sub-tokens, which share the decoder's width.
         if decode.width % 16 or decode.width % decode.heads:
             raise RecipeError(
-                f"A decoder {decode.width} wide cannot be cut into 16 sub-tokens and {decode.heads} heads",
+                f"The decoder's width of {decode.width} cannot be divided by 16 (sub-tokens of a unit) "
+                f"and by {decode.heads} (heads)",
                 where="model.decoder.width, model.decoder.heads",
                 fix="use a width that is a multiple of 16 and of the number of heads",
             )
@@ -90,7 +101,7 @@ class HiViTFamily(Family):
         relative_position: bool | None,
         head_init_std: float,
     ) -> HiViTClassifier:
-        """Relative positions unless they are refused (table 8)."""
+        """The classifier, with relative positions unless `relative_position` is false (table 8)."""
         backbone = HiViT(
             SHAPES[model.name],
             image_size=model.image_size,
@@ -102,9 +113,9 @@ class HiViTFamily(Family):
     def dense(
         self, model: ModelConfig, task: Task, *, image_size: int, drop_path: float, pyramid_depth: int | None
     ) -> PyramidBackbone:
-        """Detection without relative positions, so any size; segmentation with them, for `image_size`.
+        """Dense features: detection without relative positions, segmentation with them, for `image_size`.
 
-        The absolute table keeps the size of `model.image_size` and is resampled on the way.
+        The absolute table keeps the size of `model.image_size` and is resampled in the forward pass.
         """
         neck = model.pyramid or PyramidConfig()
         backbone = HiViT(
@@ -113,6 +124,7 @@ class HiViTFamily(Family):
             drop_path=drop_path,
             relative_position=task == "segment",
             norm_eps=_DENSE_NORM_EPS,
+            # The released dense code keeps the 14 x 14 table too. Relative tables are resized at loading.
             position_image_size=model.image_size,
         )
         depth, gain = pyramid_depth or neck.depth, backbone.shape.init_gain
@@ -120,12 +132,13 @@ class HiViTFamily(Family):
         return PyramidBackbone(backbone, pyramid, task)
 
     def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
-        """By the stem's name."""
+        """What a state is, recognised by the stem's name; `None` without it."""
         stem = state.get("backbone.stem.proj.weight")
         if stem is None:
             return None
         depths = tuple(_num_blocks(state, f"backbone.stage{stride}.") for stride in (4, 8, 16))
         sizes = (depths, stem.shape[0])
+        # Empty for a size of the user's own: such weights can still be loaded into the same network.
         model = next((s.name for s in SHAPES.values() if (s.depths, s.widths[0]) == sizes), "")
         position, head = state.get("backbone.absolute_position"), state.get("head.weight")
         lateral = state.get("pyramid.lateral8.weight")
@@ -142,25 +155,27 @@ class HiViTFamily(Family):
         )
 
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
-        """The ways that there are.
+        """What may differ between file and network.
 
-        pretrain > classifier: new head; relative tables start at zero; pyramid and decoder stay behind.
-        classifier > classifier: the head starts afresh when the number of classes differs.
-        pretrain or pyramid > PyramidBackbone: the decoder stays behind; a pyramid of another depth keeps the
-        blocks both have. classifier > PyramidBackbone: the pyramid starts afresh.
-        pretrain > MaskedPretrainer: everything.
+        pretrain > classifier: new head; relative tables start at zero; pyramid and decoder are not used.
+        classifier > classifier: the head keeps its initial values when the number of classes differs.
+        pretrain or pyramid > PyramidBackbone: the decoder is not used; of a pyramid of another depth the
+        common blocks are loaded. classifier > PyramidBackbone: the pyramid keeps its initial values.
+        pretrain > MaskedPretrainer: nothing may differ.
         """
         if isinstance(network, HiViTClassifier):
+            # Between classifiers a missing head would be damage; only another number of classes is allowed.
             head = _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD
             return (*_RESIZE, head, _NO_RELATIVE_YET, _ONLY_PRETRAINING, _ONLY_DENSE)
         if isinstance(network, PyramidBackbone):
             pyramid = _NEW_PYRAMID if info.kind == "classifier" else _DEEPER_PYRAMID
             unused = (_SHALLOWER_PYRAMID, _ONLY_PRETRAINING, _ONLY_CLASSIFIER, _WITHOUT_RELATIVE)
             return (*_RESIZE, pyramid, _NO_RELATIVE_YET, *unused)
+        # Never resized into pre-training: its table starts as sine and cosine for the grid it is trained on.
         return ()
 
     def resized(self, name: str, given: Tensor, wanted: Tensor) -> Tensor:
-        """Absolute tables by resampling, relative tables on the square of offsets."""
+        """Absolute tables (1, N, C) by `resample_positions`, relative ones by `resize_relative_table`."""
         if name.endswith("relative_table"):
             return resize_relative_table(given, wanted.shape[0])
         side = math.isqrt(wanted.shape[1])

@@ -1,4 +1,4 @@
-"""HiViT: three stages at strides 4, 8 and 16 that keep every 16-pixel unit to itself until the last.
+"""HiViT: three stages at strides 4, 8 and 16; units of 16 x 16 pixels exchange information in the last only.
 
 HiViT: Hierarchical Vision Transformer Meets Masked Image Modeling; Xiaosong Zhang, Yunjie Tian, Wei Huang,
 Qixiang Ye, Qi Dai, Lingxi Xie, Qi Tian; arXiv 2205.14949, sections 3.2 and 3.3. Sizes and position embeddings
@@ -31,21 +31,31 @@ from vitpipe.models.masking import gather_units, grid_of, units_per_side
 from vitpipe.models.network import Classifier, Task
 from vitpipe.models.positions import relative_index, resample_positions
 
-# The published layer-wise decay is stated for a 12-block ViT: 13 steps from its first layer to its head.
+# The layer decay of iTPN's tables 8 and 10 (0.45 ... 0.6) is stated for a ViT of 12 blocks: 13 steps from its
+# first layer to its head. The released code spreads it over L = blocks + 1 steps, d^(13/L) per layer: for
+# base, 0.5 becomes 0.5^(13/31) = 0.748.
 DECAY_STATED_FOR = 13
 
 
 @dataclass(frozen=True)
 class HiViTShape:
-    """One size of HiViT: blocks and channels at strides 4, 8, 16; MLP ratios; heads at stride 16.
+    """One size of HiViT.
 
-    `init_gain` is that of `init_weights`, for the backbone and everything built around it.
+    Attributes:
+        name: as in the registry.
+        depths: blocks of the stages at strides 4, 8, 16.
+        widths: channels of these stages.
+        num_heads: attention heads at stride 16, the only stage with attention.
+        early_mlp_ratio: hidden over input width of the MLPs at strides 4 and 8.
+        mlp_ratio: the same at stride 16.
+        init_gain: that of `init_weights`, for the backbone and every module built around it.
     """
 
     name: str
     depths: tuple[int, int, int]
     widths: tuple[int, int, int]
     num_heads: int
+    # 3 at strides 4 and 8 is from the released code; 4 is FFN hidden size over hidden size in tables 7 and 9.
     early_mlp_ratio: int = 3
     mlp_ratio: int = 4
     init_gain: float | None = None
@@ -54,7 +64,11 @@ class HiViTShape:
 SHAPES: dict[str, HiViTShape] = {
     shape.name: shape
     for shape in (
+        # Ours, for the demo, which has to learn within seconds. 64 channels need initial values by fan-in:
+        # with a std of 0.02 the residual branches contribute almost nothing at first.
         HiViTShape("hivit_nano", (1, 1, 4), (16, 32, 64), num_heads=4, init_gain=1.0),
+        # iTPN's tables 7 and 9 give blocks, heads and the width at stride 16 (512, 768); a quarter and a half
+        # of that at strides 4 and 8 is from the released code.
         HiViTShape("hivit_base", (3, 3, 24), (128, 256, 512), num_heads=8),
         HiViTShape("hivit_large", (2, 2, 40), (192, 384, 768), num_heads=12),
     )
@@ -74,6 +88,7 @@ class Stem(nn.Module):
 
     def __init__(self, width: int, *, norm_eps: float) -> None:
         super().__init__()
+        # 4 = 16 / 4: a unit of 16 x 16 pixels holds 4 x 4 sub-patches, which two merges reduce to one token.
         self.proj = nn.Conv2d(3, width, kernel_size=4, stride=4)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
 
@@ -81,9 +96,11 @@ class Stem(nn.Module):
         """(B, 3, H, W) -> (B, N, 4, 4, C), or (B, K, 4, 4, C) with `kept_BK`."""
         fine_BCHW = self.proj(images_BCHW)
         num_images, width, height, breadth = fine_BCHW.shape
+        # The fine map is at stride 4, so units are 4 x 4 of its positions, whatever the image size.
         units = fine_BCHW.view(num_images, width, height // 4, 4, breadth // 4, 4)
         x_BNhhC = units.permute(0, 2, 4, 3, 5, 1).reshape(num_images, -1, 4, 4, width)
         if kept_BK is not None:
+            # Before the norm, which works on each sub-token alone: the values are the same, the work less.
             x_BNhhC = gather_units(x_BNhhC, kept_BK)
         return self.norm(x_BNhhC)
 
@@ -94,6 +111,7 @@ class Merge(nn.Module):
     def __init__(self, width: int, *, norm_eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * width, eps=norm_eps)
+        # No bias, as in the released code (and in Swin's patch merging).
         self.linear = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x_BNhhC: Tensor) -> Tensor:
@@ -101,7 +119,8 @@ class Merge(nn.Module):
         num_images, num_units, side, _, width = x_BNhhC.shape
         half = side // 2
         # Axes: row, row parity, column, column parity. The four children are concatenated with the row
-        # parity running fastest: (even, even), (odd, even), (even, odd), (odd, odd).
+        # parity running fastest: (even, even), (odd, even), (even, odd), (odd, odd). Released weights of
+        # `linear` have their input channels in this order.
         split = x_BNhhC.view(num_images, num_units, half, 2, half, 2, width)
         joined = split.permute(0, 1, 2, 4, 5, 3, 6).reshape(num_images, num_units, half, half, 4 * width)
         return self.linear(self.norm(joined))
@@ -114,9 +133,9 @@ class HiViT(nn.Module):
         shape: an entry of `SHAPES` or your own.
         image_size: pixels per side, a multiple of 16; fixes the grid of the relative bias.
         drop_path: drop ratio of the last block; it rises linearly from 0 over all blocks.
-        absolute_position: add a learnt table once, before stage16.
+        absolute_position: add a learnt table once, before stage16; nothing positional enters earlier stages.
         relative_position: add a learnt bias in every attention. Fixes the input to `image_size`.
-        layer_scale: start value of a learnt factor per channel on every residual branch; `None` for none.
+        layer_scale: initial value of a learnt factor per channel on every residual branch; `None` for none.
         norm_eps: of every LayerNorm (1e-6 when pre-training and classifying, 1e-5 in dense tasks).
         position_image_size: image size that the absolute table is made for, if it is not `image_size`.
 
@@ -141,6 +160,7 @@ class HiViT(nn.Module):
         self.grid_side = units_per_side(image_size)
         depth4, depth8, _ = shape.depths
         width4, width8, width16 = shape.widths
+        # One line over the blocks of all three stages (base 30 values, large 44); merges drop nothing.
         drop_ratios = _drop_ratios(drop_path, sum(shape.depths))
 
         def channel_blocks(width: int, ratios: list[float]) -> nn.ModuleList:
@@ -178,6 +198,7 @@ class HiViT(nn.Module):
             for ratio in drop_ratios[depth4 + depth8 :]
         )
         self.relative_index_NN: Tensor | None
+        # Not in the state: it follows from the grid, and weights must load into networks of other grids.
         index_NN = relative_index(self.grid_side) if relative_position else None
         self.register_buffer("relative_index_NN", index_NN, persistent=False)
         init_weights(self, shape.init_gain)
@@ -205,7 +226,7 @@ class HiViT(nn.Module):
         grid = self._grid(images_BCHW)
         x = level4_BNhhC = _run(self.stage4, self.stem(images_BCHW, kept_BK))
         x = level8_BNhhC = _run(self.stage8, self.merge4to8(x))
-        x_BNC = self.merge8to16(x).flatten(1, 3)
+        x_BNC = self.merge8to16(x).flatten(1, 3)  # (B, N, 1, 1, C) -> (B, N, C): one token per unit
         if self.absolute_position is not None:
             x_BNC = x_BNC + self._positions(grid, kept_BK)
         index = self._relative_index(kept_BK)
@@ -218,10 +239,10 @@ class HiViT(nn.Module):
         grid = grid_of(images_BCHW, self.shape.name)
         if self.relative_index_NN is not None and grid != (self.grid_side, self.grid_side):
             raise InputError(
-                f"The relative position bias is made for {self.image_size} x {self.image_size} pixels, "
-                f"but got {images_BCHW.shape[-2]} x {images_BCHW.shape[-1]}",
+                f"The relative position bias is built for {self.image_size} x {self.image_size} pixels, "
+                f"but the images have {images_BCHW.shape[-2]} x {images_BCHW.shape[-1]}",
                 where=self.shape.name,
-                fix="feed that size, or build the network with the other image_size (tables are resized "
+                fix="resize the images, or build the network with their image_size (tables are resized "
                 "when weights are loaded) or without relative positions",
             )
         return grid
@@ -231,8 +252,9 @@ class HiViT(nn.Module):
         assert self.absolute_position is not None
         table_1NC: Tensor = self.absolute_position
         num_tokens = grid[0] * grid[1] if kept_BK is None else kept_BK.shape[1]
-        # The released pre-training compares the table with the number of tokens *present*: with masked
-        # units it resamples a table of the right size too (by 14.1/14), and its weights have learnt that.
+        # The released pre-training compares the table with the number of tokens *present* (49 of 196): with
+        # masked units it resamples a table of the right size too (by 14.1/14). Probably an accident, but the
+        # released weights were trained with it and the golden numbers contain it.
         if num_tokens != table_1NC.shape[1] or grid[0] != grid[1]:
             table_1NC = resample_positions(table_1NC, grid)
         return table_1NC if kept_BK is None else table_1NC[0][kept_BK]
@@ -246,19 +268,23 @@ class HiViT(nn.Module):
 
 
 class HiViTClassifier(Classifier):
-    """Mean over the level-16 tokens > LayerNorm > Linear (iTPN, supplement, table 8).
+    """Mean over the stride-16 tokens > LayerNorm > Linear (iTPN, supplement, table 8).
 
     Args:
-        head_init_std: of the head's weight; small (2e-5) so that a pre-trained network starts undisturbed.
+        num_classes: K.
+        head_init_std: of the head's weight. The default of recipes, 2e-5, is the released value: the logits
+            start near 0, so the first gradients into the pre-trained backbone are small.
     """
 
     family = "hivit"
     decay_stated_for = DECAY_STATED_FOR
+    # Position tables have two dimensions and more, but the released fine-tuning does not decay them.
     no_decay = ("absolute_position", "relative_table")
 
     def __init__(self, backbone: HiViT, num_classes: int, head_init_std: float = 0.02) -> None:
         super().__init__()
         self.backbone = backbone
+        # The only norm behind the last block: stage16 ends without one (pre-norm blocks).
         self.head_norm = nn.LayerNorm(backbone.widths[-1], eps=1e-6)
         self.head = nn.Linear(backbone.widths[-1], num_classes)
         nn.init.trunc_normal_(self.head.weight, std=head_init_std)
@@ -271,7 +297,7 @@ class HiViTClassifier(Classifier):
 
     @property
     def num_layers(self) -> int:
-        """Layer ids: stem, one per block, head."""
+        """Number of layer ids: stem, one per block (merges not counted), head."""
         return self.backbone.num_blocks + 2
 
     def layer_of(self, name: str) -> int:
@@ -296,6 +322,8 @@ class HiViTClassifier(Classifier):
         return self.head(self.forward_features(images_BCHW))
 
 
+# Searched, not matched from the start: names come with the prefixes of whatever wraps the network, such as
+# `backbone.network.` in detectors.
 _BACKBONE_NAME = re.compile(
     r"(?:^|\.)(stem|absolute_position|stage4|stage8|stage16|merge4to8|merge8to16)(?:\.(\d+))?(?:\.|$)"
 )
@@ -308,6 +336,7 @@ def _block_number(name: str, depths: tuple[int, int, int], merges_counted: bool)
         return None
     part, index = found[1], int(found[2] or 0)
     depth4, depth8, _ = depths
+    # 1 where a merge is an entry of the block list, as in the released list (base: 3 and 7 are merges).
     merge = int(merges_counted)
     return {
         "stem": 0,
@@ -335,9 +364,11 @@ def dense_layer_index(name: str, depths: tuple[int, int, int], task: Task) -> in
     """Layer id of a parameter in detection and segmentation: here a merge counts as a block of its own.
 
     Everything outside the stages (pyramid, heads) has id T - 1, T = blocks + 2; so has the absolute
-    position in detection, while in segmentation it has 0. The last two blocks so get ids T - 1 and T: a
-    quirk of the released configurations that gives the last block more than the base lr.
+    position in detection, while in segmentation it has 0. The last two blocks get ids T - 1 and T.
     """
+    # So the last block learns faster than the heads, by 1 / factor: 1.11 (base) and 1.05 (large) times the
+    # base lr in detection, 1.04 and 1.015 in segmentation. A quirk of the released configurations, kept for
+    # reproduction.
     if task == "detect" and re.search(r"(?:^|\.)absolute_position$", name):
         return sum(depths) + 1
     number = _block_number(name, depths, merges_counted=True)
@@ -345,6 +376,7 @@ def dense_layer_index(name: str, depths: tuple[int, int, int], task: Task) -> in
 
 
 def _drop_ratios(last: float, num_blocks: int) -> list[float]:
+    """Linear from 0 to `last`, both ends included; a single block gets 0."""
     return [last * index / max(num_blocks - 1, 1) for index in range(num_blocks)]
 
 

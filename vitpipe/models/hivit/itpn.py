@@ -1,5 +1,5 @@
 """iTPN, masked pre-training on pixels: the backbone and the pyramid see a quarter of the units, a light
-decoder paints the rest.
+decoder reconstructs the others.
 
 Integrally Pre-Trained Transformer Pyramid Networks; Yunjie Tian, Lingxi Xie, Zhaozhi Wang, Longhui Wei,
 Xiaopeng Zhang, Jianbin Jiao, Yaowei Wang, Qi Tian, Qixiang Ye; arXiv 2211.12735, sections 3.2 and 3.3;
@@ -33,7 +33,7 @@ from vitpipe.models.masking import (
 from vitpipe.models.network import Pretrainer
 from vitpipe.models.positions import sincos_table
 
-_MLP_RATIO = 4
+_MLP_RATIO = 4  # of the decoder's blocks, as in the released code
 
 
 class PixelDecoder(nn.Module):
@@ -44,8 +44,11 @@ class PixelDecoder(nn.Module):
         width: D, a multiple of 16 and of `num_heads`.
         depth: attention blocks.
         grid_side: units per side of the images.
+        norm_eps: of every LayerNorm.
         init_gain: see `init_weights`.
     """
+
+    # Published size: 8 blocks of width 512 with 16 heads, for base and large (`DecoderConfig`'s defaults).
 
     def __init__(
         self,
@@ -66,14 +69,19 @@ class PixelDecoder(nn.Module):
             )
 
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        # A buffer and no parameter: the decoder's table stays fixed, unlike the backbone's. It is part of the
+        # state because released checkpoints have it.
         self.fixed_position: Tensor
         self.register_buffer("fixed_position", sincos_table(grid_side, width))
+        # A unit has 1, 4 and 16 sub-tokens at strides 16, 8, 4: 512 = 4 * 128 = 16 * 32 at the published
+        # width.
         self.embed16, self.embed8, self.embed4 = embed(1), embed(4), embed(16)
         self.blocks = nn.ModuleList(
             AttentionBlock(width, num_heads, _MLP_RATIO, norm_eps=norm_eps) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.pred = nn.Linear(width, PIXELS_PER_UNIT)
+        # Plain, not truncated, normal: so does the released pixel pre-training (its CLIP variant truncates).
         nn.init.normal_(self.mask_token, std=0.02)
         init_weights(self, init_gain)
 
@@ -81,7 +89,10 @@ class PixelDecoder(nn.Module):
         """Levels of the kept units -> decoder input (B, N, D), mask tokens where units were hidden.
 
         Each level is embedded so that the sub-tokens of a unit, flattened, are D wide; the levels are summed.
-        Every level brings its own copy of the shared mask token: a hidden unit gets it three times.
+
+        Args:
+            levels: of the kept units.
+            restore_BN: permutation back to image order, see `choose_units`.
         """
         seen_BKD = (
             self.embed16(levels.o16).flatten(2)
@@ -90,6 +101,8 @@ class PixelDecoder(nn.Module):
         )
         num_images, num_kept, width = seen_BKD.shape
         num_hidden = restore_BN.shape[1] - num_kept
+        # The released code fills each of the three levels with the shared mask token before it sums them, so
+        # a hidden unit enters as 3 * mask token + position.
         hidden = (3 * self.mask_token).to(seen_BKD.dtype).expand(num_images, num_hidden, width)
         return gather_units(torch.cat([seen_BKD, hidden], dim=1), restore_BN) + self.fixed_position
 
@@ -113,7 +126,8 @@ class MaskedPretrainer(Pretrainer):
         InputError: when no unit would be left to see, or none to predict.
     """
 
-    # The official code decays position table and mask token here, unlike in fine-tuning: no `no_decay`.
+    # No `no_decay`: the released pre-training decays every tensor of two dimensions or more, position table
+    # and mask token included. Its fine-tuning does not.
     family = "hivit"
 
     def __init__(
@@ -123,6 +137,8 @@ class MaskedPretrainer(Pretrainer):
         self.backbone, self.pyramid, self.decoder = backbone, pyramid, decoder
         self.mask_ratio, self.num_units = mask_ratio, backbone.grid_side**2
         check_mask_ratio(self.num_units, mask_ratio)
+        # Pixel pre-training starts the table as sine and cosine and trains it; every other phase starts it at
+        # random (std 0.02) or loads it.
         if backbone.absolute_position is not None:
             with torch.no_grad():
                 backbone.absolute_position.copy_(sincos_table(backbone.grid_side, backbone.widths[-1]))
@@ -137,7 +153,7 @@ class MaskedPretrainer(Pretrainer):
         return 0
 
     def encode(self, images_BCHW: Tensor, kept_BK: Tensor) -> PyramidLevels:
-        """Pyramid levels of the kept units only; the other pixels have no part in them."""
+        """(B, 3, H, W), (B, K) -> pyramid levels of the kept units, (B, K, h, h, D); others are not read."""
         return self.pyramid(self.backbone.forward_stages(images_BCHW, kept_BK))
 
     def forward(self, images_BCHW: Tensor, noise_BN: Tensor) -> MaskedPrediction:

@@ -25,7 +25,7 @@ from vitpipe.models.hivit.hivit import DECAY_STATED_FOR, HiViT, StageFeatures, d
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.network import DenseBackbone, Task
 
-_MLP_RATIO = 4
+_MLP_RATIO = 4  # of the pyramid's blocks (hidden 1024 at width 256), unlike 3 in the stages below it
 
 
 class PyramidLevels(NamedTuple):
@@ -65,11 +65,14 @@ class Split(nn.Module):
     def __init__(self, width: int, out_width: int, *, norm_eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=norm_eps)
+        # The inverse of `Merge`: LayerNorm first, no bias, as in the released code.
         self.linear = nn.Linear(width, 4 * out_width, bias=False)
 
     def forward(self, x_BNhhC: Tensor) -> Tensor:
         """(B, N, h, h, C) -> (B, N, 2h, 2h, D)."""
         num_images, num_units, side = x_BNhhC.shape[:3]
+        # The 4 * D outputs are read as (row, column, D). Unlike in `Merge` the column runs fastest: that is
+        # the order of the released weights.
         children = self.linear(self.norm(x_BNhhC)).view(num_images, num_units, side, side, 2, 2, -1)
         interleaved = children.permute(0, 1, 2, 4, 3, 5, 6)
         return interleaved.reshape(num_images, num_units, 2 * side, 2 * side, -1)
@@ -81,7 +84,7 @@ class Pyramid(nn.Module):
     Args:
         widths: channels of the stages at strides 4, 8, 16.
         width: D, channels of every pyramid level.
-        depth: channel blocks after each fusion.
+        depth: channel blocks after each fusion; published: 2 in pixel pre-training.
         norm_eps: of every LayerNorm.
         init_gain: see `init_weights`.
     """
@@ -100,7 +103,10 @@ class Pyramid(nn.Module):
         def block() -> ChannelBlock:
             return ChannelBlock(width, _MLP_RATIO, norm_eps=norm_eps)
 
+        # Only channel blocks and Linear layers: none mixes positions, so hidden units cannot leak into
+        # visible ones (supplement, section 2).
         self.width, self.depth = width, depth
+        # The released code has no such layer where the widths agree already.
         self.project16 = nn.Identity() if width16 == width else nn.Linear(width16, width)
         self.split16to8 = Split(width16, width, norm_eps=norm_eps)
         self.lateral8 = nn.Linear(width8, width, bias=False)
@@ -114,6 +120,8 @@ class Pyramid(nn.Module):
     def forward(self, stages: StageFeatures) -> PyramidLevels:
         """Stage outputs of N units (all, or the kept ones) -> pyramid levels of the same units."""
         x16_BN11C = stages.level16_BNC[:, :, None, None, :]
+        # The way down starts from x16 itself, not from its projection, and goes on from p8 before its
+        # refinement: `refine*` serves the outputs alone.
         p8 = self.fuse8(self.split16to8(x16_BN11C) + self.lateral8(stages.level8_BNhhC))
         p4 = self.fuse4(self.split8to4(p8) + self.lateral4(stages.level4_BNhhC))
         return PyramidLevels(self.refine4(p4), self.refine8(p8), self.refine16(self.project16(x16_BN11C)))
@@ -123,7 +131,7 @@ class PyramidBackbone(DenseBackbone):
     """Backbone and pyramid as dense features, the same modules and names as in pre-training.
 
     There is no FPN: the neck that the heads see is the pyramid that was trained together with the backbone.
-    How the maps below stride 16 are made, what segmentation joins, and which parameters decay is from the
+    The pooling beyond stride 16, what segmentation concatenates, and which parameters decay are from the
     authors' released code.
 
     detect: o4, o8, o16, and o16 averaged over 2 x 2 once and twice: strides 4 to 64, all of the pyramid's
@@ -136,7 +144,8 @@ class PyramidBackbone(DenseBackbone):
     def __init__(self, backbone: HiViT, pyramid: Pyramid, task: Task) -> None:
         super().__init__()
         self.backbone, self.pyramid, self.task = backbone, pyramid, task
-        # In segmentation the released code decays the position table: its name test never matches.
+        # In segmentation the released code decays the position table: its name test never matches. Relative
+        # tables decay here, unlike in classification.
         self.no_decay = ("absolute_position",) if task == "detect" else ()
 
     def features(self, images_BCHW: Tensor) -> PyramidFeatures:
@@ -154,9 +163,12 @@ class PyramidBackbone(DenseBackbone):
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> maps (B, C, H/s, W/s) of the task, finest first."""
         maps = self.features(images_BCHW)
+        # Strides 32 and 64 come from pooled maps, after the conversion from units: averages in the released
+        # detector, maxima in the released segmentor.
         if self.task == "detect":
             o32 = F.avg_pool2d(maps.o16, kernel_size=2)
             return maps.o4, maps.o8, maps.o16, o32, F.avg_pool2d(o32, kernel_size=2)
+        # The segmentor's heads read pyramid and stage side by side: for base 256 + 128, 256 + 256, 256 + 512.
         joined16 = torch.cat([maps.o16, maps.x16], dim=1)
         return (
             torch.cat([maps.o4, maps.f4], dim=1),
@@ -175,7 +187,7 @@ class PyramidBackbone(DenseBackbone):
 
     @property
     def num_layers(self) -> int:
-        """Layer ids 0 ... T, T = blocks + 2, merges counted; see `dense_layer_index`."""
+        """T + 1 layer ids 0 ... T, T = blocks + 2, merges counted; see `dense_layer_index`."""
         return self.backbone.num_blocks + 3
 
     @property
@@ -188,7 +200,9 @@ class PyramidBackbone(DenseBackbone):
         return dense_layer_index(name, self.backbone.shape.depths, self.task)
 
     def layer_scales(self, decay: float) -> tuple[float, ...]:
-        """`f^(T - 1 - id)`; f = d in detection, d^(13/T) in segmentation."""
+        """Factor per layer id, `f^(T - 1 - id)`; f = d in detection, d^(13/T) in segmentation."""
+        # Not the rule of the base class: 1 belongs to id T - 1 (pyramid and heads), and the exponent 13/T is
+        # taken in segmentation only. Both are the released configurations'.
         last = self.num_layers - 1
         factor = decay if self.task == "detect" else decay ** (DECAY_STATED_FOR / last)
         return tuple(float(factor ** (last - 1 - layer)) for layer in range(self.num_layers))

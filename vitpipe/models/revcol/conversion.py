@@ -1,4 +1,4 @@
-"""Official RevCol checkpoints as our classifier.
+"""Convert official RevCol checkpoints to our classifier.
 
 Knows the networks released with Reversible Column Networks (Yuxuan Cai et al., arXiv 2212.11696), every size
 in `SHAPES`, with one classifier or with intermediate supervision. Parameter names are the same but for the
@@ -26,9 +26,14 @@ _LAST_HEAD = f"cls_blocks.{NUM_PARTS - 1}."
 def rename_revcol(official: Mapping[str, Tensor], where: str | Path) -> Renamed | None:
     """The state under our names; `None` when it is not of these networks.
 
+    Args:
+        official: name -> tensor, as released.
+        where: the file, for messages.
+
     Raises:
         CheckpointError: when it is of another size.
     """
+    # These two names exist in every size and in none of iTPN's networks.
     if "stem.0.weight" not in official or "subnet0.alpha0" not in official:
         return None
     shape = shape_of(official)
@@ -37,12 +42,15 @@ def rename_revcol(official: Mapping[str, Tensor], where: str | Path) -> Renamed 
         raise CheckpointError(
             f"The checkpoint has {columns} columns, with widths and blocks of no known size",
             where=where,
-            fix=f"the known sizes are {', '.join(SHAPES)}",
+            fix=f"give a checkpoint of one of the known sizes: {', '.join(SHAPES)}",
         )
     rows: list[KeyRow] = []
     state: dict[str, Tensor] = {}
     for name, tensor in official.items():
         ours, size = name, tuple(tensor.shape)
+        # With intermediate supervision the fourth head reads the last column: it is the network's classifier.
+        # The released fine-tuning drops all heads; the last is kept here, so that released accuracies can be
+        # measured.
         if name.startswith(_LAST_HEAD):
             ours = "cls." + name.removeprefix(_LAST_HEAD)
             rows.append(KeyRow(name, ours, size, "renamed", "the classifier after the last column"))
@@ -52,6 +60,8 @@ def rename_revcol(official: Mapping[str, Tensor], where: str | Path) -> Renamed 
         else:
             rows.append(KeyRow(name, name, size, "matched"))
         state[ours] = tensor
+    # Without a head (a backbone alone) one class stands in, and the comparison then reports the head as
+    # missing.
     head = state.get(HEAD_BIAS)
     with torch.device("meta"):
         network = RevCol(shape, 1 if head is None else head.numel())

@@ -1,4 +1,4 @@
-"""The RevCol family, first version: its classifier from a recipe, and what carries over to the next one.
+"""The RevCol family, first version: its classifier from a recipe, and which weights it takes from another.
 
 Reversible Column Networks; Yuxuan Cai et al.; arXiv 2212.11696: supervised training on ImageNet-1K, or on
 ImageNet-22K and then ImageNet-1K.
@@ -19,43 +19,46 @@ from vitpipe.models.network import Network, Task
 from vitpipe.models.revcol.revcol import NUM_LEVELS, SHAPES, STRIDE, RevCol, RevColShape
 from vitpipe.models.weights import Rule
 
+# Its length is the number of classes.
 HEAD_BIAS = "cls.classifier.1.bias"
 _OTHER_CLASSES = Rule("fresh", r"^cls\.classifier\.1\.", "another number of classes")
 
 
 class RevColFamily(Family):
-    """See the module."""
+    """Builds RevCol's classifier, and reads and transfers its weights."""
 
     name = "revcol"
     parts = ("columns",)
 
     def check(self, model: ModelConfig) -> None:
-        """Also refuse numbers of columns, which belong to the name here.
+        """As the base class; also refuses numbers of columns, which the model's name fixes here.
 
         Raises:
-            RecipeError: naming them.
+            RecipeError: when one is given.
         """
         super().check(model)
+        # `columns` itself is allowed: its memory mode applies to RevCol too.
         columns = model.columns or ColumnsConfig()
         given = [kind for kind in ("bottom_up", "top_down") if getattr(columns, kind) is not None]
         if given:
             raise RecipeError(
-                f"The columns of {model.name} are of one kind, {SHAPES[model.name].num_columns} of them",
+                f"{model.name} always has {SHAPES[model.name].num_columns} columns, all of one kind",
                 where=", ".join(f"model.columns.{kind}" for kind in given),
-                fix="take it out (the model's name says how many there are), or choose a revcolv2 model",
+                fix="remove it, or choose a revcol model with another number of columns or a revcolv2 model",
             )
 
     def backbone(self, name: str, *, image_size: int, **options: Any) -> RevCol:
-        """The whole network; its `run_columns` gives maps. `options` are those of `RevCol`.
+        """The whole network, whose `run_columns` gives feature maps; `options` are those of `RevCol`.
 
         Raises:
             InputError: when `image_size` is no multiple of 32.
         """
+        # Convolutional: the network itself has no image size, the check only reports a wrong one early.
         _check_image_size(name, image_size)
         return RevCol(SHAPES[name], **options)
 
     def pretrainer(self, model: ModelConfig, *, mask_ratio: float) -> NoReturn:
-        """There is none.
+        """Not available: RevCol has no masked pre-training.
 
         Raises:
             RecipeError: always.
@@ -63,7 +66,7 @@ class RevColFamily(Family):
         raise RecipeError(
             f"{model.name} has no masked pre-training: RevCol's first version was trained with labels only",
             where="stages: pretrain",
-            fix="take the stage out, or choose a revcolv2 model (`vitpipe models`)",
+            fix="remove the stage, or choose a revcolv2 model (`vitpipe models` lists them)",
         )
 
     def classifier(
@@ -75,7 +78,7 @@ class RevColFamily(Family):
         relative_position: bool | None,
         head_init_std: float,
     ) -> RevCol:
-        """One classifier at the end, without intermediate supervision.
+        """The network with one classifier at the end, without intermediate supervision.
 
         Raises:
             RecipeError: when relative positions are asked for.
@@ -85,7 +88,7 @@ class RevColFamily(Family):
             raise RecipeError(
                 f"{model.name} has no relative positions",
                 where="relative_position",
-                fix="take relative_position out of the section",
+                fix="remove relative_position from the section",
             )
         _check_image_size(model.name, model.image_size)
         columns = model.columns or ColumnsConfig()
@@ -101,19 +104,19 @@ class RevColFamily(Family):
     def dense(
         self, model: ModelConfig, task: Task, *, image_size: int, drop_path: float, pyramid_depth: int | None
     ) -> NoReturn:
-        """There is none.
+        """Not available for RevCol here.
 
         Raises:
             RecipeError: always.
         """
         raise RecipeError(
-            f"{model.name} classifies only: there are no maps for the heads of detection and segmentation",
+            f"{model.name} can only classify; it is not built for detection and segmentation",
             where=f"stages: {task}",
-            fix="take the stage out, or choose a hivit or revcolv2 model (`vitpipe models`)",
+            fix="remove the stage, or choose a hivit or revcolv2 model (`vitpipe models` lists them)",
         )
 
     def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
-        """By the names of stem and first column; the network takes any image size."""
+        """What a state is, recognised by the names of stem and first column."""
         if "stem.0.weight" not in state or "subnet0.alpha0" not in state:
             return None
         shape, head = shape_of(state), state.get(HEAD_BIAS)
@@ -121,16 +124,17 @@ class RevColFamily(Family):
             family=self.name,
             kind="classifier",
             model="" if shape is None else shape.name,
-            image_size=0,
+            image_size=0,  # no position table: any multiple of 32
             num_classes=0 if head is None else head.numel(),
         )
 
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
-        """classifier > classifier: the head's last layer starts afresh when the number of classes differs."""
+        """classifier > classifier: a last layer for another number of classes keeps its initial values."""
+        # The head's LayerNorm before it fits any number of classes and is loaded.
         return (_OTHER_CLASSES,)
 
     def resized(self, name: str, given: Tensor, wanted: Tensor) -> NoReturn:
-        """No rule of this family resizes.
+        """Not available: no rule of this family resizes.
 
         Raises:
             ValueError: always.
@@ -147,6 +151,8 @@ def shape_of(state: Mapping[str, Tensor]) -> RevColShape | None:
         for level in range(NUM_LEVELS)
     ]
     widths = tuple(0 if alpha is None else alpha.numel() for alpha in alphas)
+    # The first column has no `up` links, so the second shows whether level 0 reads level 3 (revcol_huge
+    # alone).
     to_lowest = "subnet1.level0.fusion.up2.channel_reschedule.0.weight" in state
     sizes = (widths, tuple(map(len, blocks)), len(columns), to_lowest)
     known = ((s, (s.widths, s.depths, s.num_columns, s.top_to_lowest)) for s in SHAPES.values())
@@ -156,7 +162,7 @@ def shape_of(state: Mapping[str, Tensor]) -> RevColShape | None:
 def _check_image_size(name: str, image_size: int) -> None:
     if image_size % STRIDE:
         raise InputError(
-            f"{name} halves images five times, and {image_size} pixels do not allow it",
+            f"{name} downsamples images by {STRIDE}, which does not divide {image_size} pixels",
             where="model.image_size",
             fix=f"use a multiple of {STRIDE}",
         )

@@ -1,4 +1,4 @@
-"""RevCol: convolutional columns that are invertible one from the next; the first version.
+"""RevCol, first version: convolutional columns, each of which can be inverted from the next.
 
 Reversible Column Networks; Yuxuan Cai, Yizhuang Zhou, Qi Han, Jianjian Sun, Xiangwen Kong, Jun Li, Xiangyu
 Zhang; arXiv 2212.11696, section 3 and appendix (sizes, intermediate supervision). Blocks as in A ConvNet for
@@ -7,8 +7,8 @@ the 2020s; Zhuang Liu et al.; arXiv 2201.03545.
     image > stem (stride 4) > columns of four levels at strides 4, 8, 16, 32 > mean of level 3 > classes
 
 Every column gets the stem's output and the states of the column before: see `reversible.py`. With
-intermediate supervision there are four classifiers and three decoders to pixels, one after every fourth part
-of the columns: see `revcol_heads.py`.
+intermediate supervision there are four classifiers and three decoders to pixels, one after every quarter of
+the columns: see `heads.py`.
 
 Shapes: B images, C channels, maps (B, C, H, W); levels are C0 ... C3 wide. Parameter names are those of the
 released code.
@@ -31,18 +31,24 @@ from vitpipe.models.network import Classifier
 from vitpipe.models.reversible import Column, States, run_chain
 
 NUM_LEVELS = 4
-STRIDE = 32
+STRIDE = 32  # of level 3: the stem's 4, then three times 2
+# The released code's values; eps, gamma and MLP ratio are ConvNeXt's too.
 _NORM_EPS = 1e-6
 _INITIAL_ALPHA = 0.5
-_INITIAL_GAMMA = 1e-6
+_INITIAL_GAMMA = 1e-6  # layer scale: at first every block is almost the identity
 _MLP_RATIO = 4
 
 
 @dataclass(frozen=True)
 class RevColShape:
-    """One size: channels and blocks of the four levels, columns.
+    """One size.
 
-    `top_to_lowest`: level 0 also takes level 3 of the column before.
+    Attributes:
+        name: as in the registry.
+        widths: channels of levels 0 ... 3 (strides 4, 8, 16, 32).
+        depths: blocks of these levels, in every column.
+        num_columns: columns.
+        top_to_lowest: whether level 0 also reads level 3 of the column before.
     """
 
     name: str
@@ -55,6 +61,8 @@ class RevColShape:
 SHAPES: dict[str, RevColShape] = {
     shape.name: shape
     for shape in (
+        # Ours, for tests and laptops; the others are the released sizes. Three columns are the fewest with a
+        # first, a middle and a last one.
         RevColShape("revcol_micro", (16, 32, 64, 128), (1, 1, 2, 1), num_columns=3),
         RevColShape("revcol_tiny", (64, 128, 256, 512), (2, 2, 4, 2), num_columns=4),
         RevColShape("revcol_small", (64, 128, 256, 512), (2, 2, 4, 2), num_columns=8),
@@ -91,6 +99,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        # Channels last between the permutations: the MLP is two Linear layers (1 x 1 convolutions in
+        # ConvNeXt's figure), whose names and shapes released weights have.
         branch_BHWC = self.norm(self.dwconv(x_BCHW).permute(0, 2, 3, 1))
         branch_BHWC = self.gamma * self.pwconv2(F.gelu(self.pwconv1(branch_BHWC)))
         return x_BCHW + drop_path(branch_BHWC.permute(0, 3, 1, 2), self.drop_ratio, self.training)
@@ -113,7 +123,7 @@ class Upsample(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The sum of what comes from the level below and from higher levels of the column before."""
+    """Sum of the level below and of higher levels of the column before, brought to this level's size."""
 
     def __init__(self, shape: RevColShape, level: int, is_first: bool) -> None:
         super().__init__()
@@ -122,11 +132,12 @@ class Fusion(nn.Module):
         if level > 0:
             conv = nn.Conv2d(shape.widths[level - 1], width, kernel_size=2, stride=2)
             self.down = nn.Sequential(conv, ChannelNorm(width))
+        # The first column has no column before it, and level 3 no level above.
         self.up = self.up2 = None
         if level < NUM_LEVELS - 1 and not is_first:
             self.up = Upsample(shape.widths[level + 1], width, 2)
         if level == 0 and shape.top_to_lowest and not is_first:
-            self.up2 = Upsample(shape.widths[-1], width, 8)
+            self.up2 = Upsample(shape.widths[-1], width, 8)  # stride 32 to stride 4
 
     def forward(self, below: Tensor, above: States) -> Tensor:
         """The level below, and states of the column before from the next level on -> this level's map."""
@@ -155,15 +166,22 @@ class ConvLevel(nn.Module):
 class ConvColumn(Column):
     """Four levels and their scales alpha (1, C, 1, 1).
 
-    The released first column has alphas too; with no column before it they scale nothing. Here they are
-    parameters that are not trained, so that official states fit.
+    Args:
+        shape: the size.
+        is_first: no column before it: no `up` links, and the scales are not used.
+        drop_path: drop ratio of the column's last block.
     """
 
     def __init__(self, shape: RevColShape, *, is_first: bool, drop_path: float) -> None:
         super().__init__()
         self.is_first = is_first
+        # Equal in every column, rising from level 0 to 3 (not over the whole network). On the CPU even under
+        # `torch.device("meta")`, where there would be no values.
         ratios = torch.linspace(0, drop_path, sum(shape.depths), device="cpu").tolist()
         for level, (width, depth) in enumerate(zip(shape.widths, shape.depths, strict=True)):
+            # The released first column has alphas too, which scale states of zero. They are kept, untrained,
+            # so that official states fit; their gradient would be exactly 0 in plain autograd, and noise if
+            # rebuilt.
             alpha = nn.Parameter(torch.full((1, width, 1, 1), _INITIAL_ALPHA), requires_grad=not is_first)
             self.register_parameter(f"alpha{level}", alpha)
             self.add_module(f"level{level}", ConvLevel(shape, level, is_first, ratios[:depth]))
@@ -190,13 +208,14 @@ class RevCol(Classifier):
         shape: an entry of `SHAPES` or your own.
         drop_path: drop ratio of the last block of a column; it rises linearly from 0 over a column's blocks.
         head_init_std: of the classifier's weight (released: 0.02 times a head init scale).
-        memory_mode: how activations are remembered for the backward pass; see `memory_mode.py`.
+        memory_mode: how activations are kept for the backward pass; see `memory_mode.py`.
         allow_reversible_amp: keep `reversible` under autocast, where it is inexact.
 
     Raises:
         InputError: without columns.
     """
 
+    # No `no_decay`: the released code exempts 1-D tensors only, so its alphas (4-D) decay. RevColV2's do not.
     family = "revcol"
 
     def __init__(
@@ -212,7 +231,7 @@ class RevCol(Classifier):
         super().__init__()
         if shape.num_columns < 1:
             raise InputError(
-                f"{shape.num_columns} columns are too few", where="model.columns", fix="give at least one"
+                f"The shape has {shape.num_columns} columns", where=shape.name, fix="give at least one column"
             )
         self.shape, self._num_classes = shape, num_classes
         self.memory = MemoryPolicy(memory_mode, allow_reversible_amp=allow_reversible_amp)
@@ -220,8 +239,10 @@ class RevCol(Classifier):
         self.stem = nn.Sequential(nn.Conv2d(3, width, kernel_size=4, stride=4), ChannelNorm(width))
         for index in range(shape.num_columns):
             self.add_module(f"subnet{index}", ConvColumn(shape, is_first=index == 0, drop_path=drop_path))
+        # A method, so that `SupervisedRevCol` can replace the head and all heads are initialised below.
         self._make_heads(num_classes)
         self.apply(_init_weights)
+        # After the general initialisation, which covers the heads' weights too.
         for name, parameter in self.named_parameters():
             if re.fullmatch(r"cls.*\.classifier\.1\.weight", name):
                 nn.init.trunc_normal_(parameter, std=head_init_std)
@@ -247,7 +268,7 @@ class RevCol(Classifier):
 
     @property
     def num_layers(self) -> int:
-        """Layer ids: see `layer_index`."""
+        """Number of layer ids: stem, paths of 1 ... blocks + columns - 1 steps, heads; see `layer_index`."""
         return sum(self.shape.depths) + self.shape.num_columns + 1
 
     def layer_of(self, name: str) -> int:
@@ -263,13 +284,15 @@ class RevCol(Classifier):
         height, breadth = images_BCHW.shape[-2:]
         if height % STRIDE or breadth % STRIDE:
             raise InputError(
-                f"The network halves images five times, but got {height} x {breadth} pixels",
+                f"Images of {height} x {breadth} pixels cannot be downsampled by {STRIDE}",
                 where=self.shape.name,
                 fix=f"resize or pad the images to multiples of {STRIDE}",
             )
         x, columns = self.stem(images_BCHW), self.columns
         states: States | None = None
         found: list[States] = []
+        # One chain per requested end. Within a chain only the last states are kept in mode `reversible`, so
+        # every end costs the memory of four states.
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             chain = columns[start:end]
             mode = self.memory.prepare(chain, x.device, training=self.training)
@@ -304,9 +327,11 @@ _COLUMN_NAME = re.compile(r"(?:^|\.)subnet(\d+)\.(?:alpha|level(\d+)\.(?:fusion|
 def layer_index(name: str, shape: RevColShape) -> int:
     """Layer id of a parameter for layer-wise learning rates, as in the released code.
 
-    The length of the shortest path to it: stem 0; block h of column j (both from 0, h over the levels of a
-    column) h + j + 1; fusion that of its level's first block; alpha j + 1; heads blocks + columns.
+    Stem 0; block h of column j (both from 0, h over the levels of a column) h + j + 1; fusion that of its
+    level's first block; alpha j + 1; heads blocks + columns.
     """
+    # The id is the length of the shortest path from the input through the grid of blocks and columns, so ids
+    # of neighbouring columns overlap: 8 columns of 10 blocks have 19 ids and not 82.
     if re.search(r"(?:^|\.)stem\.", name):
         return 0
     found = _COLUMN_NAME.search(name)
@@ -317,6 +342,7 @@ def layer_index(name: str, shape: RevColShape) -> int:
 
 
 def _init_weights(module: nn.Module) -> None:
+    """As the released code: truncated normal with std 0.02 for convolutions too, unlike in HiViT's stem."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

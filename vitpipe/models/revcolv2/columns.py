@@ -1,7 +1,8 @@
 """The columns of RevColV2: sizes, the blocks and links of a column, layer ids.
 
 RevColV2: Exploring Disentangled Representations in Masked Image Modeling; Qi Han, Yuxuan Cai, Xiangyu Zhang;
-arXiv 2309.01005, supplement, table 5. What is published and what is our reading: see `revcolv2.py`.
+arXiv 2309.01005, supplement, table 5. What is published and what is our reading: see `revcolv2.py`. The sizes
+below are our reading.
 
 Shapes: B images, N units of 16 x 16 pixels (row-major) on a grid of H x W, C channels.
 """
@@ -22,31 +23,38 @@ from vitpipe.models.hivit.hivit import Merge, Stem
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.reversible import Column, States
 
-NUM_LEVELS = 4
+NUM_LEVELS = 4  # as in the first version
 _MLP_RATIO = 4
-_EMBED_MLP_RATIO = 3
-NORM_EPS = 1e-6
+_EMBED_MLP_RATIO = 3  # HiViT's ratio in its early stages
+NORM_EPS = 1e-6  # as in MAE, and in the released code of the first version
 
 
 @dataclass(frozen=True)
 class RevColV2Shape:
-    """One size: channels of every level, attention heads, blocks per level, columns of each kind.
+    """One size.
 
-    `initial_gamma`: start of the scales. `neck_width`: channels of the maps for detection.
-
-    `deep_embed`: a `DeepEmbed` takes the place of the single convolution that embeds the units. Ours, for the
-    nano: from 2,000 pictures a single linear layer over 16 x 16 pixels does not learn what to look for.
+    Attributes:
+        name: as in the registry.
+        width: channels of every level, C.
+        num_heads: attention heads.
+        depth: blocks per level.
+        num_bottom_up: bottom-up columns.
+        num_top_down: top-down columns.
+        deep_embed: embed the units by a `DeepEmbed` instead of a single convolution.
+        initial_gamma: initial value of the scales.
+        neck_width: channels of the maps for detection.
     """
 
     name: str
     width: int
     num_heads: int
     depth: int
+    # Two and two: the fewest columns with several of each kind.
     num_bottom_up: int = 2
     num_top_down: int = 2
     deep_embed: bool = False
-    initial_gamma: float = 0.5
-    neck_width: int = 256
+    initial_gamma: float = 0.5  # that of the first version's released code
+    neck_width: int = 256  # ViTDet's
 
     @property
     def num_columns(self) -> int:
@@ -57,9 +65,15 @@ class RevColV2Shape:
 SHAPES: dict[str, RevColV2Shape] = {
     shape.name: shape
     for shape in (
+        # Ours, for the demo. Deep embedding, because from 2,000 images a single linear layer over 16 x 16
+        # pixels does not learn useful features. Scales of 1 do not amplify rounding, and the narrow neck
+        # keeps detection cheap.
         RevColV2Shape(
             "revcolv2_nano", width=48, num_heads=3, depth=1, deep_embed=True, initial_gamma=1.0, neck_width=64
         ),
+        # The published counts leave only a design that runs almost entirely on 196 tokens with 240 to 490 (B)
+        # and 600 to 910 (L) channels. These meet 88M / 19G and 327M / 67G (table 5) within 1.5 %: 89.1M /
+        # 18.7G and 325.1M / 66.6G, with a 1000-class head and without mask tokens and pixel head.
         RevColV2Shape("revcolv2_base", width=384, num_heads=6, depth=3),
         RevColV2Shape("revcolv2_large", width=640, num_heads=10, depth=4),
     )
@@ -70,7 +84,10 @@ class Block(nn.Module):
     """A pre-norm transformer block on tokens (B, N, C) or on a map of them (B, H, W, C).
 
     Args:
-        window: side of the square windows that attention stays in, on a map; `None` for all of the image.
+        width: C.
+        num_heads: attention heads.
+        drop_ratio: see `drop_path`.
+        window: side in units of the square windows that limit attention on a map; `None` for none.
             Maps are padded with zeros to whole windows, as in Exploring Plain Vision Transformer Backbones
             for Object Detection; Yanghao Li et al.; arXiv 2203.16527.
     """
@@ -89,10 +106,13 @@ class Block(nn.Module):
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_ratio, self.training)
 
     def _attend(self, x: Tensor) -> Tensor:
+        # Global attention needs no map, so tokens (B, N, C) of masked images take this path too.
         if self.window is None:
             return self.attn(x.flatten(1, -2)).view_as(x)
         _, height, breadth, width = x.shape
         side = self.window
+        # F.pad counts axes from the last: channels, columns, rows. The zeros take part in the attention, as
+        # in ViTDet, which does not mask them either.
         x = F.pad(x, (0, 0, 0, -breadth % side, 0, -height % side))
         rows, columns = x.shape[1] // side, x.shape[2] // side
         x = x.view(-1, rows, side, columns, side, width).transpose(2, 3)
@@ -105,8 +125,11 @@ class Level(nn.Module):
     """F: `blocks(down(below) + up(above))`.
 
     Args:
-        has_down: whether `below` comes through a link; the input of a column does not.
-        has_up: whether there is an `above`.
+        shape: the size.
+        drop_ratios: of its blocks.
+        has_down: whether `below` passes a link; the input of a column does not.
+        has_up: whether the level reads the column before (`above`).
+        window: see `Block`.
     """
 
     def __init__(
@@ -121,7 +144,8 @@ class Level(nn.Module):
         super().__init__()
         self.down = _link(shape.width) if has_down else None
         self.up = _link(shape.width) if has_up else None
-        # With windows, the last block of each level still sees the whole image.
+        # ViTDet leaves a few blocks global, which carry information across windows; here the last of each
+        # level.
         windows = [window] * (len(drop_ratios) - 1) + [None]
         self.blocks = nn.ModuleList(
             Block(shape.width, shape.num_heads, drop_ratio=ratio, window=side)
@@ -129,7 +153,10 @@ class Level(nn.Module):
         )
 
     def forward(self, below: Tensor, above: States) -> Tensor:
-        """States of this column's level before, and of the column before from the next level on -> state."""
+        """This level's state, from `below` (y_s-1 or the column's input) and `above` (u_s+1, ...).
+
+        All are (B, N, C) or (B, H, W, C).
+        """
         x = below if self.down is None else self.down(below)
         if self.up is not None:
             x = x + self.up(above[0])
@@ -139,6 +166,8 @@ class Level(nn.Module):
 
 
 def _link(width: int) -> nn.Sequential:
+    # In place of the first version's `down` and `up`: all levels have the same grid and width, so no
+    # resampling.
     return nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width, eps=NORM_EPS))
 
 
@@ -146,7 +175,12 @@ class TokenColumn(Column):
     """Four levels, run from 0 to 3 or, top-down, from 3 to 0.
 
     Args:
-        is_first: no column came before: no `up` links, no scales.
+        shape: the size.
+        top_down: the order of the levels.
+        is_first: no column before it: no `up` links, no scales. False for all top-down columns: the first of
+            them takes the bottom-up chain's states.
+        drop_path: drop ratio of the column's last block.
+        window: see `Block`.
     """
 
     def __init__(
@@ -155,8 +189,10 @@ class TokenColumn(Column):
         super().__init__()
         levels = range(NUM_LEVELS)
         self.order = tuple(reversed(levels)) if top_down else tuple(levels)
+        # By level and not by processing order, and equal in all columns: the rule of the first version.
         last_block = NUM_LEVELS * shape.depth - 1
         ratios = [drop_path * block / last_block for block in range(last_block + 1)]
+        # The first version has (untrained) scales in its first column; here it has none.
         self.gamma = nn.ParameterList(
             torch.full((shape.width,), shape.initial_gamma) for _ in levels if not is_first
         )
@@ -177,7 +213,7 @@ class TokenColumn(Column):
         return NUM_LEVELS
 
     def level(self, position: int) -> nn.Module:
-        """The level at a place in processing order."""
+        """The level at this position of the processing order."""
         return self.levels[self.order[position]]
 
     def scales(self) -> tuple[nn.Parameter, ...]:
@@ -186,10 +222,9 @@ class TokenColumn(Column):
 
 
 class DeepEmbed(nn.Module):
-    """Units embedded step by step, each on its own, by the early stages of HiViT (arXiv 2205.14949).
+    """Patch embedding by the early stages of HiViT (arXiv 2205.14949); units do not exchange information.
 
-    Convolution 4 x 4 > channel block > join 2 x 2 > channel block > join 2 x 2. No unit sees another, so that
-    a hidden one stays hidden.
+    Convolution 4 x 4 > channel block > merge 2 x 2 > channel block > merge 2 x 2.
 
     Args:
         width: channels of the result, a multiple of 4.
@@ -204,6 +239,7 @@ class DeepEmbed(nn.Module):
             ChannelBlock(width // 2, _EMBED_MLP_RATIO, norm_eps=NORM_EPS),
             Merge(width // 2, norm_eps=NORM_EPS),
         )
+        # By fan-in: at 12 to 48 channels a std of 0.02 would leave the blocks almost without effect.
         init_weights(self, 1.0)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -214,10 +250,10 @@ class DeepEmbed(nn.Module):
 
 
 def check_shape(shape: RevColV2Shape) -> None:
-    """Refuse a size that cannot be built.
+    """Check that a size can be built.
 
     Raises:
-        InputError: without columns of a kind, or when the width does not divide.
+        InputError: without columns of a kind, or when the width is no multiple of the heads and of 4.
     """
     if shape.num_bottom_up < 1 or shape.num_top_down < 1:
         raise InputError(
@@ -225,11 +261,12 @@ def check_shape(shape: RevColV2Shape) -> None:
             where="model.columns",
             fix="give at least one of each kind",
         )
+    # 4: sine and cosine for rows and columns, see `sincos_table`.
     if shape.width % shape.num_heads or shape.width % 4:
         raise InputError(
-            f"A width of {shape.width} cannot be split into {shape.num_heads} heads and 4 position parts",
+            f"A width of {shape.width} cannot be divided by {shape.num_heads} heads and by 4 (positions)",
             where=shape.name,
-            fix="use a width that is a multiple of the heads and of 4",
+            fix="use a width that is a multiple of the number of heads and of 4",
         )
 
 
@@ -240,7 +277,7 @@ _INPUT_NAME = re.compile(r"(?:^|\.)(?:patch_embed|pos_embed|top_down_pos_embed)(
 
 
 def head_layer_index(shape: RevColV2Shape) -> int:
-    """Layer id of everything behind the columns, the highest."""
+    """The highest layer id, of everything behind the columns: 16 for base, 20 for large."""
     return NUM_LEVELS * shape.depth + shape.num_columns
 
 

@@ -1,8 +1,8 @@
 """RevColV2 for detection and segmentation: all levels of the last top-down column as maps at several strides.
 
 RevColV2: Exploring Disentangled Representations in Masked Image Modeling; Qi Han, Yuxuan Cai, Xiangyu Zhang;
-arXiv 2309.01005: the last column holds low-level detail at its low levels and semantics at its top. Which
-level is read at which stride, and the layers between, are our reading: those that plain transformers use, in
+arXiv 2309.01005: the last column has low-level detail at its low levels and semantics at its top. Which level
+is used at which stride, and the layers in between, are our reading: those that plain transformers use, in
 segmentation of BEiT (Hangbo Bao et al.; arXiv 2106.08254), in detection of ViTDet (Yanghao Li et al.; arXiv
 2203.16527).
 
@@ -38,6 +38,7 @@ class RevColV2Dense(RevColV2Network, DenseBackbone):
         super().__init__(backbone)
         self.task = task
         channels, width = backbone.shape.width, backbone.shape.neck_width
+        # The columns end without a norm (pre-norm blocks), and the levels differ in magnitude: one norm each.
         self.norms = nn.ModuleList(nn.LayerNorm(channels, eps=NORM_EPS) for _ in range(NUM_LEVELS))
         self.refine: nn.ModuleList | None = None
         if task == "segment":
@@ -46,6 +47,8 @@ class RevColV2Dense(RevColV2Network, DenseBackbone):
         else:
             self._widths = (width,) * (NUM_LEVELS + 1)
             self.rescale = _detect_rescale(channels)
+            # ViTDet's pyramid: upsampling by 2 halves the channels, by 4 quarters them; then 256 for all
+            # maps.
             inputs = (channels // 4, channels // 2, channels, channels)
             self.refine = nn.ModuleList(_refine(channels, width) for channels in inputs)
 
@@ -68,11 +71,13 @@ class RevColV2Dense(RevColV2Network, DenseBackbone):
         if self.refine is None:
             return tuple(maps)
         maps = [refine(x_BCHW) for x_BCHW, refine in zip(maps, self.refine, strict=True)]
+        # Stride 64 (P6) subsamples P5: a pooling window of 1, as in ViTDet and mmdet's FPN.
         return (*maps, F.max_pool2d(maps[-1], kernel_size=1, stride=2))
 
 
 def _segment_rescale(width: int) -> nn.ModuleList:
-    # Under several processes the runner turns BatchNorm into SyncBatchNorm.
+    # BEiT's neck, which keeps the channels. Under several processes the runner converts BatchNorm to
+    # SyncBatchNorm.
     quadruple = nn.Sequential(_double(width, width), nn.BatchNorm2d(width), nn.GELU(), _double(width, width))
     return nn.ModuleList([quadruple, _double(width, width), nn.Identity(), _halve()])
 
@@ -88,10 +93,12 @@ def _double(width: int, out_width: int) -> nn.ConvTranspose2d:
 
 
 def _halve() -> nn.MaxPool2d:
+    # Rounded up: with sides that are odd at stride 16 the last row and column would be lost otherwise.
     return nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
 
 
 def _refine(width: int, out_width: int) -> nn.Sequential:
+    # As in ViTDet; without bias, because a norm follows each convolution.
     return nn.Sequential(
         nn.Conv2d(width, out_width, kernel_size=1, bias=False),
         ChannelNorm(out_width),

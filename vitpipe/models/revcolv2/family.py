@@ -1,7 +1,7 @@
-"""The RevColV2 family: its networks from a recipe, and what carries over from one to the next.
+"""The RevColV2 family: its networks from a recipe, and which weights one takes from another.
 
 RevColV2: Exploring Disentangled Representations in Masked Image Modeling; Qi Han, Yuxuan Cai, Xiangyu Zhang;
-arXiv 2309.01005: the whole autoencoder is kept for transfer, but for mask tokens and pixel head.
+arXiv 2309.01005: the whole autoencoder is kept for transfer, except mask tokens and pixel head.
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ from vitpipe.models.revcolv2.revcolv2 import (
 )
 from vitpipe.models.weights import Rule
 
-# Detection: attention stays in windows of the pre-training's grid, as in ViTDet (arXiv 2203.16527).
+# In detection attention works in windows of the size of the pre-training's grid, 224 / 16, as in ViTDet
+# (arXiv 2203.16527): the products of global attention over the 64 x 64 units of 1024 pixels cost 21 times as
+# much.
 _DETECTION_WINDOW = 14
 
 _RESIZE = Rule("resized", r"^backbone\.(top_down_)?pos_embed$", "bicubic to the network's grid")
 _NEW_HEAD = Rule("missing", r"^head\.", "a new head")
 _OTHER_CLASSES = Rule("fresh", r"^head\.fc\.", "another number of classes")
+# The load report quotes these texts; `transfer_rules` says which apply.
 _NEW_NECK = Rule("missing", r"^(norms|rescale|refine)\.", "pre-training and classification have no neck")
-_ONLY_PRETRAINING = Rule("unused", r"^(mask_token$|pixel_norm\.|pixel_head\.)", "only pre-training paints")
+_ONLY_PRETRAINING = Rule(
+    "unused", r"^(mask_token$|pixel_norm\.|pixel_head\.)", "only pre-training reconstructs pixels"
+)
 _ONLY_CLASSIFIER = Rule("unused", r"^head\.", "dense features need no classification head")
 
 
 class RevColV2Family(Family):
-    """See the module."""
+    """Builds RevColV2's networks, and reads and transfers their weights."""
 
     name = "revcolv2"
     parts = ("columns",)
@@ -50,7 +55,8 @@ class RevColV2Family(Family):
         return RevColV2(SHAPES[name], image_size=image_size, **options)
 
     def pretrainer(self, model: ModelConfig, *, mask_ratio: float) -> RevColV2Pretrainer:
-        """No drop path (supplement, section 1.1); positions stay the sine-cosine tables."""
+        """The masked pre-training network, without drop path (supplement, section 1.1), positions fixed."""
+        # Fixed sine-cosine tables in pre-training and linear probing, trainable in fine-tuning: MAE's rule.
         return RevColV2Pretrainer(_backbone(model, model.image_size), mask_ratio)
 
     def classifier(
@@ -62,16 +68,16 @@ class RevColV2Family(Family):
         relative_position: bool | None,
         head_init_std: float,
     ) -> RevColV2Classifier:
-        """Positions learn.
+        """The classifier, with trainable positions.
 
         Raises:
-            RecipeError: when relative positions are asked for.
+            RecipeError: when relative positions are requested.
         """
         if relative_position:
             raise RecipeError(
                 f"{model.name} has no relative positions",
                 where="relative_position",
-                fix="take relative_position out of the section",
+                fix="remove relative_position from the section",
             )
         backbone = _backbone(model, model.image_size, drop_path=drop_path, trainable_positions=True)
         return RevColV2Classifier(backbone, num_classes, head_init_std)
@@ -79,22 +85,23 @@ class RevColV2Family(Family):
     def dense(
         self, model: ModelConfig, task: Task, *, image_size: int, drop_path: float, pyramid_depth: int | None
     ) -> RevColV2Dense:
-        """Position tables are made for `image_size` and resized for images of other sizes.
+        """Dense features; position tables are made for `image_size` and resized for images of other sizes.
 
         Raises:
             RecipeError: when the depth of a pyramid is given.
         """
         if pyramid_depth is not None:
             raise RecipeError(
-                f"{model.name} has no pyramid", where="pyramid_depth", fix="take it out of the section"
+                f"{model.name} has no pyramid", where="pyramid_depth", fix="remove it from the section"
             )
+        # Segmentation crops (512, 640) are small enough for global attention everywhere.
         window = _DETECTION_WINDOW if task == "detect" else None
         return RevColV2Dense(
             _backbone(model, image_size, drop_path=drop_path, trainable_positions=True, window=window), task
         )
 
     def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
-        """By the names of the first column."""
+        """What a state is, recognised by the names of the first column."""
         mixed, position = (
             state.get(f"backbone.{name}")
             for name in ("bottom_up.0.levels.0.blocks.0.attn.qkv.weight", "pos_embed")
@@ -103,8 +110,11 @@ class RevColV2Family(Family):
             return None
         prefix = "backbone.bottom_up.0.levels.0.blocks."
         depth = len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+        # Without the number of columns, which recipes may change: the name is still that of the size.
         sizes = (mixed.shape[1], depth)
         head = state.get("head.fc.weight")
+        # "pyramid" is the shared name for dense features; these have neither mask token nor classification
+        # head.
         kind: WeightsKind = (
             "pretrain" if "mask_token" in state else "pyramid" if head is None else "classifier"
         )
@@ -117,11 +127,12 @@ class RevColV2Family(Family):
         )
 
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
-        """The ways that there are.
+        """What may differ between file and network.
 
-        pretrain > classifier: new head. classifier > classifier: the head starts afresh when the number of
-        classes differs. pretrain or classifier > dense: new neck. pretrain > pretrain: everything.
+        pretrain > classifier: new head. classifier > classifier: the head keeps its initial values when the
+        number of classes differs. pretrain or classifier > dense: new neck. pretrain > pretrain: nothing.
         """
+        # No rule for columns: another number of them would leave columns untrained, or drop trained ones.
         if isinstance(network, RevColV2Classifier):
             head = _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD
             return (_RESIZE, head, _ONLY_PRETRAINING)
@@ -130,13 +141,14 @@ class RevColV2Family(Family):
         return ()
 
     def resized(self, name: str, given: Tensor, wanted: Tensor) -> Tensor:
-        """Position tables, bicubic."""
+        """Position tables (1, N, C), bicubic."""
         side = math.isqrt(wanted.shape[1])
         return resize_positions(given, (side, side))
 
 
 def _backbone(model: ModelConfig, image_size: int, **options: Any) -> RevColV2:
-    """The backbone with the columns of the recipe."""
+    """The backbone of a size, with the recipe's numbers of columns where it gives them."""
+    # `or`: the recipe's schema allows `None` and numbers from 1.
     columns, shape = model.columns or ColumnsConfig(), SHAPES[model.name]
     return RevColV2(
         replace(

@@ -1,4 +1,4 @@
-"""MLflow that refuses, one that answers with an error, and one that is not there are told apart."""
+"""A rejected request, a server error and a server that does not answer are reported differently."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import contextlib
 import shutil
 
 import pytest
-from mlflow_servers import answering_server, password_in_front_of, silent_server
+from mlflow_servers import answering_server, authenticating_proxy, silent_server
 
-from vitpipe.track import server as store_module
+from vitpipe.track import server as server_module
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal
+from vitpipe.track.mlflow_errors import NoAnswerError, TrackingError
 from vitpipe.track.outbox import Outbox
-from vitpipe.track.refusal import NoAnswerError
-from vitpipe.track.server import TrackingError, connect
+from vitpipe.track.server import connect
 
-LOCKED_OUT = b"You are not authenticated. Please see the documentation."
+UNAUTHENTICATED = b"You are not authenticated. Please see the documentation."
 
 
 @pytest.fixture(params=["database", pytest.param("server", marks=pytest.mark.slow)])
 def address(request, store):
-    """Of a database file, and of a real server: their exceptions differ."""
+    """Address of a database file, and of a real server: their exceptions differ."""
     return (
         store if request.param == "database" else f"http://127.0.0.1:{request.getfixturevalue('server_port')}"
     )
@@ -50,13 +50,15 @@ def _history(mlflow, run_id, name="loss"):
     return [(m.step, m.value) for m in mlflow.get_metric_history(run_id, name)]
 
 
-def _refused(box_or_address) -> TrackingError:
+def _refused(target) -> TrackingError:
     with pytest.raises(TrackingError) as refused:
-        Delivery(box_or_address).sync() if isinstance(box_or_address, Outbox) else connect(box_or_address)
+        Delivery(target).sync() if isinstance(target, Outbox) else connect(target)
     return refused.value
 
 
-def test_a_deleted_experiment_is_named_with_the_way_back(address, mlflow, new_outbox, tmp_path):
+def test_a_deleted_experiment_is_reported_with_the_command_that_restores_it(
+    address, mlflow, new_outbox, tmp_path
+):
     outbox = new_outbox(address, experiment=tmp_path.name)
     _filled(outbox)
     delivery = Delivery(outbox)
@@ -74,7 +76,7 @@ def test_a_deleted_experiment_is_named_with_the_way_back(address, mlflow, new_ou
     assert outbox.is_delivered()
 
 
-def test_a_deleted_experiment_that_kubeflow_names(address, mlflow, new_outbox, tmp_path):
+def test_a_deleted_experiment_that_kubeflow_sets(address, mlflow, new_outbox, tmp_path):
     number = mlflow.create_experiment(f"given {tmp_path.name}")
     mlflow.delete_experiment(number)
     error = _refused(new_outbox(address, experiment_id=number))
@@ -82,15 +84,17 @@ def test_a_deleted_experiment_that_kubeflow_names(address, mlflow, new_outbox, t
 
 
 @pytest.mark.parametrize("number", ["nope", "987654"])
-def test_an_experiment_that_cannot_be(address, mlflow, new_outbox, number):
+def test_an_invalid_experiment_id(address, mlflow, new_outbox, number):
     error = _refused(new_outbox(address, experiment_id=number))
-    assert error.what.startswith(f"MLflow at {address} refused (")
+    assert error.what.startswith(f"MLflow at {address} rejected a request (")
     assert number in error.what
     assert "MLFLOW_EXPERIMENT_ID" in error.fix
     assert not isinstance(error, NoAnswerError)
 
 
-def test_for_a_deleted_run_a_new_one_is_told_everything(address, mlflow, new_outbox, tmp_path, capsys):
+def test_a_new_run_replaces_a_deleted_one_and_receives_everything(
+    address, mlflow, new_outbox, tmp_path, capsys
+):
     outbox = new_outbox(address, pipeline=f"p {tmp_path.name}")
     journal = _filled(outbox)
     first = Delivery(outbox)
@@ -107,11 +111,11 @@ def test_for_a_deleted_run_a_new_one_is_told_everything(address, mlflow, new_out
     assert [f.path for f in mlflow.list_artifacts(again.sent.run_id)] == ["a.txt"]
     assert mlflow.get_run(again.sent.run_id).info.status == "FINISHED"
     assert _history(mlflow, again.sent.parent_id, "knn") == [(0, 0.5)]
-    assert f"MLflow's run {first.sent.run_id}" in capsys.readouterr().err
+    assert f"MLflow run {first.sent.run_id}" in capsys.readouterr().err
     assert outbox.is_delivered()
 
 
-def test_a_run_that_is_deleted_while_it_is_being_told(address, mlflow, new_outbox, tmp_path):
+def test_a_run_that_is_deleted_during_the_delivery(address, mlflow, new_outbox, tmp_path):
     outbox = new_outbox(address, pipeline=f"p {tmp_path.name}")
     journal = _filled(outbox)
     delivery = Delivery(outbox)
@@ -130,7 +134,7 @@ def test_a_run_that_is_deleted_while_it_is_being_told(address, mlflow, new_outbo
     assert mlflow.get_run(delivery.sent.run_id).info.status == "FINISHED"
 
 
-def test_for_a_deleted_run_of_the_pipeline_a_new_one_is_opened(address, mlflow, new_outbox, tmp_path, capsys):
+def test_a_new_run_replaces_a_deleted_run_of_the_pipeline(address, mlflow, new_outbox, tmp_path, capsys):
     outbox = new_outbox(address, pipeline=f"p {tmp_path.name}")
     _filled(outbox)
     first = Delivery(outbox)
@@ -150,7 +154,7 @@ def test_for_a_deleted_run_of_the_pipeline_a_new_one_is_opened(address, mlflow, 
 
 
 @pytest.mark.parametrize("given", ["deleted", "0" * 32, "no such id!"])
-def test_a_given_run_that_is_not_there_is_named_and_replaced(
+def test_a_given_run_that_does_not_exist_is_reported_and_replaced(
     address, mlflow, new_outbox, tmp_path, capsys, given
 ):
     if given == "deleted":
@@ -163,7 +167,9 @@ def test_a_given_run_that_is_not_there_is_named_and_replaced(
     assert f"run {given} (MLFLOW_RUN_ID)" in capsys.readouterr().err
     run = mlflow.get_run(delivery.sent.run_id)
     assert run.data.metrics == {"loss": 2.0}
-    assert mlflow.get_run(run.data.tags["mlflow.parentRunId"]).info.status == "FINISHED"  # it is ours
+    assert (
+        mlflow.get_run(run.data.tags["mlflow.parentRunId"]).info.status == "FINISHED"
+    )  # created by vitpipe, so vitpipe sets its status
 
 
 def test_a_given_run_that_is_deleted_later_is_replaced(address, mlflow, new_outbox, tmp_path):
@@ -180,7 +186,7 @@ def test_a_given_run_that_is_deleted_later_is_replaced(address, mlflow, new_outb
     assert again.sent.run_id != given
     assert again.sent.parent_id == kubeflows
     assert _history(mlflow, again.sent.run_id) == [(1, 1.0), (2, 2.0)]
-    assert mlflow.get_run(kubeflows).info.status == "RUNNING"  # Kubeflow's plugin ends it
+    assert mlflow.get_run(kubeflows).info.status == "RUNNING"  # Kubeflow's plugin sets its status
 
 
 def test_a_request_that_mlflow_rejects_is_quoted(address, mlflow, new_outbox, monkeypatch):
@@ -188,28 +194,28 @@ def test_a_request_that_mlflow_rejects_is_quoted(address, mlflow, new_outbox, mo
     _filled(outbox)
     monkeypatch.setattr("vitpipe.track.delivery.metric_name", lambda name: f"{name}@")
     error = _refused(outbox)
-    assert error.what.startswith(f"MLflow at {address} refused (")
+    assert error.what.startswith(f"MLflow at {address} rejected a request (")
     assert "Names may only contain" in error.what
     assert "start the server" not in error.fix
 
 
 @pytest.mark.slow
 def test_wrong_credentials_at_a_real_server(server_port, monkeypatch, new_outbox):
-    with password_in_front_of(server_port, "me", "right") as port:
+    with authenticating_proxy(server_port, "me", "right") as port:
         connect(f"http://me:right@127.0.0.1:{port}")
         error = _refused(f"http://me:wrong@127.0.0.1:{port}")
-    assert error.what.startswith(f"MLflow at http://me:***@127.0.0.1:{port} refused (")
+    assert error.what.startswith(f"MLflow at http://me:***@127.0.0.1:{port} rejected a request (")
     assert "MLFLOW_TRACKING_USERNAME" in error.fix
 
 
 @pytest.mark.parametrize(
     ("status", "body", "what", "fix"),
     [
-        (401, LOCKED_OUT, "refused .*not authenticated", "password in MLFLOW_TRACKING_URI"),
-        (403, {"error_code": "PERMISSION_DENIED", "message": "Permission denied"}, "refused .*Permission denied", "password"),
-        (403, b"Invalid Host header", "refused .*Invalid Host header", "--allowed-hosts"),
-        (404, b"nothing here", "refused .*404", "another program answers there"),
-        (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "x is wrong"}, "refused .*x is wrong", "server's log"),
+        (401, UNAUTHENTICATED, "rejected .*not authenticated", "password in MLFLOW_TRACKING_URI"),
+        (403, {"error_code": "PERMISSION_DENIED", "message": "Permission denied"}, "rejected .*Permission denied", "password"),
+        (403, b"Invalid Host header", "rejected .*Invalid Host header", "--allowed-hosts"),
+        (404, b"nothing here", "rejected .*404", "another program answers there"),
+        (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "x is wrong"}, "rejected .*x is wrong", "server's log"),
         (500, {"error_code": "INTERNAL_ERROR", "message": "boom"}, "answers with an error .*500", "server's log"),
         (502, b"<html>bad gateway", "answers with an error .*502", "server's log"),
         (503, b"unavailable", "answers with an error .*503", "server's log"),
@@ -217,7 +223,7 @@ def test_wrong_credentials_at_a_real_server(server_port, monkeypatch, new_outbox
         (200, b"<html>a log-in page", "answers with an error .*not in a valid JSON", "server's log"),
     ],
 )  # fmt: skip
-def test_what_a_server_answers(status, body, what, fix, capfd):
+def test_answers_of_a_server(status, body, what, fix, capfd):
     with answering_server(status, body) as (port, _):
         error = _refused(f"http://127.0.0.1:{port}")
     assert not isinstance(error, NoAnswerError)
@@ -228,38 +234,38 @@ def test_what_a_server_answers(status, body, what, fix, capfd):
     assert "does not answer" not in str(error)
 
 
-def test_a_server_that_is_not_there(monkeypatch):
+def test_a_server_that_does_not_answer(monkeypatch):
     refused = _refused("http://127.0.0.1:9")
     unknown = _refused("http://no-such-host.invalid:5000")
-    monkeypatch.setattr(store_module, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(server_module, "PROBE_SECONDS", 0.3)
     with silent_server() as (port, _):
         silent = _refused(f"http://127.0.0.1:{port}")
     assert "connection refused" in refused.what
     assert "start the server" in refused.fix
-    assert "name of its host is not known" in unknown.what
+    assert "host name not found" in unknown.what
     assert "correct the host" in unknown.fix
-    assert "heard nothing in time" in silent.what
+    assert "timeout" in silent.what
     assert all(isinstance(error, NoAnswerError) for error in (refused, unknown, silent))
     assert len({error.fix for error in (refused, unknown, silent)}) == 3
 
 
-def test_a_server_that_falls_silent_after_the_probe(monkeypatch):
+def test_a_server_that_stops_answering_after_the_probe(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr(store_module, "probe", lambda address: None)
+    monkeypatch.setattr(server_module, "probe", lambda address: None)
     with silent_server() as (port, times):
-        assert "heard nothing in time" in _refused(f"http://127.0.0.1:{port}").what
-        assert len(times) == 1  # no second try that could repeat what had its effect
+        assert "timeout" in _refused(f"http://127.0.0.1:{port}").what
+        assert len(times) == 1  # no retry, which could repeat a request that took effect
 
 
 @pytest.mark.parametrize(
     ("make", "what", "fix"),
     [
-        (lambda p: f"sqlite:///{p}/bad.db", "cannot be opened .*not a database", "make the database usable"),
+        (lambda p: f"sqlite:///{p}/bad.db", "cannot be opened .*not a database", "repair the database"),
         (lambda p: "postgresql+nodriver://me:x@127.0.0.1:9/db", "cannot be opened", "MLFLOW_TRACKING_URI"),
-        (lambda p: "htp://127.0.0.1:9", "refused .*unsupported URI", "for example http"),
+        (lambda p: "htp://127.0.0.1:9", "rejected .*unsupported URI", "for example http"),
     ],
 )
-def test_a_store_that_cannot_be_opened(tmp_path, make, what, fix):
+def test_a_database_that_cannot_be_opened(tmp_path, make, what, fix):
     import re
 
     (tmp_path / "bad.db").write_bytes(b"this is no database, " * 50)
@@ -269,7 +275,7 @@ def test_a_store_that_cannot_be_opened(tmp_path, make, what, fix):
     shutil.rmtree(tmp_path / "mlruns", ignore_errors=True)
 
 
-def test_what_the_disk_refuses_is_not_put_down_to_mlflow(store, new_outbox, monkeypatch):
+def test_a_write_that_the_disk_refuses_is_no_error_of_mlflow(store, new_outbox, monkeypatch):
     from vitpipe.contracts.errors import StorageError
 
     outbox = new_outbox(store)

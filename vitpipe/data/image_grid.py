@@ -1,0 +1,291 @@
+"""Captioned grids of images as one PNG, drawn by torchvision. Images are (H, W, 3) uint8 arrays, RGB.
+
+Sources: `make_grid`, `draw_bounding_boxes` and `draw_segmentation_masks` of `torchvision.utils`.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitpipe.contracts.errors import VitpipeError, disk_errors
+
+if TYPE_CHECKING:
+    # torch and torchvision take two to four seconds to import: they are imported where something is drawn.
+    from torch import Tensor
+
+Pixels = NDArray[np.uint8]
+_GAP, _INNER_GAP = 8, 2
+_PAPER = 255
+# Text heights in pixels; a strip has room for descenders below its line.
+_CAPTION_FONT, _CAPTION_STRIP = 12, 18
+_TITLE_FONT, _TITLE_STRIP = 16, 24
+_LABEL_FONT = 11
+_FRAME_WIDTH = 2
+_MASK_OPACITY, _CLASS_OPACITY = 0.45, 0.6
+# Multiples of the golden ratio, modulo 1, are spread evenly for any number of classes.
+_GOLDEN_RATIO = 0.618034
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image at the size at which it is shown, and the caption below it."""
+
+    image: Pixels
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Tiles that share a heading; an empty title takes no space."""
+
+    title: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class DrawnObject:
+    """An annotated or predicted object: row of the colour table, box, mask and label.
+
+    Attributes:
+        box: corners (x0, y0, x1, y1) in pixels of the image.
+        mask: (H, W) of the image.
+    """
+
+    colour: int
+    box: Sequence[float]
+    mask: NDArray[np.bool_]
+    text: str
+
+
+def class_colours(num_classes: int) -> Pixels:
+    """Distinct colours, (K, 3): hues in steps of the golden ratio, odd classes darker than even ones."""
+    hues = [(number * _GOLDEN_RATIO) % 1.0 for number in range(num_classes)]
+    values = [colorsys.hsv_to_rgb(hue, 0.75, 0.95 - 0.3 * (n % 2)) for n, hue in enumerate(hues)]
+    return (np.array(values) * 255).astype(np.uint8)
+
+
+def rgb(colour: Pixels) -> tuple[int, int, int]:
+    """A row of a colour table as torchvision takes it: plain integers, not numpy's."""
+    red, green, blue = colour.tolist()
+    return red, green, blue
+
+
+def fit(image: Pixels, side: int) -> Pixels:
+    """Resize an image, keeping its aspect ratio, so that its longer side has `side` pixels."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    # An image that is far longer than wide would round to a side of zero.
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def draw_objects(image: Pixels, objects: Sequence[DrawnObject], colours: Pixels, side: int) -> Pixels:
+    """Resize an image as `fit` does and draw masks, boxes and labels; the first object is on top.
+
+    Args:
+        colours: (K, 3), used in turn if there are fewer than the objects need.
+        side: pixels of the longer side of the result.
+    """
+    chosen = [rgb(colours[thing.colour % len(colours)]) for thing in objects]
+    tinted = draw_masks(image, [thing.mask for thing in objects], chosen)
+    # Boxes and labels are drawn after resizing, so that lines stay thin and text readable.
+    drawn = fit(tinted, side)
+    if not objects:
+        return drawn
+    from torchvision.utils import draw_bounding_boxes
+
+    height, width = drawn.shape[:2]
+    scale = side / max(image.shape[:2])
+    # A detector early in training predicts NaN, or corners in reverse order; torchvision 0.29 raises
+    # "Boxes need to be in (xmin, ymin, xmax, ymax) format" for these.
+    boxes = np.nan_to_num(np.array([thing.box for thing in objects], np.float64)) * scale
+    boxes = boxes.clip(0, (width - 1, height - 1, width - 1, height - 1))
+    boxes[:, 2:] = np.maximum(boxes[:, :2], boxes[:, 2:])
+    framed = draw_bounding_boxes(
+        _to_tensor(drawn), _from_numpy(boxes[::-1]), colors=chosen[::-1], width=_FRAME_WIDTH
+    )
+    # torchvision's own labels have a fixed font size and run out of the image at its right and lower edges.
+    labels = [
+        (box[0] + _FRAME_WIDTH + 1, box[1] + 1, thing.text) for box, thing in zip(boxes, objects, strict=True)
+    ]
+    return _write(_to_pixels(framed), labels[::-1], _LABEL_FONT, on_image=True)
+
+
+def draw_masks(
+    image: Pixels,
+    masks: Sequence[NDArray[np.bool_]],
+    colours: Sequence[tuple[int, int, int]],
+    opacity: float = _MASK_OPACITY,
+) -> Pixels:
+    """Tint masks (H, W), one colour each; where masks overlap, the first one counts."""
+    from torchvision.utils import draw_segmentation_masks
+
+    if not masks:
+        return image
+    # torchvision paints every overlap black: the masks are made disjoint.
+    free = np.ones(image.shape[:2], bool)
+    disjoint = np.empty((len(masks), *free.shape), bool)
+    for own, mask in zip(disjoint, masks, strict=True):
+        own[:] = mask & free
+        free &= ~mask
+    tensor = _to_tensor(image)
+    return _to_pixels(
+        draw_segmentation_masks(tensor, _from_numpy(disjoint), alpha=opacity, colors=list(colours))
+    )
+
+
+def draw_labels(image: Pixels, labels: NDArray[np.integer[Any]], colours: Pixels) -> Pixels:
+    """Tint an image by its label map (H, W); labels that are not rows of `colours` (ignored) turn dark."""
+    known = (labels >= 0) & (labels < len(colours))
+    present = np.unique(labels[known]).tolist()
+    masks = [labels == label for label in present]
+    chosen = [rgb(colours[label]) for label in present]
+    # Black for ignored pixels: left as they are, they would be the brightest of the picture.
+    return draw_masks(image, [*masks, ~known], [*chosen, (0, 0, 0)], _CLASS_OPACITY)
+
+
+def side_by_side(images: Sequence[Pixels]) -> Pixels:
+    """Images in one row, bottoms aligned, without a border."""
+    height = max(image.shape[0] for image in images)
+    width = max(image.shape[1] for image in images)
+    cells = [_canvas(image, height, width) for image in images]
+    # A smaller gap than between tiles, so that they are seen as one.
+    row = _grid(cells, len(cells), _INNER_GAP)
+    return _to_pixels(row[:, _INNER_GAP:-_INNER_GAP, _INNER_GAP:-_INNER_GAP])
+
+
+def write_grid(path: Path, sections: Sequence[Section], *, columns: int) -> None:
+    """Write sections one below the other as a PNG, each a grid of tiles with captions below.
+
+    A row is as high as its highest tile; images are aligned with their captions at the bottom left. Captions
+    that are wider than the widest tile end in an ellipsis.
+
+    Raises:
+        StorageError: when the disk is full or cannot be written.
+    """
+    filled = [section for section in sections if section.tiles]
+    # One width for all sections, so that their columns are aligned.
+    width = max((tile.image.shape[1] for section in filled for tile in section.tiles), default=1)
+    columns = max(1, min(columns, max((len(section.tiles) for section in filled), default=1)))
+    sheet_width = columns * (width + _GAP) + _GAP
+    strips = [_blank(0, sheet_width)]
+    for section in filled:
+        if section.title:
+            title = _write(_blank(_TITLE_STRIP, sheet_width), [(_GAP, _GAP, section.title)], _TITLE_FONT)
+            strips.append(title)
+        for first in range(0, len(section.tiles), columns):
+            # Row by row, since a grid of portrait and landscape rows would leave a gap above the latter.
+            cells = _cells(section.tiles[first : first + columns], width, columns)
+            strips.append(_to_pixels(_grid(cells, columns))[:-_GAP])
+    sheet = np.concatenate([*strips, _blank(_GAP, sheet_width)])
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sheet).save(path, "PNG")
+
+
+@contextmanager
+def optional_figure(name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Report an error inside the context instead of raising it: no figure is worth the loss of a result.
+
+    Figures are drawn after hours of training, from predictions that may hold anything. The pipeline's own
+    errors (a full disk, for example) are raised: they would meet the results as well.
+
+    Args:
+        say: takes the report, one line.
+    """
+    try:
+        yield
+    except VitpipeError:
+        raise
+    except Exception as error:
+        say(f"The figure {name} was not drawn ({type(error).__name__}: {error}); all results are complete")
+
+
+def _cells(tiles: Sequence[Tile], width: int, columns: int) -> list[Tensor]:
+    """One row of tiles with their captions as tensors of one size, (3, height, width)."""
+    height = max(tile.image.shape[0] for tile in tiles)
+    strip = _CAPTION_STRIP if any(tile.caption for tile in tiles) else 0
+    cells = []
+    for tile in tiles:
+        cell = _canvas(tile.image, height, width, below=strip)
+        if tile.caption:
+            cell = _to_tensor(_write(_to_pixels(cell), [(0, height + 2, tile.caption)], _CAPTION_FONT))
+        cells.append(cell)
+    # `make_grid` makes a grid with fewer images than columns narrower.
+    return cells + [_to_tensor(_blank(height + strip, width))] * (columns - len(cells))
+
+
+def _blank(height: int, width: int) -> Pixels:
+    return np.full((height, width, 3), _PAPER, np.uint8)
+
+
+def _canvas(image: Pixels, height: int, width: int, *, below: int = 0) -> Tensor:
+    """An image at the bottom left of a blank tensor (3, height + below, width), above `below` blank rows."""
+    from torch.nn.functional import pad
+
+    tensor = _to_tensor(image)
+    return pad(tensor, (0, width - tensor.shape[2], height - tensor.shape[1], below), value=_PAPER)
+
+
+def _grid(cells: Sequence[Tensor], columns: int, gap: int = _GAP) -> Tensor:
+    """Cells of one size as rows with a gap between them and around, (3, H, W)."""
+    from torch.nn.functional import pad
+    from torchvision.utils import make_grid
+
+    grid: Tensor = make_grid(list(cells), nrow=columns, padding=gap, pad_value=_PAPER)
+    # `make_grid` returns a single image as it is, without the border.
+    return grid if len(cells) > 1 else pad(grid, (gap,) * 4, value=_PAPER)
+
+
+def _write(
+    image: Pixels, texts: Sequence[tuple[float, float, str]], size: int, *, on_image: bool = False
+) -> Pixels:
+    """Write (x, y of the top left corner, text) with Pillow; a text is moved or shortened to stay inside.
+
+    Args:
+        on_image: white letters with a black outline, for any background; else black letters.
+    """
+    from PIL import ImageDraw, ImageFont
+
+    picture = Image.fromarray(image)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
+    outline = 1 if on_image else 0
+    for x, y, wanted in texts:
+        text = wanted
+        room = picture.width - 2 * outline
+        # A caption keeps its place at the left of its tile; a label moves to the left first.
+        while len(text) > 1 and font.getlength(text) > room - (0 if on_image else x):
+            text = text.rstrip("…")[:-1].rstrip() + "…"
+        _, _, right, bottom = pen.textbbox((0, 0), text, font=font, stroke_width=outline)
+        place = (max(outline, min(x, picture.width - right)), max(outline, min(y, picture.height - bottom)))
+        if on_image:
+            pen.text(place, text, "white", font=font, stroke_width=outline, stroke_fill="black")
+        else:
+            pen.text(place, text, "black", font=font)
+    return np.asarray(picture)
+
+
+def _from_numpy(array: NDArray[Any]) -> Tensor:
+    import torch
+
+    # A copy: torch warns of arrays that cannot be written (Pillow's) and refuses reversed ones.
+    return torch.from_numpy(array.copy())
+
+
+def _to_tensor(image: Pixels) -> Tensor:
+    """(H, W, 3) -> (3, H, W)."""
+    return _from_numpy(image).permute(2, 0, 1)
+
+
+def _to_pixels(image: Tensor) -> Pixels:
+    """(3, H, W) -> (H, W, 3)."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
