@@ -111,6 +111,26 @@ def test_without_folders_the_verbs_use_those_of_dvc_yaml(tmp_path: Path):
     assert [row["why"] for row in planned if row["stage"] == "prepare"] != ["it has not run yet"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["identity", "--out", "/proc/self/x"], "refused a path"),
+        (["compile", "--recipe", "itpn/pixel_base", "--out", "file/x.yaml"], "file"),
+        (["sync", "nowhere"], "The folder does not exist"),
+        (["report", "file", "--out", "loop"], "leads to itself"),
+        (["run", "pretrain", "--in", "data=a", "--in", "data=b", "--out", "c"], "given twice"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_no_traceback(arguments: list[str], part: str, tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "params.yaml").write_text("recipe: itpn/pixel_base\nprofile: demo\n")
+    done = _run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_defect_keeps_its_traceback_without_credentials():
     code = (
         "import sys, vitpipe.config.read as read; from vitpipe.cli import main\n"

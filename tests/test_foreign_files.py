@@ -13,8 +13,10 @@ from vitpipe.contracts.graph import graph_of
 from vitpipe.models.convert import convert
 from vitpipe.prepare.examine_parallel import PackOptions
 from vitpipe.prepare.pack import _open_scratch
+from vitpipe.report.figures import save_png
 from vitpipe.report.write_report import build_report
 from vitpipe.stages.identity import write_identities
+from vitpipe.verbs.benchmark import check_figure
 
 RECIPE = "itpn/pixel_base"
 
@@ -114,3 +116,36 @@ def test_half_packed_shards_are_moved_aside(tmp_path, mark):
     assert [path.name for path in scratch.iterdir()] == ["options"]
     _open_scratch(scratch, PackOptions(1000))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["report.md", "tables/verdict.csv", "figures/times.png"])
+def test_one_page_of_ours_does_not_make_the_others_ours(tmp_path, name):
+    (tmp_path / "report.html").write_text('<meta name="generator" content="vitpipe 0.1">')
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(VitpipeError, match=name):
+        report(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_report_writes_through_no_link(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "figures").symlink_to(tmp_path / "mine")
+    with pytest.raises(VitpipeError, match="figures"):
+        report(tmp_path / "out")
+    assert not any((tmp_path / "mine").iterdir())
+
+
+def test_a_figure_replaces_figures_of_ours_only(tmp_path):
+    from matplotlib.figure import Figure
+
+    ours, mine = tmp_path / "ours.png", tmp_path / "mine.png"
+    save_png(Figure(), ours)
+    Figure().savefig(mine)
+    check_figure(ours)
+    check_figure(tmp_path / "new.png")
+    (tmp_path / "text.png").write_text("mine")
+    for path in (mine, tmp_path / "text.png"):
+        with pytest.raises(VitpipeError, match="no figure of vitpipe"):
+            check_figure(path)

@@ -328,8 +328,11 @@ def sync(
     folder: Annotated[Path, typer.Argument(help="folder with undelivered records")] = Path("artifacts"),
 ) -> None:
     """Send to MLflow what it did not receive, for example because the server was unreachable."""
+    from vitpipe.contracts.errors import InputError
     from vitpipe.track.sync import sync_pending
 
+    if not folder.is_dir():
+        raise InputError("The folder does not exist", where=folder, fix="give the folder of your runs")
     print(f"{sync_pending(folder)} runs sent")
 
 

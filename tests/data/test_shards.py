@@ -153,3 +153,14 @@ def test_the_digest_of_the_whole(prepared, prepared_copy):
     (prepared_copy / "manifest.json").unlink()
     with pytest.raises(DatasetError):
         read_digest(prepared_copy)
+
+
+def test_a_damaged_index_is_named_instead_of_the_shard(tmp_path):
+    write_set(tmp_path)
+    index = tmp_path / "imagenet" / "train.index"
+    content = bytearray(index.read_bytes())
+    content[4 * INDEX_DTYPE.itemsize] ^= 0x08  # the offset of the fifth image
+    index.write_bytes(content)
+    shards = open_shards(tmp_path, "imagenet", "train")
+    with pytest.raises(DatasetError, match=r"index.*Where: .*train\.index"):
+        shards.read(4)

@@ -1,4 +1,4 @@
-"""The twelve numbers are those of the reference tool, for boxes and masks, with crowds, gaps and empty pictures."""
+"""The twelve metrics equal pycocotools', for boxes and masks, with crowds, gaps in ids and empty images."""
 
 from __future__ import annotations
 

@@ -56,12 +56,12 @@ def undisturbed():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_leaves_what_the_contract_says(undisturbed, make_context, stage):
+def test_outputs_are_those_of_the_contract(undisturbed, make_context, stage):
     context, metrics, weights = undisturbed.of(stage, make_context)
     logger, folder = context.logger, context.folder
     names = {f"{kind}_{name}" for kind in ("box", "mask") for name in NUMBERS}
     if stage == "detect":
-        # In pictures of 64 pixels nothing is medium or large for COCO: those numbers are not defined.
+        # In images of 64 pixels no object is medium or large for COCO: those metrics are undefined.
         assert {"box_AP", "mask_AP50", "box_AR100", "mask_AR_small"} <= set(metrics) <= names
         assert [row["metric"] for row in logger.tables["box_ap"]] == list(NUMBERS)
         assert {row["class"] for row in logger.tables["per_class"]} >= {"zero", "nine"}
@@ -82,7 +82,7 @@ def test_a_run_leaves_what_the_contract_says(undisturbed, make_context, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_nothing_is_said_or_left_beside_the_folders(make_context, stage, tmp_path, monkeypatch, capfd):
+def test_nothing_is_printed_or_written_beside_the_folders(make_context, stage, tmp_path, monkeypatch, capfd):
     place = tmp_path / "work"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -96,8 +96,8 @@ def test_nothing_is_said_or_left_beside_the_folders(make_context, stage, tmp_pat
     }
     assert any(context.state.rglob("mmengine.log"))
     assert not any(context.state.rglob("vis_data"))
-    said = capfd.readouterr()
-    assert said.out == ""
+    printed = capfd.readouterr()
+    assert printed.out == ""
 
 
 class CrashError(Exception):
@@ -121,7 +121,7 @@ def crash():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_run_ends_as_if_nothing_had_happened(undisturbed, make_context, stage):
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(undisturbed, make_context, stage):
     reference, metrics, weights = undisturbed.of(stage, make_context)
     every_step = {stage: reference.recipe.model_dump()[stage] | {"checkpoint_minutes": 1e-9}}
     recipe = type(reference.recipe)(**(reference.recipe.model_dump() | every_step))
@@ -154,15 +154,15 @@ def test_sigterm_saves_and_says_so(undisturbed, make_context, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_finished_training_is_only_judged_again(undisturbed, make_context, stage, monkeypatch):
+def test_a_finished_training_is_only_evaluated_again(undisturbed, make_context, stage, monkeypatch):
     """Killed while predicting: the trained network is taken from the state, no step is made."""
     _, metrics, _ = undisturbed.of(stage, make_context)
     module = importlib.import_module(f"vitpipe.stages.{stage}")
     with monkeypatch.context() as patch:
         patch.setattr(module, "_evaluate", lambda *given: crash())
         with pytest.raises(CrashError):
-            run_stage(make_context(stage, "judged"))
-    again = make_context(stage, "judged")
+            run_stage(make_context(stage, "evaluated"))
+    again = make_context(stage, "evaluated")
     assert run_stage(again) == metrics
     assert again.logger.points == []
 

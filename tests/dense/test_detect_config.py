@@ -1,4 +1,4 @@
-"""Mask R-CNN as mmdet gets it: the values of iTPN's released configurations, number by number."""
+"""Mask R-CNN's configuration: the values of iTPN's released configurations, one by one."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_missing_annotations_are_named(raw_sets, tmp_path):
             coco_dataset(empty, "train", [])
 
 
-def test_empty_pictures_are_left_out_of_training_only(prepared, full_recipe, tmp_path):
+def test_images_without_objects_are_skipped_in_training_only(prepared, full_recipe, tmp_path):
     from vitpipe.datasets.dense_folder import open_dense
 
     open_detection()

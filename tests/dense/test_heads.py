@@ -45,8 +45,8 @@ def run_stage(context):
 
 
 @pytest.mark.parametrize("head", _CASES)
-def test_a_head_trains_and_judges(make_context, tiny_head, head):
-    """On a network that has a pyramid of its own, and on one that takes pictures of any size."""
+def test_a_head_trains_and_evaluates(make_context, tiny_head, head):
+    """On a network that has a pyramid of its own, and on one that takes images of any size."""
     stage, changes = _CASES[head]
     context = make_context(stage, recipe=tiny_head(head, f"{stage}.log_every_steps=1", *changes))
     metrics = run_stage(context)
@@ -64,7 +64,7 @@ def test_a_head_trains_and_judges(make_context, tiny_head, head):
         assert {"mIoU", "multi_scale_mIoU"} <= set(metrics)
 
 
-def test_a_killed_mask2former_ends_as_if_nothing_had_happened(make_context, tiny_head):
+def test_a_killed_and_resumed_mask2former_ends_with_the_same_weights(make_context, tiny_head):
     """Its losses draw points: the same ones after a resumption."""
     recipe = tiny_head("mask2former", "segment.checkpoint_minutes=1e-9")
     whole = make_context("segment", "whole", recipe=recipe)

@@ -1,4 +1,4 @@
-"""Mask2Former as mmseg gets it: the released values, full precision, whole pictures; several sizes merged."""
+"""Mask2Former's configuration: released values, float32, inference on whole images and windows, several sizes."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def test_head_is_in_full_precision_under_autocast(segmentor):
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-def test_pictures_come_back_at_their_own_size(segmentor, mode):
+def test_predictions_have_the_original_size(segmentor, mode):
     from mmseg.structures import SegDataSample
 
     network = segmentor(f"segment.inference={mode}")
     assert network.test_cfg["mode"] == mode
-    # Whole pictures are padded to 32, those for the window to its size.
+    # Whole images are padded to a multiple of 32, those for a sliding window to its size.
     shape = (60, 50) if mode == "whole" else (40, 200)
     meta = {"img_shape": shape, "ori_shape": (30, 100), "pad_shape": shape, "flip": False}
     with torch.no_grad():
@@ -128,7 +128,8 @@ def test_optimiser(segmentor, tiny_head):
     assert decay["decode_head.cls_embed.weight"] == 0.05
     plan = segment_plan(section, num_ranks=1, accelerator=Accelerator())
     assert build_optimiser(network, section, plan).clip_grad_kwargs == {"max_norm": 0.01}
-    free = section.model_copy(update={"clip_grad_norm": None})
+    unclipped = section.optim.model_copy(update={"clip_grad_norm": None})
+    free = section.model_copy(update={"optim": unclipped})
     assert not build_optimiser(network, free, plan).clip_grad_kwargs
 
 

@@ -1,4 +1,4 @@
-"""UPerNet as mmseg gets it: the values of iTPN's released configurations, number by number."""
+"""UPerNet's configuration: the values of iTPN's released configurations, one by one."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_layer_decay(segmentor, full_recipe):
     assert segmentor.backbone.net.backbone.stage16[0].attn.relative_table.shape == (63 * 63, 8)
 
 
-def test_small_pictures_are_padded_for_the_relative_bias(tiny_recipe):
-    """A picture whose short side is below the crop goes through the network and comes out at its own size."""
+def test_small_images_are_padded_for_the_relative_bias(tiny_recipe):
+    """The prediction of an image whose short side is below the crop has the original size."""
     from mmseg.structures import SegDataSample
 
     open_segmentation()

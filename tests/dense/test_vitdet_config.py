@@ -93,7 +93,7 @@ def test_pipelines(vitdet_recipe):
     assert eval_pipeline(vitdet_recipe.detect)[1]["scale"] == (1024, 1024)
 
 
-def test_jittered_pictures(prepared, tiny_head, tiny_detector, tmp_path):
+def test_large_scale_jitter(prepared, tiny_head, tiny_detector, tmp_path):
     """No side is beyond the square, boxes are those of what is left of the masks; all are padded to the square."""
     section = tiny_head("mask_rcnn").detect
     open_detection()

@@ -1,4 +1,4 @@
-"""Near duplicates from planted copies to the table and the picture, through the prepare stage."""
+"""Planted copies appear in the table and the figure of the prepare stage."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Hashes survive encoding and size and tell pictures apart; the search equals brute force."""
+"""Hashes are robust to re-encoding and resizing and separate images; the search equals brute force."""
 
 from __future__ import annotations
 

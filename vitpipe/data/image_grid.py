@@ -149,7 +149,7 @@ def draw_labels(image: Pixels, labels: NDArray[np.integer[Any]], colours: Pixels
     present = np.unique(labels[known]).tolist()
     masks = [labels == label for label in present]
     chosen = [rgb(colours[label]) for label in present]
-    # Black for ignored pixels: left as they are, they would be the brightest of the picture.
+    # Black for ignored pixels: left as they are, they would be the brightest pixels.
     return draw_masks(image, [*masks, ~known], [*chosen, (0, 0, 0)], _CLASS_OPACITY)
 
 

@@ -180,11 +180,17 @@ class ShardSet:
                 if self.cache is not None:
                     self.cache.write(shard.sha256, start, block)
                 return block
-        raise DatasetError(
-            f"A shard cannot be used: image {position} has changed since it was packed",
-            where=self.storage.place(shard.name),
-            fix=_fix(self.storage),
-        )
+        # The record decides where the image is looked for: a damaged index looks like a changed shard.
+        name, what = shard.name, f"A shard cannot be used: image {position} has changed since it was packed"
+        if self._index_sha256() != self.manifest.index_sha256:
+            name, what = self.manifest.index, "The index of the shards has changed since it was packed"
+        raise DatasetError(what, where=self.storage.place(name), fix=_fix(self.storage))
+
+    def _index_sha256(self) -> str:
+        digest = hashlib.sha256()
+        for block in self._index_blocks():
+            digest.update(block)
+        return digest.hexdigest()
 
     def _pool(self) -> ThreadPoolExecutor:
         """The reading threads of this process; those of a parent process do not exist after a fork."""

@@ -260,10 +260,11 @@ def main() -> None:
     outbox = Outbox(Path(sys.argv[1]))
     stage = StageProcess(Producer.model_validate_json(sys.argv[2]), sys.stdin.buffer)
     threading.Thread(target=stage.watch, args=(outbox,), daemon=True).start()
-    outbox.write_server_status(ServerStatus(reached=False, is_asking=True))
     # The uploader of an earlier process of this stage may still be sending; it releases the lock when it
     # exits.
     with outbox.locked(wait=True):
+        # Only now: from here on the stage counts the time in which MLflow does not answer.
+        outbox.write_server_status(ServerStatus(reached=False, is_asking=True))
         is_sent = upload(outbox, stage)
     # Not after the stage's death: the watching thread may end this process at any moment.
     if is_sent and not stage.is_dead:

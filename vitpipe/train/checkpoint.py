@@ -118,8 +118,7 @@ class StateFolder:
             raise CheckpointError(
                 f"The training state cannot be read ({reason[:120]})",
                 where=path,
-                fix="with several nodes, put the state folder on storage that all of them see; delete the "
-                "file if it is damaged",
+                fix="remove this file, then run the stage again: it resumes from the state before it",
             ) from error
         # The name holds 12 digits of the identity only.
         if identity != self.identity:

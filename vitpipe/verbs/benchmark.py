@@ -175,7 +175,9 @@ def pack(
 
 
 def index(
-    entries: Annotated[int, typer.Option(min=1, help="images of the synthetic dataset")] = 14_000_000,
+    entries: Annotated[
+        int, typer.Option(min=4096, help="images of the synthetic dataset; at least one global batch")
+    ] = 14_000_000,
     classes: Annotated[int, typer.Option(min=1, help="classes of the synthetic dataset")] = 21_841,
     rounds: Annotated[int, typer.Option(min=1, help="measurements, each in a new process")] = 3,
     scratch: ScratchOption = None,
