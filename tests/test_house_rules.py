@@ -158,3 +158,25 @@ def test_nothing_names_this_machine_or_a_registry():
         assert not [w for w in words if w in text], (
             f"{path.relative_to(ROOT)} names {[w for w in words if w in text]}"
         )
+
+
+def test_no_room_holds_more_than_a_fifth():
+    lines = {}
+    for path in (ROOT / "vitpipe").rglob("*.py"):
+        room = path.relative_to(ROOT / "vitpipe").parts[0]
+        lines[room] = lines.get(room, 0) + len(path.read_text(encoding="utf-8").splitlines())
+    largest = max(lines, key=lambda room: lines[room])
+    assert lines[largest] < 0.2 * sum(lines.values()), f"{largest} holds {lines[largest]} lines"
+
+
+# Every family of models/ has the same two files, every room its face.
+REPEATED = {"__init__", "family", "conversion"}
+
+
+def test_one_name_means_one_module():
+    names: dict[str, list[str]] = {}
+    for path in (ROOT / "vitpipe").rglob("*.py"):
+        if path.stem not in REPEATED:
+            names.setdefault(path.stem, []).append(_name(path))
+    twice = {name: found for name, found in names.items() if len(found) > 1}
+    assert not twice, twice
