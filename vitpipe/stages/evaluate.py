@@ -47,6 +47,7 @@ def run(ctx: StageContext) -> dict[str, float]:
         centre_batches(ctx, val_set, trained_augment(ctx), section.eval_crop_ratio, section.batch),
         model.num_classes,
         ranks=ranks,
+        # float32, as published numbers are measured; training may have evaluated in bfloat16.
         precision="off",
     )
     speed = images_per_second(
@@ -73,6 +74,7 @@ def _described_classifier(ctx: StageContext) -> tuple[Callable[[], Classifier], 
             where=path,
             fix="add a finetune stage to the recipe, or take evaluate out of its stages",
         )
+    # Number of classes and position bias from the file, not from the recipe: it may be another stage's.
     build = partial(
         build_classifier,
         ctx.recipe.model,
@@ -83,6 +85,7 @@ def _described_classifier(ctx: StageContext) -> tuple[Callable[[], Classifier], 
 
 
 def _cost(ctx: StageContext, build: Callable[[], Classifier]) -> dict[str, float]:
+    # Built anew on the meta device: hooks and counted operators must not touch the measured network.
     cost = measure_cost(build, ctx.recipe.model.image_size)
     ctx.logger.table("cost", cost.table())
     return {"params": float(cost.params), "gmacs": cost.gmacs}

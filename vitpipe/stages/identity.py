@@ -76,8 +76,10 @@ def write_identities(recipe: Recipe, out: Path) -> None:
                 where=path,
                 fix="give `vitpipe identity` a folder of its own by --out",
             )
+    # Of stages that the recipe had before: DVC would go on tracking them.
     for stale in ours - set(wanted):
         stale.unlink()
+    # The same text gives the same checksum, so DVC re-runs nothing.
     for path, text in wanted.items():
         write_whole(path, text)
 
@@ -107,6 +109,7 @@ def check_dvc_file(recipe: Recipe, path: Path) -> None:
             where=path,
             fix="run `vitpipe compile --dvc`, then `dvc repro` again",
         )
+    # Only names of stages are compared: dvc.yaml holds ${recipe}, so its folders fit any recipe.
     edges = {(name, Path(dep).name) for name, stage in written.items() for dep in stage.get("deps", ())}
     wanted = {
         (node.name, upstream)
@@ -143,6 +146,8 @@ def _why(run: Path, node: Node, reruns: set[str], identity: dict[str, str]) -> s
     except ArtifactError as error:
         return error.what
     upstream = [stage for stage in node.inputs.values() if stage in reruns]
+    # The output of a stage that runs again is not known yet, so this one is assumed to run, too; DVC skips it
+    # if the new output has the same bytes.
     if upstream:
         return f"{', '.join(upstream)} runs before it"
     if card.recipe_digest != identity["recipe_digest"]:

@@ -68,17 +68,23 @@ def check_folder(option: str, given: Path) -> Path:
     Raises:
         ArtifactError: it is a file, a mount point, the root, or is or contains the current or home folder.
     """
-    folder = given.resolve()
-    if folder.is_symlink():  # resolve() follows every other link
+    # Python up to 3.12 raises RuntimeError for a loop of links, later versions return the link itself.
+    try:
+        folder = given.resolve()
+    except RuntimeError:
+        folder = given
+    if folder.is_symlink():
         raise _refused(option, given, "is a symbolic link that leads to itself")
     if folder == folder.parent:
         raise _refused(option, folder, "is the root of the file system")
     if folder.exists() and not folder.is_dir():
         raise _refused(option, folder, "is a file")
+    # A mounted volume itself cannot be the target of a rename, a folder in it can.
     if folder.is_dir() and os.path.ismount(folder):
         raise _refused(
             option, folder, "is a mount point, which nothing can be renamed to; name a folder in it"
         )
+    # mkdir would fail with NotADirectoryError after the inputs have been opened and hashed.
     above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir():
         raise _refused(option, folder, f"cannot be made: {above} is a file")

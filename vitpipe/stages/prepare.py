@@ -17,6 +17,7 @@ from vitpipe.config.digest import digest_of
 from vitpipe.config.resolve import num_packers
 from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.contracts.logger import RunLogger
+from vitpipe.data.image_grid import optional_figure
 from vitpipe.data.manifest import (
     MANIFEST,
     DataManifest,
@@ -77,7 +78,8 @@ def run(ctx: StageContext) -> dict[str, float]:
             if data.near_duplicates:
                 for name in (name for name in manifests if name in SHARD_SETS):
                     report_duplicates(ctx.folder, name, ctx.logger)
-            _draw_contact_sheet(ctx, raw)
+            with optional_figure("contact_sheet", ctx.logger.say):
+                _draw_contact_sheet(ctx, raw)
         finally:
             shutil.rmtree(raw, ignore_errors=True)
     _report(ctx, manifests)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitpipe.config.recipe import PretrainConfig
 from vitpipe.config.resolve import TRAIN_SET
+from vitpipe.data.image_grid import optional_figure
 from vitpipe.data.shards import ShardSet
 from vitpipe.evaluate.reconstruct import image_noise, masked_loss, reconstruct, save_columns
 from vitpipe.methods.masked_pixels import MaskedPixels
@@ -20,7 +21,7 @@ from vitpipe.stages.training import (
     start_from_weights,
 )
 
-_NUM_SHOWN = 6
+_NUM_SHOWN = 6  # columns of the figure
 
 
 def run(ctx: StageContext) -> dict[str, float]:
@@ -47,7 +48,8 @@ def run(ctx: StageContext) -> dict[str, float]:
         precision=plan.precision,
     )
     if ctx.is_main:
-        _draw(ctx, section, method, val_set)
+        with optional_figure("reconstructions", ctx.logger.say):
+            _draw(ctx, section, method, val_set)
     return {"loss": loss}
 
 
@@ -55,6 +57,7 @@ def _draw(ctx: StageContext, section: PretrainConfig, method: MaskedPixels, val_
     """Original, visible part and prediction for the first validation images."""
     batch = next(centre_batches(ctx, val_set, section.augment, 1.0, _NUM_SHOWN, is_shared=False))
     device = ctx.ranks.device
+    # The masks of `masked_loss`: the figure shows what the number measures.
     noise_BN = image_noise(batch.indices_B, method.model.num_units, ctx.recipe.seed).to(device)
     images = batch.images_BCHW.to(device)
     path = ctx.folder / "reconstructions.png"

@@ -22,7 +22,7 @@ from vitpipe.optim.groups import parameter_groups
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import centre_batches, fit, make_plan, open_sets, seed_model, trained_augment
 
-_BATCH = 64
+_BATCH = 64  # forward only: its size changes speed and memory, not the numbers
 LINEAR_WEIGHTS = "linear.safetensors"
 
 
@@ -39,6 +39,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     network = _frozen_network(ctx).to(ctx.ranks.device).eval()
     train_MC, train_labels_M = _features(ctx, network, train_set)
     val_NC, val_labels_N = _features(ctx, network, val_set)
+    # On every rank: each has gathered all features, and the search takes seconds.
     predicted_N = knn_predict(
         train_MC,
         train_labels_M,
@@ -63,13 +64,14 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 
 def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())
+    return float(hits.double().mean())  # float32 sums of 0 and 1 are exact only up to 16.7 million images
 
 
 def _frozen_network(ctx: StageContext) -> Classifier:
     """The network of the `weights` input, every key accounted for."""
     path = ctx.inputs["weights"].weights
     info = describe(load_state(path), path)
+    # One class: the head is not used. Position bias as in the file, which may be of either stage.
     network = build_classifier(ctx.recipe.model, num_classes=1, relative_position=info.relative_position)
     ctx.logger.table("weights_account", transfer_weights(network, path).table())
     return network
@@ -94,8 +96,10 @@ def _trained_top1(ctx: StageContext, network: Classifier, linear: LinearConfig) 
     num_classes = len(train_set.classes)
     seed_model(ctx)
     probe = FrozenProbe(network, num_classes)
+    # Linear probes of the papers train with plain cross entropy; mixing follows the recipe's augment.
     method = Classify(probe, Mixup(linear.augment, num_classes, label_smoothing=0.0))
     plan = make_plan(ctx, linear, train_set)
+    # The frozen network's parameters need no gradient and form no group.
     groups = parameter_groups(probe.named_parameters(), weight_decay=linear.optim.weight_decay)
     fit(ctx, method, groups, plan, train_set, linear)
     if ctx.is_main:

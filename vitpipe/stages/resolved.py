@@ -31,6 +31,7 @@ def resolved_rows(recipe: Recipe, num_ranks: int) -> tuple[Reason, ...]:
 
 def training_steps(recipe: Recipe, num_ranks: int) -> dict[str, int]:
     """Optimiser steps of each training stage."""
+    # From the catalogue, not from a prepared folder: `plan` answers before any data is there.
     sizes = train_sizes(recipe.data)
     steps: dict[str, int] = {}
     for stage, dataset in TRAIN_SET.items():
@@ -47,5 +48,6 @@ def training_steps(recipe: Recipe, num_ranks: int) -> dict[str, int]:
     if recipe.segment is not None and "segment" in recipe.stages:
         steps["segment"] = recipe.segment.steps
     if recipe.detect is not None and "detect" in recipe.stages:
+        # The rule of dense.plan.detect_plan, with the catalogue's size instead of the packed set's.
         steps["detect"] = round(recipe.detect.epochs * (sizes["coco"] // recipe.detect.global_batch))
     return steps

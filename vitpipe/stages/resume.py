@@ -79,7 +79,7 @@ def mark_finished(state: Path, card: Card) -> None:
 
     That is the last training state and what the tracker knows; a stage without training states keeps nothing.
     """
-    newest = max(state.glob(STATES), default=None)  # steps have leading zeros
+    newest = max(state.glob(STATES), default=None)  # by name: steps have leading zeros
     if newest is None:
         remove_state(state)
         return
@@ -96,6 +96,7 @@ def release_states(inputs: Mapping[str, Artifact], state: Path) -> None:
     """
     for artifact in inputs.values():
         folder = artifact.path.resolve()
+        # Beside the output, where a state lies by default, and beside our own, where --state put it.
         beside = [folder.with_name(f".{folder.name}.state")]
         if state.parent.is_dir():
             beside += [place for place in state.parent.iterdir() if (place / FINISHED).is_file()]
@@ -109,6 +110,7 @@ def _release(place: Path) -> None:
     from vitpipe.track.outbox import Outbox
     from vitpipe.track.sync import UNSENT_SUFFIX, keep_unsent
 
+    # Points that MLflow has not got survive the state.
     outbox = Outbox(place / OUTBOX_FOLDER)
     if outbox.journal.is_file() and not outbox.is_delivered():
         keep_unsent(outbox, place.parent / f"{place.stem}{UNSENT_SUFFIX}")
@@ -157,6 +159,7 @@ def _keep_or_move(state: Path, decides: Mapping[str, str], recorded: Mapping[str
     mark = _read_mark(state)
     if isinstance(mark, str):
         return _moved(state, mark)
+    # Every difference is named, so that the folder's name tells what to change back.
     differing = [_REASONS.get(key, key) for key in decides if mark.decides.get(key) != decides[key]]
     if differing == [_REASONS["recipe"]] and decides["stage"] == "prepare":
         # Half-packed shards record what they were packed from and are checked there; only the MLflow run of
@@ -188,6 +191,7 @@ def _read_mark(state: Path) -> _Mark | str:
     Raises:
         ArtifactError: the folder is not a state folder at all.
     """
+    # Without a readable mark, states or an outbox still prove whose folder it is.
     is_ours = any(state.glob(STATES)) or (state / OUTBOX_FOLDER / "box.json").is_file()
     try:
         values = json.loads((state / MARK).read_text(encoding="utf-8"))

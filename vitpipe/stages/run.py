@@ -84,9 +84,11 @@ def run_stage(
             process writes it.
     """
     started = process_started()
-    choose_threads(recipe)
+    choose_threads(recipe)  # before torch is imported
     job = _open_job(name, recipe, inputs, out, state)
     with (
+        # Left in reverse: the ranks part, the logger writes its last records, the folder is renamed, and only
+        # then the state is reduced and the lock released. A kill in between loses nothing.
         _claimed(job) as claim,
         _output_folder(job) as folder,
         _logger(job, folder) as logger,
@@ -94,6 +96,7 @@ def run_stage(
     ):
         for line in (*claim.messages, *_changed_output(job)):
             logger.say(line)
+        # prepare reuses the shards of an earlier output whose source has not changed.
         previous = job.folders.out if job.folders.out.is_dir() else None
         ctx = StageContext(name, recipe, job.inputs, folder, job.folders.state, logger, ranks, previous)
         metrics: dict[str, float] = importlib.import_module(f"vitpipe.stages.{job.stage.module_name}").run(
@@ -142,6 +145,7 @@ def _claimed(job: _Job) -> Iterator[Claim]:
         yield Claim()
         return
     with locked_folders(job.folders.out, job.folders.state):
+        # This stage has opened and verified its inputs: the states that made them are not needed any more.
         release_states(job.inputs, job.folders.state)
         recorded = {
             "code_digest": job.identity["code_digest"],
@@ -155,6 +159,7 @@ def _claimed(job: _Job) -> Iterator[Claim]:
 @contextmanager
 def _output_folder(job: _Job) -> Iterator[Path]:
     """The folder to write into: the real one on rank 0, a temporary one elsewhere."""
+    # Stages write without asking for their rank; what the other ranks write is thrown away.
     if job.rank == 0:
         with writing(job.folders.out) as folder:
             yield folder
@@ -185,6 +190,7 @@ def _tags(job: _Job) -> dict[str, str]:
     """What the tracker keeps beside the numbers: where code, data and inputs come from."""
     parents = {f"parent.{name}": digest for name, digest in job.parents.items()}
     tags = {**job.identity, "git_commit": git_commit(), **parents}
+    # Any input: all of them go back to the same prepared data.
     if job.inputs:
         tags["data_digest"] = next(iter(job.inputs.values())).card.data_digest
     return tags
@@ -217,6 +223,7 @@ def node_of(recipe: Recipe, name: str) -> Node:
     for node in graph_of(recipe.stages, recipe.start_from):
         if node.name == name:
             return node
+    # A typing error and a stage that this recipe does not have need different lists of choices.
     known = name in BY_NAME
     what = f"The recipe {recipe.name} at profile {recipe.profile} has no stage '{name}'"
     raise RecipeError(

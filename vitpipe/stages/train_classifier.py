@@ -42,7 +42,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     """
     section: ClassifyConfig = ctx.section
     train_set, val_set = open_sets(ctx, TRAIN_SET[ctx.stage])
-    num_classes = len(train_set.classes)
+    num_classes = len(train_set.classes)  # of the data, not of the recipe: own sets need no number
     seed_model(ctx)
     model = build_classifier(
         ctx.recipe.model,
@@ -82,5 +82,6 @@ def _measure_and_save(
         precision=plan.precision,
     )
     ctx.logger.table(f"{prefix}per_class", accuracy.class_rows(val_set.classes))
+    # Class names travel with the weights, so that a prediction has words.
     save_result(ctx, model, file_name, classes=json.dumps(val_set.classes))
     return {prefix + name: value for name, value in accuracy.metrics().items()}

@@ -47,6 +47,7 @@ def seed_model(ctx: StageContext) -> None:
 
     The same on every rank and at every resume, whatever has been drawn before.
     """
+    # The stage's name: fine-tuning does not start its head from the values that pre-training drew.
     torch.manual_seed(seed_of("model", ctx.recipe.seed, ctx.stage))
 
 
@@ -115,8 +116,10 @@ def fit(
     """
     section = section or ctx.section
     transform = train_transform(section.augment, ctx.recipe.model.image_size)
+    # Before the optimiser is built: its state is created on the device of the parameters.
     method.to(ctx.ranks.device)
 
+    # A function of the step: a resumed run starts at any batch without reading those before it.
     def batches(start_step: int) -> Iterator[Batch]:
         return train_batches(
             train_set,
@@ -147,6 +150,7 @@ def fit(
 
 def states_of(ctx: StageContext) -> StateFolder:
     """The saved states of this stage: those of the same recipe values, data and starting weights."""
+    # In every state's name and content: a folder may hold states of several identities.
     identity = digest_of(weights_identity(BY_NAME[ctx.stage], ctx.recipe, ctx.inputs))
     return StateFolder(ctx.state, identity, ctx.logger.say)
 

@@ -12,6 +12,7 @@ from vitpipe.prepare.set_summary import read_prepared, size_bytes
 from vitpipe.stages.context import StageContext
 
 PREPARED = "prepared"
+# The words that MLflow shows beside a dataset.
 CONTEXTS = {"train": "training", "val": "validation"}
 
 
@@ -41,6 +42,7 @@ def _record(
     ctx: StageContext, folder: Path, name: str, split: str, context: str, revision: dict[str, str]
 ) -> None:
     manifest = read_prepared(folder)[name]
+    # Where the bytes are: the store, the user's own folder, or the prepared folder.
     place: str | Path | None
     if isinstance(manifest, ShardManifest):
         num_images, place = manifest.splits[split].num_images, manifest.store

@@ -39,6 +39,7 @@ def weights_identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact
             "recipe": digest_of({name: _acting(plain[name]) for name in stage.sections}),
             "inputs": digest_of({name: digest_of(artifact.card) for name, artifact in inputs.items()}),
         }
+    # By content: the same weights at another path are the same start.
     weights = starting_weights(stage.name, recipe, inputs)
     return {
         "stage": stage.name,
