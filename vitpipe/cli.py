@@ -273,7 +273,7 @@ def convert(
     entry: Annotated[str | None, typer.Option(help="which weights of the file, e.g. state_dict_ema")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn an official checkpoint into safetensors, with an account of every key."""
+    """Convert an official checkpoint to safetensors, with a report on every key."""
     from vitpipe.models.convert import convert as convert_file
 
     report = convert_file(checkpoint, out, entry=entry)
