@@ -115,10 +115,14 @@ class StateFolder:
         # torch.load raises many types for bytes that are no state: EOFError, UnpicklingError, KeyError, ...
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            # A rank asks for the step that rank 0 has found: on another node the folder may be another one.
+            is_missing = isinstance(error, FileNotFoundError)
             raise CheckpointError(
                 f"The training state cannot be read ({reason[:120]})",
                 where=path,
-                fix="remove this file, then run the stage again: it resumes from the state before it",
+                fix="with several nodes, put the state folder on storage that all of them see"
+                if is_missing
+                else "remove this file, then run the stage again: it resumes from the state before it",
             ) from error
         # The name holds 12 digits of the identity only.
         if identity != self.identity:
