@@ -52,10 +52,11 @@ app = typer.Typer(
     cls=_Verbs,
     help="From raw images to a table that stands beside the paper's table.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    add_completion=False,  # two options that every --help would show
+    pretty_exceptions_enable=False,  # rich's tracebacks print local variables, passwords among them
 )
 
+# A recipe without a profile runs at laptop size: the full one would start days of training.
 PROFILE = "demo"
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="recipe name or a path ending in .yaml")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="demo, full, ...")]
@@ -106,6 +107,7 @@ def run(
 
     share_the_cores()  # sets OMP_WAIT_POLICY, which OpenMP reads when torch is imported
     die_with_torchrun()
+    # Before the recipe is read: torchrun starts this very command again, once per GPU.
     if not under_torchrun() and (num_ranks := num_ranks_wanted(stage, ranks)) > 1:
         restart_under_torchrun(num_ranks)
     if executor_input is not None:
@@ -113,7 +115,7 @@ def run(
 
         io = ExecutorIO(executor_input)
         loaded = _load(_chosen(recipe, profile, [*io.overrides(), *(overrides or ())], params))
-        io.check_code(stage)
+        io.check_code(stage)  # before any work: Kubeflow's cache would keep a result of other code
         io.finish(run_stage(stage, loaded, io.inputs(), io.output_folder(), state=state))
         return
     folders = _named_folders(inputs or ())
@@ -165,6 +167,7 @@ def identity(
 
     chosen = _chosen(recipe, profile, overrides, params)
     loaded = _load(chosen)
+    # DVC runs this verb first, so a graph that does not fit stops before any stage.
     check_dvc_file(loaded, Path("dvc.yaml"))
     write_identities(loaded, out or run_folder(chosen.recipe, chosen.profile) / IDENTITY)
 
@@ -209,6 +212,7 @@ def recipes(as_json: JsonOption = False) -> None:
     """List the recipes."""
     from vitpipe.config.read import load_recipe, recipe_names
 
+    # full: what the paper did; demo changes networks and data.
     loaded = [load_recipe(name, "full") for name in recipe_names()]
     rows = [
         {"recipe": r.name, "model": r.model.name, "paper": r.source.title, "summary": r.summary}
@@ -235,6 +239,7 @@ def show_recipe(
         return
     import yaml
 
+    # In the order of the recipe's fields, which is that of the stages.
     print(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False, width=100))
     shown = [
         {**row, "value": f"{row['value']:.6g}" if isinstance(row["value"], float) else row["value"]}
