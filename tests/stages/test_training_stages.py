@@ -126,7 +126,8 @@ def test_pretraining_leaves_the_whole_network_and_a_picture(chain):
     picture = chain.loggers["pretrain"].figures["reconstructions"]
     assert picture.parent == folder
     with Image.open(picture) as opened:
-        assert opened.size == (3 * 32 + 4, 6 * 32 + 10)
+        # Original, visible and predicted, of six images of 32 pixels, with gaps of 8.
+        assert opened.size == (3 * 32 + 4 * 8, 6 * 32 + 7 * 8)
     assert not chain.loggers["pretrain"].tables.get("weights_account")
     assert "Starting from random weights" in chain.loggers["pretrain"].lines
 
