@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # One thread per process: otherwise each of the two test processes starts as many threads as there are cores.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: help setup demo test test-fast test-chain pythons check format lock compile clean
+.PHONY: help setup demo references test test-fast test-chain pythons check format lock compile clean
 
 help:  ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,11 +16,13 @@ setup:  ## install the locked environment; PYTHON=... chooses the Python
 	@test -z "$(PYTHON)" && $(BIN)/python environment/install.py --venv $(VENV) --check 2>/dev/null || \
 	  { python=$$(environment/find_python.sh $(VENV)) && "$$python" environment/install.py --venv $(VENV); }
 
-# dvc runs `vitpipe` from the PATH. Only the recipe line gets it: the shell of the user is not changed.
 demo: setup  ## run all stages of params.yaml, by default on small embedded images, then show the verdict
 	@$(BIN)/vitpipe compile --dvc
-	@PATH="$$(cd $(BIN) && pwd):$$PATH" dvc repro --quiet
+	@$(BIN)/vitpipe repro
 	@$(BIN)/vitpipe verdict
+
+references: setup  ## run the demos over five seeds and record their results in vitpipe/papers/demo.yaml
+	@$(BIN)/vitpipe references
 
 test: setup  ## every test
 	@$(TEST)

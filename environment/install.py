@@ -42,7 +42,7 @@ FIRST_TIME_BYTES = 7 * 2**30
 # must print the version of torch.
 TRIALS = (
     "import torch; print(torch.__version__); from vitpipe.dense import mm_import; mm_import.open_detection()"
-    "; mm_import.open_segmentation('mask2former'); import timm.optim, torchvision, safetensors.torch",
+    "; mm_import.open_segmentation(('mmdet.models',)); import timm.optim, torchvision, safetensors.torch",
     "import mlflow; print(mlflow.__version__); import mlflow.store.tracking.sqlalchemy_store, dvc.cli, "
     "dvc.commands.repro, numba, sklearn.datasets, skimage.data, scipy.ndimage, matplotlib.pyplot, pandas",
 )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,18 +17,29 @@ from vitpipe.config.read import load_recipe
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.files import written_aside
-from vitpipe.contracts.graph import BY_NAME, Image
+from vitpipe.contracts.graph import Image, all_stages
+
+if TYPE_CHECKING:
+    from kfp.dsl.base_component import BaseComponent
 
 _RECOMPILE = "compile it again: vitpipe compile --out FILE"
 # User and password of an address. The password may hold any character but the three that end the authority
 # part of a URL (RFC 3986, section 3.2).
 _CREDENTIALS = re.compile(r"://[^/?#]*:[^/?#]*@")
 
+# kfp numbers the tasks of one component: pretrain, pretrain-2, pretrain-3.
+_NUMBER = re.compile(r"-\d+$")
+
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a package: `inputs` maps input name -> upstream stage, `command` includes the arguments."""
+    """One task of a package: `inputs` maps input name -> upstream task, `command` includes the arguments.
 
+    Attributes:
+        name: the stage's, with `-2`, `-3`, ... where a table's package runs the stage several times.
+    """
+
+    name: str
     stage: str
     image: str
     command: tuple[str, ...]
@@ -87,17 +98,35 @@ def compile_pipeline(
     """
     chosen = load_recipe(recipe, profile, overrides)
     check_texts((recipe, profile, *overrides), "recipe, profile and overrides")
+    check_package_path(out)
+
+    # After all checks of the input: importing kfp costs 3 s.
+    from pipelines.reproduce import reproduce
+
+    pipeline = reproduce(chosen, overrides, {**default_images(), **(images or {})}, placement or Placement())
+    return write_package(pipeline, out)
+
+
+def check_package_path(out: Path) -> None:
+    """Refuse a file that cannot be a package, before the seconds that kfp takes.
+
+    Raises:
+        InputError: it does not end in .yaml, or is another file.
+    """
     if out.suffix not in (".yaml", ".yml"):
         # kfp's compiler chooses the format by the suffix and refuses others with a message of its own.
         raise InputError("A pipeline package ends in .yaml", where=out, fix="choose another --out name")
     _refuse_foreign_file(out)
 
-    # After all checks of the input: importing kfp costs 3 s.
+
+def write_package(pipeline: BaseComponent, out: Path) -> Package:
+    """Compile a pipeline into `out`, which is written only if it passes `validate_package`.
+
+    Raises:
+        StorageError: when the disk refuses the write.
+    """
     from kfp import compiler
 
-    from pipelines.reproduce import reproduce
-
-    pipeline = reproduce(chosen, overrides, {**default_images(), **(images or {})}, placement or Placement())
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(out) as partial:
@@ -159,8 +188,8 @@ def validate_package(path: Path) -> Package:
             continue
         command = (*executors[label].command, *executors[label].args)
         feeders = {k: v.task_output_artifact.producer_task for k, v in task.inputs.artifacts.items()}
-        tasks.append(Task(name, executors[label].image, command, feeders))
-    found += [problem for task in tasks for problem in _problems(task, {t.stage for t in tasks})]
+        tasks.append(Task(name, _NUMBER.sub("", name), executors[label].image, command, feeders))
+    found += [problem for task in tasks for problem in _problems(task, {t.name for t in tasks})]
     if found or not tasks:
         what = "; ".join(found) or "it has no tasks"
         raise InputError(f"The pipeline package is invalid: {what}", where=path, fix=_RECOMPILE)
@@ -169,7 +198,7 @@ def validate_package(path: Path) -> Package:
         for name, definition in spec.root.input_definitions.parameters.items()
     }
     # A protobuf map has no order: the graph's order is a valid running order of every recipe.
-    tasks.sort(key=lambda task: list(BY_NAME).index(task.stage))
+    tasks.sort(key=lambda task: (list(all_stages()).index(task.stage), len(task.name), task.name))
     return Package(path, spec.pipeline_info.name, tuple(tasks), parameters)
 
 
@@ -235,16 +264,16 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _problems(task: Task, present: set[str]) -> Iterator[str]:
-    if task.stage not in BY_NAME:
+    if task.stage not in all_stages():
         yield f"there is no stage '{task.stage}'"
     # "{{$}}" is KFP's placeholder of the executor input. Without it a container cannot write its receipt.
     if task.command[:3] != ("vitpipe", "run", task.stage) or "{{$}}" not in task.command:
-        yield f"task '{task.stage}' does not run `vitpipe run {task.stage}` with the executor input {{{{$}}}}"
+        yield f"task '{task.name}' does not run `vitpipe run {task.stage}` with the executor input {{{{$}}}}"
     if not task.image:
-        yield f"task '{task.stage}' has no image"
+        yield f"task '{task.name}' has no image"
     for name, feeder in task.inputs.items():
         if feeder not in present:
-            yield f"input '{name}' of task '{task.stage}' comes from '{feeder}', which is not a task"
+            yield f"input '{name}' of task '{task.name}' comes from '{feeder}', which is not a task"
 
 
 @contextmanager

@@ -6,32 +6,27 @@ overrides are in `params.yaml` only, which `vitpipe` reads itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import yaml
+
 from vitpipe.config.read import run_folder
 from vitpipe.contracts.errors import InputError, disk_errors
+from vitpipe.contracts.files import write_whole
 from vitpipe.contracts.graph import Node
+from vitpipe.contracts.provenance import UNTRACKED
 from vitpipe.stages.identity import folders_of, identity_file
 
 # DVC fills ${...} from params.yaml in paths of `deps` and `outs`.
 _RUN = run_folder("${recipe}", "${profile}")
 _HEAD = """\
 # The graph of the recipe that params.yaml names. `dvc repro` runs what has changed, `dvc dag` draws it.
-# Written by `vitpipe compile --dvc` from vitpipe/contracts/graph.py.
+# Written by `vitpipe compile --dvc` from the stages' entries (vitpipe/stages/*/config.py).
 """
-_ABOUT = {
-    "identity": "what decides each stage, that is its recipe sections, code and libraries",
-    "prepare": "raw images to verified shards",
-    "pretrain": "pre-training without labels",
-    "intermediate": "fine-tuning on the larger label set",
-    "finetune": "fine-tuning on the target classes",
-    "probe": "frozen features by nearest neighbours and a linear classifier",
-    "detect": "detection and instance segmentation on COCO",
-    "segment": "semantic segmentation on ADE20K",
-    "evaluate": "accuracy, cost and throughput of the result",
-    "report": "every result compared with the published row",
-}
+_IGNORED = "# Times, run ids and modification stamps of vitpipe: the same inputs give the same hashes."
+_IDENTITY = "what decides each stage, that is its recipe sections, code and libraries"
 
 
 def render_dvc(nodes: Sequence[Node]) -> str:
@@ -42,6 +37,8 @@ def render_dvc(nodes: Sequence[Node]) -> str:
 def write_dvc(nodes: Sequence[Node], path: Path) -> bool:
     """Write `dvc.yaml`; False when the file already has this content.
 
+    Also adds what DVC shall not hash to the `.dvcignore` beside it.
+
     Raises:
         InputError: when `path` is a file that vitpipe did not write.
         StorageError: when the disk refuses the write.
@@ -51,6 +48,7 @@ def write_dvc(nodes: Sequence[Node], path: Path) -> bool:
         raise InputError("dvc.yaml is not a file", where=path, fix="move it away")
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     if before == text:
+        _ignore_untracked(path.with_name(".dvcignore"))
         return False
     # The head names the command that wrote it. An empty file, as `touch` leaves it, may be filled.
     if before.strip() and "vitpipe compile --dvc" not in before:
@@ -61,7 +59,19 @@ def write_dvc(nodes: Sequence[Node], path: Path) -> bool:
         )
     with disk_errors(path):
         path.write_text(text, encoding="utf-8")
+    _ignore_untracked(path.with_name(".dvcignore"))
     return True
+
+
+def _ignore_untracked(path: Path) -> None:
+    """Add the names of volatile files; lines of the user's stay as they are."""
+    with disk_errors(path):
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        missing = [name for name in UNTRACKED if name not in text.splitlines()]
+        if missing:
+            # Otherwise a stage that ran again with the same result would re-run all stages behind it.
+            text += "" if text.endswith("\n") or not text else "\n"
+            write_whole(path, text + "\n".join((_IGNORED, *missing)) + "\n")
 
 
 def _identity(nodes: Iterable[Node]) -> str:
@@ -69,7 +79,7 @@ def _identity(nodes: Iterable[Node]) -> str:
     # file with the same content re-runs nothing.
     lines = [
         "  identity:",
-        f"    desc: {_ABOUT['identity']}",
+        f"    desc: {_IDENTITY}",
         "    cmd: vitpipe identity",
         "    always_changed: true",
         "    outs:",
@@ -79,11 +89,16 @@ def _identity(nodes: Iterable[Node]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _scalar(text: str) -> str:
+    return yaml.safe_dump(text, width=math.inf, allow_unicode=True).splitlines()[0]
+
+
 def _stage(node: Node) -> str:
     folders = folders_of(node, _RUN)
     lines = [
         f"  {node.name}:",
-        f"    desc: {_ABOUT[node.name]}",
+        # As YAML writes it: a plugin's summary may hold a colon.
+        f"    desc: {_scalar(node.stage.summary)}",
         # No folder, recipe or override in the command: DVC passes it to a shell with the values of
         # params.yaml unquoted, so a recipe named "; touch x" would run touch. No quoting is safe for every
         # value.
@@ -92,8 +107,7 @@ def _stage(node: Node) -> str:
         f"      - {identity_file(node, _RUN)}",
         *(f"      - {folder}" for folder in folders.inputs.values()),
         "    outs:",
-        # DVC deletes an output before it runs the stage, unless it is persistent. The earlier one is needed:
-        # datasets that have not changed are taken from it, not packed again.
-        f"      - {folders.out}" + (": {persist: true}" if node.name == "prepare" else ""),
+        # DVC deletes an output before it runs the stage, unless it is persistent.
+        f"      - {folders.out}" + (": {persist: true}" if node.stage.keeps_output else ""),
     ]
     return "\n".join(lines) + "\n"

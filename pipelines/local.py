@@ -29,6 +29,7 @@ import yaml
 from pipelines.compile import Package, check_arguments, validate_package
 from vitpipe.config.digest import file_digest
 from vitpipe.contracts.artifact import CARD, open_artifact
+from vitpipe.contracts.discovery import PLUGINS_VARIABLE, plugin_folders
 from vitpipe.contracts.errors import ArtifactError, EngineError, InputError, disk_errors
 from vitpipe.stages.executor import OUT, RECEIPT
 
@@ -80,6 +81,13 @@ def run_locally(
     """
     package = validate_package(package_path)
     check_arguments(package, arguments or {})
+    if len(set(package.stages)) < len(package.tasks):
+        # Containers and their logs are told apart by the stage.
+        raise InputError(
+            "The package holds several runs, those of a table",
+            where=package_path,
+            fix="run the table here by `vitpipe table PAPER/NUMBER --run`, or submit the package",
+        )
     if data is not None and not data.is_dir():
         raise InputError(
             "The data folder does not exist", where=data, fix="give the folder that holds the raw datasets"
@@ -207,12 +215,14 @@ def _container_settings(folder: Path, data: Path | None, shm_gib: int, developme
         **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
     }
     if development:
-        own = (CHECKOUT, Path(sys.prefix), Path(sys.base_prefix))
+        own = (CHECKOUT, Path(sys.prefix), Path(sys.base_prefix), *plugin_folders())
         # Without duplicates: outside a virtual environment prefix and base_prefix are the same folder, and
         # Docker refuses two mounts at one place.
         read_only += [path for path in dict.fromkeys(own) if path not in read_only]
         environment["PATH"] = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
         environment["PYTHONPATH"] = str(CHECKOUT)
+        # A container has no params.yaml, which names them.
+        environment[PLUGINS_VARIABLE] = os.pathsep.join(map(str, plugin_folders()))
     settings: dict[str, Any] = {
         "user": f"{os.getuid()}:{os.getgid()}",  # Docker's default is root, which would own the outputs
         "shm_size": f"{shm_gib}g",  # Docker's default of 64 MiB is too small for loader processes

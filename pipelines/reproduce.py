@@ -11,31 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.detect import detect
-from components.evaluate import evaluate
-from components.finetune import finetune
-from components.intermediate import intermediate
-from components.prepare import prepare
-from components.pretrain import pretrain
-from components.probe import probe
-from components.report import report
-from components.segment import segment
+from components.stage_component import component_of
 from pipelines.placement import Placement, place, resources_of
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.graph import Image, Node, graph_of
 from vitpipe.stages.run import identity_of
-
-COMPONENTS: dict[str, BaseComponent] = {
-    "prepare": prepare,
-    "pretrain": pretrain,
-    "intermediate": intermediate,
-    "finetune": finetune,
-    "probe": probe,
-    "detect": detect,
-    "segment": segment,
-    "evaluate": evaluate,
-    "report": report,
-}
 
 
 def reproduce(
@@ -63,7 +43,7 @@ def reproduce(
     ) -> None:
         tasks: dict[str, dsl.PipelineTask] = {}
         for node in nodes:
-            task = COMPONENTS[node.name](
+            task = component_of(node.stage)(
                 recipe=recipe,
                 profile=profile,
                 overrides=overrides,
@@ -96,9 +76,22 @@ def split_overrides(
         before[node.name] = {node.name}.union(*(before[feeder] for feeder in node.inputs.values()))
     for_all = [text for text in overrides if _section(text) not in before]
     for_one = {
-        name: [text for text in overrides if _section(text) in sections] for name, sections in before.items()
+        name: [
+            text
+            for text in overrides
+            if _section(text) in sections
+            # What `prepare` makes follows from the datasets that all later stages name.
+            or (name == "prepare" and _section(text) in before and _names_a_dataset(text))
+        ]
+        for name, sections in before.items()
     }
     return for_all, for_one
+
+
+def _names_a_dataset(override: str) -> bool:
+    """Whether it sets `dataset` of a section, alone or within a mapping."""
+    key, _, value = override.partition("=")
+    return "dataset" in (key if "." in key else value)
 
 
 def _section(override: str) -> str:

@@ -1,14 +1,19 @@
-"""The verbs `compile`, `local` and `submit`."""
+"""The verbs `compile`, `repro`, `local` and `submit`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitpipe.contracts.errors import InputError
+from vitpipe.verbs.show import print_progress
+from vitpipe.verbs.table import use_compiler
+
+if TYPE_CHECKING:
+    from vitpipe.tables.table_plan import TablePlan
 
 # Every other import is inside a verb: `vitpipe --help` has a budget of 0.5 s of CPU time, kfp alone takes 3
 # s.
@@ -39,8 +44,17 @@ _BUILD = Path("build")
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command(name="compile")(compile_verb)
+    app.command(name="repro")(repro_verb)
     app.command(name="local")(local_verb)
     app.command(name="submit")(submit_verb)
+    use_compiler(_compile_table)
+
+
+def _compile_table(plan: TablePlan) -> Path:
+    """The package of a table's plan, below `build/`."""
+    from pipelines.table import compile_table, table_pipeline_name
+
+    return compile_table(plan, _BUILD / f"{table_pipeline_name(plan)}.yaml").path
 
 
 def compile_verb(
@@ -75,6 +89,22 @@ def compile_verb(
     if package.images_without_digest:
         names = ", ".join(package.images_without_digest)
         print(f"Images named by a tag, whose changes Kubeflow's cache does not detect: {names}")
+
+
+def repro_verb(
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="stages at the same time  [default: as the cores allow]"),
+    ] = None,
+) -> None:
+    """Run what has changed by DVC, stages that do not need each other at the same time."""
+    from pipelines.repro import jobs_for, repro
+    from vitpipe.config.read import load_recipe
+    from vitpipe.contracts.graph import graph_of
+
+    # The file that the commands in dvc.yaml read.
+    loaded = load_recipe(*_chosen(None, None, None, Path("params.yaml")))
+    repro(graph_of(loaded.stages, loaded.start_from), jobs or jobs_for(loaded), print_progress)
 
 
 def local_verb(

@@ -28,7 +28,16 @@ def _run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Co
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["plan"], ["recipes"], ["recipe", "itpn/pixel_base", "--profile", "full"], ["models"]],
+    [
+        ["--help"],
+        ["plan"],
+        ["recipes"],
+        ["recipe", "itpn/pixel_base", "--profile", "full"],
+        ["models"],
+        ["table", "revcolv2/5"],
+        ["table", "revcolv2/5", "--run", "--plan"],
+        ["references", "--plan"],
+    ],
 )
 def test_light_verbs_import_nothing_heavy(arguments: list[str]):
     code = (
@@ -49,7 +58,7 @@ def test_light_verbs_import_nothing_heavy(arguments: list[str]):
         (["recipe", "itpn/pixel_bas"], "did you mean 'itpn/pixel_base'?"),
         (["recipe", "itpn/pixel_base", "--profile", "ful"], "did you mean 'full'?"),
         (["recipe", "itpn/pixel_base", "--set", "pretrain.epoch=3"], "did you mean 'epochs'?"),
-        (["recipe", "itpn/pixel_base", "--set", "pretrain.mask_ratio=2"], "less than 1"),
+        (["recipe", "itpn/pixel_base", "--set", "pretrain.method.mask_ratio=2"], "less than 1"),
         (["run", "pretain", "--out", "x"], "There is no stage 'pretain'"),
         (["run", "pretrain", "--out", "x"], "needs the input 'data'"),
         (["run", "pretrain", "--in", "data=nowhere", "--out", "x"], "does not exist"),
@@ -70,7 +79,15 @@ def test_light_verbs_import_nothing_heavy(arguments: list[str]):
         ),
         (["convert", "nowhere.pth", "--out", "x.safetensors"], "nowhere.pth"),
         (["table", "itpn/99"], "99"),
+        (["references", "--recipe", "itpn/pixel_bas"], "did you mean 'itpn/pixel_base'?"),
         (["cost", "hivit_bas"], "hivit_base"),
+        (["recipes", "itpn/pixel_bas"], "did you mean 'itpn/pixel_base'?"),
+        (["table", "itp/11"], "did you mean 'itpn'?"),
+        (["table", "revcolv2/1", "--run"], "No recipe claims a row of revcolv2/1"),
+        (["table", "revcolv2/5", "--run", "--profile", "dem"], "did you mean 'demo'?"),
+        (["table", "revcolv2/5", "--run", "--seeds", "0"], "greater than or equal to 1"),
+        (["table", "revcolv2/5", "--run", "--set", "finetune.epoch=1"], "did you mean 'epochs'?"),
+        (["table", "revcolv2/5", "--seeds", "3", "--plan"], "add --run"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

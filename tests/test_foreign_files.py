@@ -25,7 +25,7 @@ def card():
     """Any card."""
     return Card(
         stage="report", recipe="r", profile="demo", recipe_digest="a", data_digest="b", code_digest="c", image="train",
-        identity="d", parents={}, seed=0, git_commit="e", libraries={}, hardware={}, started_at="now", wall_seconds=1.0,
+        identity="d", parents={}, seed=0, libraries={},
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_COMPONENT_STATEMENTS = 400, 60, 25
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # A room may import rooms of a lower floor and its own.
 FLOORS = {
-    "contracts": 0, "config": 1, "papers": 1, "data": 2, "models": 2, "datasets": 3, "methods": 3, "optim": 4, "prepare": 4.5,
-    "train": 5, "evaluate": 6, "dense": 6, "track": 7, "report": 7, "benchmarks": 7.5, "stages": 8, "verbs": 8.5, "cli": 9, "__main__": 9.5,
+    "contracts": 0, "config": 1, "papers": 1, "data": 2, "models": 2, "datasets": 3, "optim": 4, "prepare": 4.5,
+    "train": 5, "evaluate": 6, "dense": 6, "methods": 6.5, "track": 7, "report": 7, "benchmarks": 7.5, "stages": 8, "tables": 8.2, "verbs": 8.5, "cli": 9, "__main__": 9.5,
     "components": 10, "pipelines": 11,
 }  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "mlflow", "kfp", "mmcv", "mmengine", "mmdet", "mmseg")
@@ -169,8 +169,8 @@ def test_no_room_holds_more_than_a_fifth():
     assert lines[largest] < 0.2 * sum(lines.values()), f"{largest} holds {lines[largest]} lines"
 
 
-# Every family of models/ has the same two files, every room its face.
-REPEATED = {"__init__", "family", "conversion"}
+# One of a kind is a folder, and all of a kind have the same files.
+REPEATED = {"__init__", "config", "conversion", "family", "head", "method", "stage"}
 
 
 def test_one_name_means_one_module():

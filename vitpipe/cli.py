@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from vitpipe.config.plugins import params_of, use_plugins_of
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import VitpipeError
 from vitpipe.contracts.shell import with_typed_commands
-from vitpipe.verbs import benchmark, clean, datasets, doctor
+from vitpipe.verbs import benchmark, clean, datasets, doctor, recipes, references, table
 from vitpipe.verbs.show import print_rows
 
 
@@ -61,7 +63,7 @@ PROFILE = "demo"
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="recipe name or a path ending in .yaml")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="demo, full, ...")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")]
-ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile, overrides")]
+ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile, overrides, plugins")]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -97,7 +99,8 @@ def run(
     Without --in and --out the folders are those of dvc.yaml: artifacts/RECIPE/PROFILE/STAGE.
     """
     from vitpipe.stages.launch import (
-        die_with_torchrun,
+        die_with_starter,
+        keep_freed_memory,
         num_ranks_wanted,
         restart_under_torchrun,
         share_the_cores,
@@ -106,7 +109,8 @@ def run(
     from vitpipe.stages.run import run_stage
 
     share_the_cores()  # sets OMP_WAIT_POLICY, which OpenMP reads when torch is imported
-    die_with_torchrun()
+    keep_freed_memory()
+    die_with_starter()
     # Before the recipe is read: torchrun starts this very command again, once per GPU.
     if not under_torchrun() and (num_ranks := num_ranks_wanted(stage, ranks)) > 1:
         restart_under_torchrun(num_ranks)
@@ -115,7 +119,7 @@ def run(
 
         io = ExecutorIO(executor_input)
         loaded = _load(_chosen(recipe, profile, [*io.overrides(), *(overrides or ())], params))
-        io.check_code(stage)  # before any work: Kubeflow's cache would keep a result of other code
+        io.check_code(loaded, stage)  # before any work: Kubeflow's cache would keep a result of other code
         io.finish(run_stage(stage, loaded, io.inputs(), io.output_folder(), state=state))
         return
     folders = _named_folders(inputs or ())
@@ -207,20 +211,6 @@ def plan(
     print_rows(shown_rows(loaded.data), False, f"Data, packed at {pack_speed()}")
 
 
-@app.command()
-def recipes(as_json: JsonOption = False) -> None:
-    """List the recipes."""
-    from vitpipe.config.read import load_recipe, recipe_names
-
-    # full: what the paper did; demo changes networks and data.
-    loaded = [load_recipe(name, "full") for name in recipe_names()]
-    rows = [
-        {"recipe": r.name, "model": r.model.name, "paper": r.source.title, "summary": r.summary}
-        for r in loaded
-    ]
-    print_rows(rows, as_json)
-
-
 @app.command(name="recipe")
 def show_recipe(
     name: Annotated[str, typer.Argument(help="for example itpn/pixel_base")],
@@ -251,9 +241,9 @@ def show_recipe(
 @app.command()
 def models(as_json: JsonOption = False) -> None:
     """List the networks."""
-    from vitpipe.models.registry import MODELS
+    from vitpipe.config.model import entries
 
-    print_rows([dataclasses.asdict(entry) for entry in MODELS.values()], as_json)
+    print_rows([dataclasses.asdict(entry) for entry in entries().values()], as_json)
 
 
 @app.command()
@@ -286,23 +276,12 @@ def convert(
 
 
 @app.command()
-def table(
-    name: Annotated[str, typer.Argument(help="PAPER/NUMBER, for example itpn/11")],
-    as_json: JsonOption = False,
-) -> None:
-    """Show a published table."""
-    from vitpipe.papers.published import table as published
-
-    print_rows(published(*name.partition("/")[::2]), as_json, name)
-
-
-@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders of runs: artifacts/RECIPE/PROFILE")],
     out: Annotated[Path, typer.Option("--out", help="output folder")],
 ) -> None:
     """One self-contained page and Markdown from one or many runs."""
-    from vitpipe.stages.report import report_of_folders
+    from vitpipe.stages.report.stage import report_of_folders
 
     print(report_of_folders(runs, out))
 
@@ -313,15 +292,19 @@ def verdict(
         list[Path] | None, typer.Argument(help="folders of runs; else the one of params.yaml")
     ] = None,
     params: ParamsOption = Path("params.yaml"),
+    as_json: JsonOption = False,
 ) -> None:
-    """Show finished runs beside the published rows, and where report and MLflow are."""
+    """Show finished runs beside the published rows, demos beside our own reference; where the report is."""
     from vitpipe.config.read import load_params, run_folder
-    from vitpipe.stages.report import verdicts_of_folders
+    from vitpipe.stages.report.stage import verdict_values_of_folders, verdicts_of_folders
     from vitpipe.track.server import store_address, ui_command
 
     if not runs:
         chosen = load_params(params)
         runs = [run_folder(chosen.recipe, chosen.profile)]
+    if as_json:
+        print(json.dumps(verdict_values_of_folders(runs), indent=2))
+        return
     print("\n".join(verdicts_of_folders(runs)))
     for folder in runs:
         print(f"Report: {folder / 'report' / 'report.html'}")
@@ -348,7 +331,7 @@ def send(folder: Annotated[Path, typer.Argument()] = Path("artifacts")) -> None:
     sync(folder)
 
 
-for verbs in (datasets, doctor, benchmark, clean):
+for verbs in (recipes, table, references, datasets, doctor, benchmark, clean):
     verbs.register(app)
 
 
@@ -363,9 +346,15 @@ def _mount_engine_verbs() -> None:
 
 def main() -> None:
     """Entry point: run a verb; a typed error becomes one paragraph and an exit code."""
-    _mount_engine_verbs()
     try:
+        use_plugins_of(params_of(sys.argv[1:]))
+        _mount_engine_verbs()
         app()
+    except SystemExit as error:
+        # Typer ends with this code after Ctrl-C, without a word.
+        if error.code == 128 + signal.SIGINT:
+            print("vitpipe: Interrupted by Ctrl-C.", file=sys.stderr)
+        raise
     except VitpipeError as error:
         print(f"vitpipe: {with_typed_commands(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitpipe.benchmarks.model_cost import CONVENTIONS, cost_of, measure_cost
-from vitpipe.config.recipe import ModelConfig
+from vitpipe.config.model import model_config
 from vitpipe.contracts.errors import InputError, RecipeError
 from vitpipe.models.build import build_classifier, build_pretrainer
 
@@ -29,7 +29,7 @@ def test_the_base_classifier_as_recorded():
 
 def test_base_pretraining_as_recorded():
     recorded = RECORDED["pixel_base_pretrain"]
-    cost = measure_cost(lambda: build_pretrainer(ModelConfig(name="hivit_base")), 224)
+    cost = measure_cost(lambda: build_pretrainer(model_config({"name": "hivit_base"})), 224)
     assert cost.params == recorded["params"]
     assert 2 * cost.macs == recorded["complexity"]["flops"]
 
@@ -38,7 +38,7 @@ def test_large_as_published():
     cost = cost_of("hivit_large")
     assert (cost.params, round(cost.gmacs, 3)) == (288_493_576, 61.118)
     assert round(cost.module_flops / 1e9, 3) == 58.789
-    cost = measure_cost(lambda: build_pretrainer(ModelConfig(name="hivit_large")), 224)
+    cost = measure_cost(lambda: build_pretrainer(model_config({"name": "hivit_large"})), 224)
     assert (cost.params, round(cost.gmacs, 3)) == (318_239_456, 21.926)
 
 
@@ -95,5 +95,7 @@ def test_counting_leaves_the_random_numbers_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    measure_cost(lambda: build_classifier(ModelConfig(name="hivit_nano", image_size=64), num_classes=10), 64)
+    measure_cost(
+        lambda: build_classifier(model_config({"name": "hivit_nano", "image_size": 64}), num_classes=10), 64
+    )
     assert torch.equal(torch.rand(3), expected)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.reproduce import COMPONENTS
-from vitpipe.contracts.graph import BY_NAME, STAGES
+from components.stage_component import components
+from vitpipe.contracts.graph import all_stages
+
+COMPONENTS, BY_NAME = components(), all_stages()
+STAGES = tuple(BY_NAME.values())
 
 KIND = {
     "Dataset": "system.Dataset",
     "Model": "system.Model",
     "Artifact": "system.Artifact",
-    "Report": "system.Artifact",
 }
 PARAMETERS = {"recipe", "profile", "overrides", "stage_overrides", "code_digest", "data_digest"}
 
@@ -44,7 +46,7 @@ def test_inputs_are_the_graphs(stage):
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_outputs_are_the_folder_and_its_metrics(stage):
     found = {name: schema(spec) for name, spec in COMPONENTS[stage.name].component_spec.outputs.items()}
-    page = {"report": "system.HTML"} if stage.kind == "Report" else {}
+    page = {"report": "system.HTML"} if stage.name == "report" else {}
     assert found == {"out": KIND[stage.kind], "metrics": "system.Metrics", **page}
 
 

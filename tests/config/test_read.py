@@ -158,3 +158,10 @@ def test_params_file_mistakes(text: str, part: str, tmp_path: Path):
     with pytest.raises(RecipeError) as caught:
         load_params(path)
     assert part in str(caught.value)
+
+
+def test_a_key_that_stands_in_a_section_below_is_found():
+    with pytest.raises(RecipeError, match=r"did you mean 'optim\.drop_epochs'"):
+        load_recipe("itpn/pixel_base", "demo", ("detect.lr_drop_epochs=[1]",))
+    with pytest.raises(RecipeError, match=r"'pretrain\.base_lr' .*did you mean 'optim\.base_lr'"):
+        load_recipe("itpn/pixel_base", "demo", ("pretrain.base_lr=1",))

@@ -22,7 +22,7 @@ from vitpipe.contracts.errors import ArtifactError, StorageError, VitpipeError, 
 
 CARD = Card(
     stage="prepare", recipe="r", profile="demo", recipe_digest="a", data_digest="b", code_digest="c", image="train",
-    identity="d", parents={}, seed=0, git_commit="e", libraries={}, hardware={}, started_at="now", wall_seconds=1.0,
+    identity="d", parents={}, seed=0, libraries={},
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-from vitpipe.config.recipe import AugmentConfig
+from vitpipe.config.train_sections import AugmentConfig
 from vitpipe.contracts.errors import RecipeError
 from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.augment import CentreCrop, Normalise, eval_transform, random_box, train_transform

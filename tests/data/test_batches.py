@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from vitpipe.config.recipe import AugmentConfig
+from vitpipe.config.train_sections import AugmentConfig
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.augment import eval_transform, train_transform
-from vitpipe.data.batches import eval_batches, train_batches
+from vitpipe.data.batches import Batch, eval_batches, train_batches
+from vitpipe.data.moment import Moment
 from vitpipe.data.shards import open_shards
 
 HEAVY = AugmentConfig(
@@ -43,18 +44,19 @@ def batches(shards, *, workers=0, num_ranks=1, rank=0, start_step=0, num_steps=5
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a.images_BCHW, b.images_BCHW)
+        assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels_B, b.labels_B)
         assert torch.equal(a.indices_B, b.indices_B)
-        assert (a.step, a.chunk) == (b.step, b.chunk)
+        assert a.moment == b.moment
 
 
 def test_batches_have_the_contracts_shapes(shards):
     found = batches(shards)
-    assert [(batch.step, batch.micro) for batch in found[:5]] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    assert [batch.moment.step for batch in found[:5]] == [0, 0, 0, 0, 1]
+    assert found[4].moment == (0, 1, 5, len(shards) // 12)
     assert len(found) == 5 * 4
-    assert found[0].images_BCHW.shape == (3, 3, 32, 32)
-    assert found[0].images_BCHW.dtype == torch.float32
+    assert found[0].images.shape == (3, 3, 32, 32)
+    assert found[0].images.dtype == torch.float32
     assert found[0].labels_B.tolist() == shards.labels[found[0].indices_B.numpy()].tolist()
 
 
@@ -66,7 +68,9 @@ def test_pixels_do_not_depend_on_the_number_of_workers(shards, workers):
 def test_pixels_do_not_depend_on_the_number_of_ranks(shards):
     alone = batches(shards)
     together = [batch for rank in range(2) for batch in batches(shards, num_ranks=2, rank=rank)]
-    assert_same(sorted(together, key=lambda batch: (batch.step, batch.chunk)), alone)
+    place = {int(batch.indices_B[0]): number for number, batch in enumerate(alone[:4])}
+    of_first_step = sorted(together, key=lambda batch: place.get(int(batch.indices_B[0]), -1))
+    assert_same([b for b in of_first_step if b.moment.step == 0], alone[:4])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -77,11 +81,11 @@ def test_a_resumed_iterator_yields_exactly_the_tail(shards, workers):
 def test_an_image_looks_different_in_another_epoch_and_with_another_seed(shards):
     by_step = {}
     for batch in batches(shards, num_steps=4):
-        for index, image in zip(batch.indices_B.tolist(), batch.images_BCHW, strict=True):
+        for index, image in zip(batch.indices_B.tolist(), batch.images, strict=True):
             by_step.setdefault(index, []).append(image)
     repeated = next(images for images in by_step.values() if len(images) > 1)
     assert not torch.equal(repeated[0], repeated[1])
-    assert not torch.equal(batches(shards)[0].images_BCHW, batches(shards, seed=1)[0].images_BCHW)
+    assert not torch.equal(batches(shards)[0].images, batches(shards, seed=1)[0].images)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -113,6 +117,18 @@ def test_evaluation_batches_over_ranks(prepared, workers):
         assert batch.labels_B.tolist() == shards.labels[batch.indices_B.numpy()].tolist()
 
 
+def test_pixels_do_not_depend_on_the_micro_batch(shards):
+    of_micro_batches = [
+        torch.cat([b.images for b in batches(shards)[4 * step : 4 * step + 4]]) for step in range(2)
+    ]
+    whole = train_batches(
+        shards, train_transform(HEAVY, 32), seed=0, global_batch=12, micro_batch=12, rank=0, num_ranks=1,
+        start_step=0, num_steps=2, workers=0,
+    )  # fmt: skip
+    for ours, theirs in zip(whole, of_micro_batches, strict=True):
+        assert torch.equal(ours.images, theirs)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_named_without_a_traceback(prepared_copy, workers):
     shard = prepared_copy / "imagenet" / "train-000000.tar"
@@ -129,7 +145,7 @@ def test_a_damaged_image_is_named_without_a_traceback(prepared_copy, workers):
 GROUP_SIGNAL = """
 import os, signal, sys
 from pathlib import Path
-from vitpipe.config.recipe import AugmentConfig
+from vitpipe.config.train_sections import AugmentConfig
 from vitpipe.data.augment import train_transform
 from vitpipe.data.batches import train_batches
 from vitpipe.contracts.seeds import seed_everything
@@ -141,9 +157,9 @@ shards = open_shards(Path(sys.argv[1]), "imagenet", "train")
 place = dict(seed=0, global_batch=4, micro_batch=4, rank=0, num_ranks=1, start_step=0, num_steps=12)
 stream = train_batches(shards, train_transform(AugmentConfig(), 32), workers=1, **place)
 for batch in stream:
-    if batch.step == 3:
+    if batch.moment.step == 3:
         os.killpg(os.getpgrp(), signal.SIGTERM)
-print(batch.step, answered == [signal.SIGTERM])
+print(batch.moment.step, answered == [signal.SIGTERM])
 """
 
 
@@ -157,7 +173,7 @@ def test_a_signal_to_the_process_group_leaves_the_loader_alone(prepared):
 
 
 def test_multi_crop_gives_all_views_of_every_image(prepared):
-    from vitpipe.config.recipe import CropsConfig
+    from vitpipe.config.multi_crop import CropsConfig
     from vitpipe.data.crops import MultiCrop
 
     shards = open_shards(prepared, "imagenet", "train")
@@ -175,9 +191,10 @@ def test_multi_crop_gives_all_views_of_every_image(prepared):
         batches = list(train_batches(shards, crops, **options, workers=workers))
         shapes = [tuple(view.shape) for view in batches[0].views]
         assert shapes == [(6, 3, 32, 32)] * 2 + [(6, 3, 16, 16)] * 3
-        assert torch.equal(batches[0].images_BCHW, batches[0].views[0])
-        image, _ = shards.decode(int(batches[1].indices_B[4]))
-        seed_everything("sample", 0, 0, 6 + 4)
+        assert torch.equal(batches[0].images, batches[0].views[0])
+        index = int(batches[1].indices_B[4])
+        image, _ = shards.decode(index)
+        seed_everything("sample", 0, 1, index)
         assert all(
             torch.equal(view[4], one) for view, one in zip(batches[1].views, crops(image), strict=True)
         )
@@ -187,5 +204,17 @@ def test_a_transform_that_returns_parts_of_something_larger_is_stacked(prepared)
     shards = open_shards(prepared, "imagenet", "val")
     whole = torch.arange(12.0).reshape(2, 6)
     batch = next(eval_batches(shards, lambda image: whole[1], batch=3, rank=0, num_ranks=1, workers=0))
-    assert torch.equal(batch.images_BCHW, whole[1].expand(3, 6))
-    assert batch.views == ()
+    assert torch.equal(batch.images, whole[1].expand(3, 6))
+    assert len(batch.views) == 1
+
+
+def test_a_batch_moves_with_all_its_tensors():
+    views = (torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 4, 4))
+    batch = Batch(views, torch.zeros(2), torch.tensor([5, 3]), Moment(1, 2, 10, 5))
+    moved = batch.to(torch.device("meta"))
+    assert {t.device.type for t in (*moved.views, moved.labels_B, moved.indices_B)} == {"meta"}
+    assert moved.moment == batch.moment
+    assert (moved.moment.epoch, moved.moment.progress) == (0, 0.2)
+    assert batch.images is views[0]
+    # Mixing knows its micro-batch by the first image.
+    assert batch.key("mix") != batch._replace(indices_B=torch.tensor([3, 5])).key("mix")

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from vitpipe.config.recipe import CropsConfig
+from vitpipe.config.multi_crop import CropsConfig
 from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.crops import MultiCrop, RandomBlur, RandomSolarise, pillow_steps
 

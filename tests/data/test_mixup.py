@@ -3,11 +3,10 @@ import pytest
 import torch
 from timm.data.mixup import mixup_target
 
-from vitpipe.config.recipe import AugmentConfig
-from vitpipe.data.masks import mask_noise
+from vitpipe.config.train_sections import AugmentConfig
 from vitpipe.data.mixup import Mixup
 
-WHERE = {"seed": 0, "step": 3, "micro": 1, "rank": 2}
+WHERE = {"key": 3}
 
 
 def batch(num=6):
@@ -28,7 +27,7 @@ def test_targets_are_timms_smoothed_targets():
 @pytest.mark.parametrize("step", range(8))
 def test_mixup_blends_images_and_targets_by_the_same_share(step):
     images, labels = batch()
-    mixed, targets = Mixup(AugmentConfig(mixup_alpha=0.8), 4, 0.1)(images, labels, **{**WHERE, "step": step})
+    mixed, targets = Mixup(AugmentConfig(mixup_alpha=0.8), 4, 0.1)(images, labels, key=step)
     # Image k holds the value k, its partner 5 - k.
     share = float((mixed[0, 0, 0, 0] - 5.0) / (0.0 - 5.0))
     assert 0.0 <= share <= 1.0
@@ -39,7 +38,7 @@ def test_mixup_blends_images_and_targets_by_the_same_share(step):
 @pytest.mark.parametrize("step", range(8))
 def test_cutmix_pastes_a_box_and_corrects_the_share(step):
     images, labels = batch()
-    mixed, targets = Mixup(AugmentConfig(cutmix_alpha=1.0), 4, 0.0)(images, labels, **{**WHERE, "step": step})
+    mixed, targets = Mixup(AugmentConfig(cutmix_alpha=1.0), 4, 0.0)(images, labels, key=step)
     pasted = mixed[0, 0] == 5.0
     assert torch.equal(mixed[0, 0] == 0.0, ~pasted)
     rows, columns = pasted.any(1), pasted.any(0)
@@ -54,7 +53,7 @@ def test_both_are_chosen_about_as_often_as_asked_for():
     mix = Mixup(AugmentConfig(mixup_alpha=1.0, cutmix_alpha=1.0, mix_switch_probability=0.25), 4, 0.0)
     blended = 0
     for step in range(400):
-        mixed, _ = mix(images, labels, **{**WHERE, "step": step})
+        mixed, _ = mix(images, labels, key=step)
         blended += not set(mixed.unique().tolist()) <= set(range(6))
     assert 0.68 < blended / 400 < 0.82
 
@@ -62,9 +61,7 @@ def test_both_are_chosen_about_as_often_as_asked_for():
 def test_mix_probability_leaves_batches_alone():
     images, labels = batch()
     mix = Mixup(AugmentConfig(mixup_alpha=1.0, mix_probability=0.5), 4, 0.0)
-    unchanged = sum(
-        torch.equal(mix(images, labels, **{**WHERE, "step": step})[0], images) for step in range(200)
-    )
+    unchanged = sum(torch.equal(mix(images, labels, key=step)[0], images) for step in range(200))
     assert 75 < unchanged < 125
 
 
@@ -76,15 +73,4 @@ def test_mixing_is_a_function_of_its_arguments_alone():
     again = mix(images, labels, **WHERE)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
-    others = [mix(images, labels, **{**WHERE, key: 9})[1] for key in WHERE]
-    assert all(not torch.equal(first[1], other) for other in others)
-
-
-def test_mask_noise_is_a_function_of_its_arguments_alone():
-    noise = mask_noise(4, 49, **WHERE)
-    torch.manual_seed(5)
-    assert noise.shape == (4, 49)
-    assert noise.dtype == torch.float32
-    assert 0.0 <= noise.min() < noise.max() < 1.0
-    assert torch.equal(noise, mask_noise(4, 49, **WHERE))
-    assert all(not torch.equal(noise, mask_noise(4, 49, **{**WHERE, key: 9})) for key in WHERE)
+    assert not torch.equal(first[1], mix(images, labels, key=9)[1])

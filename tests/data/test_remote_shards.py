@@ -184,9 +184,9 @@ def batches(shards, *, workers, start_step=0):
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a.images_BCHW, b.images_BCHW)
+        assert torch.equal(a.images, b.images)
         assert torch.equal(a.indices_B, b.indices_B)
-        assert (a.step, a.micro) == (b.step, b.micro)
+        assert a.moment == b.moment
 
 
 @pytest.mark.parametrize("workers", [0, 2])

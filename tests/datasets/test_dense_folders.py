@@ -8,8 +8,11 @@ import pytest
 from vitpipe.config.digest import file_digest
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.manifest import DenseManifest, read_manifest, write_manifest
+from vitpipe.data.shards import open_shards
 from vitpipe.datasets.dense_folder import open_dense
-from vitpipe.datasets.layouts import VERIFY_DENSE, verify_ade20k, verify_davis
+from vitpipe.datasets.layouts import verified
+from vitpipe.datasets.layouts.ade20k import verify_ade20k
+from vitpipe.datasets.layouts.davis import verify_davis
 from vitpipe.prepare.dense_sets import pack_dense, point_dense
 
 
@@ -17,16 +20,16 @@ from vitpipe.prepare.dense_sets import pack_dense, point_dense
 def prepared(raw, tmp_path_factory):
     """The dense sets of a prepared folder; read only."""
     out = tmp_path_factory.mktemp("packed")
-    for name, verify in VERIFY_DENSE.items():
-        pack_dense(verify(raw / name), out / name)
+    for name in ("coco", "ade20k", "davis"):
+        pack_dense(verified(name, raw / name, name), out / name)
     return out
 
 
 @pytest.mark.parametrize("name", ["coco", "ade20k", "davis"])
 def test_an_unpacked_set_is_the_one_that_was_packed(raw, prepared, tmp_path, name):
     dense = open_dense(prepared, name, tmp_path)
-    layout = VERIFY_DENSE[name](raw / name)
-    assert VERIFY_DENSE[name](dense.root).files == layout.files
+    layout = verified(name, raw / name, name)
+    assert verified(name, dense.root, name).files == layout.files
     assert all((dense.root / file).read_bytes() == (raw / name / file).read_bytes() for file in layout.files)
     assert (dense.classes, dense.counts) == (layout.classes, layout.counts)
     assert [path.name for path in tmp_path.iterdir()] == [dense.root.name], "no temporary folder is left"
@@ -159,3 +162,15 @@ def test_a_users_folder_is_used_in_place(raw_copy, tmp_path):
     raw_copy.rename(tmp_path / "moved")
     with pytest.raises(DatasetError, match="prepared folder of 'ade20k' is missing"):
         open_dense(tmp_path, "ade20k", tmp_path / "scratch")
+
+
+def test_a_set_of_another_kind_is_named(raw, tmp_path):
+    pack_dense(verified("ade20k", raw / "ade20k", "rooms"), tmp_path / "rooms")
+    assert read_manifest(tmp_path / "rooms", DenseManifest).layout == "ade20k"
+    assert open_dense(tmp_path, "rooms", tmp_path / "scratch", "ade20k").counts["train_images"] == 6
+    with pytest.raises(DatasetError, match="'rooms' is a set of another kind: ade20k instead of coco"):
+        open_dense(tmp_path, "rooms", tmp_path / "scratch", "coco")
+    with pytest.raises(DatasetError, match=r"'rooms' is not a set of images with classes.*layout of ade20k"):
+        open_shards(tmp_path, "rooms", "train")
+    with pytest.raises(DatasetError, match="There is no layout 'kitti'"):
+        verified("kitti", raw / "ade20k", "rooms")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from PIL import Image
 
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.datasets.catalogue import class_names
-from vitpipe.datasets.layouts import LOOK_INTO, VERIFY_DENSE, verify_ade20k, verify_coco, verify_davis
+from vitpipe.datasets.layouts import layout_of, verified
+from vitpipe.datasets.layouts.ade20k import verify_ade20k
+from vitpipe.datasets.layouts.coco import verify_coco
+from vitpipe.datasets.layouts.davis import verify_davis
 from vitpipe.datasets.layouts.file_tree import FolderTree, LayeredTree, ZipTree, evenly_spaced
 
 ORIGINALS = {
@@ -24,6 +28,11 @@ ORIGINALS = {
     "ade20k": {"ADEChallengeData2016.zip": (".", "ADEChallengeData2016/")},
     "davis": {"DAVIS-2017-trainval-480p.zip": (".", "DAVIS/")},
 }
+
+
+def verify(name, root):
+    """The set of this name in its own layout."""
+    return verified(name, root, name)
 
 
 def refuse(check, *arguments) -> DatasetError:
@@ -55,7 +64,7 @@ def zipped(raw_copy):
 
 
 def test_embedded_layouts_pass(raw):
-    layouts = {name: check(raw / name) for name, check in VERIFY_DENSE.items()}
+    layouts = {name: verify(name, raw / name) for name in ("coco", "ade20k", "davis")}
     assert layouts["coco"].counts["train_images"] == layouts["ade20k"].counts["train_images"] == 6
     assert layouts["davis"].counts == {
         "train_sequences": 1, "train_images": 3, "val_sequences": 1, "val_images": 3,
@@ -65,7 +74,7 @@ def test_embedded_layouts_pass(raw):
 
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_the_original_archives_are_the_same_set(raw, zipped, name):
-    folder, archives = VERIFY_DENSE[name](raw / name), VERIFY_DENSE[name](zipped / name)
+    folder, archives = verify(name, raw / name), verify(name, zipped / name)
     assert archives.files == folder.files
     assert (archives.classes, archives.counts) == (folder.classes, folder.counts)
     assert not archives.is_folder
@@ -74,8 +83,8 @@ def test_the_original_archives_are_the_same_set(raw, zipped, name):
         content = folder.tree.read(file)
         assert archives.tree.read(file) == content
         assert archives.tree.size_bytes(file) == len(content) == folder.tree.size_bytes(file)
-    assert LOOK_INTO[name](archives, None) == LOOK_INTO[name](folder, None)
-    assert LOOK_INTO[name](archives, None).problems == ()
+    assert layout_of(name).look_into(archives, None) == layout_of(name).look_into(folder, None)
+    assert layout_of(name).look_into(archives, None).problems == ()
 
 
 def test_partly_unpacked(raw, zipped):
@@ -100,7 +109,7 @@ def test_everything_unpacked_beside_its_archives_is_a_folder(raw_copy, raw):
 def test_a_truncated_archive(zipped, name):
     path = zipped / name / next(iter(ORIGINALS[name]))
     path.write_bytes(path.read_bytes()[:-50])
-    assert "damaged or truncated" in refuse(VERIFY_DENSE[name], zipped / name).what
+    assert "damaged or truncated" in refuse(partial(verify, name), zipped / name).what
 
 
 def test_an_archive_of_something_else(zipped):
@@ -123,7 +132,7 @@ def test_a_damaged_member(zipped):
 
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_a_missing_dataset_names_the_required_files(tmp_path, name):
-    error = refuse(VERIFY_DENSE[name], tmp_path / name)
+    error = refuse(partial(verify, name), tmp_path / name)
     assert f"'{name}'" in error.what
     assert "data.sets" in error.fix
     assert all(file in error.fix for file in ORIGINALS[name])
@@ -187,14 +196,16 @@ def test_coco_images_of_another_size(raw_copy):
     with Image.open(first) as picture:
         picture.resize((32, 20)).save(first)
     second.write_bytes(b"no picture")
-    look = LOOK_INTO["coco"](verify_coco(root), None)
+    look = layout_of("coco").look_into(verify_coco(root), None)
     assert look.num_looked == 10
     broken, wrong = look.problems
     assert "1 images cannot be decoded" in broken.what
     assert second.name in broken.what
     assert f"{first.name} (32x20 instead of 64x48)" in wrong.what
     assert "annotations" in wrong.where
-    assert LOOK_INTO["coco"](verify_coco(root), 4).num_looked == 3  # 4 of 10, dealt to 6 and 4 images
+    assert (
+        layout_of("coco").look_into(verify_coco(root), 4).num_looked == 3
+    )  # 4 of 10, dealt to 6 and 4 images
 
 
 def test_ade20k_pictures_and_label_maps_must_pair(raw_copy):
@@ -208,11 +219,11 @@ def test_ade20k_pictures_and_label_maps_must_pair(raw_copy):
 
 @pytest.mark.parametrize(("name", "inner"), [("ade20k", "ADEChallengeData2016"), ("davis", "DAVIS")])
 def test_unpacked_with_the_folder_of_the_archive(raw_copy, name, inner):
-    before = VERIFY_DENSE[name](raw_copy / name)
+    before = verify(name, raw_copy / name)
     (raw_copy / name).rename(raw_copy / "inner")
     (raw_copy / name).mkdir()
     (raw_copy / "inner").rename(raw_copy / name / inner)
-    layout = VERIFY_DENSE[name](raw_copy / name)
+    layout = verify(name, raw_copy / name)
     assert (layout.root, layout.files) == (raw_copy / name / inner, before.files)
     assert layout.is_folder
 
@@ -237,7 +248,7 @@ def test_ade20k_label_maps_that_do_not_fit(raw_copy):
     Image.fromarray(np.zeros((32, 64), np.uint8)).save(labels[1])
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(labels[2])
     (root / "images" / "training" / labels[3].with_suffix(".jpg").name).write_bytes(b"")
-    look = LOOK_INTO["ade20k"](verify_ade20k(root), None)
+    look = layout_of("ade20k").look_into(verify_ade20k(root), None)
     assert look.num_looked == 10
     broken, wrong, high = (problem.what for problem in look.problems)
     assert broken.startswith("2 files cannot be decoded")
@@ -281,7 +292,7 @@ def test_davis_sizes(raw_copy):
     Image.new("P", (32, 32)).save(labels / "00001.png")
     Image.new("P", (32, 64)).save(labels / "00002.png")
     (labels / "00000.png").write_bytes(b"\x89PNG")
-    look = LOOK_INTO["davis"](verify_davis(root), None)
+    look = layout_of("davis").look_into(verify_davis(root), None)
     broken, wrong, odd = (problem.what for problem in look.problems)
     assert look.num_looked == 6
     assert "00000.png" in broken

@@ -61,7 +61,7 @@ def test_a_folder_without_permission(raw_copy, monkeypatch):
 
 
 def test_a_name_that_is_no_set(tmp_path):
-    with pytest.raises(DatasetError, match="no classification set 'coco'"):
+    with pytest.raises(DatasetError, match="'coco' is not a set of images with classes"):
         find_source(tmp_path, "coco")
 
 

@@ -11,7 +11,7 @@ from vitpipe.contracts.artifact import Artifact, Card
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.manifest import DataManifest, write_manifest
 from vitpipe.datasets.embedded.write import write_embedded
-from vitpipe.datasets.layouts import VERIFY_DENSE
+from vitpipe.datasets.layouts import verified
 from vitpipe.prepare.dense_sets import pack_dense
 from vitpipe.stages.context import StageContext
 from vitpipe.train.ranks import Ranks
@@ -20,13 +20,13 @@ TINY = (
     "model.pyramid.width=16",
     "detect.global_batch=2",
     "detect.epochs=1",
-    "detect.lr_drop_epochs=[0.5]",
+    "detect.optim.drop_epochs=[0.5]",
     "detect.short_sides=[64]",
     "detect.long_side=96",
     "detect.test_size=[96,64]",
-    "detect.head_width=8",
-    "detect.fc_width=16",
-    "detect.proposals=16",
+    "detect.head.width=8",
+    "detect.head.fc_width=16",
+    "detect.head.proposals=16",
     "detect.optim.warmup_steps=1",
     "detect.drop_path=0.1",
     "detect.log_every_steps=2",
@@ -35,8 +35,8 @@ TINY = (
     "segment.crop_size=64",
     "segment.scale=[256,64]",
     "segment.stride=43",
-    "segment.head_width=8",
-    "segment.auxiliary_width=8",
+    "segment.head.width=8",
+    "segment.head.auxiliary_width=8",
     "segment.optim.warmup_steps=1",
     "segment.drop_path=0.1",
     "segment.log_every_steps=2",
@@ -46,23 +46,23 @@ _VITDET = (
     "detect.augment=large_scale_jitter",
     "detect.jitter_size=64",
     "detect.test_size=[64,64]",
-    "detect.rpn_convs=2",
-    "detect.head_norm=layer",
-    "detect.box_loss=l1",
+    "detect.head.rpn_convs=2",
+    "detect.head.norm=layer",
+    "detect.head.box_loss=l1",
 )
 # What turns the tiny recipe into one with another head.
 HEADS = {
     "mask_rcnn": _VITDET,
-    "cascade_mask_rcnn": (*_VITDET, "detect.head=cascade_mask_rcnn"),
+    "cascade_mask_rcnn": (*_VITDET, "detect.head.name=cascade_mask_rcnn"),
     "mask2former": (
         "segment.head=mask2former",
-        "segment.mask2former.queries=20",
-        "segment.mask2former.width=32",
-        "segment.mask2former.heads=2",
-        "segment.mask2former.feed_forward_width=32",
-        "segment.mask2former.encoder_layers=1",
-        "segment.mask2former.decoder_layers=1",
-        "segment.mask2former.points=64",
+        "segment.head.queries=20",
+        "segment.head.width=32",
+        "segment.head.heads=2",
+        "segment.head.feed_forward_width=32",
+        "segment.head.encoder_layers=1",
+        "segment.head.decoder_layers=1",
+        "segment.head.points=64",
         "segment.inference=slide",
         "segment.optim.clip_grad_norm=0.01",
         "segment.optim.warmup_steps=0",
@@ -71,25 +71,32 @@ HEADS = {
 }
 
 
-@pytest.fixture(scope="session")
-def raw_sets(tmp_path_factory):
-    """Root of a tiny coco/ and ade20k/ in their own layouts."""
-    root = tmp_path_factory.mktemp("raw")
+def write_tiny(root):
+    """A tiny coco/ and ade20k/ in their own layouts below `root`, which is returned."""
     sizes = EmbeddedConfig(scene_size=64, scene_train_images=8, scene_val_images=4)
     write_embedded(root, ("coco", "ade20k"), sizes)
     return root
 
 
-@pytest.fixture(scope="session")
-def prepared(raw_sets, tmp_path_factory):
-    """What the prepare stage makes of them."""
-    out = tmp_path_factory.mktemp("prepared")
+def pack_tiny(root, out):
+    """What the prepare stage makes of `write_tiny`; returns `out`."""
     sets = {
-        name: pack_dense(VERIFY_DENSE[name](raw_sets / name), out / name).digest
-        for name in ("coco", "ade20k")
+        name: pack_dense(verified(name, root / name, name), out / name).digest for name in ("coco", "ade20k")
     }
     write_manifest(out, DataManifest(source="embedded", sets=sets, data_digest=digest_of(sets)))
     return out
+
+
+@pytest.fixture(scope="session")
+def raw_sets(tmp_path_factory):
+    """Root of a tiny coco/ and ade20k/ in their own layouts."""
+    return write_tiny(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="session")
+def prepared(raw_sets, tmp_path_factory):
+    """What the prepare stage makes of them."""
+    return pack_tiny(raw_sets, tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture(scope="session")
@@ -121,11 +128,11 @@ def vitdet_recipe():
         "data.root=.",
         "detect.augment=large_scale_jitter",
         "detect.test_size=[1024,1024]",
-        "detect.rpn_convs=2",
-        "detect.head_norm=layer",
-        "detect.box_loss=l1",
+        "detect.head.rpn_convs=2",
+        "detect.head.norm=layer",
+        "detect.head.box_loss=l1",
         "detect.epochs=50",
-        "detect.lr_drop_epochs=[44.4444,48.1481]",
+        "detect.optim.drop_epochs=[44.4444,48.1481]",
         "detect.global_batch=32",
         "detect.optim.base_lr=1.0e-4",
         "detect.optim.weight_decay=0.1",
@@ -153,8 +160,7 @@ def prepare_card():
     """The least that a card can say."""
     return Card(
         stage="prepare", recipe="tiny", profile="demo", recipe_digest="", data_digest="", code_digest="",
-        image="train", identity="", parents={}, seed=0, git_commit="", libraries={}, hardware={},
-        started_at="", wall_seconds=0.0,
+        image="train", identity="", parents={}, seed=0, libraries={},
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def main(stage: str, head: str, prepared: Path, out: Path) -> None:
     logger = MemoryLogger()
     with joined(rank, num_ranks, "cpu") as ranks:
         context = StageContext(stage, recipe, data, folder, state, logger, ranks)
-        metrics = importlib.import_module(f"vitpipe.stages.{stage}").run(context)
+        metrics = importlib.import_module(f"vitpipe.stages.{stage}.stage").run(context)
     losses = [(step, value) for step, name, value in logger.points if name == "train/loss"]
     files = sorted(path.name for path in folder.iterdir())
     (out / f"rank{rank}.json").write_text(json.dumps({"metrics": metrics, "losses": losses, "files": files}))

@@ -17,7 +17,8 @@ def make_maps(tiny_recipe):
     def make(task):
         torch.manual_seed(0)
         model = tiny_recipe.model.model_dump(mode="json")
-        return DenseMaps(task, model, image_size=64, drop_path=0.0, pyramid_depth=1).eval()
+        model["pyramid"]["dense_depth"] = 1
+        return DenseMaps(task, model, image_size=64, drop_path=0.0).eval()
 
     return make
 

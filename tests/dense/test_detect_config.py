@@ -8,8 +8,8 @@ import torch
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.dense.coco_dataset import coco_dataset, eval_pipeline, padding_groups, train_pipeline
 from vitpipe.dense.detector import build_detector, detector_config
+from vitpipe.dense.method import DenseMethod
 from vitpipe.dense.mm_import import open_detection
-from vitpipe.dense.runner import dense_groups
 
 pytestmark = pytest.mark.dense
 
@@ -20,11 +20,11 @@ def config(full_recipe):
 
 
 @pytest.fixture(scope="module")
-def detector(config):
+def detector(config, full_recipe):
     """The full network without memory."""
     open_detection()
     with torch.device("meta"):
-        return build_detector(config)
+        return build_detector(config, full_recipe.detect)
 
 
 def test_backbone_and_input(config):
@@ -33,7 +33,7 @@ def test_backbone_and_input(config):
     assert config["data_preprocessor"]["bgr_to_rgb"]
     assert config["data_preprocessor"]["pad_size_divisor"] == 32
     assert config["backbone"]["drop_path"] == 0.05
-    assert config["backbone"]["pyramid_depth"] == 2
+    assert config["backbone"]["model"]["pyramid"]["dense_depth"] == 2
     assert "neck" not in config
 
 
@@ -114,7 +114,7 @@ def test_parameters_of_the_published_network(detector):
 
 
 def test_layer_decay(detector, full_recipe):
-    groups = dense_groups(detector, full_recipe.detect)
+    groups = DenseMethod(detector).groups(full_recipe.detect.optim)
     scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
     assert len(scale) == len(list(detector.named_parameters()))

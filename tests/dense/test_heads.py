@@ -16,8 +16,6 @@ _REVCOLV2 = (
     "model.name=revcolv2_nano",
     "model.pyramid=null",
     "model.decoder=null",
-    "detect.pyramid_depth=null",
-    "segment.pyramid_depth=null",
 )
 _CASES = {
     "mask_rcnn": ("detect", ()),
@@ -41,7 +39,7 @@ class CrashAfter(MemoryLogger):
 
 
 def run_stage(context):
-    return importlib.import_module(f"vitpipe.stages.{context.stage}").run(context)
+    return importlib.import_module(f"vitpipe.stages.{context.stage}.stage").run(context)
 
 
 @pytest.mark.parametrize("head", _CASES)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from vitpipe.config.recipe import Mask2FormerConfig
-from vitpipe.config.resolve import Accelerator
-from vitpipe.contracts.logger import MemoryLogger
-from vitpipe.dense.mask2former import mask2former_head
+from vitpipe.dense.heads.mask2former.config import Mask2FormerConfig
+from vitpipe.dense.heads.mask2former.head import HEAD as MASK2FORMER
+from vitpipe.dense.method import DenseMethod
 from vitpipe.dense.mm_import import open_segmentation
 from vitpipe.dense.multi_scale import MergedSizes
-from vitpipe.dense.plan import segment_plan
-from vitpipe.dense.runner import DenseRun, build_optimiser, dense_groups
 from vitpipe.dense.segmentor import build_segmentor, multi_scale_pipeline, segmentor_config
-from vitpipe.train.ranks import Ranks
 
 pytestmark = pytest.mark.dense
 RESNET50_WIDTHS = (256, 512, 1024, 2048)
@@ -29,19 +24,24 @@ def segmentor(tiny_head):
     """The tiny network, in evaluation mode."""
 
     def make(*overrides):
-        open_segmentation("mask2former")
+        open_segmentation(("mmdet.models",))
         recipe = tiny_head("mask2former", *overrides)
         torch.manual_seed(0)
         config = segmentor_config(recipe.segment, recipe.model, num_classes=3, norm="BN")
-        network = build_segmentor(config)
+        network = build_segmentor(config, recipe.segment)
         network.init_weights()
         return network.eval()
 
     return make
 
 
+def released_head():
+    parts = MASK2FORMER.parts(Mask2FormerConfig(), widths=RESNET50_WIDTHS, num_classes=150, norm="BN")
+    return parts["decode_head"]
+
+
 def test_released_values():
-    head = mask2former_head(Mask2FormerConfig(), RESNET50_WIDTHS, 150)
+    head = released_head()
     assert (head["num_queries"], head["feat_channels"], head["out_channels"]) == (100, 256, 256)
     encoder, decoder = head["pixel_decoder"]["encoder"], head["transformer_decoder"]
     assert (encoder["num_layers"], decoder["num_layers"]) == (6, 9)
@@ -64,13 +64,13 @@ def test_parameters_of_the_published_head():
     """The paper has 44 M with ResNet-50, of which 23.5 M are the backbone's."""
     from mmengine.config import ConfigDict
 
-    open_segmentation("mask2former")
+    open_segmentation(("mmdet.models",))
     from mmseg.registry import MODELS
 
-    import vitpipe.dense.mask2former_head  # noqa: F401
+    import vitpipe.dense.heads.mask2former.full_precision  # noqa: F401
 
     with torch.device("meta"):
-        head = MODELS.build(ConfigDict(mask2former_head(Mask2FormerConfig(), RESNET50_WIDTHS, 150)))
+        head = MODELS.build(ConfigDict(released_head()))
     count = sum(parameter.numel() for parameter in head.parameters())
     assert round(count / 1e6 + 23.5) == 44
 
@@ -121,37 +121,23 @@ def test_predictions_have_the_original_size(segmentor, mode):
 def test_optimiser(segmentor, tiny_head):
     section = tiny_head("mask2former").segment
     network = segmentor()
-    decay = {name: g["weight_decay"] for g in dense_groups(network, section) for name in g["names"]}
+    decay = {
+        name: g["weight_decay"] for g in DenseMethod(network).groups(section.optim) for name in g["names"]
+    }
     undecayed = {name for name, value in decay.items() if value == 0 and "backbone" not in name}
     embeddings = {f"decode_head.{name}.weight" for name in ("query_embed", "query_feat", "level_embed")}
     assert embeddings <= undecayed
     assert decay["decode_head.cls_embed.weight"] == 0.05
-    plan = segment_plan(section, num_ranks=1, accelerator=Accelerator())
-    assert build_optimiser(network, section, plan).clip_grad_kwargs == {"max_norm": 0.01}
-    unclipped = section.optim.model_copy(update={"clip_grad_norm": None})
-    free = section.model_copy(update={"optim": unclipped})
-    assert not build_optimiser(network, free, plan).clip_grad_kwargs
 
 
-def test_batch_norms_between_backbone_and_head_are_synchronised_too(segmentor, tiny_head):
-    section = tiny_head("mask2former").segment
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_batch_norms_between_backbone_and_head_are_synchronised_too(segmentor, synchronised):
     network = segmentor()
     network.backbone.neck = nn.BatchNorm2d(4)
     weight = network.backbone.neck.weight
-    plan = segment_plan(section, num_ranks=1, accelerator=Accelerator())
-    for norm, kind in (("BN", nn.BatchNorm2d), ("SyncBN", nn.SyncBatchNorm)):
-        ranks = Ranks(0, 1, torch.device("cpu"))
-        DenseRun(
-            network,
-            section,
-            replace(plan, norm=norm),
-            seed=0,
-            ranks=ranks,
-            states=None,
-            logger=MemoryLogger(),
-        )
-        assert type(network.backbone.neck) is kind
-        assert network.backbone.neck.weight is weight
+    method = DenseMethod(network, synchronised=synchronised)
+    assert type(method.model.backbone.neck) is (nn.SyncBatchNorm if synchronised else nn.BatchNorm2d)
+    assert method.model.backbone.neck.weight is weight
 
 
 def test_sizes_and_mirror_images(full_recipe):

@@ -14,7 +14,7 @@ _PROBE = """
 import sys
 from vitpipe.dense.mm_import import open_detection, open_segmentation
 from mmengine.registry import MODELS, DefaultScope
-open_segmentation("mask2former")
+open_segmentation(("mmdet.models",))
 assert DefaultScope.get_current_instance().scope_name == "mmseg"
 assert MODELS.get("mmdet.MSDeformAttnPixelDecoder") and MODELS.get("mmseg.UPerHead")
 open_detection()

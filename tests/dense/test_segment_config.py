@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vitpipe.contracts.errors import DatasetError
+from vitpipe.dense.method import DenseMethod
 from vitpipe.dense.mm_import import open_segmentation
-from vitpipe.dense.runner import dense_groups
 from vitpipe.dense.segmentor import (
     ade_dataset,
     ade_places,
@@ -28,11 +28,11 @@ def config(full_recipe):
 
 
 @pytest.fixture(scope="module")
-def segmentor(config):
+def segmentor(config, full_recipe):
     """The full network without memory."""
     open_segmentation()
     with torch.device("meta"):
-        return build_segmentor(config)
+        return build_segmentor(config, full_recipe.segment)
 
 
 def test_heads(config):
@@ -72,7 +72,7 @@ def test_pipelines(full_recipe):
 
 
 def test_layer_decay(segmentor, full_recipe):
-    groups = dense_groups(segmentor, full_recipe.segment)
+    groups = DenseMethod(segmentor).groups(full_recipe.segment.optim)
     scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
     factor, net = 0.9 ** (13 / 32), "backbone.net.backbone"
@@ -96,7 +96,8 @@ def test_small_images_are_padded_for_the_relative_bias(tiny_recipe):
     open_segmentation()
     section = tiny_recipe.segment
     torch.manual_seed(0)
-    network = build_segmentor(segmentor_config(section, tiny_recipe.model, num_classes=3, norm="BN")).eval()
+    config = segmentor_config(section, tiny_recipe.model, num_classes=3, norm="BN")
+    network = build_segmentor(config, section).eval()
     meta = {"img_shape": (40, 200), "ori_shape": (20, 100), "pad_shape": (40, 200), "flip": False}
     sample = SegDataSample(metainfo=meta)
     with torch.no_grad():

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitpipe.config.dense_sections import DetectConfig
 from vitpipe.datasets.dense_folder import open_dense
 from vitpipe.dense.coco_dataset import coco_dataset, eval_pipeline, padding_groups, train_pipeline
 from vitpipe.dense.detector import build_detector, detector_config
@@ -21,8 +22,10 @@ pytestmark = pytest.mark.dense
 @pytest.fixture(scope="module")
 def configs(vitdet_recipe):
     recipe = vitdet_recipe
+    values = recipe.detect.model_dump()
     sections = {
-        head: recipe.detect.model_copy(update={"head": head}) for head in ("mask_rcnn", "cascade_mask_rcnn")
+        name: DetectConfig.model_validate({**values, "head": {**values["head"], "name": name}})
+        for name in ("mask_rcnn", "cascade_mask_rcnn")
     }
     return {
         head: detector_config(section, recipe.model, num_classes=80, norm="SyncBN")
@@ -36,7 +39,8 @@ def tiny_detector(tiny_head):
         open_detection()
         recipe = tiny_head(head)
         torch.manual_seed(0)
-        return build_detector(detector_config(recipe.detect, recipe.model, num_classes=10, norm="BN"))
+        config = detector_config(recipe.detect, recipe.model, num_classes=10, norm="BN")
+        return build_detector(config, recipe.detect)
 
     return make
 
@@ -73,13 +77,15 @@ def test_cascade_stages(configs):
     assert config["roi_head"]["stage_loss_weights"] == [1.0, 1.0, 1.0]
 
 
-def test_parameters_of_the_cascade(configs):
+def test_parameters_of_the_cascade(configs, tiny_head):
     """ViTDet-B has 111 M with Mask R-CNN and 141 M with the cascade: two box heads more, no mask head more."""
     open_detection()
     with torch.device("meta"):
         single, cascade = (
-            sum(parameter.numel() for parameter in build_detector(config).parameters())
-            for config in configs.values()
+            sum(
+                parameter.numel() for parameter in build_detector(config, tiny_head(name).detect).parameters()
+            )
+            for name, config in configs.items()
         )
     assert round((cascade - single) / 1e6) == 30
 

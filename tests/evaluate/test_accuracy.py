@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitpipe.data.batches import Batch
+from vitpipe.data.moment import Moment
 from vitpipe.evaluate import accuracy
 from vitpipe.evaluate.accuracy import evaluate_classifier
 from vitpipe.train.ranks import Ranks
@@ -33,7 +34,7 @@ def _batches(labels, sizes):
         rows = torch.arange(first, min(first + size, len(labels)))
         first += size
         if len(rows):
-            yield Batch(rows.view(-1, 1, 1, 1).float(), labels[rows], rows, 0, 0, 0)
+            yield Batch((rows.view(-1, 1, 1, 1).float(),), labels[rows], rows, Moment(0, 0, 1, 1))
 
 
 def _evaluate(logits, labels, size=4, ranks=None):

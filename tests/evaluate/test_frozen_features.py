@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from vitpipe.data.batches import Batch
+from vitpipe.data.moment import Moment
 from vitpipe.evaluate.features import extract_features
 from vitpipe.evaluate.knn import knn_predict
 from vitpipe.evaluate.linear import train_linear
@@ -29,7 +30,7 @@ def test_features_are_in_the_order_of_the_set_whatever_the_batches():
     images = torch.arange(7.0).view(7, 1, 1, 1)
     labels = torch.tensor([3, 1, 4, 1, 5, 9, 2])
     chosen = [torch.tensor([5, 1]), torch.tensor([0, 6, 3]), torch.tensor([2, 4])]
-    batches = (Batch(images[rows], labels[rows], rows, 0, 0, 0) for rows in chosen)
+    batches = (Batch((images[rows],), labels[rows], rows, Moment(0, 0, 1, 1)) for rows in chosen)
     features, found = extract_features(
         lambda x: torch.cat([x, x * 10], dim=1).flatten(1), batches, num_images=7, width=2, ranks=Ranks()
     )

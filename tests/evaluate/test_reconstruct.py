@@ -1,4 +1,4 @@
-"""Masks of evaluation, what is painted, the picture; and throughput."""
+"""How masked pre-training is judged: loss, what is painted, the picture; and throughput."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import torch
 from PIL import Image
 
 from vitpipe.benchmarks.throughput import images_per_second
-from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
 from vitpipe.contracts.errors import StorageError
 from vitpipe.data.batches import Batch
-from vitpipe.evaluate.reconstruct import image_noise, masked_loss, reconstruct, save_columns
-from vitpipe.methods.masked_pixels import MaskedPixels
+from vitpipe.data.moment import Moment
+from vitpipe.evaluate.reconstruct import painted, save_columns
+from vitpipe.evaluate.trivial_predictor import TrivialPredictor
+from vitpipe.methods.masked_pixels.method import MaskedPixels
 from vitpipe.models.build import build_pretrainer
+from vitpipe.models.draws import uniform
+from vitpipe.models.hivit.config import DecoderConfig, HiViTConfig, PyramidConfig
+from vitpipe.models.pixel_target import normalised_target
 from vitpipe.train.ranks import Ranks
 
-NANO = ModelConfig(
+NANO = HiViTConfig(
     name="hivit_nano",
     image_size=64,
     pyramid=PyramidConfig(width=32),
@@ -31,29 +35,31 @@ def method():
 
 
 def _batches(*cuts):
-    return [Batch(IMAGES[rows], rows, rows, 0, 0, 0) for rows in torch.arange(10).tensor_split(cuts)]
-
-
-def test_a_mask_belongs_to_its_image():
-    whole = image_noise(torch.arange(10), 16, seed=0)
-    assert torch.equal(image_noise(torch.tensor([7, 2]), 16, seed=0), whole[[7, 2]])
-    assert not torch.equal(image_noise(torch.arange(10), 16, seed=1), whole)
+    moment = Moment(0, 0, 1, 1)
+    return [Batch((IMAGES[rows],), rows, rows, moment) for rows in torch.arange(10).tensor_split(cuts)]
 
 
 def test_the_loss_does_not_depend_on_the_batches(method):
-    losses = [
-        masked_loss(method, _batches(*cuts), seed=0, ranks=Ranks(), precision="off")
+    found = [
+        method.judge(lambda split, cuts=cuts: iter(_batches(*cuts)), Ranks(), "off")
         for cuts in ((), (3,), (1, 2, 9))
     ]
+    losses = [judgement.metrics["loss"] for judgement in found]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
     assert 0.5 < losses[0] < 2.0
     assert method.training
+    for judgement in found:
+        original, masked, painted = judgement.figures["reconstructions"]
+        assert torch.equal(original, IMAGES[:6])
+        torch.testing.assert_close(painted, found[0].figures["reconstructions"][2], rtol=1e-4, atol=1e-4)
+        assert not torch.equal(masked, original)
 
 
 def test_seen_units_are_kept_and_hidden_ones_painted(method):
-    noise = image_noise(torch.arange(10), 16, seed=0)
-    masked, whole = reconstruct(method, IMAGES, noise)
-    hidden = method.model(IMAGES, noise).mask_BN.view(10, 1, 4, 4)
+    noise = uniform(0, torch.arange(10), 16)
+    prediction = method.model(IMAGES, noise)
+    masked, whole = painted(IMAGES, prediction, method.target(IMAGES))
+    hidden = prediction.mask_BN.view(10, 1, 4, 4)
     hidden = torch.nn.functional.interpolate(hidden, scale_factor=16).expand(-1, 3, -1, -1).bool()
     assert torch.equal(whole[~hidden], IMAGES[~hidden])
     assert torch.equal(masked[~hidden], IMAGES[~hidden])
@@ -61,14 +67,33 @@ def test_seen_units_are_kept_and_hidden_ones_painted(method):
     assert not torch.equal(whole[hidden], IMAGES[hidden])
 
 
-def test_a_perfect_prediction_paints_the_image(method, monkeypatch):
-    from vitpipe.methods.masked_pixels import normalised_units
+@pytest.mark.parametrize("by", ["unit", "image"])
+def test_a_perfect_prediction_paints_the_image(method, by):
+    target = normalised_target(IMAGES, by)
+    prediction = method.model(IMAGES, uniform(0, torch.arange(10), 16))
+    perfect = prediction._replace(pred_BND=target.units_BND)
+    torch.testing.assert_close(painted(IMAGES, perfect, target)[1], IMAGES, rtol=0, atol=1e-5)
 
-    noise = image_noise(torch.arange(10), 16, seed=0)
-    prediction = method.model(IMAGES, noise)
-    perfect = prediction._replace(pred_BND=normalised_units(IMAGES))
-    monkeypatch.setattr(method.model, "forward", lambda images, noise: perfect)
-    torch.testing.assert_close(reconstruct(method, IMAGES, noise)[1], IMAGES, rtol=0, atol=1e-5)
+
+def test_the_trivial_guess_is_the_mean_image_and_a_colour():
+    """On images of that kind it is exact; what it does not know stays as its error."""
+    generator = torch.Generator().manual_seed(0)
+    mean, colours = torch.randn(16, 768, generator=generator), torch.randn(6, 3, generator=generator)
+    colours -= colours.mean(dim=0)
+    units = mean + colours.repeat(1, 256).unsqueeze(1)
+    predictor = TrivialPredictor(units.split([4, 2]), Ranks())
+    mask = (torch.rand(6, 16, generator=generator) < 0.75).float()
+    torch.testing.assert_close(predictor(units, mask), units)
+    # Hidden units say nothing.
+    hidden = torch.where(mask.bool().unsqueeze(-1), 100.0, units)
+    torch.testing.assert_close(predictor(hidden, mask), units)
+
+
+def test_the_trivial_loss_stands_beside_the_loss(method):
+    metrics = method.judge(lambda split: iter(_batches(3)), Ranks(), "off").metrics
+    # Noise has no colour of its own: the guess can only be the mean image, of ten images.
+    assert metrics["trivial_loss"] == pytest.approx(0.9, abs=0.03)
+    assert metrics["loss"] > metrics["trivial_loss"]
 
 
 def test_the_picture_has_a_row_per_image_and_a_column_per_tensor(tmp_path):

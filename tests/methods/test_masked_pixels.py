@@ -10,17 +10,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
 from vitpipe.data.batches import Batch
-from vitpipe.methods.masked_pixels import MaskedPixels, images_of, masked_error, normalised_units
-from vitpipe.methods.method import Draw
+from vitpipe.data.moment import Moment
+from vitpipe.methods.masked_pixels.config import MaskedPixelsConfig
+from vitpipe.methods.masked_pixels.method import MaskedPixels, unit_error
 from vitpipe.models.build import build_pretrainer
 from vitpipe.models.convert import convert_state
-from vitpipe.models.masking import patchify
+from vitpipe.models.hivit.config import DecoderConfig, HiViTConfig, PyramidConfig
+from vitpipe.models.masking import images_of, patchify
+from vitpipe.models.pixel_target import normalised_target
 from vitpipe.models.weights import load_into
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-NANO = ModelConfig(
+NANO = HiViTConfig(
     name="hivit_nano",
     image_size=64,
     pyramid=PyramidConfig(width=32),
@@ -41,15 +43,16 @@ def _nano():
     return MaskedPixels(build_pretrainer(NANO))
 
 
-def _batch(num_images=4, chunk=0):
+def _batch(num_images=4, seed=0, step=0, first=0):
     images = torch.randn(num_images, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    return Batch(images, torch.zeros(num_images).long(), torch.arange(num_images), 0, 0, chunk)
+    indices = torch.arange(num_images) + first
+    return Batch((images,), torch.zeros(num_images).long(), indices, Moment(seed, step, 90, 9))
 
 
 def test_the_target_is_the_released_one(fill):
     recorded = json.loads((GOLDEN / "itpn.json").read_text())["pixel_target"]
     images = fill.probe((2, 3, 224, 224), recorded["image_probe_seed"])
-    digest = fill.digest(normalised_units(images))
+    digest = fill.digest(normalised_target(images).units_BND)
     assert digest["shape"] == recorded["normalised"]["shape"]
     assert digest["values"] == pytest.approx(recorded["normalised"]["values"], abs=1e-5)
     assert digest["std"] == pytest.approx(recorded["normalised"]["std"], rel=1e-6)
@@ -65,7 +68,7 @@ def test_the_loss_of_the_base_network_is_the_released_one(fill, variant):
         for name in (n for n in state if n.endswith(rule["key_endswith"])):
             state[name].mul_(rule["value"]) if rule["op"] == "mul" else state[name].add_(rule["value"])
     with torch.device("meta"):
-        model = build_pretrainer(ModelConfig(name="hivit_base"))
+        model = build_pretrainer(HiViTConfig(name="hivit_base"))
     model = model.to_empty(device="cpu")
     load_into(model, convert_state(state).state)
 
@@ -85,46 +88,76 @@ def test_images_of_inverts_patchify():
 
 
 def test_a_flat_unit_has_target_zero():
-    assert torch.equal(normalised_units(torch.full((1, 3, 16, 16), 7.0)), torch.zeros(1, 1, 768))
+    assert torch.equal(normalised_target(torch.full((1, 3, 16, 16), 7.0)).units_BND, torch.zeros(1, 1, 768))
+
+
+@pytest.mark.parametrize("by", ["unit", "image"])
+def test_the_target_can_be_undone(by):
+    images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    target = normalised_target(images, by)
+    pixels = target.units_BND * target.spread + target.mean
+    torch.testing.assert_close(images_of(pixels, rows=2, columns=3), images)
+    means = target.units_BND.mean(dim=-1) if by == "unit" else target.units_BND.mean(dim=(1, 2))
+    torch.testing.assert_close(means, torch.zeros_like(means), rtol=0, atol=1e-5)
+    spread = target.units_BND.flatten(1).std(dim=1)
+    torch.testing.assert_close(spread, torch.ones(2), rtol=0, atol=1e-5 if by == "image" else 2e-3)
+
+
+def test_options_choose_target_and_counted_units():
+    batch, noise = _batch(), torch.rand(4, 16, generator=torch.Generator().manual_seed(1))
+    model = _nano().model
+    losses = {
+        (norm, on): MaskedPixels(model, MaskedPixelsConfig(target_norm=norm, loss_on=on)).loss_of(
+            batch.images, noise
+        )
+        for norm in ("unit", "image")
+        for on in ("masked", "all")
+    }
+    prediction = model(batch.images, noise)
+    error = (prediction.pred_BND - normalised_target(batch.images, "image").units_BND).square().mean(dim=-1)
+    torch.testing.assert_close(losses["image", "all"], error.mean())
+    torch.testing.assert_close(losses["image", "masked"], error[prediction.mask_BN == 1].mean())
+    assert len({float(loss) for loss in losses.values()}) == 4
 
 
 def test_only_masked_units_count():
     pred, target = torch.zeros(2, 4, 768), torch.ones(2, 4, 768)
     mask = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 1]])
     target[mask == 0] = 100.0
-    assert masked_error(pred, target, mask).item() == 1.0
+    assert unit_error(pred, target, mask).item() == 1.0
     target[0, 0] = 3.0
-    assert masked_error(pred, target, mask).item() == pytest.approx((9 + 3) / 4)
+    assert unit_error(pred, target, mask).item() == pytest.approx((9 + 3) / 4)
 
 
 def test_hidden_pixels_do_not_affect_the_prediction():
     method, batch = _nano().eval(), _batch()
     noise = torch.rand(4, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        before = method.model(batch.images_BCHW, noise)
+        before = method.model(batch.images, noise)
         hidden = F.interpolate(before.mask_BN.view(4, 1, 4, 4), scale_factor=16)
-        changed = batch.images_BCHW + 10 * hidden * torch.randn_like(batch.images_BCHW)
+        changed = batch.images + 10 * hidden * torch.randn_like(batch.images)
         after = method.model(changed, noise)
     assert hidden.mean() == 0.75
     assert torch.equal(before.pred_BND, after.pred_BND)
 
 
-def test_the_mask_is_a_function_of_the_draw():
-    method, batch = _nano(), _batch()
-    draws = [Draw(0, 3, 1), Draw(0, 3, 1), Draw(0, 3, 2), Draw(0, 4, 1), Draw(1, 3, 1)]
-    losses = [method(batch, draw)["loss"].item() for draw in draws]
+def test_the_mask_is_a_function_of_seed_step_and_image():
+    method, places = _nano(), [(0, 3, 1), (0, 3, 1), (0, 3, 2), (0, 4, 1), (1, 3, 1)]
+    losses = [method(_batch(4, *place))["loss"].item() for place in places]
     assert losses[0] == losses[1]
     assert len(set(losses[1:])) == 4
+    whole = method.noise(_batch(4), "mask")
+    assert torch.equal(method.noise(_batch(1, first=2), "mask"), whole[2:3])
 
 
 def test_training_reduces_the_loss():
     method, batch = _nano(), _batch(8)
     smooth = F.interpolate(torch.randn(8, 3, 2, 2), size=64, mode="bilinear")
-    batch = batch._replace(images_BCHW=smooth)
+    batch = batch._replace(views=(smooth,))
     optimiser = torch.optim.AdamW(method.parameters(), lr=3e-3)
     losses = []
     for step in range(90):
-        loss = method(batch, Draw(0, step, 0))["loss"]
+        loss = method(batch._replace(moment=Moment(0, step, 90, 9)))["loss"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

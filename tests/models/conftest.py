@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
+from vitpipe.config.model import ModelConfig, model_config
+from vitpipe.models.hivit.config import DecoderConfig, PyramidConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -74,9 +75,11 @@ def golden() -> Golden:
 @pytest.fixture(scope="session")
 def nano() -> ModelConfig:
     """The demo's network at the smallest image size that can be masked well: 4 x 4 units."""
-    return ModelConfig(
-        name="hivit_nano",
-        image_size=64,
-        pyramid=PyramidConfig(width=48, depth=2),
-        decoder=DecoderConfig(width=64, depth=2, heads=4),
+    return model_config(
+        {
+            "name": "hivit_nano",
+            "image_size": 64,
+            "pyramid": PyramidConfig(width=48, depth=2),
+            "decoder": DecoderConfig(width=64, depth=2, heads=4),
+        }
     )

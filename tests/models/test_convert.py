@@ -12,7 +12,8 @@ import torch
 
 from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
-from vitpipe.models.convert import convert, convert_state, our_name, read_checkpoint
+from vitpipe.models.convert import convert, convert_state, read_checkpoint
+from vitpipe.models.hivit.conversion import our_name
 from vitpipe.models.hivit.hivit import SHAPES
 from vitpipe.models.transfer import transfer_weights
 from vitpipe.models.weights import load_into, load_metadata, load_state
@@ -51,7 +52,7 @@ def official_nano(golden, nano):
     torch.manual_seed(3)
     states = {
         "pixel_base_pretrain": build_pretrainer(nano).state_dict(),
-        "pixel_base_classifier": build_classifier(nano, num_classes=10, head_init_std=0.02).state_dict(),
+        "pixel_base_classifier": build_classifier(nano, num_classes=10).state_dict(),
         "seg_pixel_base": build_dense(nano, "segment", image_size=128).state_dict(),
     }
     found = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitpipe.config.recipe import ModelConfig
+from vitpipe.config.model import model_config
 from vitpipe.models.build import build_classifier, build_dense
-from vitpipe.models.convert import our_name
+from vitpipe.models.hivit.conversion import our_name
 from vitpipe.models.hivit.hivit import SHAPES, dense_layer_index
 from vitpipe.optim.groups import parameter_groups
 
@@ -21,7 +21,7 @@ def test_fine_tuning_of_base_as_recorded(golden):
     table = next(value for value in recorded.values() if isinstance(value, dict))
     assert set(table) == set(shapes) - {"relative_position_index"}
     with torch.device("meta"):
-        model = build_classifier(ModelConfig(name="hivit_base"), num_classes=1000)
+        model = build_classifier(model_config({"name": "hivit_base"}), num_classes=1000)
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=recorded["weight_decay"],
@@ -68,7 +68,7 @@ def test_dense_rules_count_merges(golden, size, depths, task):
     ],
 )
 def test_the_last_block_learns_faster_than_the_heads(depths, layer_decay, task, expected):
-    model = ModelConfig(name="hivit_base" if depths == BASE else "hivit_large")
+    model = model_config({"name": "hivit_base" if depths == BASE else "hivit_large"})
     with torch.device("meta"):
         net = build_dense(model, task, image_size=224)
     scales = net.layer_scales(layer_decay)

@@ -9,10 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from vitpipe.config.recipe import PyramidConfig
 from vitpipe.contracts.errors import CheckpointError, StorageError
 from vitpipe.models import weights
-from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
+from vitpipe.models.build import as_stored, build_classifier, build_dense, build_encoder, build_pretrainer
+from vitpipe.models.hivit.config import PyramidConfig
 from vitpipe.models.transfer import describe, transfer_weights
 from vitpipe.models.weights import (
     Rule,
@@ -36,12 +36,17 @@ def pretrained(nano, tmp_path_factory):
 def classified(nano, tmp_path_factory):
     torch.manual_seed(2)
     path = tmp_path_factory.mktemp("finetune") / "weights.safetensors"
-    model = build_classifier(nano, num_classes=10, head_init_std=0.02).eval()
+    model = build_classifier(nano.model_copy(update={"head_init_std": 0.02}), num_classes=10).eval()
     with torch.no_grad():
         for block in model.backbone.stage16:
             block.attn.relative_table.normal_()
     save_weights(model, path)
     return model, path
+
+
+def _of_depth(model, depth):
+    """With a pyramid of this depth in dense tasks."""
+    return model.model_copy(update={"pyramid": model.pyramid.model_copy(update={"dense_depth": depth})})
 
 
 def _accounted(report, model, path):
@@ -68,10 +73,13 @@ def test_saved_weights_load_unchanged(pretrained, nano):
 def test_describe_recognises_a_file(pretrained, classified, nano):
     info = describe(load_state(pretrained[1]))
     assert (info.kind, info.model, info.image_size) == ("pretrain", "hivit_nano", 64)
-    assert (info.relative_position, info.num_classes, info.pyramid_width) == (False, 0, 48)
-    assert info.pyramid_depth == 2
+    assert info.num_classes == 0
+    assert info.options == {"relative_position": False, "pyramid_width": 48, "pyramid_depth": 2}
+    assert not as_stored(nano, info).relative_position
     info = describe(load_state(classified[1]))
-    assert (info.kind, info.relative_position, info.num_classes) == ("classifier", True, 10)
+    assert (info.kind, info.num_classes) == ("classifier", 10)
+    without = nano.model_copy(update={"relative_position": False})
+    assert as_stored(without, info) == nano
     dense = build_dense(nano, "detect", image_size=64).state_dict()
     assert describe(dense).kind == "pyramid"
 
@@ -113,7 +121,7 @@ def test_pretraining_to_dense_features(pretrained, nano):
 
 def test_a_shallower_pyramid_drops_the_second_blocks(pretrained, nano):
     _, path = pretrained
-    model = build_dense(nano, "detect", image_size=64, pyramid_depth=1)
+    model = build_dense(_of_depth(nano, 1), "detect", image_size=64)
     report = transfer_weights(model, path)
     _accounted(report, model, path)
     dropped = {row.source for row in report.rows if row.outcome == "unused" and "pyramid" in row.source}
@@ -128,13 +136,33 @@ def test_a_deeper_pyramid_starts_its_second_blocks_afresh(nano, tmp_path):
     save_weights(
         build_pretrainer(nano.model_copy(update={"pyramid": PyramidConfig(width=48, depth=1)})), path
     )
-    model = build_dense(nano, "detect", image_size=64, pyramid_depth=2)
+    model = build_dense(_of_depth(nano, 2), "detect", image_size=64)
     before = model.pyramid.fuse8[1].mlp.fc1.weight.clone()
     report = transfer_weights(model, path)
     _accounted(report, model, path)
     assert torch.equal(model.pyramid.fuse8[1].mlp.fc1.weight, before)
     fresh = {row.target for row in report.rows if row.outcome == "missing"}
     assert {name.split(".")[2] for name in fresh} == {"1"}
+
+
+@torch.no_grad()
+def test_an_encoder_takes_weights_and_gives_them(pretrained, classified, nano, tmp_path):
+    images = torch.randn(2, 3, 64, 64)
+    for source, path in (pretrained, classified):
+        model = build_encoder(as_stored(nano, describe(load_state(path)))).eval()
+        report = transfer_weights(model, path)
+        _accounted(report, model, path)
+        assert report.count("missing") == 0
+        tokens = source.backbone.forward_stages(images).level16_BNC
+        assert torch.equal(model.features(images).tokens[0], tokens)
+        assert torch.equal(model.frozen_features(images), tokens.mean(dim=1))
+    save_weights(model, tmp_path / "encoder.safetensors")
+    info = describe(load_state(tmp_path / "encoder.safetensors"))
+    assert str(info) == "an encoder network of hivit_nano for 64 pixels"
+    for other in (build_classifier(nano, num_classes=3), build_dense(nano, "segment", image_size=64)):
+        report = transfer_weights(other, tmp_path / "encoder.safetensors")
+        _accounted(report, other, tmp_path / "encoder.safetensors")
+        assert report.count("unused") == 0
 
 
 @pytest.mark.parametrize(("num_classes", "fresh"), [(10, 0), (7, 2)])
@@ -150,7 +178,7 @@ def test_classifier_to_classifier(classified, nano, num_classes, fresh):
 
 
 def test_a_classifier_without_relative_positions_refuses_one_with(classified, nano):
-    model = build_classifier(nano, num_classes=10, relative_position=False)
+    model = build_classifier(nano.model_copy(update={"relative_position": False}), num_classes=10)
     with pytest.raises(CheckpointError, match="relative_table of the file is not in the network"):
         transfer_weights(model, classified[1])
 
@@ -169,7 +197,7 @@ def test_resized_positions_equal_those_interpolated_on_the_way(pretrained, nano)
     """A table resized at loading and one resampled in the forward pass are the same function."""
     source, path = pretrained
     larger = build_classifier(
-        nano.model_copy(update={"image_size": 96}), num_classes=3, relative_position=False
+        nano.model_copy(update={"image_size": 96, "relative_position": False}), num_classes=3
     ).eval()
     report = transfer_weights(larger, path)
     resized = [row for row in report.rows if row.outcome == "resized"]
@@ -189,10 +217,10 @@ def test_pretraining_weights_are_never_resized(pretrained, nano):
 
 
 def test_weights_of_another_size_are_refused(classified):
-    from vitpipe.config.recipe import ModelConfig
+    from vitpipe.config.model import model_config
 
     with torch.device("meta"):
-        model = build_classifier(ModelConfig(name="hivit_base", image_size=64), num_classes=10)
+        model = build_classifier(model_config({"name": "hivit_base", "image_size": 64}), num_classes=10)
     with pytest.raises(CheckpointError, match=r"stem.proj.weight has shape \(16, 3, 4, 4\)") as caught:
         transfer_weights(model, classified[1])
     assert "hivit_nano for 64 pixels" in str(caught.value)

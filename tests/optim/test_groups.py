@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from vitpipe.config.recipe import ModelConfig
+from vitpipe.config.model import model_config
 from vitpipe.models.build import build_classifier, build_pretrainer
-from vitpipe.models.convert import our_name
+from vitpipe.models.hivit.conversion import our_name
 from vitpipe.optim.groups import parameter_groups
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "itpn.json").read_text())["layer_decay"]
-BASE = ModelConfig(name="hivit_base")
+BASE = model_config({"name": "hivit_base"})
 
 
 def _by_name(groups):

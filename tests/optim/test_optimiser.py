@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import nn
 
-from vitpipe.config.recipe import OptimConfig
+from vitpipe.config.train_sections import OptimConfig
 from vitpipe.optim.optimiser import build_adamw, build_optimiser, set_learning_rate
 
 
@@ -85,7 +85,7 @@ import subprocess
 import sys
 
 import torch
-from vitpipe.config.recipe import AugmentConfig, OptimConfig
+from vitpipe.config.train_sections import AugmentConfig, OptimConfig
 from vitpipe.data.augment import eval_transform, train_transform
 from vitpipe.optim.optimiser import build_optimiser
 from PIL import Image

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from vitpipe.config.read import load_recipe
-from vitpipe.config.recipe import ClassifyConfig, PretrainConfig, Recipe
+from vitpipe.config.recipe import Recipe
+from vitpipe.config.train_sections import ClassifyConfig
 from vitpipe.papers.published import rows
+from vitpipe.stages.pretrain.config import PretrainConfig
 
 SIZES = {"base": "RevColV2-B", "large": "RevColV2-L"}
 ROWS = [row for row in rows("revcolv2") if row["metric"].startswith("hparam.")]
@@ -23,8 +25,9 @@ def published(table: str, variant: str) -> dict[str, list[Any]]:
     return found
 
 
-def values_of(section: PretrainConfig | ClassifyConfig) -> dict[str, Any]:
+def values_of(recipe: Recipe, stage: str) -> dict[str, Any]:
     """Our section in the names of the supplement's tables."""
+    section: PretrainConfig | ClassifyConfig = getattr(recipe, stage)
     optim, augment = section.optim, section.augment
     values: dict[str, Any] = {
         "optimizer": {"adamw": "AdamW"}[optim.name],
@@ -44,11 +47,11 @@ def values_of(section: PretrainConfig | ClassifyConfig) -> dict[str, Any]:
         values |= {
             "augmentation": names[str(augment.rand_augment)],
             "layer_decay": optim.layer_decay,
-            "label_smoothing": section.label_smoothing,
+            "label_smoothing": section.method.label_smoothing,
             "mixup": augment.mixup_alpha or "none",
             "cutmix": augment.cutmix_alpha or "none",
             "drop_path": section.drop_path,
-            "head_init": section.head_init_std / 0.02,
+            "head_init": recipe.model.head_init_std / 0.02,
             "ema": section.ema_decay or "none",
         }
     return values
@@ -67,7 +70,7 @@ def recipe(size: str, kind: str = "") -> Recipe:
 def test_every_printed_value_is_the_recipes(size: str, table: str, kind: str, stage: str) -> None:
     printed = published(table, SIZES[size])
     assert len(printed) >= 11
-    ours = values_of(getattr(recipe(size, kind), stage))
+    ours = values_of(recipe(size, kind), stage)
     for name, (value, *_) in printed.items():
         wanted = pytest.approx(value) if isinstance(value, (int, float)) else value
         assert ours[name] == wanted, (table, name)

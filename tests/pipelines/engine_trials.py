@@ -12,6 +12,7 @@ STAND_IN = """\
 #!{python}
 import os, sys
 sys.path.insert(0, {root!r})
+from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Card, write_card, write_metrics, writing
 from vitpipe.contracts.errors import VitpipeError
 from vitpipe.stages.executor import ExecutorIO
@@ -25,7 +26,7 @@ if stage == os.environ.get("FAIL_STAGE"):
     sys.exit(3)
 io = ExecutorIO(options["--executor-input"])
 try:
-    io.check_code(stage)
+    io.check_code(load_recipe(options["--recipe"], options["--profile"], io.overrides()), stage)
 except VitpipeError as error:
     sys.exit(f"vitpipe: {{error}}")
 metrics = {{"num_inputs": float(len(io.inputs())), "num_overrides": float(len(io.overrides()))}}
@@ -34,7 +35,7 @@ for name, folder in io.inputs().items():
 card = Card(
     stage=stage, recipe=options["--recipe"], profile=options["--profile"], recipe_digest="r", data_digest="d",
     code_digest=io.parameters()["code_digest"], image="train", identity="i", parents={{}}, seed=0,
-    git_commit="g", libraries={{}}, hardware={{}}, started_at="2026-01-01T00:00:00", wall_seconds=0.0,
+    libraries={{}},
 )
 out = io.output_folder()
 with writing(out) as folder:
@@ -66,7 +67,7 @@ TINY = (
     "probe.epochs=1",
     "probe.batch=20",
     "detect.epochs=1",
-    "detect.lr_drop_epochs=[]",
+    "detect.optim.drop_epochs=[]",
     "detect.global_batch=4",
     "segment.steps=2",
     "segment.global_batch=2",

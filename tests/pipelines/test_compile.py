@@ -14,7 +14,7 @@ from pipelines.placement import Placement, read_placement
 from pipelines.reproduce import split_overrides
 from vitpipe.config.read import load_recipe, profile_names, recipe_names
 from vitpipe.contracts.errors import InputError, RecipeError
-from vitpipe.contracts.graph import BY_NAME, graph_of
+from vitpipe.contracts.graph import all_stages, graph_of
 from vitpipe.stages.run import identity_of
 
 RECIPE, PROFILE = "itpn/pixel_base", "demo"
@@ -63,7 +63,7 @@ def test_recipe_profile_and_overrides_are_parameters_of_the_run(package):
 def test_every_task_carries_the_digest_of_its_code(package):
     recipe = load_recipe(RECIPE, PROFILE)
     for name, task in tasks(package.path).items():
-        assert constant(task, "code_digest") == identity_of(recipe, BY_NAME[name])["code_digest"]
+        assert constant(task, "code_digest") == identity_of(recipe, all_stages()[name])["code_digest"]
         assert parameters(task)["data_digest"] == {"componentInputParameter": "data_digest"}
 
 
@@ -96,6 +96,17 @@ def test_every_override_reaches_its_stage_and_those_behind_it(overrides):
         reaching = [o for o in overrides if node.name in behind.get(o.split(".")[0], {node.name})]
         assert sorted([*for_all, *for_one[node.name]]) == sorted(reaching)
     assert set(for_all) <= {"seed=1", "data.root=/d", "probe.epochs=1", "stages=[report]"}
+
+
+def test_the_datasets_of_all_stages_reach_prepare():
+    """It makes what they read; a stage upstream of the one that reads another set is not touched."""
+    nodes = graph_of(["prepare", "pretrain", "finetune", "evaluate"])
+    overrides = ["finetune.dataset=cifar100", "pretrain={dataset: cifar10, epochs: 1}", "finetune.epochs=2"]
+    for_all, for_one = split_overrides(overrides, nodes)
+    assert for_all == []
+    assert for_one["prepare"] == overrides[:2]
+    assert for_one["pretrain"] == overrides[1:2]
+    assert for_one["evaluate"] == overrides
 
 
 def test_commands_are_lists_of_arguments_that_no_shell_reads(package):
@@ -167,7 +178,7 @@ def test_gpu_tasks_of_the_full_profile_say_what_they_need(tmp_path):
     spec, platform = documents(package.path)
     placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     for task in package.tasks:
-        stage = BY_NAME[task.stage]
+        stage = all_stages()[task.stage]
         label = f"exec-{task.stage}"
         config, resources = (
             placed[label],

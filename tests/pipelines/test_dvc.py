@@ -16,6 +16,7 @@ from engine_trials import ROOT, TINY
 from pipelines.dvc import render_dvc, write_dvc
 from vitpipe.config.read import load_params, load_recipe, profile_names, recipe_names
 from vitpipe.contracts.graph import graph_of
+from vitpipe.contracts.provenance import UNTRACKED
 
 BIN = Path(sys.executable).parent
 
@@ -56,6 +57,7 @@ def test_it_is_written_once(tmp_path):
     path = tmp_path / "dvc.yaml"
     assert write_dvc(graph_of(("prepare", "report")), path)
     assert not write_dvc(graph_of(("report", "prepare")), path)
+    assert set(UNTRACKED) <= set((tmp_path / ".dvcignore").read_text(encoding="utf-8").splitlines())
     assert write_dvc(graph_of(("prepare", "finetune", "report")), path)
 
 
@@ -77,7 +79,7 @@ open("ran.txt", "a").write(stage + "\\n")
 @pytest.fixture
 def project(tmp_path):
     """A folder with dvc.yaml, DVC and the fast `vitpipe`."""
-    (tmp_path / "dvc.yaml").write_text(render_dvc(graph_of(recipe_of_params().stages)), encoding="utf-8")
+    write_dvc(graph_of(recipe_of_params().stages), tmp_path / "dvc.yaml")
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "vitpipe"
     command.write_text(QUICK.format(python=sys.executable, vitpipe=BIN / "vitpipe"), encoding="utf-8")
@@ -189,3 +191,11 @@ def test_commands_of_an_earlier_version_are_refused(tmp_path):
                 check_dvc_file(recipe, tmp_path / "dvc.yaml")
         else:
             check_dvc_file(recipe, tmp_path / "dvc.yaml")
+
+
+def test_lines_of_the_users_dvcignore_stay(tmp_path):
+    (tmp_path / ".dvcignore").write_text("/mine\nrun.json", encoding="utf-8")
+    write_dvc(graph_of(("prepare", "report")), tmp_path / "dvc.yaml")
+    lines = (tmp_path / ".dvcignore").read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == ["/mine", "run.json"]
+    assert lines.count("run.json") == 1

@@ -12,7 +12,7 @@ from pipelines.compile import compile_pipeline
 from pipelines.local import DEV_IMAGE, Containers, run_locally
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.errors import EngineError, InputError
-from vitpipe.contracts.graph import BY_NAME
+from vitpipe.contracts.graph import all_stages
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ def test_every_stage_runs_by_its_compiled_command(package, engine, tmp_path):
     assert (run.outputs["report"].parent / "report").read_text("utf-8") == "<p>report"
     assert sorted(engine.removed) == sorted(package.stages)
     for started in engine.started:
-        assert started.image == f"vitpipe-{BY_NAME[started.command[2]].image}:0.1.0"
+        assert started.image == f"vitpipe-{all_stages()[started.command[2]].image}:0.1.0"
         assert started.shm_size == "3g"
         assert started.user.split(":")[0].isdigit()
         assert started.environment["HOME"] == "/tmp"
@@ -56,13 +56,16 @@ def test_arguments_reach_the_stages(package, engine, tmp_path):
     assert open_artifact(run.outputs["prepare"]).metrics["num_overrides"] == 0
 
 
-def test_development_mode_and_data_are_mounted_read_only(package, engine, tmp_path):
-    data = tmp_path / "data"
+def test_development_mode_data_and_plugins_are_mounted_read_only(package, engine, tmp_path, monkeypatch):
+    data, plugin = tmp_path / "data", tmp_path / "my_methods"
     data.mkdir()
+    plugin.mkdir()
+    monkeypatch.setenv("VITPIPE_PLUGINS", str(plugin))
     run_locally(package.path, root=tmp_path / "runs", data=data, development=True)
     mounts = engine.started[0].mounts
     assert all(mount["ReadOnly"] and mount["Source"] == mount["Target"] for mount in mounts)
-    assert str(data) in [mount["Source"] for mount in mounts]
+    assert {str(data), str(plugin)} <= {mount["Source"] for mount in mounts}
+    assert engine.started[0].environment["VITPIPE_PLUGINS"] == str(plugin)
     assert len(mounts) >= 3
 
 

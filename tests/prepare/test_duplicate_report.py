@@ -8,7 +8,7 @@ from PIL import Image
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.prepare.duplicate_report import report_duplicates
-from vitpipe.stages import prepare
+from vitpipe.stages.prepare import stage as prepare
 
 
 def plant(raw):

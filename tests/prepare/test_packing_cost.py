@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitpipe.config.data import DENSE_SETS, EMBEDDED_SETS, SHARD_SETS, DataConfig
+from vitpipe.config.data import EMBEDDED_SETS, DataConfig
 from vitpipe.config.resolve import num_packers
 from vitpipe.contracts.errors import InputError
-from vitpipe.datasets.catalogue import facts
+from vitpipe.datasets.catalogue import FACTS, facts
 from vitpipe.prepare.packing_cost import (
     PackSpeed,
     pack_speed,
@@ -123,14 +123,14 @@ def test_a_damaged_speed_file_is_named(content):
 
 
 def test_rows_for_json_and_for_the_terminal():
-    data = DataConfig(root="x", sets=(*SHARD_SETS, *DENSE_SETS))
+    data = DataConfig(root="x", sets=tuple(FACTS))
     rows = plan_rows(data, SPEED)
     assert [row["dataset"] for row in rows] == list(data.sets)
     assert all(isinstance(row["hours"], float) for row in rows)
     shown = shown_rows(data, SPEED)
     assert shown[-1]["set"] == "all"
     assert len(shown) == len(rows) + 1
-    assert shown[0]["source"] == "154.6 GB"
+    assert {row["set"]: row["source"] for row in shown}["imagenet"] == "154.6 GB"
     assert len(shown_rows(DataConfig(root="x", sets=("svhn",)), SPEED)) == 1
 
 

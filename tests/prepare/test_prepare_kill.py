@@ -29,8 +29,8 @@ def source(tmp_path_factory):
 def start(root, out):
     command = [
         sys.executable, "-m", "vitpipe", "run", "prepare", "--recipe", "itpn/pixel_base", "--profile", "full",
-        "--set", f"data.root={root}", "--set", "data.sets=[imagenet]", "--set", "data.shard_megabytes=1",
-        "--set", "data.workers=1", "--out", str(out),
+        "--set", f"data.root={root}", "--set", "stages=[prepare]", "--set", "data.sets=[imagenet]",
+        "--set", "data.shard_megabytes=1", "--set", "data.workers=1", "--out", str(out),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(

@@ -12,11 +12,12 @@ from vitpipe.contracts.artifact import writing
 from vitpipe.contracts.errors import DatasetError, StorageError
 from vitpipe.data.manifest import read_digest
 from vitpipe.data.shards import open_shards
-from vitpipe.datasets.catalogue import class_names, facts, train_sizes
-from vitpipe.datasets.layouts import VERIFY_DENSE
+from vitpipe.datasets.catalogue import class_names, facts
+from vitpipe.datasets.layouts import verified
+from vitpipe.datasets.set_sizes import train_sizes
 from vitpipe.datasets.sources.detect_format import find_source
 from vitpipe.prepare.contact_sheet import contact_sheet
-from vitpipe.stages import prepare
+from vitpipe.stages.prepare import stage as prepare
 
 
 def test_embedded_data_end_to_end(prepared, make_context):
@@ -98,14 +99,14 @@ def test_facts_of_the_embedded_sets_match_the_written_files(raw, tiny):
         assert known.num_classes == len(source.classes)
         assert known.num_train_images == sum(1 for _ in source.entries("train"))
         assert known.num_val_images == sum(1 for _ in source.entries("val"))
-    for name, check in VERIFY_DENSE.items():
-        layout, known = check(raw / name), facts(name, data)
+    for name in ("coco", "ade20k", "davis"):
+        layout, known = verified(name, raw / name, name), facts(name, data)
         assert known.num_classes == len(layout.classes)
         assert (known.num_train_images, known.num_val_images) == (
             layout.counts["train_images"], layout.counts["val_images"],
         )  # fmt: skip
         assert known.num_train_sequences == layout.counts.get("train_sequences", 0)
-    assert train_sizes(data)["imagenet"] == 30
+    assert train_sizes(data, ["imagenet"]) == {"imagenet": 30}
 
 
 def test_facts_of_the_real_sets():
@@ -113,7 +114,7 @@ def test_facts_of_the_real_sets():
     assert (facts("imagenet22k").num_train_images, facts("imagenet22k").num_classes) == (14_197_122, 21_841)
     assert len(class_names("coco")) == facts("coco").num_classes == 80
     assert len(class_names("ade20k")) == facts("ade20k").num_classes == 150
-    assert train_sizes(DataConfig(root="x"))["coco"] == 118_287
+    assert train_sizes(DataConfig(root="x"), ["coco"]) == {"coco": 118_287}
     with pytest.raises(DatasetError, match="no dataset 'cifar'"):
         facts("cifar")
 

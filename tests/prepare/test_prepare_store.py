@@ -15,7 +15,7 @@ from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.manifest import DataManifest, read_manifest
 from vitpipe.data.shards import open_shards, verify_checksums
 from vitpipe.datasets.dense_folder import check_dense, open_dense
-from vitpipe.stages import prepare
+from vitpipe.stages.prepare import stage as prepare
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +159,8 @@ def test_the_command_of_the_component_pulls_onto_the_volume(repo, prepared, tmp_
     )
     assert done.returncode == 0, done.stderr
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert card["data_revisions"]["imagenet"]["dvc_commit"] == run(repo, "git", "rev-parse", "main").strip()
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["data_revisions"]["imagenet"]["dvc_commit"] == run(repo, "git", "rev-parse", "main").strip()
     assert card["data_digest"] == read_manifest(prepared, DataManifest).data_digest
     assert not list((tmp_path / "out").rglob("*.tar"))
     same_as_prepared(tmp_path / "out", prepared, tmp_path)

@@ -11,7 +11,15 @@ from PIL import Image
 
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.artifact import Artifact, Card, open_artifact, write_card, write_metrics, write_table
+from vitpipe.contracts.artifact import (
+    Artifact,
+    Card,
+    RunRecord,
+    open_artifact,
+    write_card,
+    write_metrics,
+    write_table,
+)
 from vitpipe.contracts.graph import graph_of
 from vitpipe.report.results import RunResults
 
@@ -107,8 +115,10 @@ def make_run(root: Path, recipe: Recipe) -> RunResults:
         write_card(folder, Card(
             stage=node.name, recipe=recipe.name, profile=recipe.profile, recipe_digest=f"{i:x}" * 64,
             data_digest="da" * 32, code_digest=f"c{i:x}" * 32, image=node.stage.image, identity="1d" * 32,
-            parents=dict.fromkeys(node.inputs, "ab" * 32), seed=recipe.seed, git_commit="0123456789ab+changes",
-            libraries={"python": "3.11.7", "torch": "2.13.0"}, hardware={"processor": "a <fast> one", "num_cores": 2},
+            parents=dict.fromkeys(node.inputs, "ab" * 32), seed=recipe.seed, libraries={"python": "3.11", "torch": "2.13.0"},
+        ), RunRecord(
+            git_commit="0123456789ab+changes", libraries={"python": "3.11.7"},
+            hardware={"processor": "a <fast> one", "num_cores": 2},
             started_at=f"2026-11-20T10:0{i}:00+00:00", wall_seconds=SECONDS[node.name], tracking_run="f" * 32,
         ))  # fmt: skip
         artifacts[node.name] = open_artifact(folder, node.name)

@@ -60,7 +60,8 @@ def make_run(full_run, tmp_path):
         if findings:
             (folder / "imagenet" / "findings.csv").write_text(findings, encoding="utf-8")
         write_metrics(folder, {"num_bytes": 1.0})
-        write_card(folder, full_run.artifacts["prepare"].card)
+        finished = full_run.artifacts["prepare"]
+        write_card(folder, finished.card, finished.run)
         return RunResults(recipe, {"prepare": open_artifact(folder, "prepare")})
 
     return make

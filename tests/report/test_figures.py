@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitpipe.contracts.graph import STAGES, graph_of
+from vitpipe.contracts.graph import all_stages, graph_of
 from vitpipe.report.figures import (
     MAX_POINTS,
     PAPER,
@@ -99,7 +99,7 @@ def test_large_pictures_become_jpeg(tmp_path):
     assert len(data_uri(large)) < 2 * large.stat().st_size
 
 
-@given(st.sets(st.sampled_from([s.name for s in STAGES if s.name != "prepare"])))
+@given(st.sets(st.sampled_from([s.name for s in all_stages().values() if s.name != "prepare"])))
 def test_the_graph_of_any_recipe_has_every_stage_once_and_no_two_in_one_place(names):
     nodes = graph_of({"prepare", *names})
     texts = {node.name: NodeText("1 s", "top-1 <90 %>", 0.5, True) for node in nodes}

@@ -8,7 +8,7 @@ from vitpipe.contracts.artifact import open_artifact, write_card, write_metrics
 from vitpipe.contracts.errors import ArtifactError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.report import report_of_folders, run, verdicts_of_folders
+from vitpipe.stages.report.stage import report_of_folders, run, verdicts_of_folders
 from vitpipe.track.journal import JournalReader
 from vitpipe.track.stage_run import stage_run
 
@@ -55,7 +55,7 @@ def test_the_pipeline_s_run_gets_the_summary(demo_run, tmp_path, monkeypatch):
     assert summary.tags["vitpipe.run.probe"] == "f" * 32
     assert "not comparable" in summary.tags["mlflow.note.content"]
     handed = {file.path for file in ledger.files if file.target == "pipeline"}
-    assert handed == {"tables/verdict.json", "report.html", "report.md"}
+    assert handed == {"tables/verdict.json", "tables/reference.json", "report.html", "report.md"}
 
 
 def test_finished_folders_are_reported_with_the_recipe_that_the_stage_kept(seed_runs, tmp_path):

@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from vitpipe.config.digest import code_digest, file_digest
-from vitpipe.contracts.artifact import CARD, METRICS, Card, write_card, write_metrics, writing
+from vitpipe.config.digest import file_digest
+from vitpipe.config.read import load_recipe
+from vitpipe.contracts.artifact import CARD, METRICS, Card, RunRecord, write_card, write_metrics, writing
 from vitpipe.contracts.errors import ArtifactError, InputError
-from vitpipe.contracts.graph import BY_NAME
+from vitpipe.contracts.graph import all_stages
 from vitpipe.stages.executor import ExecutorIO, local_path
+from vitpipe.stages.run import identity_of
 
 METRIC_VALUES = {"top1": 0.5, "loss": 1.25}
 
@@ -36,12 +38,13 @@ def message(root: Path, outputs=("out", "metrics"), inputs=(), **parameters) -> 
 def finished_folder(out: Path, metrics=METRIC_VALUES, stage="finetune", files=()) -> Card:
     card = Card(
         stage=stage, recipe="itpn/pixel_base", profile="demo", recipe_digest="r", data_digest="d",
-        code_digest="c", image="train", identity="i", parents={}, seed=3, git_commit="g", libraries={},
-        hardware={}, started_at="2026-01-01T00:00:00", wall_seconds=2.5,
+        code_digest="c", image="train", identity="i", parents={}, seed=3, libraries={},
     )  # fmt: skip
     with writing(out) as folder:
         write_metrics(folder, metrics)
-        write_card(folder, card)
+        write_card(
+            folder, card, RunRecord(git_commit="g", started_at="2026-01-01T00:00:00", wall_seconds=2.5)
+        )
         for name in files:
             (folder / name).write_text("page", encoding="utf-8")
     return card
@@ -203,8 +206,9 @@ def test_only_rank_zero_writes(tmp_path, monkeypatch):
 
 
 def test_other_code_than_compiled_is_refused(tmp_path):
-    own = code_digest((*BY_NAME["probe"].code, "stages/probe.py"))
-    ExecutorIO(message(tmp_path, code_digest=own)).check_code("probe")
-    ExecutorIO(message(tmp_path)).check_code("probe")
+    recipe = load_recipe("itpn/pixel_base", "demo")
+    own = identity_of(recipe, all_stages()["probe"])["code_digest"]
+    ExecutorIO(message(tmp_path, code_digest=own)).check_code(recipe, "probe")
+    ExecutorIO(message(tmp_path)).check_code(recipe, "probe")
     with pytest.raises(ArtifactError, match="other code than the pipeline was compiled from"):
-        ExecutorIO(message(tmp_path, code_digest="0" * 64)).check_code("probe")
+        ExecutorIO(message(tmp_path, code_digest="0" * 64)).check_code(recipe, "probe")

@@ -14,7 +14,7 @@ from vitpipe.stages.output_folders import check_output_folders, check_result_fol
 
 CARD = Card(
     stage="prepare", recipe="r", profile="demo", recipe_digest="a", data_digest="b", code_digest="c", image="train",
-    identity="d", parents={}, seed=0, git_commit="e", libraries={}, hardware={}, started_at="now", wall_seconds=1.0,
+    identity="d", parents={}, seed=0, libraries={},
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ def recipe(here):
     return load_recipe(
         "itpn/pixel_base", "demo",
         (f"data.root={here / 'data'}", "data.sets=[imagenet, coco]", "data.source=folders",
+         "stages=[prepare, finetune, detect]",
          f"data.store={here / 'volume'}", f"finetune.weights={here / 'own.safetensors'}"),
     )  # fmt: skip
 
@@ -122,7 +123,7 @@ def test_our_own_output_of_any_version_may_be_replaced(here, recipe):
     output(here / "out")
     text = (here / "out" / "card.json").read_text()
     for version in ('"schema_version": 1', '"schema_version": 99'):
-        (here / "out" / "card.json").write_text(text.replace('"schema_version": 2', version))
+        (here / "out" / "card.json").write_text(text.replace('"schema_version": 3', version))
         check_output_folders("prepare", recipe, {}, here / "out", None)
 
 
@@ -175,7 +176,7 @@ def test_what_a_killed_stage_left_is_cleared(here):
     (here / ".out.partial" / "half").write_text("x")
     output(here / "out")
     assert sorted(path.name for path in here.iterdir()) == ["out"]
-    assert sorted(path.name for path in (here / "out").iterdir()) == ["card.json", "metrics.json"]
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["card.json", "metrics.json", "run.json"]
 
 
 def test_a_card_of_version_1_is_read_and_one_of_a_later_version_named(here):
@@ -183,10 +184,14 @@ def test_a_card_of_version_1_is_read_and_one_of_a_later_version_named(here):
     path = here / "out" / "card.json"
     values = json.loads(path.read_text())
     del values["card_sha256"], values["files"]
-    path.write_text(json.dumps(values | {"schema_version": 1}))
-    assert open_artifact(here / "out").metrics == {"x": 1.0}
-    path.write_text(json.dumps(values | {"schema_version": 3}))
-    with pytest.raises(ArtifactError, match="version 3"):
+    old = {"schema_version": 1, "git_commit": "e", "hardware": {"num_cores": 2}, "started_at": "now",
+           "wall_seconds": 1.5, "tracking_run": "", "notes": []}  # fmt: skip
+    path.write_text(json.dumps(values | old))
+    artifact = open_artifact(here / "out")
+    assert artifact.metrics == {"x": 1.0}
+    assert (artifact.run.git_commit, artifact.run.wall_seconds) == ("e", 1.5)
+    path.write_text(json.dumps(values | {"schema_version": 4}))
+    with pytest.raises(ArtifactError, match="version 4"):
         open_artifact(here / "out")
 
 

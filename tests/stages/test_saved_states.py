@@ -10,13 +10,13 @@ from vitpipe.config.digest import digest_of
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Card, open_artifact, write_card, write_metrics, writing
 from vitpipe.contracts.errors import ArtifactError
-from vitpipe.contracts.graph import BY_NAME
+from vitpipe.contracts.graph import all_stages
 from vitpipe.stages.resume import claim_state, mark_finished, release_states
 from vitpipe.stages.weights_identity import weights_identity
 
 CARD = Card(
     stage="pretrain", recipe="r", profile="demo", recipe_digest="a", data_digest="b", code_digest="c", image="train",
-    identity="d", parents={}, seed=0, git_commit="e", libraries={}, hardware={}, started_at="now", wall_seconds=1.0,
+    identity="d", parents={}, seed=0, libraries={},
 )  # fmt: skip
 DECIDES = {"stage": "pretrain", "recipe": "r1", "data": "d1", "weights": ""}
 CODE = {"code_digest": "1" * 64, "libraries": {"torch": "2.15", "mlflow": "3.17.0"}}
@@ -148,6 +148,38 @@ def test_the_last_state_stays_until_a_later_stage_has_read_the_output(state):
     assert not state.exists()
 
 
+@pytest.mark.parametrize("left", ["mmengine/20261128_152456", "20261128_152456", "diverged-step000000003.pt"])
+def test_nothing_of_ours_outlives_a_released_state(state, left):
+    """Logs of the dense stages and batches of a diverged step would make the next run refuse the folder."""
+    place = state / left
+    if left.endswith(".pt"):
+        place.write_bytes(b"batch")
+    else:
+        place.mkdir(parents=True)
+        (place / "mmengine.log").write_text("epoch")
+    out = make_output(state)
+    release_states({"weights": open_artifact(out)}, state.parent / ".finetune.state")
+    assert not state.exists()
+
+
+def test_logs_that_earlier_versions_have_left_are_no_foreign_files(tmp_path):
+    folder = tmp_path / ".detect.state"
+    (folder / "20261128_152456").mkdir(parents=True)
+    (folder / "20261128_152456" / "mmengine.log").write_text("epoch")
+    claim_state(folder, DECIDES, CODE, tmp_path / "detect")
+    assert names(folder) == ["identity.json"]
+
+
+@pytest.mark.parametrize("mine", ["20261128_152456/thesis.txt", "data/thesis.txt", "mmengine/thesis.txt"])
+def test_a_folder_of_the_users_is_not_taken_for_what_we_leave(tmp_path, mine):
+    folder = tmp_path / "state"
+    (folder / mine).parent.mkdir(parents=True)
+    (folder / mine).write_text("years")
+    with pytest.raises(ArtifactError, match="has not written"):
+        claim_state(folder, DECIDES, CODE, tmp_path / "out")
+    assert (folder / mine).read_text() == "years"
+
+
 class Broken:
     """An artifact opened before its file was damaged."""
 
@@ -203,7 +235,7 @@ def test_a_stage_without_states_keeps_nothing(tmp_path):
 
 def decided(*overrides):
     recipe = load_recipe("itpn/pixel_base", "demo", overrides)
-    return digest_of(weights_identity(BY_NAME["finetune"], recipe, {}))
+    return digest_of(weights_identity(all_stages()["finetune"], recipe, {}))
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def raw_copy(raw, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Path:
     """The output of the prepare stage on the embedded sets; read only."""
-    from vitpipe.stages import prepare
+    from vitpipe.stages.prepare import stage as prepare
 
     ctx = _context(
         tmp_path_factory.mktemp("prepared"), DataConfig(source="embedded", sets=SETS, embedded=TINY)

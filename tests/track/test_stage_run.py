@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vitpipe.contracts.artifact import Artifact, Card, write_metrics
+from vitpipe.contracts.artifact import Artifact, Card, RunRecord, write_metrics
 from vitpipe.contracts.errors import DivergenceError, StoppedError, StorageError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.track.delivery import Delivery
@@ -77,12 +77,12 @@ def _runs(client, **tags):
     return [r for r in found if all(r.data.tags.get(f"vitpipe.{k}") == v for k, v in tags.items())]
 
 
-def _card(stage, run_id=""):
-    return Card(
+def _artifact(folder, stage, metrics, run_id):
+    card = Card(
         stage=stage, recipe="r", profile="demo", recipe_digest="1", data_digest="2", code_digest="3", image="train",
-        identity="4", parents={}, seed=0, git_commit="c", libraries={}, hardware={}, started_at="now",
-        wall_seconds=2.5, tracking_run=run_id,
+        identity="4", parents={}, seed=0, libraries={},
     )  # fmt: skip
+    return Artifact(folder, card, metrics, RunRecord(wall_seconds=2.5, tracking_run=run_id))
 
 
 def test_a_stage_and_its_pipelines_run(uploader_in_process, store, client, recipe, tmp_path, capsys):
@@ -101,8 +101,8 @@ def test_a_stage_and_its_pipelines_run(uploader_in_process, store, client, recip
         own_id = run.run_id
         log_pipeline_summary(
             run,
-            {"evaluate": Artifact(folder, _card("evaluate", own_id), {"top1": 0.9}),
-             "finetune": Artifact(folder, _card("finetune", "0" * 32), {"top1": 0.8})},
+            {"evaluate": _artifact(folder, "evaluate", {"top1": 0.9}, own_id),
+             "finetune": _artifact(folder, "finetune", {"top1": 0.8}, "0" * 32)},
             verdicts=[{"metric": "top1", "verdict": "below"}], files={"report.md": picture}, note="**below**",
         )  # fmt: skip
     (stage,) = _runs(client, stage="evaluate")
@@ -250,7 +250,7 @@ def test_kubeflows_run_is_continued_and_its_variable_removed(
         assert "MLFLOW_RUN_ID" not in os.environ
         assert run.run_id == nested
         run.metrics({"a": 1.0}, 1)
-        log_pipeline_summary(run, {"probe": Artifact(tmp_path, _card("probe", nested), {"knn_top1": 0.5})})
+        log_pipeline_summary(run, {"probe": _artifact(tmp_path, "probe", {"knn_top1": 0.5}, nested)})
     assert client.get_run(nested).data.metrics == {"a": 1.0}
     assert client.get_run(parent).data.metrics["probe/knn_top1"] == 0.5
     assert client.get_run(parent).info.status == "RUNNING"  # the plugin sets its status

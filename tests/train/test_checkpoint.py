@@ -67,6 +67,15 @@ def test_a_damaged_newest_state_is_reported_and_skipped(tmp_path, damage):
     assert "older state" in lines[0]
 
 
+def test_without_an_older_state_nothing_is_promised(tmp_path):
+    states, lines = _folder(tmp_path)
+    states.save({**CONTENT, "step": 1}, 1)
+    states.path_of(1).write_bytes(b"x")
+    assert states.newest() is None
+    assert "There is no older state: training starts from the beginning." in lines[0]
+    assert "remove" not in lines[0]
+
+
 def test_a_damaged_state_is_not_one_of_the_two_kept(tmp_path):
     states, _ = _folder(tmp_path)
     for step in (1, 2):

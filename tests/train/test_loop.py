@@ -20,7 +20,8 @@ from torch import nn
 from vitpipe.contracts.errors import CheckpointError, DivergenceError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.batches import Batch
-from vitpipe.methods.method import Method
+from vitpipe.data.moment import Moment
+from vitpipe.methods.method import Judgement, Method
 from vitpipe.optim.schedules import learning_rate
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.loop import train
@@ -32,13 +33,20 @@ PLAIN = SECTION.model_copy(update={"optim": SECTION.optim.model_copy(update={"cl
 class Quadratic(Method):
     """Loss 0.5 * |w - mean of the batch's images|^2: its steps are known in closed form."""
 
+    @classmethod
+    def build(cls, config, family, model, *, section, classes):
+        return cls()
+
+    def judge(self, batches, ranks, precision):
+        return Judgement({"distance": float(self.model.weight.norm())})
+
     def __init__(self):
         super().__init__()
         self.model = nn.Linear(1, 4, bias=False)
         nn.init.constant_(self.model.weight, 2.0)
 
-    def losses(self, batch, draw):
-        gap = self.model.weight[:, 0] - batch.images_BCHW.mean(dim=0).flatten()
+    def losses(self, batch):
+        gap = self.model.weight[:, 0] - batch.images.mean(dim=0).flatten()
         loss = 0.5 * gap.square().sum()
         return {"loss": loss, "gap": gap.detach().abs().max()}
 
@@ -50,14 +58,16 @@ def _numbers(plan, values=lambda step, micro: 1.0):
         for step in range(start_step, plan.num_steps):
             for micro in range(plan.accumulation):
                 images = torch.full((plan.micro_batch, 1, 2, 2), float(values(step, micro)))
-                yield Batch(images, torch.zeros(len(images)), torch.arange(len(images)), step, micro, micro)
+                indices = torch.arange(len(images)) + micro * len(images)
+                moment = Moment(0, step, plan.num_steps, plan.steps_per_epoch)
+                yield Batch((images,), torch.zeros(len(images)), indices, moment)
 
     return batches
 
 
 def _train_quadratic(folder, plan, batches=None, section=PLAIN, logger=None):
     method = Quadratic()
-    groups = [{"params": list(method.parameters()), "lr_scale": 1.0}]
+    groups = [{"params": list(method.parameters()), "lr_scale": 1.0, "decays": True}]
     logger = logger or MemoryLogger()
     state = train(
         method,
@@ -65,7 +75,6 @@ def _train_quadratic(folder, plan, batches=None, section=PLAIN, logger=None):
         plan,
         optimiser=torch.optim.SGD(groups, lr=0.0),
         section=section,
-        seed=0,
         ranks=Ranks(),
         states=StateFolder(folder, "0123456789abcdef", logger.say),
         logger=logger,
@@ -93,6 +102,42 @@ def test_clipping_bounds_the_whole_gradient(tmp_path, max_norm, moved):
     # The gradient is 1 in four coordinates: norm 2.
     assert weight.tolist() == pytest.approx([2.0 - moved] * 4, rel=1e-4)
     assert (1, "train/grad_norm", pytest.approx(2.0)) in logger.points
+
+
+class Exploding(Quadratic):
+    """A finite loss whose gradient is infinite in step 2 (the square root at 0)."""
+
+    def losses(self, batch):
+        loss = super().losses(batch)["loss"]
+        return {"loss": loss + (self.model.weight * 0.0).sum().sqrt() if batch.moment.step == 1 else loss}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "saved"),
+    [
+        ({}, "the loss is not finite in step 3", []),
+        ({"log_every_steps": 2}, "the gradient is not finite in step 2", []),
+        ({"checkpoint_minutes": 1e-9}, "the gradient is not finite in step 2", [1]),
+    ],
+)
+def test_a_gradient_that_is_not_finite_reaches_no_saved_state(tmp_path, changes, what, saved):
+    """Without clipping the norm is computed only for steps that are logged or saved."""
+    plan = replace(PLAN, num_steps=6, warmup_steps=0, peak_lr=0.1, min_lr=0.1)
+    states = StateFolder(tmp_path, "0123456789abcdef", print)
+    method = Exploding()
+    groups = [{"params": list(method.parameters()), "lr_scale": 1.0, "decays": True}]
+    with pytest.raises(DivergenceError, match=what):
+        train(
+            method,
+            _numbers(plan),
+            plan,
+            optimiser=torch.optim.SGD(groups, lr=0.0),
+            section=PLAIN.model_copy(update={"log_every_steps": 10, **changes}),
+            ranks=Ranks(),
+            states=states,
+            logger=MemoryLogger(),
+        )
+    assert [states.path_of(step).exists() for step in range(1, 4)] == [step in saved for step in range(1, 4)]
 
 
 def test_accumulation_does_not_change_the_run(tmp_path):
@@ -142,17 +187,18 @@ def test_fp16_steps_over_an_overflow(tmp_path):
     batches = _numbers(plan, lambda step, micro: 1e34 if step == 0 else 1.0)
 
     class Linear(Quadratic):
-        def losses(self, batch, draw):
-            return {"loss": (self.model.weight[:, 0] * batch.images_BCHW.mean(dim=0).flatten()).sum()}
+        def losses(self, batch):
+            return {"loss": (self.model.weight[:, 0] * batch.images.mean(dim=0).flatten()).sum()}
 
     method = Linear()
     train(
         method,
         batches,
         plan,
-        optimiser=torch.optim.SGD([{"params": list(method.parameters()), "lr_scale": 1.0}], lr=0.0),
+        optimiser=torch.optim.SGD(
+            [{"params": list(method.parameters()), "lr_scale": 1.0, "decays": True}], lr=0.0
+        ),
         section=section,
-        seed=0,
         ranks=Ranks(),
         states=StateFolder(tmp_path, "0123456789abcdef", print),
         logger=logger,
@@ -172,7 +218,7 @@ def test_points_are_means_since_the_last_and_rates_follow_the_schedule(tmp_path)
     weight, losses, rates = 2.0, [], []
     for step in range(5):
         losses.append(4 * 0.5 * (weight - 1.0) ** 2)
-        rates.append(learning_rate(step, num_steps=5, warmup_steps=2, peak_lr=0.1, min_lr=0.0))
+        rates.append(learning_rate(step, plan, section.optim))
         weight -= rates[-1] * (weight - 1.0)
     points = {(step, name): value for step, name, value in logger.points}
     assert [step for step, name, _ in logger.points if name == "train/loss"] == [2, 4, 5]
@@ -195,14 +241,15 @@ def test_divergence_saves_the_batch_and_leaves_the_weights(tmp_path, value, what
     assert f"the {what} is not finite in step 4" in str(caught.value)
     assert caught.value.exit_code == 1
     saved = torch.load(caught.value.where, weights_only=True)
-    assert saved["draw"] == {"seed": 0, "step": 3, "chunk": 1}
-    assert torch.equal(saved["images"], torch.full((4, 1, 2, 2), value)) or saved["images"].isnan().all()
+    assert saved["moment"] == {"seed": 0, "step": 3, "num_steps": 6, "steps_per_epoch": 28}
+    assert saved["indices"].tolist() == [4, 5, 6, 7]
+    assert torch.equal(saved["views"][0], torch.full((4, 1, 2, 2), value)) or saved["views"][0].isnan().all()
     assert StateFolder(tmp_path, "0123456789abcdef", print).steps() == []
 
 
 def test_a_gradient_that_is_not_finite_is_divergence_too(tmp_path):
     class Root(Quadratic):
-        def losses(self, batch, draw):
+        def losses(self, batch):
             return {"loss": (self.model.weight[:, 0] * 0.0).sqrt().sum()}  # infinity times zero
 
     method = Root()
@@ -211,9 +258,10 @@ def test_a_gradient_that_is_not_finite_is_divergence_too(tmp_path):
             method,
             _numbers(ONE_STEP),
             ONE_STEP,
-            optimiser=torch.optim.SGD([{"params": list(method.parameters()), "lr_scale": 1.0}], lr=0.0),
+            optimiser=torch.optim.SGD(
+                [{"params": list(method.parameters()), "lr_scale": 1.0, "decays": True}], lr=0.0
+            ),
             section=PLAIN,
-            seed=0,
             ranks=Ranks(),
             states=StateFolder(tmp_path, "0123456789abcdef", print),
             logger=MemoryLogger(),
@@ -231,10 +279,10 @@ def test_the_draws_of_a_step_do_not_depend_on_what_ran_before(tmp_path):
     drawn = {}
 
     class Drawing(Quadratic):
-        def losses(self, batch, draw):
-            drawn.setdefault(draw.step, []).append(torch.rand(2).tolist())
-            torch.rand(draw.step + 1)
-            return super().losses(batch, draw)
+        def losses(self, batch):
+            drawn.setdefault(batch.moment.step, []).append(torch.rand(2).tolist())
+            torch.rand(batch.moment.step + 1)
+            return super().losses(batch)
 
     for plan in (PLAN, replace(PLAN, num_steps=3)):
         method = Drawing()
@@ -242,9 +290,10 @@ def test_the_draws_of_a_step_do_not_depend_on_what_ran_before(tmp_path):
             method,
             _numbers(plan),
             plan,
-            optimiser=torch.optim.SGD([{"params": list(method.parameters()), "lr_scale": 1.0}], lr=0.0),
+            optimiser=torch.optim.SGD(
+                [{"params": list(method.parameters()), "lr_scale": 1.0, "decays": True}], lr=0.0
+            ),
             section=PLAIN,
-            seed=0,
             ranks=Ranks(),
             states=StateFolder(tmp_path / str(plan.num_steps), "0123456789abcdef", print),
             logger=MemoryLogger(),

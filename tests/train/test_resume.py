@@ -71,11 +71,12 @@ def test_several_kills_in_one_run(tmp_path, uninterrupted):
     _assert_same_end(tmp_path, uninterrupted)
 
 
-def test_sigterm_saves_and_leaves_with_143(tmp_path, uninterrupted):
-    assert run_processes(child, (tmp_path, 7, signal.SIGTERM)) == [143]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_its_state(tmp_path, uninterrupted, number):
+    assert run_processes(child, (tmp_path, 7, number)) == [128 + number]
     assert StateFolder(tmp_path / "state", "0123456789abcdef", print).steps()[-1] == 8
     message = (tmp_path / "error.txt").read_text()
-    assert "SIGTERM after step 8 of 20" in message
+    assert f"{number.name} after step 8 of 20" in message
     assert "same command" in message
     assert run_processes(child, (tmp_path, None, signal.SIGKILL)) == [0]
     _assert_same_end(tmp_path, uninterrupted)

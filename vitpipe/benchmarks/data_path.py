@@ -27,16 +27,17 @@ from vitpipe.benchmarks.library_transforms import (
     library_training,
 )
 from vitpipe.benchmarks.photographs import Photographs
-from vitpipe.config.recipe import AugmentConfig, CropsConfig
+from vitpipe.config.multi_crop import CropsConfig
+from vitpipe.config.train_sections import AugmentConfig
 from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.augment import Chain, eval_transform, train_transform
 from vitpipe.data.batches import Batch, eval_batches, train_batches
 from vitpipe.data.crops import MultiCrop
 from vitpipe.data.manifest import ShardManifest, read_manifest
-from vitpipe.data.masks import mask_noise
 from vitpipe.data.order import epoch_order
 from vitpipe.data.shards import ShardSet
 from vitpipe.datasets.sources.class_folders import read_class_folders
+from vitpipe.models.draws import uniform
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.prepare.examine_parallel import PackOptions
 from vitpipe.prepare.pack import Quarantine, pack
@@ -228,7 +229,7 @@ def _our_batches(path: DataPath, shards: ShardSet, setting: Setting) -> Iterator
     )  # fmt: skip
     for part in batches:
         if path.num_units:
-            mask_noise(batch, path.num_units, seed=_SEED, step=part.step, micro=part.micro, rank=0)
+            uniform(part.moment.key("mask"), part.indices_B, path.num_units)
         yield part
 
 
@@ -250,16 +251,16 @@ def _their_batches(path: DataPath, folder: Any, setting: Setting) -> Iterator[An
 
 def _our_images(path: DataPath, shards: ShardSet, setting: Setting) -> Iterator[Sequence[Tensor]]:
     for part in _our_batches(path, shards, setting):
-        views = part.views or (part.images_BCHW,)
-        yield from ([view[number] for view in views] for number in range(setting.batch))
+        yield from ([view[number] for view in part.views] for number in range(setting.batch))
 
 
 def _their_images(path: DataPath, folder: Any, setting: Setting) -> Iterator[Sequence[Tensor]]:
     for number, position in enumerate(_positions(path, len(folder), setting)):
+        step = number // setting.batch
         image, _ = folder[position]
         # The seed of `data.batches` for this sample, so that both sides draw the same.
         if path.trains:
-            seed_everything("sample", _SEED, 0, number)
+            seed_everything("sample", _SEED, step, position)
         made = path.theirs(image)
         yield [made] if isinstance(made, Tensor) else made
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from vitpipe.config.recipe import AugmentConfig, CropsConfig
+from vitpipe.config.multi_crop import CropsConfig
+from vitpipe.config.train_sections import AugmentConfig
 from vitpipe.data.crops import pillow_steps
 
 Transform = Callable[[Image.Image], Any]

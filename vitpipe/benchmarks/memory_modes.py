@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitpipe.benchmarks.tensor_memory import LiveMemory
 from vitpipe.contracts.errors import InputError, RunError
-from vitpipe.methods.masked_pixels import MaskedPixels
+from vitpipe.methods.masked_pixels.method import MaskedPixels
 from vitpipe.models.memory_mode import MemoryPolicy, expected_error, num_inversions, resolve_mode
 from vitpipe.models.revcolv2.columns import Block, RevColV2Shape
 from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Pretrainer

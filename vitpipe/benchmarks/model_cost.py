@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitpipe.config.recipe import ModelConfig
+from vitpipe.config.model import find_model, model_config
 from vitpipe.models.build import build_classifier
 from vitpipe.models.network import Pretrainer
-from vitpipe.models.registry import find_model
 
 # Every number names its convention: published "FLOPs" differ by a factor of two and by what they leave out.
 CONVENTIONS = {
@@ -99,7 +98,7 @@ def cost_of(name: str, *, image_size: int | None = None, num_classes: int = 1000
     """The cost of the classifier of a registered network.
 
     Args:
-        name: key of the model registry.
+        name: one of `vitpipe models`.
         image_size: pixels per side; the published size if not given.
 
     Raises:
@@ -107,7 +106,7 @@ def cost_of(name: str, *, image_size: int | None = None, num_classes: int = 1000
         InputError: when the network does not accept the size.
     """
     size = image_size or find_model(name).image_size
-    model = ModelConfig(name=name, image_size=size)
+    model = model_config({"name": name, "image_size": size})
     return measure_cost(lambda: build_classifier(model, num_classes=num_classes), size)
 
 

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from vitpipe.config.section import Auto, Count, Pixels, Section
+from vitpipe.config.section import Auto, Count, Effects, Pixels, Section
+from vitpipe.config.set_names import check_own_sets, check_set_name
 from vitpipe.contracts.address import Address, hidden
 
-# Sets of images with classes, packed as tar shards; the others keep their own layout (boxes, masks, frames).
-ShardSetName = Literal[
-    "imagenet",
-    "imagenet22k",
-    "imagenet100",
-    "imagenet10",
-    "cifar10",
-    "cifar100",
-    "svhn",
-    "flowers102",
-    "domainnet_clipart",
-    "domainnet_infograph",
-    "domainnet_painting",
-    "domainnet_sketch",
-]
-DenseSetName = Literal["coco", "ade20k", "davis"]
-SetName = Literal[ShardSetName, DenseSetName]
-SHARD_SETS: tuple[str, ...] = get_args(ShardSetName)
-DENSE_SETS: tuple[str, ...] = get_args(DenseSetName)
 _EMBEDDED_CLASSES = {"imagenet": 10, "imagenet22k": 50}  # see datasets/embedded/write.py
 EMBEDDED_SETS = ("imagenet", "imagenet22k", "coco", "ade20k", "davis")
 # An object storage's credentials come from the AWS variables and files, so none can stand in its address.
@@ -49,6 +31,13 @@ PlainName = Annotated[str, BeforeValidator(_not_an_address)]
 
 class EmbeddedConfig(Section):
     """Sizes of the embedded dataset (digits composed on photographic textures)."""
+
+    effects: ClassVar[Effects] = Effects(
+        weights=(
+            "seed image_size train_images val_images intermediate_images scene_size "
+            "scene_train_images scene_val_images video_frames videos"
+        ),
+    )
 
     seed: int = 0
     # Small enough that a whole chain trains in minutes on two cores, large enough for 16-pixel units.
@@ -79,6 +68,10 @@ class PinnedConfig(Section):
     # A commit such as 1234567 is a number in YAML.
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
+    effects: ClassVar[Effects] = Effects(
+        weights="repo revision path remote digest",
+    )
+
     repo: Address
     revision: str
     path: str
@@ -93,6 +86,10 @@ class DataConfig(Section):
         source: `folders` packs the user's sets below `root`, `pinned` pulls a prepared folder at one DVC
             revision, `embedded` composes small real images.
         root: the user's folder with imagenet/, coco/, cifar10/, ...: folders or the original archives.
+        sets: what is prepared; `auto` is every set that a stage of the recipe reads.
+        own_sets: sets that are not in the catalogue: the name, which is that of the folder below `root`, and
+            the layout, `classes` (train/<class>/<image>, val/<class>/<image>) or the catalogue set whose
+            layout it has (coco, ade20k, davis).
         short_side: images with a longer short side are reduced to it while packing (it changes pixels and
             is recorded); None keeps every file byte for byte.
         jpeg_quality: of images that had to be encoded again.
@@ -104,9 +101,19 @@ class DataConfig(Section):
         workers: loader processes; also those that check images while packing.
     """
 
+    effects: ClassVar[Effects] = Effects(
+        weights=(
+            "source root sets own_sets embedded pinned shard_megabytes short_side jpeg_quality "
+            "keep_dense store"
+        ),
+        figures="near_duplicates",
+        nothing="max_corrupt_images workers",
+    )
+
     source: Literal["embedded", "folders", "pinned"] = "folders"
     root: LocalPath | None = None
-    sets: tuple[SetName, ...] = ("imagenet", "imagenet22k", "coco", "ade20k")
+    sets: tuple[str, ...] | Auto = "auto"
+    own_sets: dict[str, str] = {}
     embedded: EmbeddedConfig = EmbeddedConfig()
     pinned: PinnedConfig | None = None
     # Large enough for sequential reads from disks and buckets, small enough that a kill repeats little.
@@ -124,11 +131,9 @@ class DataConfig(Section):
     def _is_consistent(self) -> DataConfig:
         if self.source == "pinned" and self.pinned is None:
             raise ValueError("source is 'pinned', without a section pinned (repo, revision, path)")
-        absent = [name for name in self.sets if name not in EMBEDDED_SETS]
-        if self.source == "embedded" and absent:
-            raise ValueError(f"there is no embedded '{absent[0]}'; there are {', '.join(EMBEDDED_SETS)}")
-        if self.source == "embedded":
-            self._has_all_embedded_classes()
+        check_own_sets(self.own_sets)
+        if self.sets != "auto":
+            self._check_sets(self.sets)
         if self.store is not None and self.volume is None and not S3_ADDRESS.fullmatch(self.store.secret):
             raise ValueError(
                 f"store is '{self.store}', but must be s3://bucket/prefix or an absolute path; its "
@@ -136,13 +141,40 @@ class DataConfig(Section):
             )
         return self
 
-    def _has_all_embedded_classes(self) -> None:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sets that are prepared; `auto` has been replaced by them when the recipe was read."""
+        assert self.sets != "auto", "a recipe resolves it"
+        return self.sets
+
+    def with_sets(self, names: tuple[str, ...]) -> DataConfig:
+        """The same with these sets.
+
+        Raises:
+            ValueError: for an unknown set, or one that the embedded data lack.
+        """
+        self._check_sets(names)
+        return self.model_copy(update={"sets": names})
+
+    def _check_sets(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            check_set_name(name, self.own_sets)
+        absent = [name for name in names if name not in EMBEDDED_SETS]
+        if self.source == "embedded" and absent:
+            raise ValueError(
+                f"there is no embedded '{absent[0]}'; there are {', '.join(EMBEDDED_SETS)}. Set data.source "
+                "to folders and data.root to the folder of your datasets"
+            )
+        if self.source == "embedded":
+            self._has_all_embedded_classes(names)
+
+    def _has_all_embedded_classes(self, names: tuple[str, ...]) -> None:
         """Every class needs an image in both splits, or the readers refuse the set."""
         for name, num_classes in _EMBEDDED_CLASSES.items():
             first = "intermediate_images" if name == "imagenet22k" else "train_images"
             for key in (first, "val_images"):
                 number = getattr(self.embedded, key)
-                if name in self.sets and number < num_classes:
+                if name in names and number < num_classes:
                     raise ValueError(
                         f"embedded.{key} is {number}, but each of the {num_classes} classes of the embedded "
                         f"{name} needs an image"

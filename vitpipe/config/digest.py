@@ -1,7 +1,8 @@
 """Identity: one digest per stage, by which DVC and Kubeflow both decide what runs again.
 
-A stage's identity is the recipe sections that it reads, the code that decides its result, and its
-image. The data enters through the digests of its input folders. Anything else may change freely.
+A stage's identity is the recipe sections that it reads, the code that decides its result, the libraries that
+this code computes with, and its image. The data enters through the digests of its input folders. Anything
+else may change freely.
 """
 
 from __future__ import annotations
@@ -12,26 +13,18 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from vitpipe.config.recipe import Recipe
+from vitpipe.contracts.discovery import PACKAGE, plugin_folders
 
-PACKAGE = Path(__file__).parent.parent
-# Keys that change how fast a run goes, or whether its result is accepted, not what comes out.
-_NOT_IN_RESULT = {"workers", "checkpoint_minutes", "max_corrupt_images"}
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "mlflow", "dvc")
-_DENSE_LIBRARIES = (
-    "onedl-mmcv",
-    "onedl-mmengine",
-    "onedl-mmdetection",
-    "onedl-mmsegmentation",
-    "faster-coco-eval",
-)
+# What decides a result: the package, and the two packages beside it that call it. Not params.yaml, dvc.yaml
+# or docs/, which every user edits.
+_CODE_FOLDERS = (".", "../components", "../pipelines")
 
 
 def digest_of(value: Any) -> str:
@@ -47,54 +40,62 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def code_digest(places: Iterable[str]) -> str:
-    """Hex SHA-256 over the Python, YAML and template files below `places` of the package.
+def file_fingerprint(path: Path) -> str:
+    """Size and modification time of a file, or `absent`: cheap to compare for gigabytes of weights."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "absent"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def recipe_sections(
+    recipe: Recipe, sections: Iterable[str], *, on_weights_only: bool = False
+) -> dict[str, Any]:
+    """The named top-level parts of a recipe as plain values, without keys that do not decide its result.
 
     Args:
-        places: files or folders relative to `vitpipe/`.
+        on_weights_only: leave out keys that only decide what is measured (`Section.effects`).
     """
-    total = hashlib.sha256()
-    for place in sorted(places):
-        root = PACKAGE / place
-        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if _is_source(p))
-        for file in files:
-            # The name, too: a file that moves changes what is imported.
-            total.update(str(file.relative_to(PACKAGE)).encode())
-            total.update(file.read_bytes())
-    return total.hexdigest()
+    acting, plain = recipe.acting(on_weights_only=on_weights_only), recipe.model_dump(mode="json")
+    # A whole section whose key only decides figures, such as `evaluate`, is still what its own stage reads.
+    return {name: acting.get(name, plain[name]) for name in sections}
 
 
-def recipe_sections(recipe: Recipe, sections: Iterable[str]) -> dict[str, Any]:
-    """The named top-level parts of a recipe as plain values, without keys that do not decide its result."""
-    plain = recipe.model_dump(mode="json")
-    return {name: _of_the_result(plain[name]) for name in sections}
+def recipe_digest(recipe: Recipe, sections: Iterable[str], values: Mapping[str, str]) -> str:
+    """Hex SHA-256 over what a recipe says of a stage, as its card has it.
+
+    Args:
+        values: what the recipe chooses by name and that enters by value.
+    """
+    return digest_of({**recipe_sections(recipe, sections), "chosen": dict(values)})
 
 
 def stage_identity(
-    recipe: Recipe, *, stage: str, sections: Iterable[str], code: Iterable[str], image: str
+    recipe: Recipe,
+    *,
+    stage: str,
+    sections: Iterable[str],
+    image: str,
+    code: str,
+    libraries: Mapping[str, str],
+    values: Mapping[str, str],
 ) -> dict[str, str]:
-    """What decides one stage: digests of recipe sections, code, image, libraries, and of all together."""
+    """What decides one stage: digests of recipe sections, code, image, libraries, and of all together.
+
+    Args:
+        code: as `code_identity.code_digest`.
+        libraries: as `libraries.deciding_libraries`.
+        values: what the recipe chooses by name and that enters by value.
+    """
     parts = {
         "stage": stage,
-        "recipe_digest": digest_of(recipe_sections(recipe, sections)),
-        "code_digest": code_digest(code),
+        "recipe_digest": recipe_digest(recipe, sections, values),
+        "code_digest": code,
         "image": image,
-        "libraries": digest_of(library_versions(dense=image == "dense")),
+        "libraries": digest_of(dict(libraries)),
     }
     return {**parts, "identity": digest_of(parts)}
-
-
-@functools.cache
-def library_versions(dense: bool = False) -> dict[str, str]:
-    """Installed versions of the libraries that can change a number."""
-    names = (*_LIBRARIES, *_DENSE_LIBRARIES) if dense else _LIBRARIES
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
 
 
 def hardware() -> dict[str, str | int | float]:
@@ -111,17 +112,31 @@ def hardware() -> dict[str, str | int | float]:
 
 @functools.cache
 def git_commit() -> str:
-    """The commit of the code, with `+changes` when files differ from it; `unknown` outside git."""
+    """The commit of the code, with `+changes` when code differs from it; `unknown` outside git."""
     try:
-        # Untracked files do not count: artifacts and MLflow's database lie in the checkout, too.
-        head = _git("rev-parse", "HEAD")
-        return f"{head}+changes" if _git("status", "--porcelain", "--untracked-files=no") else head
-    except (OSError, subprocess.CalledProcessError):
+        head = _git(PACKAGE, "rev-parse", "HEAD")
+        # New files count: one that is imported decides as much as one that is edited.
+        changed = _git(PACKAGE, "status", "--porcelain", "--untracked-files=all", "--", *_code_folders())
+        return f"{head}+changes" if changed or any(map(_is_changed, plugin_folders())) else head
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(PACKAGE), *arguments]
+def _code_folders() -> list[str]:
+    # An installed package has nothing beside it, and git refuses the names of folders outside its repository.
+    return [folder for folder in _CODE_FOLDERS if (PACKAGE / folder).is_dir()]
+
+
+def _is_changed(plugin: Path) -> bool:
+    """Whether a plugin has files that its own repository does not hold; without one, nobody can tell."""
+    try:
+        return bool(_git(plugin, "status", "--porcelain", "--untracked-files=all", "--", "."))
+    except subprocess.CalledProcessError:
+        return False
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
@@ -133,13 +148,3 @@ def _processor() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
     )
-
-
-def _is_source(path: Path) -> bool:
-    return path.is_file() and path.suffix in (".py", ".yaml", ".html", ".css", ".j2", ".txt")
-
-
-def _of_the_result(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _of_the_result(inner) for key, inner in value.items() if key not in _NOT_IN_RESULT}
-    return value

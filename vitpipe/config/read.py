@@ -1,31 +1,34 @@
 """From YAML and overrides to one validated recipe; every mistake is reported at once.
 
-Order of precedence, later wins: recipe file, `recipes/profiles/<profile>.yaml`, the family's
-`recipes/<family>/profiles/<profile>.yaml`, the recipe's own `.../profiles/<recipe>.<profile>.yaml`, overrides
-from params.yaml, `--set` on the command line.
+Order of precedence, later wins: recipe file, the choices of its variant (`variants.py`),
+`recipes/profiles/<profile>.yaml`, the paper's `recipes/<paper>/profiles/<profile>.yaml`, the recipe's own
+`.../profiles/<recipe>.<profile>.yaml`, overrides from params.yaml, `--set` on the command line.
 Mappings are merged key by key; anything else is replaced.
 """
 
 from __future__ import annotations
 
-import difflib
+import functools
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from vitpipe.config.mistakes import all_mistakes, remedy
 from vitpipe.config.recipe import Recipe
+from vitpipe.config.variants import merge, variants_of, with_choices
 from vitpipe.contracts.address import hidden
+from vitpipe.contracts.discovery import files_in
 from vitpipe.contracts.errors import RecipeError
+from vitpipe.contracts.spelling import did_you_mean
 
-RECIPES = Path(__file__).parent.parent / "recipes"
-PROFILES = RECIPES / "profiles"
+_PROFILES = "profiles"
 ARTIFACTS = Path("artifacts")
 # The names of recipes and profiles; they become folders, MLflow parameters and arguments of commands.
 NAME = re.compile(r"[A-Za-z0-9_\-./]+")
@@ -40,6 +43,9 @@ class Params:
     recipe: str
     profile: str
     overrides: tuple[str, ...] = ()
+
+
+PARAMS_KEYS = ("recipe", "profile", "overrides", "plugins")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -57,41 +63,68 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def recipe_files() -> dict[str, Path]:
+    """Name -> file of all recipes of the package and of the plugins, for example `itpn/pixel_base`."""
+    found = (path for path in files_in("recipes", "*/*.yaml") if path.parent.name != _PROFILES)
+    return {f"{path.parent.name}/{path.stem}": path for path in found}
+
+
 def recipe_names() -> tuple[str, ...]:
-    """Names of all recipes that ship with the package, for example `itpn/pixel_base`."""
-    files = (path for path in RECIPES.glob("*/*.yaml") if path.parent != PROFILES)
-    return tuple(sorted(f"{path.parent.name}/{path.stem}" for path in files))
+    """Names of everything that can be run: recipe files without variants, and all variants of the others.
+
+    Raises:
+        RecipeError: when a file is not YAML, or its `variants` cannot be used.
+    """
+    return tuple(name for file in recipe_files() for name in variant_names(file))
+
+
+def variant_names(file: str) -> tuple[str, ...]:
+    """The names that one recipe file can be run by: its own, or with variants one per combination.
+
+    Args:
+        file: as `recipe_files` names it, or the path of a YAML file.
+
+    Raises:
+        RecipeError: as `recipe_names`, or when there is no such file.
+    """
+    path, _ = _recipe_path(file, "recipe")
+    variants = variants_of(_read_yaml(path), path)
+    if variants is None:
+        return (file,)
+    return tuple("/".join((file, *combination)) for combination in variants.combinations)
 
 
 def profile_names() -> tuple[str, ...]:
     """Names of all profiles."""
-    return tuple(sorted(path.stem for path in PROFILES.glob("*.yaml")))
+    return tuple(sorted(_profile_files()))
+
+
+def _profile_files() -> dict[str, Path]:
+    return {path.stem: path for path in files_in(f"recipes/{_PROFILES}", "*.yaml")}
 
 
 def load_params(path: Path) -> Params:
-    """Read `params.yaml`.
+    """Read `params.yaml`; its key `plugins` has been read when vitpipe started (`cli.main`).
 
     Raises:
-        RecipeError: when the file is missing, not YAML, or has other keys than recipe, profile, overrides; or
-            when there is no such recipe or profile.
+        RecipeError: when the file is missing, not YAML, or has other keys than recipe, profile, overrides,
+            plugins; or when there is no such recipe or profile.
     """
     values = _read_yaml(path)
-    allowed = ("recipe", "profile", "overrides")
     wrong = [
-        f"'{key}' is not a key of params.yaml{_did_you_mean(key, allowed)}"
+        f"'{key}' is not a key of params.yaml{did_you_mean(key, PARAMS_KEYS)}"
         for key in values
-        if key not in allowed
+        if key not in PARAMS_KEYS
     ]
-    wrong += [
-        f"'{key}' is missing or not a text" for key in allowed[:2] if not isinstance(values.get(key), str)
-    ]
+    required = PARAMS_KEYS[:2]
+    wrong += [f"'{key}' is missing or not a text" for key in required if not isinstance(values.get(key), str)]
     overrides = values.get("overrides") or []
     if not isinstance(overrides, list) or any(not isinstance(item, str) for item in overrides):
         wrong.append("'overrides' must be a list of texts in the form \"section.key=value\"")
     if wrong:
         raise RecipeError("; ".join(wrong), where=path, fix="give recipe, profile and, if needed, overrides")
     _recipe_path(values["recipe"], f"'recipe' in {path}")
-    _check_profile(values["profile"], f"'profile' in {path}")
+    check_profile(values["profile"], f"'profile' in {path}")
     return Params(values["recipe"], values["profile"], tuple(overrides))
 
 
@@ -139,22 +172,21 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
     """Read, merge and validate one recipe.
 
     Args:
-        name: `paper/recipe` of the package, or the path of a YAML file.
+        name: `paper/recipe` of the package or a plugin, or the path of a YAML file; of a file with variants
+            followed by one choice per axis, `paper/recipe/choice/choice`.
         profile: `full`, `demo`, or another file of `recipes/profiles/`.
         overrides: `section.key=value`, the value in YAML.
 
     Raises:
         RecipeError: unknown name or profile, bad YAML, or any number of wrong keys and values, all named.
     """
-    path = _recipe_path(name, "recipe")
-    _check_profile(profile, f"profile of recipe {name}")
+    path, choices = _recipe_path(name, "recipe")
+    check_profile(profile, f"profile of recipe {name}")
     # Later files win: a profile scales every recipe; the family's and the recipe's own correct that.
-    values = _read_yaml(path)
-    values = merge(values, _read_yaml(PROFILES / f"{profile}.yaml"))
-    for scaled in (f"{profile}.yaml", f"{path.stem}.{profile}.yaml"):
-        own = path.parent / "profiles" / scaled
-        if own.is_file():
-            values = merge(values, _read_yaml(own))
+    values = with_choices(_read_yaml(path), choices, name.removesuffix("/".join(("", *choices))), path)
+    values = merge(values, _read_yaml(_profile_files()[profile]))
+    for own in _own_profiles(path, profile):
+        values = merge(values, _read_yaml(own))
     for override in overrides:
         values = merge(values, parse_override(override))
     for key, value in (("name", name), ("profile", profile)):
@@ -163,11 +195,24 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(
-            _all_errors(error),
+            all_mistakes(error, values),
             where=f"recipe {path.name if path.is_absolute() else path}, profile {profile}",
-            fix="correct these keys in the recipe, params.yaml or --set; "
+            fix=f"{remedy(error, values)}correct these keys in the recipe, params.yaml or --set; "
             f"`vitpipe recipe {shlex.quote(name)} --profile {profile}` shows a recipe once it is valid",
         ) from error
+
+
+def _own_profiles(path: Path, profile: str) -> list[Path]:
+    """The profile files of a recipe's paper and of the recipe itself, as far as there are any."""
+    found = []
+    for scaled in (f"{profile}.yaml", f"{path.stem}.{profile}.yaml"):
+        beside = path.parent / _PROFILES / scaled
+        if beside.is_file():
+            found.append(beside)
+        elif path in recipe_files().values():
+            # A plugin's recipe of a paper that we have is scaled as the others of that paper.
+            found += files_in(f"recipes/{path.parent.name}/{_PROFILES}", scaled)
+    return found
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -198,17 +243,8 @@ def parse_override(text: str) -> dict[str, Any]:
     return dict(nested)
 
 
-def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `change` laid over it, mappings key by key."""
-    merged = dict(base)
-    for key, value in change.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _recipe_path(name: str, where: str) -> Path:
-    """The file of a recipe: one of ours by its name, or an existing file of the user's by its path.
+def _recipe_path(name: str, where: str) -> tuple[Path, tuple[str, ...]]:
+    """The file of a recipe, one of ours by its name or one of the user's by its path, and what follows it.
 
     Raises:
         RecipeError: when there is none, or the text holds characters that do not print.
@@ -220,27 +256,40 @@ def _recipe_path(name: str, where: str) -> Path:
             where=where,
             fix="fetch the file and give its path",
         )
-    if Path(name).suffix in (".yaml", ".yml"):
-        if not os.path.isfile(name):  # noqa: PTH113  (Path.is_file raises for a name that is too long)
-            raise RecipeError(
-                f"The recipe file '{_shown(name)}' does not exist", where=where, fix="check the path"
-            )
-        return Path(name)
-    if name in recipe_names():
-        return RECIPES / f"{name}.yaml"
+    parts = name.split("/")
+    for i in range(1, len(parts) + 1):
+        path = "/".join(parts[:i])
+        # Path.is_file raises for a name that is too long, os.path.isfile does not.
+        if Path(path).suffix in (".yaml", ".yml") and os.path.isfile(path):  # noqa: PTH113
+            return Path(path), tuple(parts[i:])
+    if any(Path(part).suffix in (".yaml", ".yml") for part in parts):
+        raise RecipeError(
+            f"The recipe file '{_shown(name)}' does not exist", where=where, fix="check the path"
+        )
+    files = recipe_files()
+    if (file := "/".join(parts[:2])) in files:
+        return files[file], tuple(parts[2:])
     other = "" if NAME.fullmatch(name) else " (a name has letters, digits and _ - . / only)"
     raise RecipeError(
-        f"There is no recipe '{_shown(name)}'{other}{_did_you_mean(name, recipe_names())}",
+        f"There is no recipe '{_shown(name)}'{other}{did_you_mean(name, list(files))}",
         where=where,
         fix="`vitpipe recipes` lists them all; a path that ends in .yaml reads your own",
     )
 
 
-def _check_profile(profile: str, where: str) -> None:
+def check_profile(profile: str, where: str) -> None:
+    """Refuse a profile that does not exist.
+
+    Args:
+        where: what names it, for the message.
+
+    Raises:
+        RecipeError: with the nearest name.
+    """
     _refuse_unprintable(profile, "profile", where)
     if profile not in profile_names():
         raise RecipeError(
-            f"There is no profile '{_shown(profile)}'{_did_you_mean(profile, profile_names())}",
+            f"There is no profile '{_shown(profile)}'{did_you_mean(profile, profile_names())}",
             where=where,
             fix=f"choose one of: {', '.join(profile_names())}",
         )
@@ -261,9 +310,16 @@ def _shown(text: str) -> str:
     return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
 
 
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    # Kept by content: a table reads one file and one profile for each of a hundred variants, 10 ms a time.
+    # Nobody changes what is returned: `merge` copies.
+    return yaml.load(text, Loader=_UniqueKeyLoader)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        values = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError("The file does not exist", where=path, fix="check the path") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -284,44 +340,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             "The file does not hold keys and values", where=path, fix="write `key: value` lines"
         )
     return values
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    # 0.6 is difflib's default: lower values suggest unrelated keys for short words.
-    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
-    return f", did you mean '{close[0]}'?" if close else ""
-
-
-def _all_errors(error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        if item["type"] == "is_instance_of":
-            continue  # of a class of ours: a text that becomes one is the other choice, and has its own line
-        # Pydantic adds which kind it tried, `function-after[Address(), str]`; no key of ours has brackets.
-        path = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
-        if item["type"] == "extra_forbidden":
-            known = _known_keys(item["loc"][:-1])
-            lines.append(f"'{path}' is not a known key{_did_you_mean(str(item['loc'][-1]), known)}")
-        elif item["type"] == "missing":
-            lines.append(f"'{path}' is missing")
-        else:
-            shown = "" if item["type"] == "value_error" else f" (given: {item['input']!r})"
-            message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"'{path}': {message}{shown}" if path else message)
-    count = f"{len(lines)} mistakes: " if len(lines) > 1 else ""
-    return count + "; ".join(lines)
-
-
-def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
-    """The field names of the section at a path of validated models."""
-    section: type[BaseModel] = Recipe
-    for part in location:
-        field = section.model_fields.get(str(part))
-        if field is None:
-            continue
-        # `Section | None` and `tuple[Section, ...]` hide the model one or two levels down.
-        annotation: Any = field.annotation
-        inner = [annotation, *get_args(annotation)]
-        inner += [arg for item in inner for arg in get_args(item)]
-        section = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), section)
-    return tuple(section.model_fields)

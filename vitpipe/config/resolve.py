@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vitpipe.config.data import DataConfig
-from vitpipe.config.recipe import ClassifyConfig, Recipe, TrainConfig
+from vitpipe.config.recipe import Recipe
+from vitpipe.config.set_names import sets_read
+from vitpipe.config.train_sections import LoopConfig, TrainConfig
 from vitpipe.contracts.errors import RecipeError
 
 Precision = Literal["off", "bf16", "fp16"]
-# Images per rank and micro-batch that a 40 GB card holds for the largest network here at 224 pixels,
-# and the per-GPU batch of the papers' own launch lines.
-_LARGEST_MICRO_BATCH = 64
+# Images per micro-batch on a CPU, for all stages.
+_MOST_PER_CPU = 64
 _SMALL_NETWORK = 5_000_000  # parameters; see num_threads
-# The datasets that each training stage reads.
-TRAIN_SET = {"pretrain": "imagenet", "intermediate": "imagenet22k", "finetune": "imagenet"}
-TRAINED_ON = {**TRAIN_SET, "probe": "imagenet", "detect": "coco", "segment": "ade20k"}
+# In the place of a number that follows from a set whose images have not been counted.
+UNKNOWN = "unknown until prepared"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TrainPlan:
 
 
 def train_plan(
-    section: TrainConfig, *, path: str, num_images: int, num_ranks: int, accelerator: Accelerator
+    section: LoopConfig, *, path: str, num_images: int, num_ranks: int, accelerator: Accelerator
 ) -> TrainPlan:
     """Derive steps, learning rate, accumulation and precision for one training stage.
 
@@ -88,11 +88,10 @@ def train_plan(
         )
     # The rest of an epoch is dropped, as the published loaders do (drop_last).
     steps_per_epoch = num_images // batch
-    # At least one: the smallest profiles ask for a fraction of an epoch of a handful of images.
-    num_steps = max(1, round(section.epochs * steps_per_epoch))
-    warmup_steps = min(num_steps, round(section.optim.warmup_epochs * steps_per_epoch))
+    num_steps, steps_why = section.length(steps_per_epoch)
+    warmup_steps, warmup_why = _warmup(section, num_steps, steps_per_epoch)
     peak_lr, lr_why = _peak_lr(section)
-    micro_batch, micro_why = _micro_batch(section, path, num_ranks)
+    micro_batch, micro_why = _micro_batch(section, path, num_ranks, accelerator)
     accumulation = batch // (micro_batch * num_ranks)
     precision, precision_why = _precision(section, path, accelerator)
     reasons = (
@@ -101,12 +100,8 @@ def train_plan(
             steps_per_epoch,
             f"{num_images} images // global batch {batch}, rest dropped",
         ),
-        Reason(f"{path}.num_steps", num_steps, f"{section.epochs:g} epochs x {steps_per_epoch} steps"),
-        Reason(
-            f"{path}.warmup_steps",
-            warmup_steps,
-            f"{section.optim.warmup_epochs:g} epochs x {steps_per_epoch} steps",
-        ),
+        Reason(f"{path}.num_steps", num_steps, steps_why),
+        Reason(f"{path}.warmup_steps", warmup_steps, warmup_why),
         Reason(f"{path}.peak_lr", peak_lr, lr_why),
         Reason(f"{path}.micro_batch", micro_batch, micro_why),
         Reason(
@@ -177,7 +172,7 @@ def resolve(
     """All derived values of all training stages, and the layer-decay tables.
 
     Args:
-        sizes: dataset name -> number of training images.
+        sizes: dataset name -> number of training images; without those whose images are not counted yet.
         num_layers: layer ids of the recipe's classifier.
         decay_stated_for: see `layer_scales`.
 
@@ -185,17 +180,30 @@ def resolve(
         RecipeError: as `train_plan`.
     """
     reasons: list[Reason] = []
-    sections: dict[str, TrainConfig | None] = {stage: getattr(recipe, stage) for stage in TRAIN_SET}
-    sections["probe"] = recipe.probe.linear if recipe.probe else None
-    for stage, section in sections.items():
-        if section is None or stage not in recipe.stages:
+    for stage, dataset in sets_read(recipe).items():
+        section = getattr(recipe, stage)
+        # A stage such as the probe may train in a part of its section.
+        parts = (section, *(getattr(section, name) for name in type(section).model_fields))
+        section = next((part for part in parts if isinstance(part, LoopConfig)), None)
+        if section is None:
             continue
-        dataset = TRAIN_SET.get(stage, "imagenet")
+        if dataset not in sizes:
+            reasons.append(
+                Reason(f"{stage}.num_steps", UNKNOWN, f"the images of '{dataset}' are not counted")
+            )
+            continue
+        if section.global_batch % num_ranks and not isinstance(section, TrainConfig):
+            # Detection and segmentation have small batches: they run on fewer GPUs than pre-training.
+            why = f"{num_ranks} ranks cannot share its global batch of {section.global_batch}"
+            reasons.append(Reason(f"{stage}.accumulation", "not on so many ranks", why))
+            continue
+        num_images = section.num_images(sizes[dataset])
         plan = train_plan(
-            section, path=stage, num_images=sizes[dataset], num_ranks=num_ranks, accelerator=accelerator
+            section, path=stage, num_images=num_images, num_ranks=num_ranks, accelerator=accelerator
         )
         reasons += plan.reasons
-        if isinstance(section, ClassifyConfig) and section.optim.layer_decay is not None:
+        # Dense stages have another network, whose layers are counted when it is built.
+        if section.optim.layer_decay is not None and isinstance(section, TrainConfig):
             scales = layer_scales(section.optim.layer_decay, num_layers, decay_stated_for)
             reasons += _layer_reasons(stage, section.optim.layer_decay, scales, plan.peak_lr)
     reasons.append(Reason("data.workers", num_workers(recipe.data), "cores left per rank, at most 8"))
@@ -216,7 +224,16 @@ def _layer_reasons(stage: str, decay: float, scales: tuple[float, ...], peak_lr:
     ]
 
 
-def _peak_lr(section: TrainConfig) -> tuple[float, str]:
+def _warmup(section: LoopConfig, num_steps: int, steps_per_epoch: int) -> tuple[int, str]:
+    optim = section.optim
+    if optim.warmup_steps is not None:
+        # Not shortened to the run: the rate is as low in these steps as it is published for them.
+        return optim.warmup_steps, "as the recipe says"
+    steps = min(num_steps, round(optim.warmup_epochs * steps_per_epoch))
+    return steps, f"{optim.warmup_epochs:g} epochs x {steps_per_epoch} steps"
+
+
+def _peak_lr(section: LoopConfig) -> tuple[float, str]:
     optim = section.optim
     if optim.lr_reference_batch is None:
         return optim.base_lr, "absolute: the recipe gives no reference batch"
@@ -224,12 +241,13 @@ def _peak_lr(section: TrainConfig) -> tuple[float, str]:
     return optim.base_lr * scale, f"{optim.base_lr:g} x {section.global_batch} / {optim.lr_reference_batch}"
 
 
-def _micro_batch(section: TrainConfig, path: str, num_ranks: int) -> tuple[int, str]:
+def _micro_batch(section: LoopConfig, path: str, num_ranks: int, accelerator: Accelerator) -> tuple[int, str]:
     share = section.global_batch // num_ranks
     if section.micro_batch == "auto":
         # A divisor, so that every micro-batch has the same size and gradients average without weights.
-        micro = max(d for d in range(1, min(share, _LARGEST_MICRO_BATCH) + 1) if share % d == 0)
-        return micro, f"largest divisor of {share} per rank that is at most {_LARGEST_MICRO_BATCH}"
+        most = _MOST_PER_CPU if accelerator.kind == "cpu" else section.most_per_gpu
+        micro = max(d for d in range(1, min(share, most) + 1) if share % d == 0)
+        return micro, f"largest divisor of {share} per rank that is at most {most}"
     if share % section.micro_batch:
         raise RecipeError(
             f"The micro-batch of {section.micro_batch} does not divide the {share} images per rank",
@@ -239,22 +257,14 @@ def _micro_batch(section: TrainConfig, path: str, num_ranks: int) -> tuple[int, 
     return section.micro_batch, "as the recipe says"
 
 
-def check_precision(asked: str, path: str, accelerator: Accelerator) -> None:
-    """Refuse a precision that the machine lacks.
-
-    Raises:
-        RecipeError: naming the section.
-    """
-    if asked == "bf16" and accelerator.kind == "cuda" and not accelerator.has_bf16:
+def _precision(section: LoopConfig, path: str, accelerator: Accelerator) -> tuple[Precision, str]:
+    if section.precision == "bf16" and accelerator.kind == "cuda" and not accelerator.has_bf16:
         raise RecipeError(
             "This GPU has no bfloat16",
             where=f"{path}.precision",
             fix="use fp16, or auto, which takes what the GPU has",
         )
 
-
-def _precision(section: TrainConfig, path: str, accelerator: Accelerator) -> tuple[Precision, str]:
-    check_precision(section.precision, path, accelerator)
     if section.precision != "auto":
         return section.precision, "as the recipe says"
     if accelerator.kind == "cpu":

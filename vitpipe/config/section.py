@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,8 +16,64 @@ Pixels = Annotated[int, Field(ge=16, le=4096)]
 Range = tuple[Positive, Positive]
 
 
-class Section(BaseModel):
-    """Base of every part of a recipe: frozen, unknown keys refused, numbers not guessed from text."""
+class Effects:
+    """What each key of a section can change; every key stands in one of the three lists.
 
+    Args:
+        weights: keys that decide the trained weights, or the bytes of the prepared data.
+        figures: keys that decide what is measured, logged or shown of them.
+        nothing: keys that decide how fast a run goes, or whether its result is accepted.
+    """
+
+    def __init__(self, weights: str = "", figures: str = "", nothing: str = "") -> None:
+        self.weights, self.figures, self.nothing = (set(text.split()) for text in (weights, figures, nothing))
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: frozen, unknown keys refused, numbers not guessed from text.
+
+    Attributes:
+        effects: what its own keys can change; those of base classes stand there. A section that is the value
+            of a key is looked into: its keys count only as far as that key does.
+    """
+
+    effects: ClassVar[Effects] = Effects()
     # Not strict: YAML reads `lr: 1` as an int where a float is meant. Defaults are validated, too.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
+
+    def acting(self, *, on_weights_only: bool = False) -> dict[str, Any]:
+        """The values that can change a result, as plain values.
+
+        Args:
+            on_weights_only: leave out those that only change what is measured of it.
+        """
+        plain = self.model_dump(mode="json")
+        acting = {key for key in plain if self._acts(key, on_weights_only)}
+        return {key: _acting(getattr(self, key), plain[key], on_weights_only) for key in acting}
+
+    @classmethod
+    def undecided(cls) -> list[str]:
+        """Keys that stand in none of the lists of `effects`, or in several; a test keeps it empty."""
+        return [key for key in cls.model_fields if len(cls._effects_of(key)) != 1]
+
+    @classmethod
+    def _effects_of(cls, key: str) -> list[str]:
+        """The lists that name a key, those of the nearest class that has it."""
+        for kind in cls.__mro__:
+            named = [name for name, keys in vars(vars(kind).get("effects", Effects())).items() if key in keys]
+            if named:
+                return named
+        return []
+
+    def _acts(self, key: str, on_weights_only: bool) -> bool:
+        # A key that nobody has decided on counts: what is unknown may change a result.
+        found = self._effects_of(key) or ["weights"]
+        return "weights" in found or ("figures" in found and not on_weights_only)
+
+
+def _acting(value: Any, plain: Any, on_weights_only: bool) -> Any:
+    if isinstance(value, Section):
+        return value.acting(on_weights_only=on_weights_only)
+    if isinstance(value, tuple) and any(isinstance(item, Section) for item in value):
+        return [_acting(item, part, on_weights_only) for item, part in zip(value, plain, strict=True)]
+    return plain

@@ -6,6 +6,7 @@ Layout of every folder (design: section 3, "Stage"):
     metrics.json     flat name -> number
     tables/*.csv     one file per table
     weights.safetensors and others, by stage
+    run.json         when and where it ran (provenance.py); the same inputs give the same bytes of all others
 """
 
 from __future__ import annotations
@@ -19,60 +20,60 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from vitpipe.contracts.errors import ArtifactError, disk_errors
 from vitpipe.contracts.files import move_aside, remove, sync_folder, write_whole
+from vitpipe.contracts.provenance import CARD as CARD
+from vitpipe.contracts.provenance import (
+    CARD_CHECKSUM,
+    RUN_HISTORY,
+    UNTRACKED,
+    checksum_of,
+    digest_of_card,
+    is_measured,
+    read_json,
+    read_provenance,
+    read_run_record,
+    write_run_record,
+)
+from vitpipe.contracts.provenance import Card as Card
+from vitpipe.contracts.provenance import RunRecord as RunRecord
+from vitpipe.contracts.provenance import read_card as read_card
 
-# 2: checksums of the files and of the card itself. Cards of version 1 are read without them.
-SCHEMA_VERSION = 2
-CARD, METRICS, TABLES, WEIGHTS = "card.json", "metrics.json", "tables", "weights.safetensors"
+METRICS, TABLES, WEIGHTS = "metrics.json", "tables", "weights.safetensors"
 MANIFEST = "manifest.json"
-# Beside the card's own keys, not among them: the checksum is over all the others.
-_CHECKSUM = "card_sha256"
+HISTORY = "history"  # the table of learning curves
 TEMPORARY = ("partial", "replaced")  # endings of the hidden folders beside an output that `writing` uses
 # In a folder that is being written, so that nobody else's folder is ever taken for one.
 _WRITING = ".being-written-by-vitpipe"
 
 
-class Card(BaseModel):
-    """Provenance of one output folder.
+class Artifact:
+    """A finished output folder, opened for reading.
 
-    Digests are hex SHA-256, `parents` maps input name to card digest, `data_revisions` maps what
-    DVC tracks (`prepared`, or a raw set) to what it knows of it: `dvc_md5`, `dvc_commit`, ...
-    `files` maps every file of the folder to its digest; a dataset's folder has its manifest only, which
-    holds the checksums of its shards.
+    Attributes:
+        card: provenance, the same whenever the same inputs gave the same result.
+        metrics: all flat numbers, measured speeds among them where they are known.
+        run: when and where it ran; empty values where the folder comes from DVC.
+        remark: why `run` is empty although there is a file; empty if all is well.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    def __init__(
+        self,
+        path: Path,
+        card: Card,
+        metrics: dict[str, float],
+        run: RunRecord | None = None,
+        remark: str = "",
+    ) -> None:
+        self.path, self.card, self.run, self.remark = path, card, run or RunRecord(), remark
+        self.metrics = {**metrics, **self.run.metrics}
 
-    schema_version: int = SCHEMA_VERSION
-    stage: str
-    recipe: str
-    profile: str
-    recipe_digest: str
-    data_digest: str
-    data_revisions: dict[str, dict[str, str]] = {}  # pydantic copies defaults, so {} is not shared
-    code_digest: str
-    image: str
-    identity: str
-    parents: dict[str, str]
-    seed: int
-    git_commit: str
-    libraries: dict[str, str]
-    hardware: dict[str, str | int | float]
-    started_at: str
-    wall_seconds: float
-    tracking_run: str = ""
-    notes: tuple[str, ...] = ()
-    files: dict[str, str] = {}
-
-
-class Artifact:
-    """A finished output folder, opened for reading."""
-
-    def __init__(self, path: Path, card: Card, metrics: dict[str, float]) -> None:
-        self.path, self.card, self.metrics = path, card, metrics
+    @property
+    def libraries(self) -> dict[str, str]:
+        """Versions of all libraries that are known to have been installed."""
+        return {**self.card.libraries, **self.run.libraries}
 
     @property
     def weights(self) -> Path:
@@ -114,6 +115,10 @@ class Artifact:
             self.verify(f"{TABLES}/{file.name}")
             with file.open(newline="", encoding="utf-8") as handle:
                 found[file.stem] = list(csv.DictReader(handle))
+        measured = self.path / RUN_HISTORY
+        if self.run.card and measured.is_file():
+            with measured.open(newline="", encoding="utf-8") as handle:
+                found.setdefault(HISTORY, []).extend(csv.DictReader(handle))
         return found
 
 
@@ -135,8 +140,8 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
             "or let `dvc repro` run the chain in order",
         )
     try:
-        card = read_card(path)
-        metrics = _read_json(path / METRICS)
+        card, run, remark = read_provenance(path)
+        metrics = read_json(path / METRICS)
     except PermissionError as error:
         raise ArtifactError(
             f"The folder may not be read ({error.strerror})",
@@ -155,32 +160,11 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
             where=path,
             fix="check the order of the --in NAME=DIR arguments",
         )
-    artifact = Artifact(path, card, metrics)
+    artifact = Artifact(path, card, metrics, run, remark)
     # Weights and tables are verified when they are opened: hashing 1 GB of weights here would cost every
     # stage that only wants the metrics two seconds.
     artifact.verify(METRICS, *(name for name in card.files if Path(name).name == MANIFEST))
     return artifact
-
-
-def read_card(folder: Path) -> Card:
-    """The card of a folder.
-
-    Raises:
-        OSError: when there is none.
-        ValueError: when it is damaged, or of a later version.
-    """
-    values = _read_json(folder / CARD)
-    if not isinstance(values, dict):
-        raise ValueError("card.json is damaged: it holds no keys")
-    # A later version may mean something else by the same key, so it is not guessed at.
-    if values.get("schema_version", 0) not in range(1, SCHEMA_VERSION + 1):
-        raise ValueError(
-            f"card.json has version {values.get('schema_version')}, this vitpipe reads 1 to {SCHEMA_VERSION}"
-        )
-    checksum = values.pop(_CHECKSUM, None)
-    if (checksum is not None or values["schema_version"] > 1) and checksum != _checksum(values):
-        raise ValueError("card.json is damaged, its checksum is not that of its content")
-    return Card.model_validate(values)
 
 
 def is_marked(folder: Path) -> bool:
@@ -287,7 +271,13 @@ def _added_files(folder: Path) -> list[str]:
         return []
     if not known:
         return []
-    own = known | {CARD, ".DS_Store", "Thumbs.db", "desktop.ini"}  # the latter three: file browsers
+    own = known | {
+        CARD,
+        *UNTRACKED,
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+    }  # the latter three: file browsers
     folders = {str(parent) for name in known for parent in Path(name).parents}
     added = [name for name in _files_of(folder) if name not in own and Path(name).name not in own]
     return added + [
@@ -308,14 +298,19 @@ def _foreign(what: str, folder: Path) -> ArtifactError:
     )
 
 
-def write_card(folder: Path, card: Card) -> None:
-    """Write `card.json`, after all other files: it holds their checksums."""
-    card = card.model_copy(
-        update={"files": {name: _sha256(folder / name) for name in _files_of(folder) if name != CARD}}
-    )
+def write_card(folder: Path, card: Card, run: RunRecord | None = None) -> None:
+    """Write `card.json`, after all other files: it holds their checksums. Then `run.json`, which names it."""
+    names = [name for name in _files_of(folder) if name not in (CARD, *UNTRACKED)]
+    card = card.model_copy(update={"files": {name: _sha256(folder / name) for name in names}})
     values = card.model_dump(mode="json")
-    text = json.dumps({**values, _CHECKSUM: _checksum(values)}, indent=2)
+    text = json.dumps({**values, CARD_CHECKSUM: checksum_of(values)}, indent=2)
     write_whole(folder / CARD, text + "\n")
+    measured = read_run_record(folder)[0].metrics  # by `write_metrics`
+    record = run or RunRecord()
+    write_run_record(
+        folder,
+        record.model_copy(update={"card": digest_of_card(card), "metrics": {**measured, **record.metrics}}),
+    )
 
 
 def _files_of(folder: Path) -> list[str]:
@@ -339,10 +334,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _checksum(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return f"{CARD} is damaged: {error.error_count()} keys are missing or wrong"
@@ -351,29 +342,43 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _read_json(path: Path) -> Any:
-    """Parsed JSON of a file. Raises ValueError with the file's name when it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
-        raise ValueError(f"{path.name} is damaged: {error}") from error
-
-
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
-    """Write `metrics.json`: flat, sorted, numbers only."""
+    """Write `metrics.json`: flat, sorted, numbers only. Measured speeds go to the run record."""
     flat = {name: float(value) for name, value in sorted(metrics.items())}
-    (folder / METRICS).write_text(json.dumps(flat, indent=2) + "\n", encoding="utf-8")
+    steady = {name: value for name, value in flat.items() if not is_measured(name)}
+    (folder / METRICS).write_text(json.dumps(steady, indent=2) + "\n", encoding="utf-8")
+    measured = {name: value for name, value in flat.items() if is_measured(name)}
+    write_run_record(folder, RunRecord(metrics=measured))
 
 
-def write_table(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Path | None:
-    """Write `tables/NAME.csv` with the columns of the first row; an empty table writes nothing."""
+def read_metrics(folder: Path) -> dict[str, float]:
+    """All metrics of a folder that is being written; empty before `write_metrics`.
+
+    Raises:
+        ValueError: when metrics.json is damaged.
+    """
+    if not (folder / METRICS).is_file():
+        return {}
+    return {**read_json(folder / METRICS), **read_run_record(folder)[0].metrics}
+
+
+def write_table(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `tables/NAME.csv` with the columns of the first row; an empty table writes nothing.
+
+    Rows of the history that measure time or memory go to a file that DVC does not hash.
+    """
+    if name == HISTORY:
+        _write_csv(folder / RUN_HISTORY, [row for row in rows if is_measured(str(row["name"]))])
+        rows = [row for row in rows if not is_measured(str(row["name"]))]
+    _write_csv(folder / TABLES / f"{name}.csv", rows)
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
-        return None
-    path = folder / TABLES / f"{name}.csv"
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # Unix line ends on every machine: the bytes of a table are part of what DVC compares.
     with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    return path

@@ -7,6 +7,7 @@ input was wrong. Anything that is not a `VitpipeError` is a defect of ours and k
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,9 +79,15 @@ class RunError(VitpipeError):
 
 
 class StoppedError(RunError):
-    """The process was asked to stop (SIGTERM); its state is saved. Exit code 128 + 15, as shells have it."""
+    """The process was asked to stop; exit code 128 + the signal, as shells have it.
 
-    exit_code = 143
+    Args:
+        by: number of the signal, SIGTERM or, after Ctrl-C, SIGINT.
+    """
+
+    def __init__(self, what: str, *, where: str | Path = "", fix: str = "", by: int = signal.SIGTERM) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.exit_code = 128 + by
 
 
 class DivergenceError(RunError):

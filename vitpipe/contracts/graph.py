@@ -1,40 +1,25 @@
-"""THE graph: every stage's name, inputs, image, what it reads and what it needs.
+"""THE graph: what a stage is, and how the stages of a recipe are connected.
 
-`dvc.yaml`, `components/` and `pipelines/` are derived from this file or held against it by a test.
-A recipe names its stages; `graph_of` connects those that are there, so a method without
-intermediate fine-tuning simply has `finetune` fed by `pretrain`.
+A stage is a folder `vitpipe/stages/NAME/` with its entry in `config.py` and its work in `stage.py`. The
+sections of recipes, `dvc.yaml`, the Kubeflow components and order and headline of the report follow from the
+entries. A recipe names its stages; `graph_of` connects those that are there, so a method without intermediate
+fine-tuning simply has `finetune` fed by `pretrain`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from vitpipe.contracts.discovery import names_in, part_of, source_of
+from vitpipe.contracts.errors import InputError
 
 Image = Literal["train", "dense"]
-Kind = Literal["Dataset", "Model", "Artifact", "Report"]
-# Rooms of the house whose code decides a training stage's result; a change elsewhere re-runs nothing.
-# That nothing a stage imports is missing here is tested.
-# Of the contracts, only what a stage's work goes through: a new entry in this file re-runs nothing.
-_CONTRACTS = tuple(
-    f"contracts/{name}.py"
-    for name in ("address", "artifact", "errors", "files", "logger", "processes", "seeds")
-)
-_TRAINING_CODE = (
-    *_CONTRACTS,
-    "config",
-    "data",
-    "datasets",
-    "prepare",
-    "models",
-    "methods",
-    "optim",
-    "train",
-    "evaluate",
-    "stages/weights_identity.py",
-    "stages/training.py",
-)
-_DENSE_CODE = (*_TRAINING_CODE, "dense", "stages/dense_training.py")
+Kind = Literal["Dataset", "Model", "Artifact"]
+STAGE_PACKAGE = "vitpipe.stages"
+CLASSES = "classes"  # the kind of a dataset of images with classes
 
 
 @dataclass(frozen=True)
@@ -48,36 +33,55 @@ class Resources:
     retries: int
 
 
+# An A100 node of eight GPUs, one of its GPUs, and nodes without any.
+EIGHT_GPUS = Resources(gpus=8, cpus=88, memory_gib=640, shm_gib=64, retries=5)
+ONE_GPU = Resources(gpus=1, cpus=11, memory_gib=80, shm_gib=8, retries=3)
+MANY_CORES = Resources(gpus=0, cpus=16, memory_gib=64, shm_gib=8, retries=3)
+TWO_CORES = Resources(gpus=0, cpus=2, memory_gib=8, shm_gib=1, retries=2)
+DATA = {"data": ("prepare",)}
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One kind of node.
+    """The entry of one stage.
 
     Attributes:
+        name: as in recipes and commands; also the name of its folder and of its recipe section.
+        order: position in lists and in the report; what feeds a stage has a lower one. Ours are multiples of
+            ten.
+        summary: what it does, as a phrase.
         inputs: input name -> the stages that may feed it, best first; the first one present is taken.
-        sections: top-level recipe keys that the stage reads; others do not re-run it. Only `prepare`
-            reads `data`: what it makes of it reaches the others as their input folder.
-        code: files and folders of `vitpipe/` that decide its result.
-        module: file of `vitpipe/stages/` with its `run`, where two stages share one; its own name if empty.
+        takes_every_stage: one input for each stage of a lower order, by its name, instead of `inputs`.
+        sections: top-level recipe keys that the stage reads; others do not re-run it. Only `prepare` reads
+            `data`: what it makes of it reaches the others as their input folder.
+        reads: kind of the dataset that `dataset` of its section names, as in the catalogue: `CLASSES`, or a
+            layout such as `coco`.
+        kind: Kubeflow's type of the output folder.
+        pages: outputs of their own in Kubeflow: stem of a file in the folder -> Kubeflow's type.
+        headline: the main metric, shown in the graph and on top of the report.
+        gives_weights: later stages may start from its weights.
+        keeps_output: the earlier output is there while it runs again, so that unchanged parts are reused.
     """
 
     name: str
-    inputs: Mapping[str, tuple[str, ...]]
+    order: int
+    summary: str
     sections: tuple[str, ...]
-    code: tuple[str, ...]
     image: Image
     kind: Kind
     resources: Resources
-    module: str = ""
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    takes_every_stage: bool = False
+    reads: str = ""
+    pages: Mapping[str, str] = field(default_factory=dict)
+    headline: str = ""
+    gives_weights: bool = False
+    keeps_output: bool = False
 
     @property
-    def module_name(self) -> str:
-        """The module of `vitpipe.stages` with its `run`."""
-        return self.module or self.name
-
-    @property
-    def all_code(self) -> tuple[str, ...]:
-        """`code` and the stage's own file."""
-        return (*self.code, f"stages/{self.module_name}.py")
+    def module(self) -> str:
+        """Import name of the module with its `run`."""
+        return f"{STAGE_PACKAGE}.{self.name}.stage"
 
 
 @dataclass(frozen=True)
@@ -93,118 +97,64 @@ class Node:
         return self.stage.name
 
 
-_A100 = Resources(gpus=8, cpus=88, memory_gib=640, shm_gib=64, retries=5)
-_ONE_GPU = Resources(gpus=1, cpus=11, memory_gib=80, shm_gib=8, retries=3)
-_CPU = Resources(gpus=0, cpus=16, memory_gib=64, shm_gib=8, retries=3)
-_SMALL = Resources(gpus=0, cpus=2, memory_gib=8, shm_gib=1, retries=2)
-_DATA = {"data": ("prepare",)}
-_RESULTS = (
-    "prepare",
-    "pretrain",
-    "intermediate",
-    "finetune",
-    "probe",
-    "detect",
-    "segment",
-    "evaluate",
-)
+@functools.cache
+def all_stages() -> dict[str, Stage]:
+    """Every stage that there is by name, in running order.
 
-STAGES: tuple[Stage, ...] = (
-    Stage(
-        name="prepare",
-        inputs={},
-        sections=("data", "seed"),
-        code=(*_CONTRACTS, "config", "data", "datasets", "prepare"),
-        image="train",
-        kind="Dataset",
-        resources=_CPU,
-    ),
-    Stage(
-        name="pretrain",
-        inputs=_DATA,
-        sections=("seed", "model", "pretrain"),
-        code=_TRAINING_CODE,
-        image="train",
-        kind="Model",
-        resources=_A100,
-    ),
-    Stage(
-        name="intermediate",
-        inputs={**_DATA, "weights": ("pretrain",)},
-        sections=("seed", "model", "intermediate"),
-        code=_TRAINING_CODE,
-        image="train",
-        kind="Model",
-        resources=_A100,
-        module="train_classifier",
-    ),
-    Stage(
-        name="finetune",
-        inputs={**_DATA, "weights": ("intermediate", "pretrain")},
-        sections=("seed", "model", "finetune"),
-        code=_TRAINING_CODE,
-        image="train",
-        kind="Model",
-        resources=_A100,
-        module="train_classifier",
-    ),
-    Stage(
-        name="probe",
-        inputs={**_DATA, "weights": ("pretrain", "finetune")},
-        sections=("seed", "model", "probe"),
-        code=_TRAINING_CODE,
-        image="train",
-        kind="Artifact",
-        resources=_ONE_GPU,
-    ),
-    Stage(
-        name="detect",
-        inputs={**_DATA, "weights": ("pretrain", "finetune", "intermediate")},
-        sections=("seed", "model", "detect"),
-        code=_DENSE_CODE,
-        image="dense",
-        kind="Model",
-        resources=_A100,
-    ),
-    Stage(
-        name="segment",
-        inputs={**_DATA, "weights": ("pretrain", "finetune", "intermediate")},
-        sections=("seed", "model", "segment"),
-        code=_DENSE_CODE,
-        image="dense",
-        kind="Model",
-        resources=_A100,
-    ),
-    Stage(
-        name="evaluate",
-        inputs={**_DATA, "weights": ("finetune", "intermediate", "pretrain")},
-        sections=("seed", "model", "evaluate"),
-        code=(*_TRAINING_CODE, "benchmarks/model_cost.py", "benchmarks/throughput.py"),
-        image="train",
-        kind="Artifact",
-        resources=_ONE_GPU,
-    ),
-    Stage(
-        name="report",
-        inputs={name: (name,) for name in _RESULTS},
-        sections=(
-            "name",
-            "profile",
-            "summary",
-            "source",
-            "expect",
-            "not_comparable",
-            "discrepancies",
-            "report",
-            "stages",
-        ),
-        code=(*_CONTRACTS, "contracts/graph.py", "config", "papers", "report"),
-        image="train",
-        kind="Report",
-        resources=_SMALL,
-    ),
-)
-BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
+    Raises:
+        InputError: when an entry is missing or cannot be connected.
+    """
+    folders = {
+        name: part_of(STAGE_PACKAGE, name, "config", "STAGE", Stage) for name in names_in(STAGE_PACKAGE)
+    }
+    orders = {stage.name: stage.order for stage in folders.values()}
+    for folder, stage in folders.items():
+        for what, fix in _mistakes(folder, stage, orders):
+            raise InputError(what, where=stage_config_file(folder), fix=fix)
+    found = sorted(folders.values(), key=lambda stage: (stage.order, stage.name))
+    complete = [
+        replace(stage, inputs={other.name: (other.name,) for other in found if other.order < stage.order})
+        if stage.takes_every_stage
+        else stage
+        for stage in found
+    ]
+    return {stage.name: stage for stage in complete}
+
+
+def stage_config_file(name: str) -> str:
+    """The file of a stage's entry, for messages."""
+    return str(source_of(f"{STAGE_PACKAGE}.{name}.config"))
+
+
+def _mistakes(folder: str, stage: Stage, orders: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """What would fail later, or in a stage's place do something else: (what is wrong, fix)."""
+    if stage.name != folder:
+        yield f"The stage '{stage.name}' lies in the folder {folder}", "give both the same name"
+    if not stage.summary:
+        yield f"The stage '{folder}' has no summary", "say as a phrase what it does"
+    for given, known in ((stage.image, Image), (stage.kind, Kind)):
+        if given not in get_args(known):
+            yield f"The stage '{folder}' names '{given}'", f"choose one of: {', '.join(get_args(known))}"
+    for name, feeders in stage.inputs.items():
+        if not isinstance(feeders, tuple):
+            yield (
+                f"Input '{name}' of the stage '{folder}' is not a tuple",
+                f'write for example ("{feeders}",)',
+            )
+            return
+        for feeder in feeders:
+            if feeder not in orders:
+                listed = ", ".join(sorted(orders, key=lambda other: orders[other]))
+                yield (
+                    f"Input '{name}' of the stage '{folder}' comes from '{feeder}', which is no stage",
+                    f"name one of: {listed}",
+                )
+            elif orders[feeder] >= stage.order:
+                yield (
+                    f"The stage '{folder}' (order {stage.order}) is fed by '{feeder}', which does not come "
+                    f"before it (order {orders[feeder]})",
+                    f"give it an order above {orders[feeder]}",
+                )
 
 
 def graph_of(stages: Iterable[str], start_from: Mapping[Any, str] | None = None) -> tuple[Node, ...]:
@@ -218,7 +168,7 @@ def graph_of(stages: Iterable[str], start_from: Mapping[Any, str] | None = None)
     """
     present, chosen = set(stages), start_from or {}
     nodes = []
-    for stage in STAGES:
+    for stage in all_stages().values():
         if stage.name not in present:
             continue
         inputs = {}

@@ -1,13 +1,19 @@
-"""A child process that ends when its parent does, however that one ends."""
+"""How processes end: a child when its parent does, however that one ends; a parent of children in order."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Set for a stage that shall die with the process that started it, although others stand between the two.
+TIED_VARIABLE = "VITPIPE_DIES_WITH_PARENT"
 
 
 def die_with_parent(parent: int) -> None:
@@ -26,3 +32,42 @@ def die_with_parent(parent: int) -> None:
     # The parent may have died between fork and prctl: the kernel then never sends the signal.
     if os.getppid() != parent:
         os._exit(1)
+
+
+def start_reading(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a child in a session of its own, whose whole output is read from its `stdout` line by line.
+
+    Ctrl-C in a terminal goes to every process of its group: here the parent alone decides what a child gets.
+
+    Args:
+        environment: variables beside those of this process.
+    """
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within it, SIGTERM raises KeyboardInterrupt(SIGTERM): one way to end child processes in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread only
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitpipe.config.recipe import AugmentConfig
+from vitpipe.config.train_sections import AugmentConfig
 from vitpipe.contracts.errors import RecipeError
 from vitpipe.data.resize import (
     Box,

@@ -6,10 +6,10 @@ Shapes: B images of this rank's micro-batch, C = 3 colour channels, H and W pixe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from multiprocessing import parent_process
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -20,35 +20,70 @@ from vitpipe.contracts.errors import VitpipeError
 from vitpipe.contracts.processes import die_with_parent
 from vitpipe.contracts.seeds import kept_random_state, seed_everything
 from vitpipe.data.augment import Chain, Transform
-from vitpipe.data.order import Chunk, eval_chunks, train_chunks
-from vitpipe.data.shards import ShardSet
+from vitpipe.data.moment import Moment
+from vitpipe.data.order import Chunk, epoch_steps, eval_chunks, train_chunks
+
+
+class ImageSet(Protocol):
+    """Images with classes by position: a `ShardSet`, or some of its images."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class folder names in the order of the class numbers."""
+
+    def __len__(self) -> int: ...
+
+    def decode_many(self, positions: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
+        """See `ShardSet.decode_many`."""
 
 
 class Batch(NamedTuple):
     """One micro-batch.
 
     Attributes:
-        images_BCHW: float32, normalised; with multi-crop the first view.
+        views: (B, C, H, W) float32 each, normalised: one, or several of different size with multi-crop.
         labels_B: int64 class numbers.
-        indices_B: int64 positions in the shard set.
-        step: optimiser step, counted over the whole run.
-        micro: accumulation index within the step on this rank.
-        chunk: index of the micro-batch within the step over all ranks. Seeds are derived from it and not
-            from rank and `micro`, so that they do not depend on the number of ranks.
-        views: all views of multi-crop, (B, C, S, S) each; empty for a transform that returns one tensor.
+        indices_B: int64 positions in the shard set. An image occurs at most once in a step, so that they name
+            the draws of its images (`models.draws`).
+        moment: the step that it belongs to; of evaluation batches the first one.
     """
 
-    images_BCHW: Tensor  # noqa: N815
+    views: tuple[Tensor, ...]
     labels_B: Tensor  # noqa: N815
     indices_B: Tensor  # noqa: N815
-    step: int
-    micro: int
-    chunk: int
-    views: tuple[Tensor, ...] = ()
+    moment: Moment
+
+    @property
+    def images(self) -> Tensor:
+        """The first view, (B, C, H, W)."""
+        return self.views[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with all its tensors on a device, copied asynchronously from pinned memory."""
+        views = tuple(view.to(device, non_blocking=True) for view in self.views)
+        labels_B, indices_B = (t.to(device, non_blocking=True) for t in (self.labels_B, self.indices_B))
+        return Batch(views, labels_B, indices_B, self.moment)
+
+    def key(self, what: str) -> int:
+        """The key of draws that images of a micro-batch share, for one purpose; 64 bits.
+
+        For what cannot be drawn per image: in-batch mixing, and generators of libraries. Results then depend
+        on the size of the micro-batch, but not on the number of ranks.
+        """
+        # The first image tells the micro-batches of a step apart.
+        return self.moment.key(what, int(self.indices_B[0]))
+
+    def contents(self) -> dict[str, Any]:
+        """Images, labels and positions, on the CPU."""
+        return {
+            "views": [view.cpu() for view in self.views],
+            "labels": self.labels_B.cpu(),
+            "indices": self.indices_B.cpu(),
+        }
 
 
 def train_batches(
-    shards: ShardSet,
+    shards: ImageSet,
     transform: Transform,
     *,
     seed: int,
@@ -62,8 +97,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This rank's micro-batches from `start_step` up to `num_steps` (exclusive), in order.
 
-    Every draw of a sample is a function of (seed, epoch, position), so pixels do not depend on the number
-    of loader processes or ranks, or on where a run was resumed.
+    Every draw of a sample is a function of (seed, step, index), so pixels do not depend on the number of
+    loader processes or ranks, on the micro-batch, or on where a run was resumed.
 
     Args:
         transform: RGB image -> (3, H, W) float32, or a list of such views.
@@ -90,11 +125,19 @@ def train_batches(
             num_steps=num_steps,
         )
 
-    return _load(_Reader(shards, transform, seed), chunks, workers)
+    first = Moment(seed, start_step, num_steps, epoch_steps(len(shards), global_batch))
+    return _load(_Reader(shards, transform, first, draws=True), chunks, workers)
 
 
 def eval_batches(
-    shards: ShardSet, transform: Transform, *, batch: int, rank: int, num_ranks: int, workers: int
+    shards: ImageSet,
+    transform: Transform,
+    *,
+    batch: int,
+    rank: int,
+    num_ranks: int,
+    workers: int,
+    seed: int = 0,
 ) -> Iterator[Batch]:
     """Every sample once over all ranks, in order; see `order.eval_chunks`.
 
@@ -102,6 +145,7 @@ def eval_batches(
         transform: RGB image -> (3, H, W) float32.
         batch: B; the last batch may be smaller.
         workers: loader processes; 0 decodes in this process.
+        seed: of the batches' moment, for draws of the evaluation itself such as masks.
 
     Raises:
         DatasetError: when an image cannot be read or decoded; the message names it.
@@ -110,14 +154,14 @@ def eval_batches(
     def chunks() -> Iterator[Chunk]:
         return eval_chunks(len(shards), batch=batch, rank=rank, num_ranks=num_ranks)
 
-    return _load(_Reader(shards, transform, None), chunks, workers)
+    return _load(_Reader(shards, transform, Moment(seed, 0, 1, 1), draws=False), chunks, workers)
 
 
 class _Reader(Dataset[Batch]):
-    """Chunk -> batch. With a seed, every sample is augmented under a random state of its own."""
+    """Chunk -> batch. With `draws`, every sample is augmented under a random state of its own."""
 
-    def __init__(self, shards: ShardSet, transform: Transform, seed: int | None) -> None:
-        self.shards, self.transform, self.seed = shards, transform, seed
+    def __init__(self, shards: ImageSet, transform: Transform, moment: Moment, draws: bool) -> None:
+        self.shards, self.transform, self.moment, self.draws = shards, transform, moment, draws
 
     def __getitem__(self, chunk: Chunk) -> Batch | VitpipeError:  # type: ignore[override]
         """The batch, or the error for the user as a value."""
@@ -125,30 +169,23 @@ class _Reader(Dataset[Batch]):
         # in its message, and a user's mistake must be one paragraph.
         try:
             # Without workers this runs in the training process, whose generators must stay as they are.
-            with nullcontext() if self.seed is None else kept_random_state():
+            with kept_random_state() if self.draws else nullcontext():
                 return self._batch(chunk)
         except VitpipeError as error:
             return error
 
     def _batch(self, chunk: Chunk) -> Batch:
         images = _BatchImages(self.transform, len(chunk.indices))
+        moment = self.moment._replace(step=chunk.step)
         labels = []
-        for offset, (image, label) in enumerate(self.shards.decode_many(chunk.indices)):
+        decoded = self.shards.decode_many(chunk.indices)
+        for index, (image, label) in zip(chunk.indices, decoded, strict=True):
             # Per sample, not per batch or worker: which process decodes it must not change its pixels.
-            if self.seed is not None:
-                seed_everything("sample", self.seed, chunk.epoch, chunk.first_position + offset)
+            if self.draws:
+                seed_everything("sample", moment.seed, moment.step, index)
             images.add(image)
             labels.append(label)
-        views = images.views()
-        return Batch(
-            views[0],
-            torch.tensor(labels),
-            torch.tensor(chunk.indices),
-            chunk.step,
-            chunk.micro,
-            chunk.number,
-            views if images.is_multi_view else (),
-        )
+        return Batch(images.views(), torch.tensor(labels), torch.tensor(chunk.indices), moment)
 
 
 class _BatchImages:
@@ -173,16 +210,11 @@ class _BatchImages:
         else:
             self.made.append(self.transform(image, self.batch[len(self.made)]))
 
-    @property
-    def is_multi_view(self) -> bool:
-        """Whether the transform returns several views per image."""
-        return isinstance(self.made[0], list)
-
     def views(self) -> tuple[Tensor, ...]:
         """Every view of all images, (B, C, H, W) each."""
         if self.batch is not None:
             return (self.batch,)
-        by_view = zip(*self.made, strict=True) if self.is_multi_view else [self.made]
+        by_view = zip(*self.made, strict=True) if isinstance(self.made[0], list) else [self.made]
         return tuple(torch.stack(tuple(view)) for view in by_view)
 
 
@@ -212,7 +244,7 @@ def _load(reader: _Reader, chunks: Callable[[], Iterator[Chunk]], workers: int) 
             # DataLoader draws a base seed for its workers, by default from the training process's generator.
             generator=torch.Generator(),
             worker_init_fn=begin_worker,
-            # Pinned memory lets `Ranks.to_device` copy asynchronously; it needs a CUDA driver.
+            # Pinned memory lets `Batch.to` copy asynchronously; it needs a CUDA driver.
             pin_memory=torch.cuda.is_available(),
         )
     for batch in loaded:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
-from vitpipe.config.recipe import CropsConfig
+from vitpipe.config.multi_crop import CropsConfig
 from vitpipe.data.augment import Chain, Normalise, OnPillow, RandomFlip, RandomResizedCrop
 
 # DINO's threshold, which is also the default of Pillow's `solarize`.

@@ -3,6 +3,8 @@
     PREPARED/manifest.json              source, digest of each dataset, digest of the whole
     PREPARED/imagenet/manifest.json     classes in order, splits, shards with checksums
     PREPARED/imagenet/findings.csv      unusual images: kept, converted or left out
+    PREPARED/imagenet/listing.json      modification times of what was packed; DVC does not hash it
+    PREPARED/imagenet100/manifest.json  a class view: which classes of which set; it has no shards of its own
     PREPARED/coco/manifest.json         classes, counts; the archive, or the root of the user's folder
 
 A digest covers the content of a set (checksums, class order, counts), never its location.
@@ -10,22 +12,26 @@ A digest covers the content of a set (checksums, class order, counts), never its
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError, model_validator
 
 from vitpipe.config.digest import digest_of
 from vitpipe.contracts.artifact import MANIFEST as MANIFEST
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.contracts.files import write_whole
+from vitpipe.contracts.provenance import LISTING
 
 FINDINGS = "findings.csv"
 # Written into every manifest. Not part of the digest: a new schema does not change the data.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Provenance and location. The same images must have the same digest whether they were packed from folders,
 # from the original tars or from Kaggle's layout, and wherever their shards are stored.
-_NOT_CONTENT = {"digest", "root", "notes", "schema_version", "form", "store", "listing", "findings"}
+_NOT_CONTENT = {
+    "digest", "root", "notes", "schema_version", "form", "store", "findings", "view", "layout",
+}  # fmt: skip
 
 
 class _Frozen(BaseModel):
@@ -78,18 +84,24 @@ class Encoding(_Frozen):
     quality: int
 
 
+class ClassView(_Frozen):
+    """The set that has the shards of a class view, and the digest that it had when the view was made."""
+
+    dataset: str
+    digest: str
+
+
 class ShardManifest(_Frozen):
     """A classification set in shards.
 
     Attributes:
+        view: of a set that is some classes of another one and has no shards and no index of its own.
         classes: class folder names (for ImageNet the WordNet ids) in the order of the class numbers.
         class_names: human-readable names in the same order; may be empty.
         encoding: `None` when every file is byte for byte the source's.
         form: what it was packed from, human-readable.
         findings: number of unusual images by kind; `findings.csv` beside the manifest lists them.
         store: where shards and index are, if not beside the manifest: s3://bucket/prefix, or a folder.
-        listing: digest over names, labels and modification stamps of the source; if it is unchanged, the
-            set is not packed again.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -101,15 +113,25 @@ class ShardManifest(_Frozen):
     form: str = ""
     findings: dict[str, int] = {}  # pydantic copies mutable defaults
     store: str | None = None
-    listing: str = ""
+    view: ClassView | None = None
     notes: tuple[str, ...] = ()
     digest: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_listing(cls, values: Any) -> Any:
+        # Up to version 2 it stood here. It has modification times, so that packing the same images again gave
+        # another manifest; see `read_listing`.
+        return (
+            {key: v for key, v in values.items() if key != "listing"} if isinstance(values, dict) else values
+        )
 
 
 class DenseManifest(_Frozen):
     """A dense set (COCO, ADE20K, DAVIS) in its own layout: packed into `archive`, or left in place at `root`.
 
     Attributes:
+        layout: kind of its layout; empty in manifests of earlier versions, where it is the set's name.
         counts: numbers of images, annotations or sequences by name, for example `train_images`.
         form: what it was prepared from, human-readable.
         archive: file name of the tar, beside the manifest or in `store`.
@@ -120,6 +142,7 @@ class DenseManifest(_Frozen):
 
     schema_version: int = SCHEMA_VERSION
     dataset: str
+    layout: str = ""
     classes: tuple[str, ...]
     counts: dict[str, int]
     form: str = ""
@@ -147,11 +170,20 @@ class DataManifest(_Frozen):
     revisions: dict[str, dict[str, str]] = {}
 
 
-AnyManifest = TypeVar("AnyManifest", ShardManifest, DenseManifest, DataManifest)
+class SetManifest(RootModel[ShardManifest | DenseManifest]):
+    """The manifest of one dataset of either kind."""
+
+
+AnyManifest = TypeVar("AnyManifest", ShardManifest, DenseManifest, DataManifest, SetManifest)
 
 
 def content_digest(manifest: ShardManifest | DenseManifest) -> str:
-    """SHA-256 (hexadecimal) over the content of a set, without location, provenance and notes."""
+    """SHA-256 (hexadecimal) over the content of a set, without location, provenance and notes.
+
+    That of a class view is over the whole set's digest and the classes.
+    """
+    if isinstance(manifest, ShardManifest) and manifest.view is not None:
+        return digest_of({"base": manifest.view.digest, "classes": manifest.classes})
     return digest_of(manifest.model_dump(mode="json", exclude=_NOT_CONTENT))
 
 
@@ -194,6 +226,26 @@ def read_manifest(folder: Path, kind: type[AnyManifest]) -> AnyManifest:
             where=path,
             fix="delete the prepared folder and run the prepare stage again",
         ) from error
+
+
+def write_listing(folder: Path, listing: str) -> None:
+    """Keep the digest over names, labels and modification stamps of a set's source beside its manifest.
+
+    Raises:
+        StorageError: when the disk refuses the write.
+    """
+    write_whole(folder / LISTING, json.dumps({"listing": listing}) + "\n")
+
+
+def read_listing(folder: Path) -> str:
+    """The digest that `write_listing` has kept; empty where it is absent, as in a folder that DVC fetched."""
+    # Manifests of version 2 have it themselves.
+    for name in (LISTING, MANIFEST):
+        try:
+            return str(json.loads((folder / name).read_text(encoding="utf-8"))["listing"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return ""
 
 
 def read_digest(prepare_folder: Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitpipe.config.recipe import AugmentConfig
+from vitpipe.config.train_sections import AugmentConfig
 from vitpipe.contracts.seeds import generator_of
 
 
@@ -32,15 +32,14 @@ class Mixup:
     def __init__(self, augment: AugmentConfig, num_classes: int, label_smoothing: float) -> None:
         self.augment, self.num_classes, self.label_smoothing = augment, num_classes, label_smoothing
 
-    def __call__(
-        self, images: Tensor, labels: Tensor, *, seed: int, step: int, micro: int, rank: int
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, *, key: int) -> tuple[Tensor, Tensor]:
         """Mix (B, C, H, W) images and labels (B,) into new images and targets (B, K) float32.
 
         Args:
-            seed: of the run; with step, micro and rank it determines all draws.
+            key: determines all draws. One for the whole batch, as images of a batch are mixed with each
+                other: the result depends on the micro-batch.
         """
-        generator = generator_of("mix", seed, step, micro, rank)
+        generator = generator_of("mix", key)
         share, box = self._draw(generator, images.shape[-2], images.shape[-1])
         targets = self.soft_targets(labels)
         if share == 1.0:

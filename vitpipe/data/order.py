@@ -17,24 +17,16 @@ from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.seeds import generator_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Chunk:
     """One micro-batch of one rank.
 
     Attributes:
-        step: optimiser step, counted over the whole run.
-        micro: accumulation index within the step on this rank.
-        number: index of the chunk within the step over all ranks, `micro * num_ranks + rank`.
-        epoch: counted from 0.
-        first_position: position of the first sample within the epoch.
+        step: optimiser step, counted over the whole run; in evaluation always 0.
         indices: (B,) positions in the shard set, in order.
     """
 
     step: int
-    micro: int
-    number: int
-    epoch: int
-    first_position: int
     indices: tuple[int, ...]
 
 
@@ -78,9 +70,7 @@ def train_chunks(
             f"{num_ranks} ranks",
             fix="choose a micro-batch and a number of ranks whose product divides the global batch",
         )
-    # The last incomplete global batch of an epoch is dropped, as in the papers' loaders: every step has the
-    # batch size that its learning rate is derived from.
-    steps_per_epoch = num_samples // global_batch
+    steps_per_epoch = epoch_steps(num_samples, global_batch)
     if steps_per_epoch == 0:
         raise InputError(
             f"The set has {num_samples} images, fewer than one global batch of {global_batch}",
@@ -93,10 +83,15 @@ def train_chunks(
         if epoch != order_epoch:
             order, order_epoch = epoch_order(seed, epoch, num_samples), epoch
         for micro in range(global_batch // per_round):
-            number = micro * num_ranks + rank
-            first = step_in_epoch * global_batch + number * micro_batch
-            indices = tuple(order[first : first + micro_batch].tolist())
-            yield Chunk(step, micro, number, epoch, first, indices)
+            first = step_in_epoch * global_batch + (micro * num_ranks + rank) * micro_batch
+            yield Chunk(step, tuple(order[first : first + micro_batch].tolist()))
+
+
+def epoch_steps(num_samples: int, global_batch: int) -> int:
+    """Optimiser steps of one epoch."""
+    # The last incomplete global batch of an epoch is dropped, as in the papers' loaders: every step has the
+    # batch size that its learning rate is derived from.
+    return num_samples // global_batch
 
 
 def eval_chunks(num_samples: int, *, batch: int, rank: int, num_ranks: int) -> Iterator[Chunk]:
@@ -112,5 +107,4 @@ def eval_chunks(num_samples: int, *, batch: int, rank: int, num_ranks: int) -> I
     # padded and the counts are summed once at the end.
     for number, first in enumerate(range(0, num_samples, batch)):
         if number % num_ranks == rank:
-            indices = tuple(range(first, min(first + batch, num_samples)))
-            yield Chunk(number, 0, number, 0, first, indices)
+            yield Chunk(0, tuple(range(first, min(first + batch, num_samples))))

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from vitpipe.contracts.errors import DatasetError
-from vitpipe.data.manifest import ShardManifest, SplitManifest, read_manifest
+from vitpipe.data.class_selection import ClassSelection
+from vitpipe.data.manifest import SetManifest, ShardManifest, SplitManifest, read_manifest
 from vitpipe.data.storage.cache import RangeCache, shard_cache
 from vitpipe.data.storage.open_storage import storage_of
 from vitpipe.data.storage.storage import Storage, blocks_of
@@ -63,6 +64,7 @@ class ShardSet:
     Args:
         folder: holds the manifest and, without `store`, the shards.
         split: `train` or `val`.
+        view: manifest of some classes of this set, to see only these, with class numbers of their own.
 
     Attributes:
         classes: class folder names in the order of the class numbers.
@@ -75,22 +77,29 @@ class ShardSet:
         DatasetError: when the index is missing, incomplete or damaged.
     """
 
-    def __init__(self, folder: Path, manifest: ShardManifest, split: str) -> None:
-        self.folder, self.dataset, self.split = folder, manifest.dataset, split
-        self.classes, self.class_names, self.digest = manifest.classes, manifest.class_names, manifest.digest
+    def __init__(
+        self, folder: Path, manifest: ShardManifest, split: str, view: ShardManifest | None = None
+    ) -> None:
+        seen = view or manifest
+        self.folder, self.dataset, self.split = folder, seen.dataset, split
+        self.classes, self.class_names, self.digest = seen.classes, seen.class_names, seen.digest
         self.manifest: SplitManifest = manifest.splits[split]
         self.storage: Storage = storage_of(folder, manifest.store)
         self.cache: RangeCache | None = shard_cache() if self.storage.is_remote else None
         self._readers: tuple[int, ThreadPoolExecutor] | None = None
         self._records = self._map_index(check=True)
+        self._chosen: ClassSelection | None = None
+        if view is not None:
+            self._chosen = ClassSelection(self._records["label"], manifest.classes, view.classes)
 
     def __len__(self) -> int:
-        return self.manifest.num_images
+        return self.manifest.num_images if self._chosen is None else len(self._chosen)
 
     @property
     def labels(self) -> NDArray[np.uint32]:
         """Class numbers of all samples, (num_images,)."""
-        return self._records["label"]
+        labels: NDArray[np.uint32] = self._records["label"]
+        return labels if self._chosen is None else self._chosen.labels(labels)
 
     def read(self, position: int) -> Sample:
         """Read one sample.
@@ -103,8 +112,7 @@ class ShardSet:
 
     def read_many(self, positions: Sequence[int]) -> list[Sample]:
         """Read samples in the order of `positions`, remote ones concurrently. Raises as `read`."""
-        # `item` gives Python integers; arithmetic of NumPy's uint32 would wrap around.
-        entries = [_Entry(*self._records.item(position)) for position in positions]
+        entries = self._entries(positions)
         blocks: dict[int, bytes] = {}
         if self.cache is not None:
             cached = ((place, self._from_cache(self.cache, entry)) for place, entry in enumerate(entries))
@@ -161,6 +169,13 @@ class ShardSet:
         self.__dict__.update(state)
         # The process that opened the set has compared the checksum.
         self._records = self._map_index(check=False)
+
+    def _entries(self, positions: Sequence[int]) -> list[_Entry]:
+        # `item` gives Python integers; arithmetic of NumPy's uint32 would wrap around.
+        if self._chosen is None:
+            return [_Entry(*self._records.item(position)) for position in positions]
+        found = [_Entry(*self._records.item(self._chosen.positions.item(position))) for position in positions]
+        return [entry._replace(label=self._chosen.label(entry.label)) for entry in found]
 
     def _from_cache(self, cache: RangeCache, entry: _Entry) -> bytes | None:
         # Keyed by content, not by name: two sets with equal shards share them, and a repacked shard never
@@ -240,15 +255,24 @@ def open_shards(prepare_folder: Path, dataset: str, split: str) -> ShardSet:
 
     Args:
         prepare_folder: output of the prepare stage.
-        dataset: `imagenet`, `cifar10` or another set of images with classes.
+        dataset: `imagenet`, `cifar10` or another set of images with classes, or some classes of one.
         split: `train` or `val`.
 
     Raises:
         DatasetError: when the set was not prepared, or a shard is missing or has the wrong size.
         StorageError: when a remote storage does not respond or denies access.
     """
-    folder = prepare_folder / dataset
-    manifest = read_manifest(folder, ShardManifest)
+    view, manifest = None, read_shard_manifest(prepare_folder, dataset)
+    if manifest.view is not None:
+        view, made_of = manifest, manifest.view
+        manifest = read_shard_manifest(prepare_folder, made_of.dataset)
+        if manifest.digest != made_of.digest:
+            raise DatasetError(
+                f"'{manifest.dataset}' has changed since its classes were listed as '{dataset}'",
+                where=prepare_folder / dataset,
+                fix=_REPACK,
+            )
+    folder = prepare_folder / manifest.dataset
     if split not in manifest.splits:
         raise DatasetError(f"'{dataset}' has no split '{split}'", where=folder, fix=_REPACK)
     storage = storage_of(folder, manifest.store)
@@ -260,7 +284,24 @@ def open_shards(prepare_folder: Path, dataset: str, split: str) -> ShardSet:
         if size != shard.size_bytes:
             problem = "is missing" if size is None else f"has {size} bytes instead of {shard.size_bytes}"
             raise DatasetError(f"A shard {problem}", where=storage.place(shard.name), fix=_fix(storage))
-    return ShardSet(folder, manifest, split)
+    return ShardSet(folder, manifest, split, view)
+
+
+def read_shard_manifest(prepare_folder: Path, dataset: str) -> ShardManifest:
+    """The manifest of a prepared set of images with classes.
+
+    Raises:
+        DatasetError: as `read_manifest`, or the set is of another kind.
+    """
+    manifest = read_manifest(prepare_folder / dataset, SetManifest).root
+    if not isinstance(manifest, ShardManifest):
+        raise DatasetError(
+            f"'{dataset}' is not a set of images with classes: it is in the layout of "
+            f"{manifest.layout or dataset}",
+            where=prepare_folder / dataset,
+            fix="name a set with classes as `dataset` of this stage; `vitpipe datasets` lists them",
+        )
+    return manifest
 
 
 def read_at_once(image: Image.Image, content: bytes) -> None:
@@ -276,7 +317,7 @@ def read_at_once(image: Image.Image, content: bytes) -> None:
 
 
 def verify_checksums(prepare_folder: Path, dataset: str) -> int:
-    """Verify the checksums of every shard and index of a set by reading them completely.
+    """Verify the checksums of every shard and index of a set by reading them completely; none for a view.
 
     Returns:
         Total size in bytes.
@@ -306,7 +347,9 @@ def verify_checksums(prepare_folder: Path, dataset: str) -> int:
 
 
 def files_of(manifest: ShardManifest) -> Iterator[tuple[str, str, int]]:
-    """Name, SHA-256 and size in bytes of every shard and index."""
+    """Name, SHA-256 and size in bytes of every shard and index; a class view has none."""
+    if manifest.view is not None:
+        return
     for split in manifest.splits.values():
         for shard in split.shards:
             yield shard.name, shard.sha256, shard.size_bytes

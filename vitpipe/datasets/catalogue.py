@@ -1,19 +1,38 @@
-"""Facts about the datasets from `facts.yaml`: counts, classes, archives with checksums, licence, citation.
+"""Facts about the datasets from `facts/<name>.yaml`: kind, readers, counts, classes, archives, citation.
 
-Needs no data and neither torch nor numpy. The file is read once, on the first access.
+Needs no data and neither torch nor numpy. The files, ours and those of plugins, are read once, on the first
+access. A set is found by its file; all keys but `title` have a default.
+
+`source` of an archive names where its checksum and size were published or recorded:
+    torchvision    torchvision.datasets (imagenet.py, cifar.py, svhn.py, flowers102.py)
+    tfds           tensorflow-datasets, url_checksums/*.txt and */checksums.tsv
+    datalad        the git-annex keys (MD5E) of github.com/datasets-mila
+Null is a value for which no such source was found. `size_bytes` of a set is the sum of its image archives;
+`typical_short_side` is for estimates only: the most frequent size in ImageNet is 500 x 375.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib.resources import files
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from vitpipe.config.data import DENSE_SETS, EMBEDDED_SETS, SHARD_SETS, DataConfig, EmbeddedConfig
+from vitpipe.config.data import EMBEDDED_SETS, DataConfig, EmbeddedConfig
+from vitpipe.config.set_names import facts_files
+from vitpipe.contracts.discovery import files_in
 from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.graph import CLASSES
 from vitpipe.datasets.bundled import bundled_file
+
+# What is read here, for the identity of stages (config/code_identity.py).
+DATA_FILES = ("datasets/facts/{dataset}.yaml", "datasets/names/{dataset}.txt")
+# The readers of a set that names none: of the user's own, as most people keep their images.
+_OWN_READERS = ("class_folders", "parquet")
+_OWN_FORMS = ("class folders train/<class>/, val/<class>/", "Hugging Face parquet files")
+_WNID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,13 @@ class DatasetFacts:
     """Facts about one dataset. For DAVIS, images are frames at 480p and there are no classes.
 
     Attributes:
+        kind: `classes` for images with classes, packed in shards; else the module of `datasets/layouts/` that
+            verifies its layout.
+        reader: modules of `datasets/sources/`, one per format in which it comes; the preferred one first.
+        classes_of: the set of which it is some classes, whose shards it shares.
+        folder: folder below data.root that may hold it, where that is not of its name.
+        num_train_images: 0 if unknown, as of a set of the user's own.
+        files_per_image: of a dense set.
         size_bytes: of the released image archives; an estimate if `size_is_estimate`.
         layout: the required folders and files, as one line of text.
         forms: the formats that the prepare stage accepts, one line of text each.
@@ -87,16 +113,21 @@ class DatasetFacts:
 
     name: str
     title: str
-    num_train_images: int
-    num_val_images: int
-    num_classes: int
-    size_bytes: int
-    layout: str
-    licence: str
+    kind: str = CLASSES
+    reader: tuple[str, ...] = _OWN_READERS
+    classes_of: str | None = None
+    folder: str | None = None
+    num_train_images: int = 0
+    num_val_images: int = 0
+    num_classes: int = 0
+    files_per_image: int = 1
+    size_bytes: int = 0
+    layout: str = "train/<class>/<image>, val/<class>/<image>"
+    licence: str = ""
     num_train_sequences: int = 0
     num_val_sequences: int = 0
-    forms: tuple[str, ...] = ()
-    class_order: str = ""
+    forms: tuple[str, ...] = _OWN_FORMS
+    class_order: str = "sorted names of the class folders"
     class_file: str | None = None
     names_file: str | None = None
     archives: tuple[Archive, ...] = ()
@@ -108,6 +139,11 @@ class DatasetFacts:
     size_is_estimate: bool = False
     typical_short_side: int | None = None
     array_side: int | None = None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether it is a set of images with classes, not one of scenes or videos with annotations."""
+        return self.kind == CLASSES
 
     @property
     def num_images(self) -> int:
@@ -123,16 +159,16 @@ class DatasetFacts:
 
 
 class _Facts(Mapping[str, DatasetFacts]):
-    """All facts by dataset name; the file is read on the first access."""
+    """All facts by dataset name: images with classes first, then by name; read on the first access."""
 
     def __getitem__(self, name: str) -> DatasetFacts:
-        return _read_facts()[name]
+        return _read_facts(tuple(facts_files().values()))[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_read_facts())
+        return iter(_read_facts(tuple(facts_files().values())))
 
     def __len__(self) -> int:
-        return len(_read_facts())
+        return len(facts_files())
 
 
 # Read on first access: parsing takes 0.1 s, and modules that only need the types import this one.
@@ -142,11 +178,33 @@ FACTS: Mapping[str, DatasetFacts] = _Facts()
 def facts(dataset: str, data: DataConfig | None = None) -> DatasetFacts:
     """The facts of a dataset, or with `data.source: embedded` those of its embedded replacement.
 
+    Args:
+        data: has the user's own sets, about which no more is known than their layout.
+
     Raises:
         DatasetError: for an unknown name.
     """
+    if data is not None and dataset in data.own_sets:
+        layout = data.own_sets[dataset]
+        kind = CLASSES if layout == CLASSES else FACTS[layout].kind
+        if kind == CLASSES:
+            return DatasetFacts(dataset, f"{dataset} (own set)")
+        like = FACTS[layout]
+        return DatasetFacts(
+            dataset,
+            f"{dataset} (own set in the layout of {like.title})",
+            kind=kind,
+            reader=(),
+            files_per_image=like.files_per_image,
+            layout=like.layout,
+            forms=like.forms[:1],
+            class_order="as in its annotations",
+        )
     if dataset not in FACTS:
-        raise DatasetError(f"There is no dataset '{dataset}'", fix=f"use one of {', '.join(FACTS)}")
+        raise DatasetError(
+            f"There is no dataset '{dataset}'",
+            fix=f"use one of {', '.join(FACTS)}, or name yours in data.own_sets",
+        )
     if data is not None and data.source == "embedded":
         return embedded_facts(dataset, data.embedded)
     return FACTS[dataset]
@@ -173,6 +231,9 @@ def embedded_facts(dataset: str, config: EmbeddedConfig) -> DatasetFacts:
     num_sequences = config.videos if dataset == "davis" else 0
     return DatasetFacts(
         name=dataset,
+        kind=FACTS[dataset].kind,
+        reader=FACTS[dataset].reader,
+        files_per_image=FACTS[dataset].files_per_image,
         title=f"digits scenes in the layout of {FACTS[dataset].title}",
         num_train_images=num_train,
         num_val_images=num_val,
@@ -186,12 +247,6 @@ def embedded_facts(dataset: str, config: EmbeddedConfig) -> DatasetFacts:
         num_train_sequences=num_sequences,
         num_val_sequences=num_sequences,
     )
-
-
-def train_sizes(data: DataConfig) -> dict[str, int]:
-    """Number of training images of every dataset, embedded or real, by dataset name."""
-    names = EMBEDDED_SETS if data.source == "embedded" else tuple(FACTS)
-    return {name: facts(name, data).num_train_images for name in names}
 
 
 @functools.cache
@@ -226,7 +281,7 @@ def class_names(dataset: str) -> tuple[str, ...]:
     known, keys = facts(dataset), class_order(dataset)
     if known.names_file:
         return _lines(known.names_file)
-    if known.class_file and dataset.startswith("imagenet"):
+    if known.class_file and all(_WNID.fullmatch(key) for key in keys):
         names = _wnid_names()
         return tuple(names.get(key, key) for key in keys)
     return keys
@@ -243,13 +298,18 @@ def _class_keys(class_file: str | None, num_classes: int) -> tuple[str, ...]:
 
 
 def _lines(list_file: str) -> tuple[str, ...]:
-    """The lines of a list: `names/FILE` in this package or `timm:FILE` in the installed timm."""
+    """The lines of a list: `names/FILE` of this package or a plugin, or `timm:FILE` of the installed timm."""
     package, colon, file = list_file.partition(":")
     if colon:
         # timm's folder of class lists; private, hence the pinned version and the error of `bundled_file`.
         text = bundled_file(package, f"data/_info/{file}").read_text(encoding="utf-8")
     else:
-        text = (files("vitpipe") / "datasets" / list_file).read_text(encoding="utf-8")
+        found = files_in("datasets", list_file)
+        if not found:
+            raise DatasetError(
+                "A list of classes is missing", where=f"datasets/{list_file}", fix="put it beside facts/"
+            )
+        text = found[0].read_text(encoding="utf-8")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -261,33 +321,53 @@ def _wnid_names() -> dict[str, str]:
 
 
 @functools.cache
-def _read_facts() -> dict[str, DatasetFacts]:
+def _read_facts(files: tuple[Path, ...]) -> dict[str, DatasetFacts]:
     import yaml
 
     # The C parser is absent where PyYAML was built without libyaml.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    text = (files("vitpipe") / "datasets" / "facts.yaml").read_text(encoding="utf-8")
-    entries = yaml.load(text, Loader=loader)
-    # In the order of the config, not of the file; a set without facts fails here (KeyError), not in a run.
-    return {name: _facts_of(name, entries[name]) for name in (*SHARD_SETS, *DENSE_SETS)}
+    entries = {path.stem: yaml.load(path.read_text(encoding="utf-8"), Loader=loader) for path in files}
+    found = {path.stem: _facts_of(path, entries[path.stem]) for path in files}
+    for path in files:
+        known = found[path.stem]
+        if known.classes_of is None:
+            continue
+        if known.classes_of not in found or known.class_file is None:
+            raise DatasetError(
+                f"'{known.name}' is said to be some classes of '{known.classes_of}', without saying which",
+                where=path,
+                fix="name a catalogue set in classes_of, and in class_file a list of its class keys",
+            )
+        if "reader" not in entries[known.name]:
+            found[known.name] = replace(known, reader=found[known.classes_of].reader)
+    return dict(sorted(found.items(), key=lambda item: (not item[1].has_classes, item[0])))
 
 
-def _facts_of(name: str, entry: Mapping[str, Any]) -> DatasetFacts:
+def _facts_of(path: Path, entry: Mapping[str, Any]) -> DatasetFacts:
     fields = dict(entry)
-    num_train, num_val = fields.pop("num_train"), fields.pop("num_val")
+    for key in ("num_train", "num_val"):
+        if key in fields:
+            fields[f"{key}_images"] = fields.pop(key)
+    for key in ("reader", "forms", "notes"):
+        if key in fields:
+            fields[key] = tuple(fields[key])
+    for key in ("archives", "parts"):
+        fields[key] = _archives(fields.get(key, ()))
     releases = fields.pop("releases", {}).items()
-    return DatasetFacts(
-        name=name,
-        num_train_images=num_train,
-        num_val_images=num_val,
-        forms=tuple(fields.pop("forms")),
-        archives=_archives(fields.pop("archives")),
-        parts=_archives(fields.pop("parts", ())),
-        releases=tuple(_release(release, dict(found)) for release, found in releases),
-        citation=Citation(**fields.pop("citation")),
-        notes=tuple(fields.pop("notes", ())),
-        **fields,
-    )
+    citation = fields.pop("citation", None)
+    try:
+        return DatasetFacts(
+            name=path.stem,
+            releases=tuple(_release(release, dict(found)) for release, found in releases),
+            citation=Citation(**citation) if citation else None,
+            **fields,
+        )
+    except TypeError as error:  # a plugin's file: an unknown key, or no title
+        raise DatasetError(
+            f"The facts of the dataset '{path.stem}' have a wrong key ({error})",
+            where=path,
+            fix="use the keys of the files of vitpipe/datasets/facts; `title` is required",
+        ) from error
 
 
 def _release(name: str, fields: dict[str, Any]) -> Release:

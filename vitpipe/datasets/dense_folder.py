@@ -9,11 +9,11 @@ from pathlib import Path
 
 from vitpipe.config.digest import file_digest
 from vitpipe.contracts.errors import DatasetError, disk_errors
-from vitpipe.data.manifest import DenseManifest, read_manifest
+from vitpipe.data.manifest import DenseManifest, SetManifest, read_manifest
 from vitpipe.data.storage.open_storage import storage_of
 from vitpipe.data.storage.storage import blocks_of
 from vitpipe.datasets.archives import unpack_tar
-from vitpipe.datasets.layouts import VERIFY_DENSE
+from vitpipe.datasets.layouts import verified
 
 _REDO = "run the prepare stage again, or copy the prepared folder again"
 
@@ -33,20 +33,28 @@ class DenseFolder:
     counts: dict[str, int]
 
 
-def open_dense(prepare_folder: Path, dataset: str, scratch: Path) -> DenseFolder:
+def open_dense(prepare_folder: Path, dataset: str, scratch: Path, kind: str = "") -> DenseFolder:
     """Make a prepared dense set readable.
 
     Args:
-        dataset: `coco`, `ade20k` or `davis`.
+        dataset: `coco`, `ade20k`, `davis` or another set in one of these layouts.
+        kind: the layout that it must have; any if empty.
         scratch: folder that an archive is unpacked into, once per content; may be shared by runs and ranks.
 
     Raises:
-        DatasetError: when the set was not prepared, its archive has changed, or the user's folder is missing
-            or has changed since it was verified.
+        DatasetError: when the set was not prepared or is of another kind, its archive has changed, or the
+            user's folder is missing or has changed since it was verified.
         StorageError: when the disk refuses a write.
     """
     folder = prepare_folder / dataset
-    manifest = read_manifest(folder, DenseManifest)
+    manifest = read_manifest(folder, SetManifest).root
+    found = _kind(manifest) if isinstance(manifest, DenseManifest) else "images with classes"
+    if not isinstance(manifest, DenseManifest) or kind not in ("", found):
+        raise DatasetError(
+            f"'{dataset}' is a set of another kind: {found} instead of {kind or 'scenes with annotations'}",
+            where=folder,
+            fix="name a set in this layout as `dataset` of this stage; `vitpipe datasets` lists them",
+        )
     if manifest.archive is not None:
         # Named by content: another version of the set gets another folder. 16 hexadecimal digits are 64 bits.
         root = scratch / f"{dataset}-{manifest.digest[:16]}"
@@ -122,7 +130,7 @@ def _checked_root(manifest: DenseManifest, folder: Path) -> Path:
             fix="mount it at the same path, or run the prepare stage again with the new data.root",
         )
     # Names and counts, not contents: reading the 20 GB of COCO before every run would take minutes.
-    found = VERIFY_DENSE[manifest.dataset](root).counts
+    found = verified(_kind(manifest), root, manifest.dataset).counts
     if found != manifest.counts:
         raise DatasetError(
             f"The folder has changed since it was prepared: found {found}, expected {manifest.counts}",
@@ -130,3 +138,7 @@ def _checked_root(manifest: DenseManifest, folder: Path) -> Path:
             fix="run the prepare stage again",
         )
     return root
+
+
+def _kind(manifest: DenseManifest) -> str:
+    return manifest.layout or manifest.dataset

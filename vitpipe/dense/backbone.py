@@ -9,7 +9,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from vitpipe.config.recipe import DenseConfig, ModelConfig
+from vitpipe.config.dense_sections import DenseConfig
+from vitpipe.config.model import ModelConfig, model_config
 from vitpipe.models.build import build_dense
 from vitpipe.models.network import Task
 
@@ -26,26 +27,12 @@ class DenseMaps(nn.Module):
         model: a recipe's `model` section as plain values.
         image_size: pixels per side for which position tables of a fixed size are built.
         drop_path: stochastic depth rate of the last block.
-        pyramid_depth: see `Family.dense`.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        model: Mapping[str, Any],
-        image_size: int,
-        drop_path: float,
-        pyramid_depth: int | None,
-    ) -> None:
+    def __init__(self, task: Task, model: Mapping[str, Any], image_size: int, drop_path: float) -> None:
         super().__init__()
         # mmengine's configurations hold plain values only: the recipe's section comes as a mapping.
-        self.net = build_dense(
-            ModelConfig(**model),
-            task,
-            image_size=image_size,
-            drop_path=drop_path,
-            pyramid_depth=pyramid_depth,
-        )
+        self.net = build_dense(model_config(model), task, image_size=image_size, drop_path=drop_path)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> feature maps (B, C, H/s, W/s), one per stride s."""
@@ -61,7 +48,6 @@ def maps_config(dense: DenseConfig, model: ModelConfig, task: Task, image_size: 
         "model": model.model_dump(mode="json"),
         "image_size": image_size,
         "drop_path": dense.drop_path,
-        "pyramid_depth": dense.pyramid_depth,
     }
 
 

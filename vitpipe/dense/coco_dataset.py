@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitpipe.config.recipe import DetectConfig
+from vitpipe.config.dense_sections import DetectConfig
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.datasets.dense_folder import DenseFolder
 

@@ -1,4 +1,4 @@
-"""Data loaders for mmengine's runner; order and augmentation are pure functions of the recipe's seed.
+"""Batches of mm datasets; order and augmentation are pure functions of the recipe's seed.
 
 mmengine's samplers and the transforms of mmcv, mmdet and mmseg draw from global generators, so a resumed run
 would see other images. Here the order is `vitpipe.data.order`'s, and the generators are seeded per sample.
@@ -7,37 +7,77 @@ would see other images. Here the order is `vitpipe.data.order`'s, and the genera
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
+import cv2
+import torch
 from mmengine.dataset import pseudo_collate
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitpipe.config.resolve import TrainPlan
 from vitpipe.contracts.seeds import kept_random_state, seed_everything
 from vitpipe.data.batches import begin_worker
-from vitpipe.data.order import eval_chunks, train_chunks
-from vitpipe.dense.plan import DensePlan
+from vitpipe.data.moment import Moment
+from vitpipe.data.order import epoch_steps, eval_chunks, train_chunks
 
-Place = tuple[int, int, int]  # epoch, position in its order, index of the sample
+Place = tuple[int, int]  # optimiser step, index of the sample
 
 
-class SeededDataset(Dataset[Any]):
-    """An mm dataset indexed by (epoch, position, index), on which alone its augmentation depends."""
+class DenseBatch(NamedTuple):
+    """One micro-batch of images of different sizes with their annotations.
 
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-        # mmengine's loop reads the class names from here.
-        self.metainfo = dataset.metainfo
+    Attributes:
+        inputs: (3, H, W) uint8 each, BGR.
+        samples: mmdet's or mmseg's, with boxes, masks or label maps.
+        indices_B: int64 positions in the dataset.
+        moment: the step that it belongs to.
+    """
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    inputs: list[Tensor]
+    samples: list[Any]
+    indices_B: Tensor  # noqa: N815
+    moment: Moment
 
-    def __getitem__(self, place: Place) -> Any:
-        """One sample after its data pipeline."""
-        epoch, position, index = place
-        # Without workers the sample is made in the training process, whose generators drive dropout as well.
+    def to(self, device: torch.device) -> Self:
+        """The batch itself: mm's data preprocessor moves the images when it pads them."""
+        return self
+
+    def key(self, what: str) -> int:
+        """The key of draws that samples of a micro-batch share, see `Batch.key`."""
+        return self.moment.key(what, int(self.indices_B[0]))
+
+    def contents(self) -> dict[str, Any]:
+        """Images, their files and positions."""
+        paths = [getattr(sample, "img_path", "") for sample in self.samples]
+        return {"images": self.inputs, "paths": paths, "indices": self.indices_B}
+
+
+class SeededBatches(Dataset[DenseBatch]):
+    """An mm dataset indexed by the places of a micro-batch, on which alone its augmentation depends.
+
+    Args:
+        dataset: mmdet's or mmseg's, in training mode.
+        first: the moment of the first step.
+    """
+
+    def __init__(self, dataset: Any, first: Moment) -> None:
+        self.dataset, self.first = dataset, first
+
+    def __getitem__(self, places: Sequence[Place]) -> DenseBatch:
+        """The samples after their data pipeline; all places are of one step."""
+        moment, samples = self.first._replace(step=places[0][0]), []
+        # Without workers this runs in the training process, whose generators must stay as they are.
         with kept_random_state():
-            seed_everything("dense", self.seed, epoch, position)
-            return self.dataset[index]
+            for step, index in places:
+                seed_everything("dense", moment.seed, step, index)
+                samples.append(self.dataset[index])
+        return DenseBatch(
+            [sample["inputs"] for sample in samples],
+            [sample["data_samples"] for sample in samples],
+            torch.tensor([index for _, index in places]),
+            moment,
+        )
 
 
 class MicroBatches:
@@ -51,7 +91,7 @@ class MicroBatches:
     """
 
     def __init__(
-        self, plan: DensePlan, groups: Sequence[int], *, seed: int, rank: int, start_step: int
+        self, plan: TrainPlan, groups: Sequence[int], *, seed: int, rank: int, start_step: int
     ) -> None:
         self.plan, self.groups = plan, groups
         self.seed, self.rank, self.start_step = seed, rank, start_step
@@ -74,41 +114,55 @@ class MicroBatches:
             num_steps=plan.num_steps,
         )
         for step in whole_steps:
-            places = [
-                (step.epoch, step.first_position + offset, index) for offset, index in enumerate(step.indices)
-            ]
             # The sort is stable: the order within a group is that of the epoch.
-            places.sort(key=lambda place: self.groups[place[2]])
+            ordered = sorted(step.indices, key=lambda index: self.groups[index])
+            places = [(step.step, index) for index in ordered]
             for micro in range(plan.accumulation):
-                # The chunks of a step are numbered as for its seeds, see `runner`.
                 first = (micro * plan.num_ranks + self.rank) * plan.micro_batch
                 yield places[first : first + plan.micro_batch]
 
 
-def train_loader(
+def train_batches(
     dataset: Any,
-    plan: DensePlan,
+    plan: TrainPlan,
     groups: Sequence[int],
     *,
     seed: int,
     rank: int,
     start_step: int,
     workers: int,
-) -> DataLoader[Any]:
-    """This rank's training batches from `start_step` on, in mm's format (lists of inputs and samples)."""
-    return DataLoader(
-        SeededDataset(dataset, seed),
-        batch_sampler=MicroBatches(plan, groups, seed=seed, rank=rank, start_step=start_step),
-        num_workers=workers,
-        # Images of different sizes stay a list; the data preprocessor pads them on the device.
-        collate_fn=pseudo_collate,
-        persistent_workers=workers > 0,
-        worker_init_fn=begin_worker,
+) -> Iterator[DenseBatch]:
+    """This rank's micro-batches from `start_step` up to `plan.num_steps` (exclusive), in order.
+
+    Args:
+        dataset: mmdet's or mmseg's, in training mode.
+        groups: group number of each sample, see `MicroBatches`.
+        workers: loader processes; 0 loads in this process.
+    """
+    _one_thread_each()
+    first = Moment(seed, start_step, plan.num_steps, epoch_steps(len(dataset), plan.global_batch))
+    batches = SeededBatches(dataset, first)
+    places = MicroBatches(plan, groups, seed=seed, rank=rank, start_step=start_step)
+    if workers == 0:
+        return (batches[micro] for micro in places)
+    return iter(
+        DataLoader(
+            batches,
+            # A list of places is a batch. Images of different sizes stay a list.
+            batch_size=None,
+            sampler=places,
+            num_workers=workers,
+            collate_fn=_unchanged,  # type: ignore[arg-type]  # with batch_size None it gets single items
+            # DataLoader draws a base seed for its workers, by default from the training process's generator.
+            generator=torch.Generator(),
+            worker_init_fn=begin_worker,
+        )
     )
 
 
 def eval_loader(dataset: Any, *, batch: int, rank: int, num_ranks: int, workers: int) -> DataLoader[Any]:
-    """This rank's share of a validation set; every sample comes once over all ranks."""
+    """This rank's share of a validation set in mm's format; every sample comes once over all ranks."""
+    _one_thread_each()
     # torch's DistributedSampler repeats samples to give all ranks the same number, which changes metrics.
     chunks = eval_chunks(len(dataset), batch=batch, rank=rank, num_ranks=num_ranks)
     return DataLoader(
@@ -118,3 +172,12 @@ def eval_loader(dataset: Any, *, batch: int, rank: int, num_ranks: int, workers:
         collate_fn=pseudo_collate,
         worker_init_fn=begin_worker,
     )
+
+
+def _one_thread_each() -> None:
+    # The transforms of several loader processes would compete for the cores with OpenCV's threads.
+    cv2.setNumThreads(0)
+
+
+def _unchanged(batch: DenseBatch) -> DenseBatch:
+    return batch

@@ -31,18 +31,18 @@ def open_detection(device: str = "cpu") -> None:
     operators.check_device(device)
 
 
-def open_segmentation(head: str = "upernet") -> None:
+def open_segmentation(packages: tuple[str, ...] = ()) -> None:
     """Import and register mmseg, and make it the scope in which short type names are looked up.
 
     Args:
-        head: `upernet`, or `mask2former`, which needs mmdet as well.
+        packages: modules that the head needs besides; Mask2Former needs those of mmdet.
 
     Raises:
         RunError: as `open_detection`.
     """
     # mmseg 1.4.2 carries on without mmdet (`try: from mmdet.models.dense_heads import ...`), and Mask2Former
     # would fail only when it is built.
-    _open("mmseg", (*_SEGMENTATION, "mmdet.models") if head == "mask2former" else _SEGMENTATION)
+    _open("mmseg", (*_SEGMENTATION, *packages))
 
 
 def _open(scope: str, packages: tuple[str, ...]) -> None:
@@ -64,7 +64,7 @@ def _open(scope: str, packages: tuple[str, ...]) -> None:
             where="detect, segment",
             fix="install the extra 'dense' (`make setup` does)",
         ) from error
-    # Until a runner has its own logger, mmengine writes how every parameter was initialised to the terminal.
+    # mmengine writes how every parameter was initialised to the terminal.
     MMLogger.get_instance("mmengine").setLevel("WARNING")
     # The scope that was created last is the current one. For a known name mmengine returns the existing one,
     # which need not be the last: every call takes a new name.

@@ -1,8 +1,4 @@
-"""Build UPerNet and Mask2Former on ADE20K as mmseg configurations, from the recipe's values.
-
-Xiao et al., Unified Perceptual Parsing, arXiv 1807.10221, with the settings of iTPN's released configurations
-(arXiv 2211.12735); for Mask2Former see `mask2former`.
-"""
+"""Build a segmentor on ADE20K as an mmseg configuration, from the recipe's values."""
 
 from __future__ import annotations
 
@@ -11,21 +7,18 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from vitpipe.config.recipe import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, SegmentConfig
+from vitpipe.config.dense_sections import SegmentConfig
+from vitpipe.config.model import ModelConfig
+from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.datasets.dense_folder import DenseFolder
-from vitpipe.dense.mask2former import mask2former_head
+from vitpipe.dense.head import segmentation_head
 
 # Label value that neither losses nor metrics count (mmseg's convention).
 IGNORED = 255
 _MAX_CATEGORY_SHARE = 0.75
-# PSPNet's value (arXiv 1612.01105), as in iTPN's released configurations.
-_AUXILIARY_WEIGHT = 0.4
 # The coarsest map has stride 32.
 _WHOLE_PAD_MULTIPLE = 32
-# Used where the recipe leaves `inference` open: iTPN's UPerNet slides a window, Mask2Former sees whole
-# images.
-_DEFAULT_INFERENCE = {"upernet": "slide", "mask2former": "whole"}
 _SPLITS = {"train": "training", "val": "validation"}
 
 
@@ -35,22 +28,19 @@ def segmentor_config(
     """The whole segmentor's configuration.
 
     Args:
-        norm: `SyncBN` or `BN`, in UPerNet's two heads.
+        norm: `SyncBN` or `BN`; used by heads that have batch norm.
     """
     from vitpipe.dense.backbone import map_widths, maps_config
 
     backbone = maps_config(segment, model, "segment", segment.crop_size)
     widths = map_widths(backbone)
     size = (segment.crop_size, segment.crop_size)
-    if segment.head == "mask2former":
-        heads: dict[str, Any] = {"decode_head": mask2former_head(segment.mask2former, widths, num_classes)}
-    else:
-        heads = _upernet_heads(segment, widths, num_classes, norm)
+    head = segmentation_head(segment.head)
     test: dict[str, Any] = {"mode": "slide", "crop_size": size, "stride": (segment.stride, segment.stride)}
     # A relative position bias has the size of the training crop. mmseg shifts the last window back into the
     # image; an image that is smaller than the window must be padded.
     test_padding: dict[str, Any] = {"size": size}
-    if (segment.inference or _DEFAULT_INFERENCE[segment.head]) == "whole":
+    if (segment.inference or head.inference) == "whole":
         test, test_padding = {"mode": "whole"}, {"size_divisor": _WHOLE_PAD_MULTIPLE}
     return {
         "type": "EncoderDecoder",
@@ -66,47 +56,10 @@ def segmentor_config(
             "test_cfg": test_padding,
         },
         "backbone": backbone,
-        **heads,
+        **head.parts(segment.head, widths=widths, num_classes=num_classes, norm=norm),
         "train_cfg": {},
         "test_cfg": test,
     }
-
-
-def _upernet_heads(
-    segment: SegmentConfig, widths: tuple[int, ...], num_classes: int, norm: str
-) -> dict[str, Any]:
-    shared = {
-        "dropout_ratio": 0.1,
-        "num_classes": num_classes,
-        "norm_cfg": {"type": norm, "requires_grad": True},
-        "align_corners": False,
-    }
-    return {
-        "decode_head": {
-            "type": "UPerHead",
-            "in_channels": list(widths),
-            "in_index": [0, 1, 2, 3],
-            "pool_scales": (1, 2, 3, 6),
-            "channels": segment.head_width,
-            "loss_decode": _cross_entropy(1.0),
-            **shared,
-        },
-        "auxiliary_head": {
-            "type": "FCNHead",
-            # The auxiliary head reads the map of stride 16.
-            "in_channels": widths[2],
-            "in_index": 2,
-            "channels": segment.auxiliary_width,
-            "num_convs": 1,
-            "concat_input": False,
-            "loss_decode": _cross_entropy(_AUXILIARY_WEIGHT),
-            **shared,
-        },
-    }
-
-
-def _cross_entropy(weight: float) -> dict[str, Any]:
-    return {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": weight}
 
 
 def train_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
@@ -159,17 +112,14 @@ def multi_scale_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
     ]
 
 
-def build_segmentor(config: dict[str, Any]) -> Any:
+def build_segmentor(config: dict[str, Any], segment: SegmentConfig) -> Any:
     """Build mmseg's segmentor after `open_segmentation`; its `init_weights` initialises the heads."""
     from mmengine.config import ConfigDict
     from mmseg.registry import MODELS
 
-    # Importing these registers the types that the configuration names.
-    import vitpipe.dense.backbone
+    import vitpipe.dense.backbone  # noqa: F401  (registers `DenseMaps`)
 
-    if config["decode_head"]["type"] == "FullPrecisionMask2Former":
-        import vitpipe.dense.mask2former_head  # noqa: F401
-
+    segmentation_head(segment.head).register()
     # The mean of the cross entropy is over all pixels, ignored ones included, as in the released
     # configurations (mmseg's default `avg_non_ignore=False`), of which mmseg warns.
     with warnings.catch_warnings():

@@ -86,7 +86,7 @@ def evaluate_classifier(
     total_loss = torch.zeros(1, dtype=torch.float64)
     for batch in batches:
         with autocast(ranks.device, precision):
-            logits_BK = model(batch.images_BCHW.to(ranks.device)).float().cpu()
+            logits_BK = model(batch.images.to(ranks.device)).float().cpu()
         labels_B = batch.labels_B.cpu()
         # In float64: a float32 sum over a million images would depend on how they are cut into batches.
         total_loss += F.cross_entropy(logits_BK.double(), labels_B, reduction="sum")

@@ -38,6 +38,6 @@ def extract_features(
     labels_N = torch.zeros(num_images, dtype=torch.int64)
     for batch in batches:
         rows_B = batch.indices_B.cpu().long()
-        features_NC[rows_B] = features_of(batch.images_BCHW.to(ranks.device)).float().cpu()
+        features_NC[rows_B] = features_of(batch.images.to(ranks.device)).float().cpu()
         labels_N[rows_B] = batch.labels_B.cpu().long()
     return ranks.sum(features_NC), ranks.sum(labels_N)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitpipe.contracts.seeds import seed_of
-from vitpipe.optim.schedules import learning_rate
+from vitpipe.optim.schedules import cosine
 
 _MOMENTUM = 0.9
 
@@ -86,9 +86,7 @@ def train_linear(
         # Linear scaling rule (Goyal et al., arXiv 1706.02677), as in MAE.
         peak_lr = base_lr * batch / 256
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(
-                step, num_steps=num_steps, warmup_steps=0, peak_lr=peak_lr, min_lr=0.0
-            )
+            group["lr"] = cosine(step / num_steps, peak_lr, 0.0)
         loss = F.cross_entropy(F.linear(standard_MC[chosen], weight, bias), labels_M[chosen])
         optimiser.zero_grad()
         loss.backward()

@@ -1,85 +1,40 @@
-"""Evaluation of masked pre-training: the loss on unseen images, and pictures of reconstructions."""
+"""Pictures of masked images and of what a pre-training network makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vitpipe.config.resolve import Precision
-from vitpipe.contracts.seeds import seed_of
-from vitpipe.data.batches import Batch
 from vitpipe.data.image_grid import Section, Tile, write_grid
-from vitpipe.methods.masked_pixels import MaskedPixels, images_of
-from vitpipe.models.masking import UNIT_PIXELS, patchify
-from vitpipe.train.precision import autocast
-from vitpipe.train.ranks import Ranks
+from vitpipe.models.masking import UNIT_PIXELS, MaskedPrediction, images_of, patchify
+from vitpipe.models.pixel_target import Target
 
 
-def image_noise(indices_B: Tensor, num_units: int, seed: int) -> Tensor:
-    """Uniform noise (B, N) in [0, 1) for the masks of evaluation, a function of seed and image.
-
-    Args:
-        indices_B: positions of the images in their set.
-        num_units: N, units per image.
-    """
-    # A generator per image: the same image has the same mask in every evaluation, batch and rank, so that
-    # losses of different epochs are comparable.
-    rows = [
-        torch.rand(num_units, generator=torch.Generator().manual_seed(seed_of("eval mask", seed, index)))
-        for index in indices_B.tolist()
-    ]
-    return torch.stack(rows)
-
-
-@torch.no_grad()
-def masked_loss(
-    method: MaskedPixels, batches: Iterable[Batch], *, seed: int, ranks: Ranks, precision: Precision
-) -> float:
-    """Loss on masked units, mean over the images of all ranks; every image has a fixed mask of its own.
-
-    Args:
-        batches: this rank's share of the set; over all ranks every image once.
-        seed: of the masks.
-        precision: of the forward pass.
-    """
-    method.eval()
-    total, num_images = 0.0, 0
-    for batch in batches:
-        noise_BN = image_noise(batch.indices_B, method.model.num_units, seed).to(ranks.device)
-        with autocast(ranks.device, precision):
-            loss = method.loss_of(batch.images_BCHW.to(ranks.device), noise_BN)
-        # Weighted by images: all have equally many masked units, and the last batch may be smaller.
-        total += float(loss) * len(batch.images_BCHW)
-        num_images += len(batch.images_BCHW)
-    method.train()
-    total, count = ranks.sum_numbers([total, float(num_images)])
-    return total / max(count, 1.0)
-
-
-@torch.no_grad()
-def reconstruct(method: MaskedPixels, images_BCHW: Tensor, noise_BN: Tensor) -> tuple[Tensor, Tensor]:
+def painted(
+    images_BCHW: Tensor, prediction: MaskedPrediction, target: Target, chosen: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
     """Masked images and their reconstructions.
+
+    Args:
+        images_BCHW: normalised as the network's input.
+        prediction: what the network makes of them.
+        target: what it was to predict.
+        chosen: which of the images.
 
     Returns:
         The images with masked units set to 0 (the mean colour), and the images with masked units replaced by
         predictions, both (B, 3, H, W) normalised as the input.
     """
-    method.eval()
-    prediction = method.model(images_BCHW, noise_BN)
-    method.train()
-    units_BND = patchify(images_BCHW)
-    mean = units_BND.mean(dim=-1, keepdim=True)
-    # The inverse of the loss's target (iTPN, as MAE): unbiased variance, 1e-6 under the root. The network
-    # predicts units normalised by their own mean and deviation, which only the original image has.
-    spread = (units_BND.var(dim=-1, keepdim=True) + 1e-6).sqrt()
-    hidden = prediction.mask_BN.unsqueeze(-1)
-    painted_BND = prediction.pred_BND.float() * spread + mean
+    hidden_BN1 = prediction.mask_BN[chosen].unsqueeze(-1)
+    # A unit's or image's mean and deviation are not predicted: they are taken from the original.
+    mean, spread = target.mean[chosen], target.spread[chosen]
+    units_BND = patchify(images_BCHW[chosen])
+    painted_BND = prediction.pred_BND[chosen].float() * spread + mean
     rows, columns = (side // UNIT_PIXELS for side in images_BCHW.shape[-2:])
-    masked = images_of(units_BND * (1 - hidden), rows, columns)
-    whole = images_of(units_BND * (1 - hidden) + painted_BND * hidden, rows, columns)
+    masked = images_of(units_BND * (1 - hidden_BN1), rows, columns)
+    whole = images_of(units_BND * (1 - hidden_BN1) + painted_BND * hidden_BN1, rows, columns)
     return masked, whole
 
 

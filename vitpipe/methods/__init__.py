@@ -1,1 +1,3 @@
-"""Training methods: from a batch to named losses; one method per file."""
+"""Training methods, found by folder: `<name>/config.py` has the options (`CONFIG`), `<name>/method.py` the
+networks, losses and hooks (`METHOD`). The interface is `method.py`.
+"""

@@ -1,50 +1,99 @@
-"""The interface of all methods: a module that computes losses of a batch.
+"""The interface of all methods: the networks that learn, their losses, and hooks around the update.
 
-A method owns its networks; the loop owns everything else (accumulation, precision, ranks, optimiser).
+A method is a folder `methods/<name>/`: `config.py` has its options, `method.py` a subclass of `Method` as
+`METHOD`. The stage builds it, the loop calls it:
+
+    build > begin > for each step: [losses of each micro-batch > backward] > clip > before_update
+          > optimiser > after_step ... > results, judge
+
+The loop owns everything else: accumulation, precision, ranks, optimiser, average of weights, saved states.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from vitpipe.config.method import METHODS, MethodConfig
+from vitpipe.config.model import ModelConfig
+from vitpipe.config.resolve import Precision
+from vitpipe.config.train_sections import AugmentConfig, TrainConfig
+from vitpipe.contracts.discovery import part_of
+from vitpipe.data.augment import Transform, train_transform
 from vitpipe.data.batches import Batch
-from vitpipe.models.network import Network
+from vitpipe.models.families import Family
+from vitpipe.train.ranks import Ranks
+from vitpipe.train.trainable import Trainable
+
+# This rank's share of a split, centre crops in the set's order; asked again it begins again.
+CentreCrops = Callable[[Literal["train", "val"]], Iterator[Batch]]
 
 
-@dataclass(frozen=True)
-class Draw:
-    """All that random draws of one micro-batch may depend on.
+class Judgement(NamedTuple):
+    """What a trained method is worth.
 
     Attributes:
-        seed: of the run.
-        step: optimiser steps done before.
-        chunk: index of the micro-batch within the step, over all ranks.
+        metrics: by name, the same on every rank.
+        tables: rows by name.
+        figures: by name columns of images, (B, 3, H, W) each, normalised as the training images; rank 0's
+            are drawn.
     """
 
-    # A method draws from these three numbers, or from torch's global generators, which the loop seeds from
-    # them before each call. So a resumed run draws the same as an uninterrupted one, and eight ranks the same
-    # as one rank with eight micro-batches.
-    seed: int
-    step: int
-    chunk: int
+    metrics: dict[str, float]
+    tables: Mapping[str, list[dict[str, Any]]] = {}
+    figures: Mapping[str, list[Tensor]] = {}
 
 
-class Method(nn.Module, ABC):
-    """Base of all methods; `model` is the network whose weights are the result."""
+class Method(Trainable):
+    """Base of all methods: what the loop trains, with the building of it before and a measurement after."""
 
-    model: nn.Module
+    @classmethod
+    @abstractmethod
+    def build(
+        cls,
+        config: MethodConfig,
+        family: Family[Any],
+        model: ModelConfig,
+        *,
+        section: TrainConfig,
+        classes: Sequence[str],
+    ) -> Self:
+        """The method with random weights.
+
+        Args:
+            config: the method's options, an instance of its `CONFIG`.
+            family: builds the networks of the recipe's model.
+            model: the recipe's model.
+            section: the stage's, for what is not the method's own, such as mixing in `augment`.
+            classes: names of the classes of the training set.
+        """
+
+    def views(self, augment: AugmentConfig, image_size: int) -> Transform:
+        """What happens to a training image; a list of tensors gives several `Batch.views`."""
+        return train_transform(augment, image_size)
 
     @abstractmethod
-    def losses(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
-        """Scalars of one micro-batch, each a mean over its images; `loss` is the one to minimise."""
-        # Means and not sums: the loop divides by the number of micro-batches.
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars of one micro-batch, see `Trainable.losses`."""
 
-    def forward(self, batch: Batch, draw: Draw) -> dict[str, Tensor]:
-        """The losses, and the network's diagnostics; see `losses` and `Network.diagnostics`."""
-        # The loop calls `forward` and not `losses`, because DistributedDataParallel hooks into calls of the
-        # module.
-        about = self.model.diagnostics() if isinstance(self.model, Network) else {}
-        return {**self.losses(batch, draw), **about}
+    @abstractmethod
+    def judge(self, batches: CentreCrops, ranks: Ranks, precision: Precision) -> Judgement:
+        """Measure what has been learnt, in evaluation mode; every rank calls it.
+
+        Args:
+            batches: `train` or `val` -> this rank's share, on the CPU; over all ranks every image once.
+            precision: of the forward pass.
+        """
+
+
+def method_class(name: str) -> type[Method]:
+    """A method by the name of its folder, imported when first used.
+
+    Raises:
+        InputError: as `discovery.part_of`.
+    """
+    found: type[Method] = part_of(METHODS, name, "method", "METHOD", Method)
+    return found

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitpipe.models import draws
+
 
 def init_weights(module: nn.Module, gain: float | None = None) -> None:
     """Initialise all Linear layers inside: weights truncated normal, biases 0; the rest is unchanged.
@@ -46,8 +48,9 @@ def drop_path(x: Tensor, drop_ratio: float, training: bool) -> Tensor:
     if drop_ratio == 0.0 or not training:
         return x
     keep_ratio = 1.0 - drop_ratio
-    # One draw per image: with a draw per element this would be dropout.
-    kept = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep_ratio)
+    # One draw per image: with a draw per element this would be dropout. In training it belongs to the image,
+    # so that another micro-batch size drops the same branches.
+    kept = draws.keep(x.shape[0], keep_ratio, x).view(-1, *(1,) * (x.ndim - 1))
     # Divided by the keep ratio, so that the branch keeps its mean and evaluation needs no factor.
     return x * kept.div_(keep_ratio)
 
@@ -64,6 +67,20 @@ class Mlp(nn.Module):
         """(..., C) -> (..., C)."""
         # The erf form (torch's default), as in the released code of iTPN, MAE and RevCol; not the tanh one.
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+def attend(q_BHNc: Tensor, k_BHNc: Tensor, v_BHNc: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(c) + bias) v: (B, H, N, c).
+
+    Args:
+        bias: added to the scores, broadcastable to (B, H, N, N).
+    """
+    # torch's fused kernel for CPUs has no gradient for a bias: it falls back to one that is slower than the
+    # formula (1.2 times at 196 tokens). On a GPU, and without that gradient, a fused kernel is faster.
+    if bias is not None and bias.requires_grad and bias.device.type == "cpu":
+        scores_BHNN = (q_BHNc * q_BHNc.shape[-1] ** -0.5) @ k_BHNc.transpose(-2, -1) + bias
+        return scores_BHNN.softmax(dim=-1) @ v_BHNc
+    return F.scaled_dot_product_attention(q_BHNc, k_BHNc, v_BHNc, attn_mask=bias)
 
 
 class Attention(nn.Module):
@@ -97,16 +114,29 @@ class Attention(nn.Module):
                 has its own tokens. Needed if, and only if, there is a table.
         """
         num_images, num_tokens, width = x_BNC.shape
-        qkv = self.qkv(x_BNC).view(num_images, num_tokens, 3, self.num_heads, width // self.num_heads)
-        q_BHNc, k_BHNc, v_BHNc = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q_BHNc, k_BHNc, v_BHNc = self._queries_keys_values(x_BNC)
         bias = None
         if self.relative_table is not None:
             assert index_NN is not None
             bias = self._bias(index_NN).to(q_BHNc.dtype)
-        # Its default scale, c^-0.5, is that of the papers. On a GPU it takes a fused kernel where there is
-        # one.
-        out_BHNc = F.scaled_dot_product_attention(q_BHNc, k_BHNc, v_BHNc, attn_mask=bias)
+        out_BHNc = attend(q_BHNc, k_BHNc, v_BHNc, bias)
         return self.proj(out_BHNc.transpose(1, 2).reshape(num_images, num_tokens, width))
+
+    def probabilities(self, x_BNC: Tensor, index_NN: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, H, N, N): how much each token (third axis) takes of each token (fourth)."""
+        q_BHNc, k_BHNc, _ = self._queries_keys_values(x_BNC)
+        scores_BHNN = q_BHNc @ k_BHNc.transpose(-2, -1) * q_BHNc.shape[-1] ** -0.5
+        if self.relative_table is not None:
+            assert index_NN is not None
+            scores_BHNN = scores_BHNN + self._bias(index_NN)
+        # In float32: under autocast the rows would sum to 1 to two digits only.
+        return scores_BHNN.float().softmax(dim=-1)
+
+    def _queries_keys_values(self, x_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        num_images, num_tokens, width = x_BNC.shape
+        qkv = self.qkv(x_BNC).view(num_images, num_tokens, 3, self.num_heads, width // self.num_heads)
+        q_BHNc, k_BHNc, v_BHNc = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q_BHNc, k_BHNc, v_BHNc
 
     def _bias(self, index: Tensor) -> Tensor:
         """(N, N) -> (1, H, N, N), or (B, N, N) -> (B, H, N, N)."""
@@ -199,3 +229,7 @@ class AttentionBlock(nn.Module):
         x_BNC = x_BNC + drop_path(branch_BNC, self.drop_ratio, self.training)
         branch_BNC = _scaled(self.mlp(self.norm2(x_BNC)), self.gamma_2)
         return x_BNC + drop_path(branch_BNC, self.drop_ratio, self.training)
+
+    def attention(self, x_BNC: Tensor, index_NN: Tensor | None = None) -> Tensor:
+        """(B, N, C), the block's input -> (B, H, N, N), the probabilities of its attention."""
+        return self.attn.probabilities(self.norm1(x_BNC), index_NN)

@@ -1,6 +1,6 @@
 """Networks from a recipe's `model:` section, of any family.
 
-All raise `RecipeError` when the model's name is unknown or a setting belongs to another family, and
+All raise `RecipeError` when the model's name is unknown or its family does not build what is asked for, and
 `InputError` when the family cannot use the image size.
 """
 
@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from vitpipe.config.recipe import ModelConfig
-from vitpipe.models.families import family, family_of
-from vitpipe.models.network import Classifier, DenseBackbone, Pretrainer, Task
-from vitpipe.models.registry import find_model
+from vitpipe.config.model import ModelConfig, find_model
+from vitpipe.models.families import WeightsInfo, family, family_of
+from vitpipe.models.network import Classifier, DenseBackbone, Encoder, Pretrainer, Task
 
 
 def build_pretrainer(model: ModelConfig, *, mask_ratio: float = 0.75) -> Pretrainer:
@@ -26,52 +25,38 @@ def build_pretrainer(model: ModelConfig, *, mask_ratio: float = 0.75) -> Pretrai
     return family_of(model).pretrainer(model, mask_ratio=mask_ratio)
 
 
-def build_classifier(
-    model: ModelConfig,
-    *,
-    num_classes: int,
-    drop_path: float = 0.0,
-    relative_position: bool | None = None,
-    head_init_std: float = 2e-5,
-) -> Classifier:
+def build_classifier(model: ModelConfig, *, num_classes: int, drop_path: float = 0.0) -> Classifier:
     """The classifier.
 
     Args:
         model: the recipe's section.
         num_classes: number of logits.
         drop_path: drop ratio of the last block.
-        relative_position: `None` for what the paper does.
-        head_init_std: of the head's weight; 2e-5 is the released value for fine-tuning, in iTPN and MAE.
     """
-    return family_of(model).classifier(
-        model,
-        num_classes=num_classes,
-        drop_path=drop_path,
-        relative_position=relative_position,
-        head_init_std=head_init_std,
-    )
+    return family_of(model).classifier(model, num_classes=num_classes, drop_path=drop_path)
 
 
-def build_dense(
-    model: ModelConfig,
-    task: Task,
-    *,
-    image_size: int,
-    drop_path: float = 0.0,
-    pyramid_depth: int | None = None,
-) -> DenseBackbone:
+def build_encoder(model: ModelConfig, *, drop_path: float = 0.0) -> Encoder:
+    """The network without a head, for methods and probes."""
+    return family_of(model).encoder(model, drop_path=drop_path)
+
+
+def build_dense(model: ModelConfig, task: Task, *, image_size: int, drop_path: float = 0.0) -> DenseBackbone:
     """The maps that detection and segmentation heads read; see `Family.dense`."""
-    return family_of(model).dense(
-        model, task, image_size=image_size, drop_path=drop_path, pyramid_depth=pyramid_depth
-    )
+    return family_of(model).dense(model, task, image_size=image_size, drop_path=drop_path)
+
+
+def as_stored(model: ModelConfig, info: WeightsInfo) -> ModelConfig:
+    """The section with the options that a weights file shows; see `Family.as_stored`."""
+    return family_of(model).as_stored(model, info)
 
 
 def create_backbone(name: str, *, image_size: int | None = None, **options: Any) -> nn.Module:
     """A backbone with random weights, for use as a library.
 
     Args:
-        name: a key of `MODELS`.
-        image_size: pixels per side; without it the registry entry's.
+        name: one of `vitpipe models`.
+        image_size: pixels per side; without it the entry's.
         options: keyword arguments of the backbone's class.
     """
     entry = find_model(name)

@@ -1,6 +1,7 @@
 """Convert official checkpoints to our names, with a report on every key.
 
-Each family's rules are in its `conversion.py`. Files are read in `official.py`, without running code in them.
+Each family's rules are in its `conversion.py`, where it has official checkpoints. Files are read in
+`official.py`, without running code in them.
 """
 
 from __future__ import annotations
@@ -9,19 +10,15 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from vitpipe.config.model import FAMILIES, family_names
+from vitpipe.contracts.discovery import part_of, source_of
 from vitpipe.contracts.errors import CheckpointError
-from vitpipe.models.hivit.conversion import our_name as our_name
-from vitpipe.models.hivit.conversion import rename_itpn
-from vitpipe.models.official import Kind, misfit
+from vitpipe.models.official import Conversion, misfit
 from vitpipe.models.official import read_checkpoint as read_checkpoint
-from vitpipe.models.revcol.conversion import rename_revcol
 from vitpipe.models.weights import LoadReport, is_safetensors, save_weights
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -36,14 +33,12 @@ class Converted:
     """
 
     state: dict[str, Tensor]
-    kind: Kind
+    kind: str
     model: str
     report: LoadReport
 
 
-def convert(
-    path: Path, out: Path, *, kind: Kind | Literal["auto"] = "auto", entry: str | None = None
-) -> LoadReport:
+def convert(path: Path, out: Path, *, kind: str = "auto", entry: str | None = None) -> LoadReport:
     """Convert an official checkpoint file to a safetensors file that `transfer_weights` reads.
 
     Args:
@@ -90,9 +85,17 @@ def _check_target(path: Path, out: Path) -> None:
         )
 
 
-def convert_state(
-    official: Mapping[str, Tensor], *, kind: Kind | Literal["auto"] = "auto", where: str | Path = ""
-) -> Converted:
+def conversions() -> list[Conversion]:
+    """The conversions of all families that have official checkpoints, in alphabetical order.
+
+    Raises:
+        InputError: when a plugin's cannot be imported.
+    """
+    having = (name for name in family_names() if source_of(f"{FAMILIES}.{name}.conversion"))
+    return [part_of(FAMILIES, name, "conversion", "CONVERSION", Conversion) for name in having]
+
+
+def convert_state(official: Mapping[str, Tensor], *, kind: str = "auto", where: str | Path = "") -> Converted:
     """Rename the tensors of an official state and compare names and shapes with our network's.
 
     Args:
@@ -103,12 +106,14 @@ def convert_state(
     Raises:
         CheckpointError: as `convert`.
     """
-    renamed = rename_revcol(official, where) or rename_itpn(official, where)
+    known = conversions()
+    renamed = next((found for each in known if (found := each.rename(official, where)) is not None), None)
     if renamed is None:
+        kinds = ", ".join(kind for each in known for kind in each.kinds)
         raise CheckpointError(
             f"The checkpoint is of no known kind (first keys: {', '.join(sorted(official)[:3])})",
             where=where,
-            fix=f"give a checkpoint of one of the known kinds: {', '.join(KINDS)}",
+            fix=f"give a checkpoint of one of the known kinds: {kinds}",
         )
     if kind not in ("auto", renamed.kind):
         raise CheckpointError(

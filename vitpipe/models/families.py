@@ -1,30 +1,35 @@
 """The interface of a family: how stages build the networks of one paper and transfer their weights.
 
-A paper is added by a folder here with a `family.py` that defines `FAMILY`, and by entries in the registry.
+A family is a folder in `vitpipe/models/` (or in a plugin's `models/`) with a `config.py` (see
+`config.model`) and a `family.py` that defines `FAMILY`.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
-import vitpipe.models
-from vitpipe.config.recipe import ModelConfig
-from vitpipe.contracts.errors import RecipeError
-from vitpipe.models.network import Classifier, DenseBackbone, Network, Pretrainer, Task
-from vitpipe.models.registry import find_model
+from vitpipe.config.model import FAMILIES, ModelConfig, config_class, family_names, find_model
+from vitpipe.contracts.discovery import part_of, source_of
+from vitpipe.contracts.errors import InputError, RecipeError
+from vitpipe.models.network import (
+    Classifier,
+    DenseBackbone,
+    Encoder,
+    IntermediateHeads,
+    Network,
+    Pretrainer,
+    Task,
+)
 from vitpipe.models.weights import Rule
 
 # `pyramid` means dense features of any family; it is named after the neck of the first one, HiViT's.
-WeightsKind = Literal["pretrain", "classifier", "pyramid"]
-# Sections of `ModelConfig` that only some families have.
-_PARTS = ("pyramid", "decoder", "columns")
+WeightsKind = Literal["pretrain", "classifier", "encoder", "pyramid"]
+Options = TypeVar("Options", bound=ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -33,78 +38,70 @@ class WeightsInfo:
 
     Attributes:
         family: name of the family whose network it is.
-        kind: `pretrain` (all of the pre-training network), `classifier`, or `pyramid` (dense features).
-        model: name in the registry; empty when the sizes are those of no registered network.
+        kind: `pretrain` (all of the pre-training network), `classifier`, `encoder` (neither head nor neck),
+            or `pyramid` (dense features).
+        model: one of `vitpipe models`; empty when the sizes are those of no registered network.
         image_size: pixels per side that the position table is made for; 0 without a table.
-        relative_position: whether it has tables of relative positions.
         num_classes: of a classifier, else 0.
-        pyramid_width, pyramid_depth: 0 without a pyramid.
+        options: what else the family reads from the file, by names of its own; for its `as_stored`.
     """
 
     family: str
     kind: WeightsKind
     model: str
     image_size: int
-    relative_position: bool = False
     num_classes: int = 0
-    pyramid_width: int = 0
-    pyramid_depth: int = 0
+    options: Mapping[str, bool | int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         size = f" for {self.image_size} pixels" if self.image_size else ""
-        return f"a {self.kind} network of {self.model or 'no registered model'}{size}"
+        article = "an" if self.kind == "encoder" else "a"
+        return f"{article} {self.kind} network of {self.model or 'no registered model'}{size}"
 
 
-class Family(ABC):
+class Family(ABC, Generic[Options]):
     """Builds the networks of one architecture and describes, checks and resizes its weights.
 
+    A family overrides what it has of `encoder`, `classifier`, `intermediate_heads`, `pretrainer` and
+    `dense`; `model` is the recipe's section, of the type that the family's config.py defines.
+
     Attributes:
-        name: as in the registry; also the name of its folder.
-        parts: optional sections of `ModelConfig` that it uses.
+        name: that of its folder.
     """
 
     name: ClassVar[str]
-    parts: ClassVar[tuple[str, ...]] = ()
-
-    def check(self, model: ModelConfig) -> None:
-        """Check that the section has no settings of another family.
-
-        Raises:
-            RecipeError: when it has; names them.
-        """
-        # An error and not ignored: a setting without effect would suggest an experiment that was not made.
-        foreign = [part for part in _PARTS if part not in self.parts and getattr(model, part) is not None]
-        if foreign:
-            raise RecipeError(
-                f"{model.name} has no {' and no '.join(foreign)}",
-                where=", ".join(f"model.{part}" for part in foreign),
-                fix="remove it, or choose another model (`vitpipe models` lists them)",
-            )
 
     @abstractmethod
     def backbone(self, name: str, *, image_size: int) -> nn.Module:
         """The bare backbone with random weights, for use as a library."""
 
-    @abstractmethod
-    def pretrainer(self, model: ModelConfig, *, mask_ratio: float) -> Pretrainer:
+    def encoder(self, model: Options, *, drop_path: float) -> Encoder:
+        """The network without a head.
+
+        Raises:
+            RecipeError: where the family has none; so do the next four.
+        """
+        raise _lacks(model, "encoder", "is built as no encoder")
+
+    def classifier(self, model: Options, *, num_classes: int, drop_path: float) -> Classifier:
+        """The classifier."""
+        raise _lacks(model, "classifier", "is built as no classifier")
+
+    def intermediate_heads(self, model: Options, *, num_classes: int) -> IntermediateHeads:
+        """Heads at several depths of the classifier, for losses on its intermediate features."""
+        raise _lacks(
+            model,
+            "intermediate_heads",
+            "has no heads for intermediate supervision",
+            where="method, model.name",
+            instead="choose another method",
+        )
+
+    def pretrainer(self, model: Options, *, mask_ratio: float) -> Pretrainer:
         """The masked pre-training network."""
+        raise _lacks(model, "pretrainer", "has no masked pre-training")
 
-    @abstractmethod
-    def classifier(
-        self,
-        model: ModelConfig,
-        *,
-        num_classes: int,
-        drop_path: float,
-        relative_position: bool | None,
-        head_init_std: float,
-    ) -> Classifier:
-        """The classifier; `relative_position` `None` means what the paper does."""
-
-    @abstractmethod
-    def dense(
-        self, model: ModelConfig, task: Task, *, image_size: int, drop_path: float, pyramid_depth: int | None
-    ) -> DenseBackbone:
+    def dense(self, model: Options, task: Task, *, image_size: int, drop_path: float) -> DenseBackbone:
         """The dense features (feature maps) for the heads of a task.
 
         Args:
@@ -112,9 +109,12 @@ class Family(ABC):
             task: `detect` or `segment`.
             image_size: pixels per side that position tables of a fixed size are made for.
             drop_path: drop ratio of the last block.
-            pyramid_depth: of a pyramid, where the task has another depth than `model`; `None` for that of
-                `model`.
         """
+        raise _lacks(model, "dense", "is built for neither detection nor segmentation")
+
+    def as_stored(self, model: Options, info: WeightsInfo) -> Options:
+        """The section of the network that a weights file is for, where the file shows options of its own."""
+        return model
 
     @abstractmethod
     def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
@@ -124,36 +124,74 @@ class Family(ABC):
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
         """Which keys may be missing, unused or of another shape when `network` loads weights of `info`."""
 
-    @abstractmethod
     def resized(self, name: str, given: Tensor, wanted: Tensor) -> Tensor:
-        """A position table of a file, resized to the grid of the network's.
+        """A position table of a file, resized to the grid of the network's; for keys of a `resized` rule.
 
         Args:
             name: of the parameter.
             given: the file's table.
             wanted: the network's, for its shape.
+
+        Raises:
+            ValueError: in a family without such rules.
         """
+        raise ValueError(f"{self.name} has no rule that resizes, and {name} is no position table")
 
 
-def family(name: str) -> Family:
-    """A family by its name in the registry, imported when first used."""
-    # By import, without a table of families: a new paper changes no file but the registry, and a stage of one
-    # family never imports another's networks.
-    found: Family = importlib.import_module(f"vitpipe.models.{name}.family").FAMILY
-    return found
+def _lacks(
+    model: ModelConfig,
+    capability: str,
+    what: str,
+    *,
+    where: str = "stages, model.name",
+    instead: str = "remove the stage",
+) -> RecipeError:
+    able = [f.name for f in families() if getattr(type(f), capability) is not getattr(Family, capability)]
+    return RecipeError(
+        f"{model.name} {what}",
+        where=where,
+        fix=f"{instead}, or choose a model of the family {' or '.join(able)} (`vitpipe models` lists them)",
+    )
 
 
-def families() -> list[Family]:
-    """All families: the sub-packages of `vitpipe.models`, in alphabetical order."""
-    return [family(found.name) for found in pkgutil.iter_modules(vitpipe.models.__path__) if found.ispkg]
-
-
-def family_of(model: ModelConfig) -> Family:
-    """The family of a recipe's network; checks the section's settings.
+def family(name: str) -> Family[Any]:
+    """A family by the name of its folder, imported when first used.
 
     Raises:
-        RecipeError: when the name is unknown or a setting belongs to another family.
+        InputError: as `discovery.part_of`, or when it has another name.
     """
-    found = family(find_model(model.name).family)
-    found.check(model)
+    # By import, without a table of families: a new paper changes no file that is there, and a stage of one
+    # family never imports another's networks.
+    found: Family[Any] = part_of(FAMILIES, name, "family", "FAMILY", Family)
+    if found.name != name:
+        raise InputError(
+            f"The network family '{found.name}' lies in the folder {name}",
+            where=source_of(f"{FAMILIES}.{name}.family") or name,
+            fix="give both the same name",
+        )
     return found
+
+
+def families() -> list[Family[Any]]:
+    """All families, in alphabetical order.
+
+    Raises:
+        InputError: as `family`.
+    """
+    return [family(name) for name in family_names()]
+
+
+def family_of(model: ModelConfig) -> Family[Any]:
+    """The family of a recipe's network.
+
+    Raises:
+        RecipeError: when the name is unknown, or the section is of another family's type.
+    """
+    name = find_model(model.name).family
+    if not isinstance(model, config_class(name)):
+        raise RecipeError(
+            f"{model.name} is a {name} network, whose options this section does not have",
+            where="model",
+            fix="build the section by `config.model.model_config`, which chooses its type by the name",
+        )
+    return family(name)

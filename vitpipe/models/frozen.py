@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vitpipe.models.network import Classifier
+from vitpipe.models.network import Encoder
 
 
 class FrozenProbe(nn.Module):
@@ -19,7 +19,7 @@ class FrozenProbe(nn.Module):
         num_classes: K.
     """
 
-    def __init__(self, network: Classifier, num_classes: int) -> None:
+    def __init__(self, network: Encoder, num_classes: int) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
         # It calibrates the features' magnitude, so that networks can be compared with one learning rate and

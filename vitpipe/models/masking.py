@@ -73,6 +73,13 @@ def patchify(images_BCHW: Tensor) -> Tensor:
     return units.permute(0, 2, 4, 3, 5, 1).reshape(num_images, rows * columns, -1)
 
 
+def images_of(units_BND: Tensor, rows: int, columns: int) -> Tensor:
+    """The inverse of `patchify`: (B, N, D) -> (B, 3, H, W)."""
+    num_images = units_BND.shape[0]
+    grid = units_BND.reshape(num_images, rows, columns, UNIT_PIXELS, UNIT_PIXELS, -1)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(num_images, -1, rows * UNIT_PIXELS, columns * UNIT_PIXELS)
+
+
 def choose_units(noise_BN: Tensor, mask_ratio: float) -> UnitChoice:
     """Keep the `int(N * (1 - mask_ratio))` units with the smallest noise, in the order of their noise.
 
@@ -100,7 +107,7 @@ def check_mask_ratio(num_units: int, mask_ratio: float) -> None:
     if not 0 < int(num_units * (1 - mask_ratio)) < num_units:
         raise InputError(
             f"With mask_ratio {mask_ratio}, all or none of the {num_units} units would be hidden",
-            where="pretrain.mask_ratio",
+            where="pretrain.method.mask_ratio",
             fix="choose a mask_ratio nearer to 0.5 or a larger model.image_size",
         )
 

@@ -7,11 +7,14 @@ and by a `Family` that builds them (families.py).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from vitpipe.config.resolve import layer_scales
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.masking import MaskedPrediction
 
 Task = Literal["detect", "segment"]
@@ -39,7 +42,7 @@ class Network(nn.Module, ABC):
     @property
     @abstractmethod
     def num_layers(self) -> int:
-        """Number of layer ids. For classifiers the registry states it too: see `ModelEntry.num_layers`."""
+        """Number of layer ids; for classifiers also stated without torch: `ModelConfig.num_layers`."""
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Scalars about the network's own health, logged beside the losses."""
@@ -50,27 +53,147 @@ class Network(nn.Module, ABC):
         return layer_scales(decay, self.num_layers, self.decay_stated_for)
 
 
-class Classifier(Network):
-    """Images to logits."""
+@dataclass(frozen=True)
+class Features:
+    """What an encoder computes of a batch of images.
+
+    The tuples have one item per block that was asked for, in the order of asking. Tokens are as a block puts
+    them out, before any norm that follows the last block (see `Encoder.final_norm`).
+
+    Attributes:
+        tokens: (B, N, C) each, the cells of a grid row by row, N = rows * columns.
+        grids: (rows, columns) of each; blocks at several strides have several grids.
+        pooled: (B, C), one vector per image, before any norm of a head.
+        class_tokens: (B, C) each; empty in networks without a class token.
+        attention: (B, H, Q, K) each, the probabilities of H heads for Q queries over K keys, where asked for.
+    """
+
+    tokens: tuple[Tensor, ...]
+    grids: tuple[tuple[int, int], ...]
+    pooled: Tensor
+    class_tokens: tuple[Tensor, ...] = ()
+    attention: tuple[Tensor, ...] = ()
+
+    def maps(self) -> tuple[Tensor, ...]:
+        """The tokens as maps, (B, C, rows, columns) each."""
+        pairs = zip(self.tokens, self.grids, strict=True)
+        return tuple(tokens.transpose(1, 2).unflatten(2, grid) for tokens, grid in pairs)
+
+
+class Encoder(Network):
+    """Images to tokens and one vector per image: what methods, probes and explanations work on."""
+
+    @property
+    @abstractmethod
+    def num_blocks(self) -> int:
+        """Number of blocks whose tokens `features` gives."""
+
+    @property
+    @abstractmethod
+    def feature_width(self) -> int:
+        """C of `Features.pooled`."""
+
+    @abstractmethod
+    def features(
+        self, images_BCHW: Tensor, blocks: Sequence[int] = (-1,), *, attention: bool = False
+    ) -> Features:
+        """(B, 3, H, W) -> tokens of some blocks, and the vector that the paper's linear probe reads.
+
+        Gradients flow through all of it.
+
+        Args:
+            images_BCHW: normalised.
+            blocks: 0 ... `num_blocks` - 1, or negative from the last.
+            attention: compute the attention of these blocks, too.
+
+        Raises:
+            InputError: when there is no such block, its attention cannot be given, or the image has a size
+                that the network cannot take.
+        """
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """The norm between the last block and the pooling, for tokens of any block; unchanged without one."""
+        return tokens
+
+    def frozen_features(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C): the features of the paper's linear probe, before any norm or head."""
+        # Without the norm: k-NN and linear probe bring their own scaling (`FrozenProbe`).
+        return self.features(images_BCHW).pooled
+
+    def chosen_blocks(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        """Block numbers from 0, negative ones resolved.
+
+        Raises:
+            InputError: when there is no such block.
+        """
+        wrong = [block for block in blocks if not -self.num_blocks <= block < self.num_blocks]
+        if wrong:
+            raise InputError(
+                f"The {self.family} network has no block {wrong[0]}",
+                where="blocks",
+                fix=f"give numbers from 0 to {self.num_blocks - 1}, or negative ones from the last",
+            )
+        return tuple(block % self.num_blocks for block in blocks)
+
+    def refuse_attention(self, asked: bool) -> None:
+        """For encoders that cannot give their attention.
+
+        Raises:
+            InputError: when it is asked for.
+        """
+        if asked:
+            raise InputError(
+                f"The {self.family} network cannot give its attention",
+                where="attention",
+                fix="choose a network of global attention, for example a hivit model",
+            )
+
+
+class Classifier(Encoder):
+    """Images to logits; features and logits of one forward pass for losses on both."""
 
     @property
     @abstractmethod
     def num_classes(self) -> int:
         """Number of logits."""
 
-    @abstractmethod
-    def frozen_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C): the features of the paper's linear probe, before any norm or head."""
-        # Without the norm: k-NN and linear probe bring their own scaling (`FrozenProbe`).
+    def forward_features(self, images_BCHW: Tensor, blocks: Sequence[int] = (-1,)) -> Features:
+        """(B, 3, H, W) -> what the head reads (`pooled`), and tokens of blocks on the way to it.
 
-    @property
-    @abstractmethod
-    def feature_width(self) -> int:
-        """C of `frozen_features`."""
+        Raises:
+            InputError: as `features`.
+        """
+        # A network whose linear probe reads another place than its head overrides this.
+        return self.features(images_BCHW, blocks)
 
     @abstractmethod
+    def logits(self, features: Features) -> Tensor:
+        """Features of `forward_features` -> (B, num_classes)."""
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, num_classes)."""
+        return self.logits(self.forward_features(images_BCHW))
+
+
+class IntermediateOutputs(NamedTuple):
+    """What heads at K depths of a classifier give, first to last.
+
+    Attributes:
+        logits: K times (B, num_classes); the last are the classifier's own.
+        images: K - 1 times (B, 3, H, W), logits of pixel values in 0 ... 1.
+    """
+
+    logits: tuple[Tensor, ...]
+    images: tuple[Tensor, ...]
+
+
+class IntermediateHeads(nn.Module, ABC):
+    """Auxiliary classifiers and decoders at several depths of a classifier, for its training only."""
+
+    # Beside the classifier and not a part of it: its weights are the same with and without them.
+    @abstractmethod
+    def forward(self, model: Classifier, images_BCHW: Tensor) -> IntermediateOutputs:
+        """(B, 3, H, W) through the classifier -> the outputs of all heads, and the classifier's own."""
 
 
 class Pretrainer(Network):

@@ -14,15 +14,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.weights import MAX_NAMED, KeyRow, load_state
-
-Kind = Literal["itpn_pixel_pretrain", "itpn_pixel_classifier", "itpn_pixel_dense", "revcol_classifier"]
 
 # Where released files keep their weights: `model` (MAE, iTPN, RevCol), `module` (second choice of iTPN's
 # tools), `state_dict` (detectors and segmentors of mmdet and mmseg), `state_dict_ema` (RevCol; may be None).
@@ -34,18 +32,32 @@ class Renamed:
     """An official state under our names.
 
     Attributes:
-        kind: which network it is of.
+        kind: which network it is of, one of the family's `Conversion.kinds`.
         model: name in the registry.
         state: our name -> tensor.
         network: ours of that kind and size, on the meta device.
         rows: one for every official name.
     """
 
-    kind: Kind
+    kind: str
     model: str
     state: Mapping[str, Tensor]
     network: nn.Module
     rows: tuple[KeyRow, ...]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a family renames official checkpoints; `CONVERSION` in its conversion.py, where there are any.
+
+    Attributes:
+        kinds: names of the networks that were released.
+        rename: official state and file (for messages) -> the state under our names; `None` when it is not of
+            this family.
+    """
+
+    kinds: tuple[str, ...]
+    rename: Callable[[Mapping[str, Tensor], str | Path], Renamed | None]
 
 
 class _Placeholder:

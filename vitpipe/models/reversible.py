@@ -35,10 +35,12 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from vitpipe.models import draws
+
 MemoryMode = Literal["plain", "column", "reversible"]
 States = tuple[Tensor, ...]
-# The state of each random number generator, CPU first.
-_Randomness = tuple[Tensor, ...]
+# The place in the draws of images, then the state of each random number generator, CPU first.
+_Randomness = tuple[draws.Place, tuple[Tensor, ...]]
 _Precision = Callable[[], AbstractContextManager[Any]]
 
 # It prevents a division by 0, nothing more: at 1e-3 the rebuilt states are noise, and
@@ -51,7 +53,7 @@ class Column(nn.Module, ABC):
     """One column of a chain.
 
     A level is run twice in a training step. So it must have no side effects (no batch norm) and draw random
-    numbers from torch's generators only, whose states are restored before the second run.
+    numbers from `draws` or torch's generators only, whose states are restored before the second run.
     """
 
     @property
@@ -107,7 +109,9 @@ def run_chain(
         return _ReversibleChain.apply(columns, len(states or ()), x, *(states or ()), *parameters)
     # Not reentrant: the reentrant form gives no gradients where no input requires one. torch restores
     # generators and autocast for the second run.
-    run = partial(checkpoint, _run_column, use_reentrant=False) if mode == "column" else _run_column
+    run = _run_column
+    if mode == "column":
+        run = partial(checkpoint, _run_column, use_reentrant=False, context_fn=draws.checkpoint_contexts)
     for column, length in zip(columns, lengths, strict=True):
         states = run(column, x, states, length)
     assert states is not None
@@ -123,7 +127,7 @@ def _run_column(
 ) -> States:
     """The forward equation for positions 0 ... `num_positions` - 1.
 
-    `drawn` gets one entry per level: the generators' states before it if it drew random numbers, else `None`.
+    `drawn` gets one entry per level: the randomness before it if it drew random numbers, else `None`.
     """
     scales = column.scales()
     outputs: list[Tensor] = []
@@ -136,8 +140,8 @@ def _run_column(
             after = _randomness(x.device)
             # A generator's state is 5 kB on a CPU; it is kept only for levels that drew (drop path in
             # training).
-            same = all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
-            drawn.append(None if same else before)
+            same = all(torch.equal(old, new) for old, new in zip(before[1], after[1], strict=True))
+            drawn.append(None if same and before[0] == after[0] else before)
         outputs.append(output if states is None else output + scales[position] * states[position])
     return tuple(outputs)
 
@@ -369,20 +373,26 @@ def _precision(device: torch.device) -> _Precision:
 
 
 def _randomness(device: torch.device) -> _Randomness:
-    cpu = torch.get_rng_state()
-    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return draws.place(), tuple(states)
 
 
 def _restore(randomness: _Randomness | None, device: torch.device) -> None:
     if randomness is None:
         return
-    torch.set_rng_state(randomness[0])
+    place, states = randomness
+    draws.go_to(place)
+    torch.set_rng_state(states[0])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(randomness[1], device)
+        torch.cuda.set_rng_state(states[1], device)
 
 
-def _randomness_kept(device: torch.device) -> AbstractContextManager[Any]:
-    """A context after which the generators have the states from before it, whatever was drawn or restored."""
+@contextmanager
+def _randomness_kept(device: torch.device) -> Iterator[None]:
+    """A context after which draws and generators are as before it, whatever was drawn or restored."""
     # Otherwise a backward would leave the generators as its last recomputed level did, and training would
     # draw the same numbers again.
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with draws.kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

@@ -28,8 +28,8 @@ def parameter_groups(
         layer_scales: learning-rate factor of each layer id.
 
     Returns:
-        Groups in order of layer, each with `params`, `names`, `layer`, `lr_scale`, `weight_decay`. Frozen
-        parameters are left out.
+        Groups in order of layer, each with `params`, `names`, `layer`, `lr_scale`, `decays`, `weight_decay`.
+        Frozen parameters are left out.
     """
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named_parameters:
@@ -47,6 +47,7 @@ def parameter_groups(
                 "names": [],
                 "layer": layer,
                 "lr_scale": layer_scales[layer] if layer_of else 1.0,
+                "decays": decays,
                 "weight_decay": weight_decay if decays else 0.0,
             },
         )

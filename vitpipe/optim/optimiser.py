@@ -1,4 +1,4 @@
-"""Build optimisers over parameter groups, and set their learning rate."""
+"""Build optimisers over parameter groups, and set their learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vitpipe.config.recipe import AdamWConfig, OptimConfig
+from vitpipe.config.train_sections import OptimConfig
 
 if TYPE_CHECKING:
     from timm.optim.lars import Lars
@@ -18,14 +18,11 @@ def build_optimiser(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> tor
     return build_adamw(groups, optim) if optim.name == "adamw" else build_lars(groups, optim)
 
 
-def build_adamw(groups: Sequence[dict[str, Any]], optim: AdamWConfig) -> torch.optim.AdamW:
+def build_adamw(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) over `parameter_groups`."""
-    # On a GPU one fused kernel per group. On a CPU `foreach`: unlike `fused` it gives the same bits as the
-    # plain loop over tensors, and a step's time is spent in the network there.
-    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    kind = {"fused": True} if on_gpu else {"foreach": True}
+    # Fused on a CPU, too: one pass over the memory instead of a dozen.
     # lr 0 until `set_learning_rate`, which the loop calls before every step.
-    return torch.optim.AdamW(list(groups), lr=0.0, betas=optim.betas, eps=optim.eps, **kind)
+    return torch.optim.AdamW(list(groups), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def build_lars(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> Lars:
@@ -51,3 +48,10 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
     """Give every group `lr` times its own `lr_scale`."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def set_weight_decay(optimiser: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Give this weight decay to every group that decays (`decays`)."""
+    for group in optimiser.param_groups:
+        if group["decays"]:
+            group["weight_decay"] = weight_decay

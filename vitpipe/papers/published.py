@@ -15,16 +15,25 @@ from typing import Any
 
 import yaml
 
+from vitpipe.contracts.discovery import files_in
 from vitpipe.contracts.errors import RecipeError
+from vitpipe.contracts.spelling import did_you_mean
 
-FOLDER = Path(__file__).parent
+# For the identity of stages (config/code_identity.py): only the recipe's own paper counts.
+DATA_FILES = ("papers/{paper}.yaml",)
 NUM_NEAR_MISSES = 3
 _SHOWN = ("method", "variant", "dataset", "metric", "value", "unit", "setting", "source", "flag")
 
 
 def papers() -> tuple[str, ...]:
-    """Names of the papers that have tables."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    """Names of the papers that have tables, ours and the plugins'."""
+    return tuple(sorted(_files()))
+
+
+def _files() -> dict[str, Path]:
+    # `demo.yaml` and `NAME.demo.yaml` hold results of ours (recorded_results.py).
+    found = (path for path in files_in("papers", "*.yaml") if path.stem.rpartition(".")[2] != "demo")
+    return {path.stem: path for path in found}
 
 
 def rows(paper: str) -> list[dict[str, Any]]:
@@ -35,12 +44,12 @@ def rows(paper: str) -> list[dict[str, Any]]:
     """
     if paper not in papers():
         raise RecipeError(
-            f"There are no published tables of the paper '{paper}'",
+            f"There are no published tables of the paper '{paper}'{did_you_mean(paper, papers())}",
             where="source.paper of the recipe, or PAPER in PAPER/NUMBER",
             fix=f"choose one of: {', '.join(papers())}",
         )
     # Copies: `_read` is cached, and a caller that changes a row would change it for all others.
-    return [dict(row) for row in _read(paper)]
+    return [dict(row) for row in _read(_files()[paper])]
 
 
 def find_row(paper: str, where: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +97,7 @@ def table(paper: str, number: str) -> list[dict[str, Any]]:
     found = [row for row in rows(paper) if row["table"] == number]
     if not found:
         raise RecipeError(
-            f"There is no table '{number}' of {paper}"
+            f"There is no table '{number}' of {paper}{did_you_mean(number, list(tables(paper)))}"
             if number
             else f"The number of the table of {paper} is missing",
             where="PAPER/NUMBER",
@@ -101,11 +110,11 @@ def table(paper: str, number: str) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def _read(paper: str) -> tuple[dict[str, Any], ...]:
+def _read(path: Path) -> tuple[dict[str, Any], ...]:
     # The C loader needs a twentieth of the time of the Python loader for the largest file. PyYAML lacks it
     # where it was built without libyaml.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return tuple(yaml.load((FOLDER / f"{paper}.yaml").read_text(encoding="utf-8"), Loader=loader))
+    return tuple(yaml.load(path.read_text(encoding="utf-8"), Loader=loader))
 
 
 def _order(name: str) -> tuple[bool, int, str]:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vitpipe.config.data import DENSE_SETS, SHARD_SETS
 from vitpipe.contracts.seeds import generator_of
 from vitpipe.data.image_grid import (
     DrawnObject,
@@ -26,9 +25,10 @@ from vitpipe.data.image_grid import (
     rgb,
     write_grid,
 )
-from vitpipe.data.manifest import DataManifest, read_manifest
+from vitpipe.data.manifest import ShardManifest
 from vitpipe.data.shards import open_shards
 from vitpipe.datasets.dense_folder import DenseFolder, open_dense
+from vitpipe.prepare.set_summary import read_prepared
 
 # Six tiles are about 1,000 pixels, which a page shows without shrinking their captions. With the default of
 # 12 samples the first row is from train and the second from val.
@@ -64,20 +64,24 @@ def contact_sheet(
         DatasetError: when a set cannot be read.
         StorageError: when the disk is full or cannot be written.
     """
-    prepared = read_manifest(prepare_folder, DataManifest).sets
+    prepared = read_prepared(prepare_folder)
     sections = [
-        _class_section(prepare_folder, name, num_images, seed) for name in SHARD_SETS if name in prepared
+        _class_section(prepare_folder, name, num_images, seed)
+        for name, manifest in prepared.items()
+        if isinstance(manifest, ShardManifest)
     ]
     samplers: dict[str, Callable[[DenseFolder, int, int], list[Tile]]] = {
         "coco": _coco_tiles,
         "ade20k": _ade_tiles,
         "davis": _davis_tiles,
     }
-    for name in DENSE_SETS:
-        if name in prepared:
+    for name, manifest in prepared.items():
+        sampler = None if isinstance(manifest, ShardManifest) else samplers.get(manifest.layout or name)
+        # A plugin's layout has no pictures here.
+        if sampler is not None:
             dense = open_dense(prepare_folder, name, scratch)
             counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in dense.counts.items())
-            sections.append(Section(f"{name}: {counts}", samplers[name](dense, num_images, seed)))
+            sections.append(Section(f"{name}: {counts}", sampler(dense, num_images, seed)))
     write_grid(out_png, sections, columns=_COLUMNS)
 
 

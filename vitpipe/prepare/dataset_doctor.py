@@ -12,14 +12,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vitpipe.config.data import DENSE_SETS, SHARD_SETS
 from vitpipe.config.digest import digest_of
 from vitpipe.contracts.errors import DatasetError, VitpipeError
-from vitpipe.data.manifest import MANIFEST, DataManifest, ShardManifest, content_digest, read_manifest
-from vitpipe.datasets.catalogue import class_names, facts
-from vitpipe.datasets.layouts import LOOK_INTO, VERIFY_DENSE
+from vitpipe.data.manifest import (
+    MANIFEST,
+    DataManifest,
+    DenseManifest,
+    content_digest,
+    read_manifest,
+)
+from vitpipe.datasets.catalogue import FACTS, class_names, facts
+from vitpipe.datasets.layouts import layout_of, verified
 from vitpipe.datasets.sources.class_listing import IMAGE_SUFFIXES
-from vitpipe.datasets.sources.detect_format import find_source, folder_of
+from vitpipe.datasets.sources.detect_format import find_source, folder_of, forms_of
 from vitpipe.datasets.sources.source import ImageEntry, Source
 from vitpipe.prepare.examine_parallel import PackOptions, examined
 from vitpipe.prepare.expectations import (
@@ -31,6 +36,7 @@ from vitpipe.prepare.expectations import (
     name_short_classes,
 )
 from vitpipe.prepare.findings import DatasetReport, Finding
+from vitpipe.prepare.set_summary import read_set
 
 SAMPLE = 200
 """Images that are decoded per dataset without `deep`."""
@@ -53,7 +59,8 @@ def examine(
 
     Args:
         root: contains imagenet/, coco/, ... in any accepted format, or is the output of the prepare stage.
-        datasets: names in the catalogue; None for all that are found.
+        datasets: names in the catalogue, or folders of class folders below `root`; None for all sets of the
+            catalogue that are found.
         deep: decode every image, otherwise `SAMPLE` per dataset.
         checksums: read archives or shards and compare checksums.
         say: called with progress messages.
@@ -69,7 +76,8 @@ def examine(
             fix="correct --data, or create the folder",
         )
     for name in datasets or ():
-        facts(name)  # raises for an unknown name
+        if not (root / name).is_dir():
+            facts(name)  # raises for an unknown name
     prepared = (root / MANIFEST).is_file()
     names = list(datasets or (_prepared_sets(root) if prepared else _present(root)))
     if not names:
@@ -85,7 +93,7 @@ def examine(
         try:
             if prepared:
                 _examine_prepared(report, root, checksums=checksums)
-            elif name in SHARD_SETS:
+            elif name not in FACTS or FACTS[name].has_classes:
                 _examine_source(report, root, deep=deep, checksums=checksums, say=say)
             else:
                 _examine_layout(report, root, deep=deep, checksums=checksums, say=say)
@@ -101,24 +109,22 @@ def examine(
 
 def _present(root: Path) -> Iterator[str]:
     """Names of the datasets with a folder below `root`; DomainNet's six domains may share one."""
-    for name in (*SHARD_SETS, *DENSE_SETS):
-        folder = root / name
-        if not folder.is_dir() and name.startswith("domainnet_"):
-            domain = name.removeprefix("domainnet_")
-            # All domains together, as the six archives and their split lists are downloaded.
-            folder = root / "domainnet"
-            if not any((folder / part).exists() for part in (domain, f"{domain}.zip", f"{domain}_train.txt")):
-                continue
-        if folder.is_dir():
+    for name, known in FACTS.items():
+        shared = root / known.folder if known.folder else None
+        # All domains together, as the six archives and their split lists are downloaded.
+        if (root / name).is_dir() or (
+            shared is not None and any(form.is_present(shared, name) for form in forms_of(known))
+        ):
             yield name
 
 
 def _examine_source(report: DatasetReport, root: Path, *, deep: bool, checksums: bool, say: Say) -> None:
     """Examine a classification dataset in any accepted format."""
-    folder = folder_of(root, report.dataset)
+    known, _ = expected_of(report.dataset, 0)
+    folder = folder_of(root, known)
     if folder.is_dir():
         compare_archives(report, folder, checksums=checksums, say=say)
-    source = find_source(root, report.dataset)
+    source = find_source(root, report.dataset, known)
     report.form, report.num_classes = source.form, len(source.classes)
     # The releases of ImageNet-22K differ in the number of classes.
     known, keys = expected_of(report.dataset, len(source.classes))
@@ -177,7 +183,8 @@ def _examine_layout(report: DatasetReport, root: Path, *, deep: bool, checksums:
     name = report.dataset
     if (root / name).is_dir():
         compare_archives(report, root / name, checksums=checksums, say=say)
-    layout = VERIFY_DENSE[name](root / name)
+    kind = facts(name).kind
+    layout = verified(kind, root / name, name)
     report.form, report.num_classes = layout.form, len(layout.classes)
     report.num_train, report.num_val = layout.counts["train_images"], layout.counts["val_images"]
     compare_counts(report, facts(name), _FIX_COUNTS)
@@ -186,7 +193,7 @@ def _examine_layout(report: DatasetReport, root: Path, *, deep: bool, checksums:
     # The embedded datasets have a subset of the classes, whose order cannot be compared.
     if set(layout.classes) == set(class_names(name)):
         compare_classes(report, layout.classes, class_names(name), layout.root)
-    look = LOOK_INTO[name](layout, None if deep else SAMPLE)
+    look = layout_of(kind).look_into(layout, None if deep else SAMPLE)
     report.findings += [Finding.of(problem) for problem in look.problems]
     _note_checked(report, look.num_looked, report.num_train + report.num_val)
 
@@ -198,16 +205,17 @@ def _examine_prepared(report: DatasetReport, root: Path, *, checksums: bool) -> 
     from vitpipe.datasets.dense_folder import check_dense
 
     name, whole = report.dataset, read_manifest(root, DataManifest)
-    if report.dataset in DENSE_SETS:
+    manifest = read_set(root, name)
+    if isinstance(manifest, DenseManifest):
         dense = check_dense(root, name, checksums=checksums)
         report.form = "packed" if dense.archive else f"folder {dense.root}"
         report.num_train, report.num_val = dense.counts["train_images"], dense.counts["val_images"]
         report.num_classes, digests = len(dense.classes), (dense.digest, content_digest(dense))
         num_bytes = dense.size_bytes
     else:
-        shards = read_manifest(root / name, ShardManifest)
+        shards = manifest
         report.form = f"shards of {shards.form}" if shards.form else "shards"
-        numbers = {split: open_shards(root, name, split).manifest.num_images for split in shards.splits}
+        numbers = {split: len(open_shards(root, name, split)) for split in shards.splits}
         report.num_train, report.num_val = numbers.get("train"), numbers.get("val")
         report.num_classes, digests = len(shards.classes), (shards.digest, content_digest(shards))
         num_bytes = sum(split.size_bytes for split in shards.splits.values())

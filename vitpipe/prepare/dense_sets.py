@@ -43,6 +43,7 @@ def pack_dense(layout: DenseLayout, out: Path) -> DenseManifest:
                 size += len(block)
         manifest = DenseManifest(
             dataset=layout.dataset,
+            layout=layout.kind,
             classes=layout.classes,
             counts=layout.counts,
             archive=name,
@@ -78,6 +79,7 @@ def point_dense(layout: DenseLayout, out: Path) -> DenseManifest:
         out.mkdir(parents=True, exist_ok=True)
         manifest = DenseManifest(
             dataset=layout.dataset,
+            layout=layout.kind,
             classes=layout.classes,
             counts=layout.counts,
             form=layout.form,

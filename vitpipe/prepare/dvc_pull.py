@@ -18,11 +18,12 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from vitpipe.config.data import SHARD_SETS, PinnedConfig
+from vitpipe.config.data import PinnedConfig
 from vitpipe.config.digest import digest_of, file_digest
 from vitpipe.contracts.address import Address, hidden
 from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.contracts.files import move_aside
+from vitpipe.contracts.provenance import UNTRACKED
 from vitpipe.data.manifest import (
     MANIFEST,
     DataManifest,
@@ -33,6 +34,7 @@ from vitpipe.data.manifest import (
 )
 from vitpipe.data.shards import open_shards, verify_checksums
 from vitpipe.prepare.dvc_errors import HOW_TO_SIGN_IN, dvc_errors
+from vitpipe.prepare.set_summary import read_set
 
 # The same name in every attempt, so that the next one removes what a killed one left.
 _PARTIAL = ".pulled"
@@ -250,7 +252,9 @@ def _verify(folder: Path, config: PinnedConfig) -> None:
     """
     whole = read_manifest(folder, DataManifest)
     for name, digest in whole.sets.items():
-        own = _verify_shards(folder, name) if name in SHARD_SETS else _verify_dense(folder / name)
+        manifest = read_set(folder, name)
+        is_dense = isinstance(manifest, DenseManifest)
+        own = _verify_dense(folder / name) if is_dense else _verify_shards(folder, name)
         if own != digest:
             raise _mismatch(config, f"set '{name}' has digest {own[:12]}, expected {digest[:12]}")
     if digest_of(whole.sets) != whole.data_digest:
@@ -322,7 +326,9 @@ def _is_current(folder: Path, out: dict[str, Any]) -> bool:
     # Single files have no `nfiles`.
     if "nfiles" not in out or not folder.is_dir():
         return folder.exists()
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    sizes = [
+        path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name not in UNTRACKED
+    ]
     return (len(sizes), sum(sizes)) == (out["nfiles"], out.get("size"))
 
 

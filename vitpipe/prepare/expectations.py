@@ -8,15 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vitpipe.config.data import DataConfig
 from vitpipe.contracts.errors import some
-from vitpipe.datasets.catalogue import Archive, DatasetFacts, class_order, facts
+from vitpipe.contracts.graph import CLASSES
+from vitpipe.datasets.catalogue import FACTS, Archive, DatasetFacts, class_order, facts
 from vitpipe.prepare.findings import DatasetReport
 
 Say = Callable[[str], None]
 """Receives progress messages."""
 # Training images per class of ILSVRC 2012 (Russakovsky et al., IJCV 2015, section 3).
 _IMAGENET_PER_CLASS = (732, 1300)
-_IMAGENET = ("imagenet", "imagenet100", "imagenet10")
+_IMAGENET = "imagenet"
 
 
 def expected_of(dataset: str, num_classes: int) -> tuple[DatasetFacts, tuple[str, ...]]:
@@ -24,6 +26,8 @@ def expected_of(dataset: str, num_classes: int) -> tuple[DatasetFacts, tuple[str
 
     For a dataset with several releases, those of the release that has `num_classes` classes.
     """
+    if dataset not in FACTS:  # the user's own
+        return facts(dataset, DataConfig(own_sets={dataset: CLASSES})), ()
     known = facts(dataset)
     # ImageNet-22K has four releases, of 10,450 to 21,841 classes.
     for release in known.releases:
@@ -40,7 +44,9 @@ def expected_of(dataset: str, num_classes: int) -> tuple[DatasetFacts, tuple[str
 
 
 def compare_counts(report: DatasetReport, known: DatasetFacts, fix: str) -> None:
-    """Compare images per split and classes; adds one warning per difference."""
+    """Compare images per split and classes; adds one warning per difference. Nothing for an own set."""
+    if not known.num_train_images:
+        return
     found = {"train": report.num_train, "val": report.num_val}
     expected = {"train": known.num_train_images, "val": known.num_val_images}
     if known.num_val_images == 0 and None not in found.values():
@@ -112,14 +118,14 @@ def name_short_classes(
     report: DatasetReport, split: str, per_class: Counter[str], known: DatasetFacts, where: Path
 ) -> None:
     """List classes with too few or too many images, if the release's number per class is known."""
-    # With other classes, `compare_classes` has the finding already.
-    if len(per_class) != known.num_classes:
+    # With other classes, `compare_classes` has the finding already; of an own set nothing is known.
+    if len(per_class) != known.num_classes or not known.num_classes:
         return
     num_images = known.num_train_images if split == "train" else known.num_val_images
     even, rest = divmod(num_images, known.num_classes)
     # A total that divides evenly means a balanced split (ImageNet val, CIFAR); otherwise no range is known.
     low, high = (even, even) if not rest else (0, num_images)
-    if split == "train" and report.dataset in _IMAGENET:
+    if split == "train" and _IMAGENET in (known.name, known.classes_of):
         low, high = _IMAGENET_PER_CLASS
     odd = [f"{name} ({number})" for name, number in per_class.items() if not low <= number <= high]
     # If half of all classes differ, it is another release or a subset, which `compare_counts` reports.
@@ -131,7 +137,7 @@ def name_short_classes(
 
 def compare_archives(report: DatasetReport, root: Path, *, checksums: bool, say: Say) -> None:
     """Compare released archives in the dataset's folder: sizes, and checksums if `checksums`."""
-    known = facts(report.dataset)
+    known, _ = expected_of(report.dataset, 0)
     # `parts` are members of an archive with their own checksums: they may be unpacked to subfolders.
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if known.parts else [root]
     for archive in known.every_archive:

@@ -29,7 +29,9 @@ from vitpipe.data.manifest import (
     ShardManifest,
     SplitManifest,
     content_digest,
+    read_listing,
     read_manifest,
+    write_listing,
     write_manifest,
 )
 from vitpipe.data.shards import files_of
@@ -120,6 +122,7 @@ def pack(
             # Images that the earlier run left out count against the limit again: it may be lower now.
             _count_findings(previous / FINDINGS, quarantine)
             _link(previous, out, [*_files_of(reused), FINDINGS])
+            write_listing(out, read_listing(previous))
             write_manifest(out, reused)
             return reused
         # Corrupt images are counted after packing: one run lists all of them, and complete shards are kept.
@@ -134,12 +137,12 @@ def pack(
             encoding=options.encoding,
             form=source.form,
             findings=_count_findings(_gather_findings(work, source), quarantine),
-            listing=_listing_of(options, [split.listing.hexdigest() for split in packed]),
             notes=source.notes,
             digest="",
         )
         manifest = manifest.model_copy(update={"digest": content_digest(manifest)})
         _link(work, out, [*_files_of(manifest), FINDINGS])
+        write_listing(out, _listing_of(options, [split.listing.hexdigest() for split in packed]))
         write_manifest(out, manifest)  # last: a set with a manifest is complete
     return manifest
 
@@ -241,7 +244,7 @@ def _reusable(source: Source, options: PackOptions, previous: Path | None) -> Sh
         for entry in source.entries(split):
             listing.update(_line_of(entry))
         listings.append(listing.hexdigest())
-    same = manifest.listing == _listing_of(options, listings) and manifest.classes == source.classes
+    same = read_listing(previous) == _listing_of(options, listings) and manifest.classes == source.classes
     if not same or any(not (previous / name).is_file() for name in [*_files_of(manifest), FINDINGS]):
         return None
     # Shards may have been deleted from a store by other means, so its listing is compared too.

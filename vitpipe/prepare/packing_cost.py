@@ -14,12 +14,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from vitpipe.config.cache_folder import cache_folder
-from vitpipe.config.data import DENSE_SETS, DataConfig
-from vitpipe.config.resolve import num_packers
+from vitpipe.config.data import DataConfig
+from vitpipe.config.resolve import UNKNOWN, num_packers
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import write_whole
 from vitpipe.contracts.units import format_bytes, format_duration
-from vitpipe.datasets.catalogue import DatasetFacts, facts
+from vitpipe.datasets.catalogue import DatasetFacts
+from vitpipe.datasets.set_sizes import sized_facts
+from vitpipe.datasets.subsets import views_among
 
 SPEED_FILE = "pack-speed.json"
 # For machines without a measurement: `vitpipe benchmark pack` on two cores of a shared EPYC server, 2026.
@@ -32,8 +34,6 @@ _END_BYTES = 2 * _BLOCK  # two zero blocks end a tar archive
 _INDEX_BYTES = 24  # shard_writer.INDEX_RECORD
 # Small photographs (CIFAR, SVHN) as PNG, in bytes per byte of pixels; an estimate.
 _PNG_RATIO = 0.75
-# Files per image: ADE20K and DAVIS have a label map next to each image, COCO has one JSON file per split.
-_DENSE_FILES_PER_IMAGE = {"coco": 1, "ade20k": 2, "davis": 2}
 
 
 class PackSpeed(BaseModel):
@@ -131,7 +131,7 @@ def write_pack_speed(speed: PackSpeed) -> Path:
 
 
 def packing_cost(data: DataConfig, speed: PackSpeed | None = None) -> list[SetCost]:
-    """Cost of each dataset of the recipe, in the order of `data.sets`.
+    """Cost of each dataset of the recipe, in the order of `data.sets`; zeros where the size is unknown.
 
     Args:
         speed: default: `pack_speed()`.
@@ -139,11 +139,19 @@ def packing_cost(data: DataConfig, speed: PackSpeed | None = None) -> list[SetCo
     Raises:
         InputError: if the file of the measured speed is invalid.
     """
-    used = speed or pack_speed()
-    return [
-        _dense_cost(name, data, used) if name in DENSE_SETS else _shard_cost(name, data, used)
-        for name in data.sets
-    ]
+    used, views = speed or pack_speed(), views_among(data.names)
+    costs = []
+    for name in data.names:
+        known = sized_facts(name, data)
+        if name in views:
+            note = f"classes of {views[name]}, read from its shards"
+            costs.append(SetCost(name, known.num_train_images, known.num_val_images, 0, 0, 0, 0.0, 0, note))
+        elif not known.num_images:
+            costs.append(SetCost(name, 0, 0, 0, 0, 0, 0.0, 0, UNKNOWN))
+        else:
+            cost = _shard_cost if known.has_classes else _dense_cost
+            costs.append(cost(known, data, used))
+    return costs
 
 
 def plan_rows(data: DataConfig, speed: PackSpeed | None = None) -> list[dict[str, Any]]:
@@ -153,10 +161,11 @@ def plan_rows(data: DataConfig, speed: PackSpeed | None = None) -> list[dict[str
 
 def shown_rows(data: DataConfig, speed: PackSpeed | None = None) -> list[dict[str, str]]:
     """`packing_cost` as rows of text, for a terminal; with several sets, the last row is the sum."""
-    costs = packing_cost(data, speed)
+    # Images of a class view are counted in the whole set.
+    costs, views = packing_cost(data, speed), views_among(data.names)
     if len(costs) > 1:
         total = {
-            name: sum(getattr(cost, name) for cost in costs)
+            name: sum(getattr(cost, name) for cost in costs if cost.dataset not in views)
             for name in ("num_train", "num_val", "source_bytes", "packed_bytes", "num_shards", "hours",
                          "disk_bytes")
         }  # fmt: skip
@@ -164,9 +173,9 @@ def shown_rows(data: DataConfig, speed: PackSpeed | None = None) -> list[dict[st
     return [
         {
             "set": cost.dataset,
-            "train": f"{cost.num_train:,}",
-            "val": f"{cost.num_val:,}",
-            "source": format_bytes(cost.source_bytes),
+            "train": f"{cost.num_train:,}" if cost.num_train else "—",
+            "val": f"{cost.num_val:,}" if cost.num_train else "—",
+            "source": format_bytes(cost.source_bytes) if cost.source_bytes else "—",
             "packed": format_bytes(cost.packed_bytes) if cost.packed_bytes else "—",
             "shards": f"{cost.num_shards:,}",
             "time": format_duration(3600 * cost.hours) if cost.hours else "—",
@@ -177,8 +186,7 @@ def shown_rows(data: DataConfig, speed: PackSpeed | None = None) -> list[dict[st
     ]
 
 
-def _shard_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
-    known = facts(name, data)
+def _shard_cost(known: DatasetFacts, data: DataConfig, speed: PackSpeed) -> SetCost:
     notes = ["size is an estimate"] if known.size_is_estimate else []
     image_bytes = _image_bytes(known, data, notes)
     # A split of 0 images has no shards (releases without a validation split).
@@ -200,7 +208,7 @@ def _shard_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
     elif data.store is not None:
         notes.append(f"shards are uploaded to {data.store} when the set is complete")
     return SetCost(
-        dataset=name,
+        dataset=known.name,
         num_train=known.num_train_images,
         num_val=known.num_val_images,
         source_bytes=known.size_bytes,
@@ -231,11 +239,10 @@ def _image_bytes(known: DatasetFacts, data: DataConfig, notes: list[str]) -> int
     return round(ratio * known.size_bytes)
 
 
-def _dense_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
+def _dense_cost(known: DatasetFacts, data: DataConfig, speed: PackSpeed) -> SetCost:
     """Cost of a dense set: one archive, written by one process, or nothing if it is used in place."""
-    known = facts(name, data)
-    packed = _dense_is_packed(name, data)
-    num_files = known.num_images * _DENSE_FILES_PER_IMAGE[name]
+    packed = _dense_is_packed(known.name, data)
+    num_files = known.num_images * known.files_per_image
     packed_bytes = known.size_bytes + num_files * (_BLOCK + _BLOCK // 2) if packed else 0
     notes = ["size is an estimate"] if known.size_is_estimate else []
     if not packed:
@@ -244,7 +251,7 @@ def _dense_cost(name: str, data: DataConfig, speed: PackSpeed) -> SetCost:
         notes.append("pulled, not packed")
     packs_here = packed and data.source != "pinned"
     return SetCost(
-        dataset=name,
+        dataset=known.name,
         num_train=known.num_train_images,
         num_val=known.num_val_images,
         source_bytes=known.size_bytes,

@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vitpipe.config.data import SHARD_SETS
 from vitpipe.contracts.address import hidden
 from vitpipe.data.manifest import (
     FINDINGS,
     DataManifest,
     DenseManifest,
+    SetManifest,
     ShardManifest,
     read_manifest,
 )
@@ -38,9 +38,7 @@ def read_set(folder: Path, name: str) -> Manifest:
     Raises:
         DatasetError: if it is missing or damaged.
     """
-    if name in SHARD_SETS:
-        return read_manifest(folder / name, ShardManifest)
-    return read_manifest(folder / name, DenseManifest)
+    return read_manifest(folder / name, SetManifest).root
 
 
 def split_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vitpipe.config.data import DENSE_SETS
 from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.units import format_bytes, format_count
 from vitpipe.data.manifest import FINDINGS
-from vitpipe.datasets.catalogue import FACTS
+from vitpipe.datasets.catalogue import FACTS, facts
 from vitpipe.report.result_tables import ShownTable
 from vitpipe.report.results import RunResults
 
@@ -49,6 +48,7 @@ def lineage_table(run: RunResults) -> ShownTable | None:
             [row for row in tables["splits"] if row["dataset"] == name],
             sources.get(name, {}),
             _odd_images(prepared, name, tables.get("findings", [])),
+            is_dense=_is_dense(name, run),
         )
         for name in names
     ]
@@ -72,13 +72,16 @@ def lineage_facts(run: RunResults) -> list[tuple[str, str]]:
     if data.source == "pinned" and data.pinned is not None:
         found["pinned revision"] = f"{data.pinned.path} at {data.pinned.revision} of {data.pinned.repo}"
     found |= _revisions(prepared.tables().get("sources", []))
+    # Not in the table: the commit moves with every commit of other files in the repository of the raw data.
+    commits = {revision.get("dvc_commit", "") for revision in prepared.run.data_revisions.values()}
+    found |= {"dvc commit": commits.pop()} if len(commits) == 1 else {}
     found |= _tracked(run, prepared.card.data_digest)
-    # The card writes COMMIT+changes when the checkout had uncommitted changes.
-    commit, _, changes = prepared.card.git_commit.partition("+")
+    # The record has COMMIT+changes when code files of the checkout had uncommitted changes.
+    commit, _, changes = prepared.run.git_commit.partition("+")
     found["code"] = (
         f"git {commit[:_DIGEST_DIGITS]}{' with uncommitted changes' if changes else ''}" if commit else ""
     )
-    found["prepared"] = prepared.card.started_at.replace("T", " ").replace("+00:00", " UTC")
+    found["prepared"] = prepared.run.started_at.replace("T", " ").replace("+00:00", " UTC")
     return [(name, value) for name, value in found.items() if value]
 
 
@@ -96,7 +99,7 @@ def terms_table(run: RunResults) -> ShownTable | None:
         return None
     names = dict.fromkeys(row["dataset"] for row in prepared.tables().get("splits", []))
     rows = tuple(
-        (FACTS[name].title, FACTS[name].licence, str(FACTS[name].citation), FACTS[name].home)
+        (FACTS[name].title, FACTS[name].licence, str(FACTS[name].citation or ""), FACTS[name].home)
         for name in names
         if name in FACTS
     )
@@ -115,12 +118,21 @@ def duplicate_pictures(prepared: Artifact) -> list[tuple[str, Path]]:
     ]
 
 
-def _set_row(name: str, splits: Sequence[Row], source: Row, odd_images: str) -> tuple[str, ...]:
+def _is_dense(name: str, run: RunResults) -> bool:
+    """Whether a set was verified as a whole and left in its own layout."""
+    # A set of a plugin that is no longer there: most sets are images with classes.
+    known = name in FACTS or name in run.recipe.data.own_sets
+    return known and not facts(name, run.recipe.data).has_classes
+
+
+def _set_row(
+    name: str, splits: Sequence[Row], source: Row, odd_images: str, *, is_dense: bool
+) -> tuple[str, ...]:
     by_split = {row.get("split", ""): row for row in splits}
     # `num_bytes` is the column's name in tables of earlier versions.
     sizes = [_whole(row.get("size_bytes") or row.get("num_bytes")) for row in splits]
     # Both rows of a dense dataset give the size of the one folder that holds both splits.
-    size = max(sizes) if name in DENSE_SETS else sum(sizes)
+    size = max(sizes) if is_dense else sum(sizes)
     num_classes = max(_whole(row.get("num_classes")) for row in splits)
     digest = source.get("digest") or splits[0].get("digest") or ""
     return (
@@ -129,7 +141,7 @@ def _set_row(name: str, splits: Sequence[Row], source: Row, odd_images: str) -> 
         *(_count(by_split.get(split, {}).get("num_images")) for split in ("train", "val")),
         format_count(num_classes) if num_classes else "—",
         format_bytes(size) if size else "—",
-        odd_images,
+        "—" if is_dense else odd_images,
         source.get("encoding") or "",
         source.get("kept_in") or "",
         digest[:_DIGEST_DIGITS],
@@ -137,9 +149,7 @@ def _set_row(name: str, splits: Sequence[Row], source: Row, odd_images: str) -> 
 
 
 def _odd_images(prepared: Artifact, name: str, shown: Iterable[Row]) -> str:
-    """`1 left out; 3 kept (2 CMYK, 1 palette)`; an em dash where images were not examined one by one."""
-    if name in DENSE_SETS:  # verified as a whole and left in their own layout
-        return "—"
+    """`1 left out; 3 kept (2 CMYK, 1 palette)`."""
     path = prepared.path / name / FINDINGS
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
@@ -175,7 +185,7 @@ def _tracked(run: RunResults, data_digest: str) -> dict[str, str]:
     # DVC computes it after the prepare stage has ended, so it is on the cards of the stages that read the
     # data.
     for artifact in run.artifacts.values():
-        revision = artifact.card.data_revisions.get("prepared", {})
+        revision = artifact.run.data_revisions.get("prepared", {})
         if revision and artifact.card.data_digest == data_digest:
             return {"DVC": revision["dvc_md5"][:_DIGEST_DIGITS]}
     return {}

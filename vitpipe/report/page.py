@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from vitpipe.report.data_lineage import (
     terms_table,
 )
 from vitpipe.report.graph_drawing import NodeText, draw_graph
+from vitpipe.report.reference import ReferenceComparison, comparison_of
+from vitpipe.report.reference_table import notes_of, provenance, reference_cells, reference_markdown
 from vitpipe.report.result_tables import (
-    HEADLINE,
     ShownTable,
     coco_table,
+    headline,
     in_unit,
     markdown,
     metric_label,
@@ -37,6 +39,7 @@ from vitpipe.report.result_tables import (
 from vitpipe.report.results import RunResults, curves, labels
 
 TEMPLATES = Path(__file__).parent / "templates"
+DATA_FILES = ("report/templates/*",)  # for the identity of stages
 _MAX_PNG_BYTES = 900_000  # base64 adds a third; photographs are several times smaller as JPEG
 _DIGEST_DIGITS = 12
 
@@ -63,6 +66,7 @@ class RunView:
     label: str
     run: RunResults
     verdicts: list[Verdict]
+    reference: ReferenceComparison | None
     graph: str
     times: str
     total_time: str
@@ -83,7 +87,7 @@ def write_page(runs: Sequence[RunResults], path: Path) -> Path:
     """Write the HTML page of one or many runs; it needs no other file and no network."""
     views = _views(runs)
     curve_figures = _curve_figures(runs)
-    html = _environment(escaping=True).get_template("page.html.j2").render(
+    html = template_environment(escaping=True).get_template("page.html.j2").render(
         title=" and ".join(dict.fromkeys(run.recipe.name for run in runs)),
         runs=views, curves=curve_figures, side_by_side=side_by_side(runs),
         style=(TEMPLATES / "style.css").read_text(encoding="utf-8"), version=__version__,
@@ -98,11 +102,11 @@ def write_markdown(runs: Sequence[RunResults], path: Path, pictures: Mapping[str
     Args:
         pictures: title -> PNG beside or below the report.
     """
-    text = _environment(escaping=False).get_template("report.md.j2").render(
+    text = template_environment(escaping=False).get_template("report.md.j2").render(
         title=" and ".join(dict.fromkeys(run.recipe.name for run in runs)),
         runs=_views(runs, with_figures=False), side_by_side=side_by_side(runs),
         pictures={name: file.relative_to(path.parent).as_posix() for name, file in pictures.items()},
-        verdict_table=verdict_markdown,
+        verdict_table=verdict_markdown, reference_table=reference_markdown,
     )  # fmt: skip
     path.write_text(text, encoding="utf-8")
     return path
@@ -162,7 +166,12 @@ def data_uri(picture: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _environment(*, escaping: bool) -> Any:
+def template_environment(*, escaping: bool) -> Any:
+    """jinja2's environment of our templates with their filters.
+
+    Args:
+        escaping: for HTML.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # StrictUndefined: a misspelt name in a template is an error, not an empty text. HTML is escaped, because
@@ -171,10 +180,10 @@ def _environment(*, escaping: bool) -> Any:
         loader=FileSystemLoader(TEMPLATES), autoescape=escaping, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals["rows_of"] = rows_of
+    environment.globals |= {"rows_of": rows_of, "reference_cells": reference_cells}
     environment.filters |= {
         "in_unit": in_unit, "signed": signed, "gauge": gauge, "markdown": markdown,
-        "duration": format_duration,
+        "duration": format_duration, "provenance": provenance, "notes_of": notes_of,
         "metric_label": metric_label,
         "digest": lambda text: str(text)[:_DIGEST_DIGITS], "kind": lambda text: str(text).replace(" ", "-"),
     }  # fmt: skip
@@ -193,16 +202,17 @@ def _run_view(anchor: str, label: str, run: RunResults, with_figures: bool) -> R
     data = next((stage for stage in stages if stage.name == "prepare"), None)
     splits = run.artifacts["prepare"].tables().get("splits") if data else None
     verdicts = verdicts_of(run)
-    libraries, mixed = _shared(run, "libraries")
-    hardware, mixed_hardware = _shared(run, "hardware")
+    libraries, mixed = _shared([artifact.libraries for _, artifact in run.stages()])
+    hardware, mixed_hardware = _shared([artifact.run.hardware for _, artifact in run.stages()])
     return RunView(
         anchor=anchor,
         label=label,
         run=run,
         verdicts=verdicts,
+        reference=comparison_of(run),
         graph=_graph(run, anchor) if with_figures else "",
         times=_times(run, anchor) if with_figures else "",
-        total_time=format_duration(run.wall_seconds),
+        total_time=_duration(run.wall_seconds),
         headlines=_headlines(run, verdicts),
         stages=[stage for stage in stages if stage.name not in ("prepare", "report")],
         data=data,
@@ -230,7 +240,7 @@ def _stage_view(run: RunResults, name: str, anchor: str) -> StageView:
         if drawn is not None:
             confusion = figures.inline_svg(drawn, f"{name} confusion matrix", f"{anchor} {name} confusion")
     return StageView(
-        name, format_duration(artifact.card.wall_seconds), metric_table(artifact),
+        name, _duration(artifact.run.wall_seconds), metric_table(artifact),
         coco_table(artifact.metrics), stage_tables(artifact, class_names), pictures, confusion, artifact.card,
     )  # fmt: skip
 
@@ -251,7 +261,7 @@ def _headlines(run: RunResults, verdicts: Sequence[Verdict]) -> list[tuple[str, 
     published = {(v.stage, v.metric): in_unit(v.published, v.unit, v.decimals) for v in verdicts}
     found = []
     for name, artifact in run.stages():
-        metric = HEADLINE.get(name, "")
+        metric = headline(name)
         # A pre-training loss is no result that papers publish.
         if metric in artifact.metrics and metric != "loss":
             value = show(metric, artifact.metrics[metric])
@@ -263,24 +273,29 @@ def _graph(run: RunResults, anchor: str) -> str:
     total = run.wall_seconds or 1.0  # not zero: the shares are divided by it
     texts = {}
     for node in run.nodes():
-        artifact, metric = run.artifacts.get(node.name), HEADLINE.get(node.name, "")
+        artifact, metric = run.artifacts.get(node.name), node.stage.headline
         if artifact is None:
             # A report that the stage writes is made before the stage has a card.
             this_page = node.name == "report"
             texts[node.name] = NodeText("", "this page" if this_page else "did not run", 0.0, this_page)
             continue
-        seconds = artifact.card.wall_seconds
+        seconds = artifact.run.wall_seconds
         value = artifact.metrics.get(metric)
         result = "" if value is None else f"{metric_label(metric)} {show(metric, value)}"
         if node.name == "prepare":
             result = f"data {artifact.card.data_digest[:8]}"
         link = "" if node.name == "report" else f"{anchor}-{node.name}"
-        texts[node.name] = NodeText(format_duration(seconds), result, seconds / total, True, link)
+        texts[node.name] = NodeText(_duration(seconds), result, seconds / total, True, link)
     return draw_graph(run.nodes(), texts)
 
 
+def _duration(seconds: float) -> str:
+    """A wall time; of a stage whose folder comes from DVC it is not known."""
+    return format_duration(seconds) if seconds else "—"
+
+
 def _times(run: RunResults, anchor: str) -> str:
-    seconds = {name: artifact.card.wall_seconds for name, artifact in run.stages()}
+    seconds = run.known_seconds()
     if not seconds:
         return ""
     texts = {name: format_duration(value) for name, value in seconds.items()}
@@ -315,13 +330,13 @@ def stage_panels(runs: Sequence[RunResults]) -> dict[str, list[figures.Panel]]:
     return found
 
 
-def _shared(run: RunResults, attribute: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """Entries of the cards of all stages, and the names whose value differs between stages."""
+def _shared(of_stages: Iterable[Mapping[str, Any]]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Entries of all stages together, and the names whose value differs between stages."""
     # Stages may have run on different machines, or before and after an update of a library. An inner dict is
     # an ordered set.
     values: dict[str, dict[str, None]] = {}
-    for _, artifact in run.stages():
-        for name, value in getattr(artifact.card, attribute).items():
+    for of_stage in of_stages:
+        for name, value in of_stage.items():
             values.setdefault(name, {})[str(value)] = None
     mixed = [name for name, several in values.items() if len(several) > 1]
     return [(metric_label(name), ", ".join(several)) for name, several in values.items()], mixed

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitpipe.contracts.artifact import Artifact
+from vitpipe.contracts.graph import all_stages
 from vitpipe.contracts.units import format_bytes, format_count, format_duration
 from vitpipe.report.results import RunResults, labels
 
@@ -21,16 +22,6 @@ LONG_TABLE_ROWS = 12
 _MAX_ROWS = 300
 # A git commit has 40 hexadecimal digits, a SHA-256 has 64.
 _DIGEST = re.compile(r"[0-9a-f]{40,}")
-# The main metric of each stage, shown in the graph and on top of the page.
-HEADLINE = {
-    "pretrain": "loss",
-    "intermediate": "top1",
-    "finetune": "top1",
-    "probe": "linear_top1",
-    "detect": "box_AP",
-    "segment": "mIoU",
-    "evaluate": "top1",
-}
 # Key of the metric -> label, in the order in which pycocotools prints its summary.
 _COCO_ROWS = (
     ("AP", "AP"),
@@ -50,12 +41,18 @@ _COCO_ROWS = (
 _PERCENT = {"top1", "top5", "mIoU", "aAcc", "mAcc", "IoU", "Acc", "J", "F"}
 _PERCENT_MARKS = ("_top1", "_top5", "AP", "AR", "ratio", "_mIoU")
 # Shown as figures (history, confusion), as the COCO table (box_ap, mask_ap), in the data section (splits,
-# sources) or on top of the page (verdict).
-_SHOWN_ELSEWHERE = ("history", "confusion", "box_ap", "mask_ap", "splits", "sources", "verdict")
+# sources) or on top of the page (verdict, reference).
+_SHOWN_ELSEWHERE = ("history", "confusion", "box_ap", "mask_ap", "splits", "sources", "verdict", "reference")
 _LABELS = {
     "params": "parameters",
     "gmacs": "multiply-adds",  # multiply-accumulate operations; a FLOP count would be twice as large
     "knn_top1": "k-NN top-1",
+    "random_knn_top1": "k-NN top-1 of random weights",
+    "linear_top1": "linear top-1",
+    "random_linear_top1": "linear top-1 of random weights",
+    "cached_linear_top1": "linear top-1, centre crops",
+    "random_cached_linear_top1": "linear top-1, centre crops, of random weights",
+    "trivial_loss": "loss of the mean image and one colour",
     "aAcc": "pixel accuracy",  # mmseg's names: all pixels, and the mean over classes
     "mAcc": "mean class accuracy",
     "memory_gib": "memory, GiB",
@@ -93,6 +90,12 @@ class ShownTable:
     def is_long(self) -> bool:
         """Whether the table is collapsed on the page."""
         return self.num_rows > LONG_TABLE_ROWS
+
+
+def headline(stage: str) -> str:
+    """The main metric of a stage; empty for a stage that has none, or that is no longer there."""
+    entry = all_stages().get(stage)
+    return entry.headline if entry else ""
 
 
 def is_percent(name: str) -> bool:
@@ -160,7 +163,7 @@ def metric_table(artifact: Artifact) -> ShownTable | None:
     own = {k: v for k, v in artifact.metrics.items() if not k.startswith(("box_A", "mask_A"))}
     if not own:
         return None
-    first = HEADLINE.get(artifact.card.stage)
+    first = headline(artifact.card.stage)
     ordered = sorted(own.items(), key=lambda item: item[0] != first)
     rows = tuple((metric_label(name), show(name, value)) for name, value in ordered)
     return ShownTable("metrics", "Metrics", ("metric", "value"), (False, True), rows)

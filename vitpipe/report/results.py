@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitpipe.config.recipe import Recipe
@@ -14,10 +14,15 @@ from vitpipe.contracts.graph import Node, graph_of
 
 @dataclass(frozen=True)
 class RunResults:
-    """One run: its recipe, and stage name -> output folder (stages that did not run are absent)."""
+    """One run: its recipe, and stage name -> output folder (stages that did not run are absent).
+
+    Attributes:
+        mismatches: stage -> why its output is not one of this recipe and these inputs, by its card.
+    """
 
     recipe: Recipe
     artifacts: dict[str, Artifact]
+    mismatches: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -27,7 +32,11 @@ class RunResults:
     @property
     def wall_seconds(self) -> float:
         """Sum of the wall times of all stages, seconds."""
-        return sum(artifact.card.wall_seconds for artifact in self.artifacts.values())
+        return sum(artifact.run.wall_seconds for artifact in self.artifacts.values())
+
+    def known_seconds(self) -> dict[str, float]:
+        """Wall time of each stage, seconds; without those that DVC has fetched, whose times are not known."""
+        return {name: a.run.wall_seconds for name, a in self.stages() if a.run.wall_seconds}
 
     def nodes(self) -> tuple[Node, ...]:
         """The stages of the recipe's graph in running order, also those that did not run."""

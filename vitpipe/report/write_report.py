@@ -7,26 +7,40 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitpipe.contracts.artifact import TABLES, is_being_written, is_marked, write_table
 from vitpipe.contracts.errors import ArtifactError, disk_errors, some
+from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.contracts.units import format_duration
 from vitpipe.report import figures
 from vitpipe.report.compare import Judgement, Verdict, counts_of, verdict_rows, verdicts_of
 from vitpipe.report.page import signed, stage_panels, verdict_markdown, write_markdown, write_page
+from vitpipe.report.reference import ReferenceComparison, comparison_of, counts_by_reference
+from vitpipe.report.reference_table import (
+    COLUMNS,
+    NUMERIC,
+    notes_of,
+    provenance,
+    reference_cells,
+    reference_markdown,
+    reference_rows,
+)
 from vitpipe.report.result_tables import in_unit
 from vitpipe.report.results import RunResults, labels
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
-_VERDICT_TABLE = f"{TABLES}/verdict.csv"
-# By which the files of an earlier report are recognised; the table by its columns, see `verdict_rows`.
+_CSV_TABLES = (f"{TABLES}/verdict.csv", f"{TABLES}/reference.csv")
+# By which the files of an earlier report are recognised; the tables by their columns, see `verdict_rows` and
+# `reference_rows`.
 _MARKS = {
     PAGE: '<meta name="generator" content="vitpipe',
     TEXT: "<!-- written by vitpipe report -->",
     "verdict.csv": "stage,metric,published_as,ours,published,",
+    "reference.csv": "recipe,stage,metric,ours,unit,reference_mean,",
 }
 # No red: `above` and `below` do not mean good and bad.
-_COLOURS: dict[Judgement, str] = {
+COLOURS: dict[Judgement, str] = {
     "reproduced": "green",
     "within noise": "cyan",
     "above": "blue",
@@ -41,14 +55,16 @@ class Report:
 
     Attributes:
         figures: title -> PNG.
-        metrics: `num_expected`, `num_reproduced`, ... over all runs.
-        note: the verdict table in Markdown.
+        comparisons: of each run with its recorded results; None at profiles that have none.
+        metrics: `num_expected`, `num_reproduced`, ..., `num_reference_reproduced`, ... over all runs.
+        note: the verdict tables in Markdown.
     """
 
     html: Path
     markdown: Path
     figures: dict[str, Path]
     verdicts: list[Verdict]
+    comparisons: list[ReferenceComparison | None]
     metrics: dict[str, float]
     note: str
 
@@ -62,6 +78,7 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
     Raises:
         ArtifactError: when `runs` is empty, or `out` contains files of these names that are not a report.
         RecipeError: when an expectation does not select exactly one published row.
+        InputError: when the recorded results of a demo cannot be read.
         StorageError: when the disk refuses a write.
     """
     if not runs:
@@ -70,20 +87,25 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
         )
     _refuse_foreign_files(out)
     every = [verdict for run in runs for verdict in verdicts_of(run)]
+    comparisons = [comparison_of(run) for run in runs]
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         pictures = _write_figures(runs, out / FIGURES)
         html = write_page(runs, out / PAGE)
         text = write_markdown(runs, out / TEXT, pictures)
         write_table(out, "verdict", verdict_rows(every))
-    return Report(html, text, pictures, every, counts_of(every), verdict_markdown(every))
+        write_table(out, "reference", reference_rows(comparisons))
+    counts = counts_of(every) | counts_by_reference(comparisons)
+    notes = [reference_markdown(found) for found in comparisons if found is not None]
+    note = "\n\n".join([*notes, verdict_markdown(every)])
+    return Report(html, text, pictures, every, comparisons, counts, note)
 
 
 def _refuse_foreign_files(out: Path) -> None:
     """Overwrite nothing but an earlier report: no output of a stage, no other files of these names."""
     if is_being_written(out):  # the partial folder of the stage `report`
         return
-    foreign = [name for name in (PAGE, TEXT, _VERDICT_TABLE) if not _is_absent_or_ours(out / name)]
+    foreign = [name for name in (PAGE, TEXT, *_CSV_TABLES) if not _is_absent_or_ours(out / name)]
     if (out / FIGURES).exists() or (out / FIGURES).is_symlink():
         foreign += _foreign_figures(out / FIGURES)
     if out.is_file() or is_marked(out) or foreign:
@@ -125,8 +147,14 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=colour, no_color=not colour, highlight=False)
     for label, run in zip(labels(runs), runs, strict=True):
+        if (found := comparison_of(run)) is not None:
+            if found.reference is not None:
+                console.print(_reference_table(label, found))
+            for note in notes_of(found):
+                console.print(with_typed_commands(note), markup=False)
         table = Table(
-            title=f"{label}: {run.recipe.profile}, {format_duration(run.wall_seconds)}", title_justify="left"
+            title=f"{label}: {run.recipe.profile}, {format_duration(run.wall_seconds)} for all stages",
+            title_justify="left",
         )
         table.add_column("metric")
         for heading in ("ours", "published", "difference", "tolerance"):
@@ -139,12 +167,27 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
                 in_unit(verdict.published, verdict.unit, verdict.decimals),
                 signed(verdict.delta),
                 f"{verdict.tolerance:g}",
-                Text(verdict.judgement, style=_COLOURS[verdict.judgement]),
+                Text(verdict.judgement, style=COLOURS[verdict.judgement]),
             )
         console.print(table)
         if run.recipe.not_comparable:
             console.print(f"Not comparable: {run.recipe.not_comparable}.")
     return screen.getvalue().rstrip("\n").split("\n")
+
+
+def _reference_table(label: str, found: ReferenceComparison) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    assert found.reference is not None
+    table = Table(title=Text(f"{label}: our own reference"), title_justify="left", caption_justify="left")
+    table.caption = Text(provenance(found.reference))
+    for name, is_number in zip(COLUMNS, NUMERIC, strict=True):
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
+    for item in found.verdicts:
+        *cells, judgement = reference_cells(item)
+        table.add_row(*map(Text, cells), Text(judgement, style=COLOURS[item.judgement]))
+    return table
 
 
 def _write_figures(runs: Sequence[RunResults], folder: Path) -> dict[str, Path]:
@@ -164,7 +207,7 @@ def _write_figures(runs: Sequence[RunResults], folder: Path) -> dict[str, Path]:
             if drawn is not None:
                 path = folder / f"confusion_{stage}{suffix}.png"
                 found[f"Confusion matrix of {stage}{where}"] = figures.save_png(drawn, path)
-        seconds = {name: artifact.card.wall_seconds for name, artifact in run.stages()}
+        seconds = run.known_seconds()
         if seconds:
             texts = {name: format_duration(value) for name, value in seconds.items()}
             figure = figures.draw_times(seconds, texts, figures.PAPER)

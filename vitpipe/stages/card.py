@@ -1,4 +1,4 @@
-"""The card of a finished stage: who made the output, from what, with what, and how long it took."""
+"""The card of a finished stage (from what and with what it was made) and its run record (when and where)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitpipe.config.digest import git_commit, hardware, library_versions
+from vitpipe.config.digest import git_commit, hardware
+from vitpipe.config.libraries import recorded_libraries
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.artifact import Artifact, Card
+from vitpipe.contracts.artifact import Artifact, Card, RunRecord
 from vitpipe.contracts.graph import Stage
+from vitpipe.stages.weights_identity import dataset_read
 
 if TYPE_CHECKING:
     from vitpipe.stages.context import StageContext
 
 
 def make_card(
-    stage: Stage, ctx: StageContext, identity: Mapping[str, str], parents: Mapping[str, str], started: float
+    stage: Stage,
+    ctx: StageContext,
+    identity: Mapping[str, str],
+    parents: Mapping[str, str],
+    libraries: Mapping[str, str],
 ) -> Card:
-    """The card of a stage whose outputs lie in `ctx.folder`.
+    """The card of a stage whose outputs lie in `ctx.folder`: the same for the same inputs and result.
 
     Args:
         identity: as `identity_of`.
         parents: input name -> digest of that input's card.
-        started: see `process_started`.
+        libraries: as `libraries.deciding_libraries`.
     """
-    data_digest, revisions = _data_of(stage, ctx.folder, ctx.inputs)
     recipe: Recipe = ctx.recipe
     return Card(
         stage=stage.name,
@@ -36,17 +41,29 @@ def make_card(
         profile=recipe.profile,
         recipe_digest=identity["recipe_digest"],
         code_digest=identity["code_digest"],
-        data_digest=data_digest,
-        data_revisions=revisions,
+        data_digest=_data_digest(stage, ctx.folder, ctx.inputs),
+        dataset=dataset_read(stage.name, recipe, ctx.inputs) or "",
         image=stage.image,
         identity=identity["identity"],
         parents=dict(parents),
         seed=recipe.seed,
+        libraries=dict(libraries),
+    )
+
+
+def make_run_record(stage: Stage, ctx: StageContext, started: float) -> RunRecord:
+    """How and where this process has run the stage.
+
+    Args:
+        started: see `process_started`.
+    """
+    return RunRecord(
         git_commit=git_commit(),
-        libraries=library_versions(dense=stage.image == "dense"),
+        libraries=recorded_libraries(),
         hardware={**hardware(), **_gpus(ctx)},
         started_at=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         wall_seconds=round(time.time() - started, 3),
+        data_revisions=_data_revisions(stage, ctx),
     )
 
 
@@ -62,21 +79,29 @@ def process_started() -> float:
         return time.time()
 
 
-def _data_of(
-    stage: Stage, folder: Path, inputs: Mapping[str, Artifact]
-) -> tuple[str, dict[str, dict[str, str]]]:
-    """Digest of the prepared data that a stage has made or read, and what DVC knows of it."""
+def _data_digest(stage: Stage, folder: Path, inputs: Mapping[str, Artifact]) -> str:
+    """Digest of the prepared data that a stage has made or read."""
     if stage.name == "prepare":
-        from vitpipe.data.manifest import DataManifest, read_digest, read_manifest
+        from vitpipe.data.manifest import read_digest
 
-        return read_digest(folder), read_manifest(folder, DataManifest).revisions
+        return read_digest(folder)
+    data = _data_input(inputs)
+    return data.card.data_digest if data else ""
+
+
+def _data_revisions(stage: Stage, ctx: StageContext) -> dict[str, dict[str, str]]:
+    """What DVC knows of the raw sets (prepare), or of the prepared data that a stage has read."""
+    from vitpipe.stages.used_datasets import raw_revisions, revisions_of
+
+    if stage.name == "prepare":
+        return raw_revisions(ctx.folder, ctx.recipe.data)
+    data = _data_input(ctx.inputs)
+    return revisions_of(data.path) if data else {}
+
+
+def _data_input(inputs: Mapping[str, Artifact]) -> Artifact | None:
     # The report reads every stage's output; the data are those of prepare.
-    data = inputs.get("data") or inputs.get("prepare")
-    if data is None:
-        return "", {}
-    from vitpipe.stages.used_datasets import revisions_of
-
-    return data.card.data_digest, revisions_of(data.path)
+    return inputs.get("data") or inputs.get("prepare")
 
 
 def _gpus(ctx: StageContext) -> dict[str, str | int]:

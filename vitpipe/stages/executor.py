@@ -19,11 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitpipe.config.digest import code_digest, file_digest
-from vitpipe.contracts.artifact import CARD, METRICS, Card, open_artifact
+from vitpipe.config.digest import file_digest
+from vitpipe.config.recipe import Recipe
+from vitpipe.contracts.artifact import CARD, METRICS, Artifact, open_artifact
 from vitpipe.contracts.errors import ArtifactError, InputError, disk_errors
 from vitpipe.contracts.files import write_whole
-from vitpipe.contracts.graph import BY_NAME
+from vitpipe.stages.run import identity_of, node_of
 
 OUT, METRICS_OUTPUT, RECEIPT = "out", "metrics", "receipt"
 # Where a launcher mounts object stores, by the scheme of an artifact's address.
@@ -40,11 +41,8 @@ _CARD_KEYS = (
     "identity",
     "image",
     "seed",
-    "git_commit",
-    "started_at",
-    "wall_seconds",
-    "tracking_run",
 )
+_RUN_KEYS = ("git_commit", "started_at", "wall_seconds", "tracking_run")
 
 
 class ExecutorIO:
@@ -99,23 +97,28 @@ class ExecutorIO:
                 self._output_file.unlink(missing_ok=True)
         return self._folder
 
-    def check_code(self, stage: str) -> None:
+    def check_code(self, recipe: Recipe, stage: str) -> None:
         """Refuse to work when this code is not the code that the pipeline was compiled from.
 
         Kubeflow's cache uses the digest that the pipeline was compiled with; an image with other code behind
         the same tag would fill it with wrong results.
 
+        Args:
+            recipe: it chooses some of the code.
+
         Raises:
             ArtifactError: when the digests differ.
+            RecipeError: when the recipe has no such stage.
         """
         promised = self._parameters.get("code_digest") or ""
-        found = code_digest(BY_NAME[stage].all_code)
+        found = identity_of(recipe, node_of(recipe, stage).stage)["code_digest"]
         if promised and promised != found:
             raise ArtifactError(
                 f"The image holds other code than the pipeline was compiled from "
                 f"({found[:12]} instead of {promised[:12]})",
                 where=f"stage {stage}",
-                fix="build the images from the same commit and compile the pipeline again",
+                fix="build the images from the same commit, and compile the pipeline again with this run's "
+                "overrides",
             )
 
     def finish(self, metrics: Mapping[str, float], metadata: Mapping[str, Any] | None = None) -> None:
@@ -135,10 +138,10 @@ class ExecutorIO:
         """
         if not _is_main():
             return
-        card = open_artifact(self._folder).card
+        artifact = open_artifact(self._folder)
         filled: dict[str, dict[str, Any]] = {
             OUT: {
-                **_card_metadata(card),
+                **_card_metadata(artifact),
                 **(metadata or {}),
                 RECEIPT: file_digest(self._folder / CARD),
             },
@@ -218,8 +221,11 @@ def _artifacts(side: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: items[0] for name, items in lists.items() if items}
 
 
-def _card_metadata(card: Card) -> dict[str, Any]:
-    return {key: getattr(card, key) for key in _CARD_KEYS}
+def _card_metadata(artifact: Artifact) -> dict[str, Any]:
+    return {
+        **{key: getattr(artifact.card, key) for key in _CARD_KEYS},
+        **{key: getattr(artifact.run, key) for key in _RUN_KEYS},
+    }
 
 
 def _is_main() -> bool:

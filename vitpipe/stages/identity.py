@@ -7,19 +7,21 @@ not change re-runs nothing. Kubeflow's cache gets the same digests as component 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.artifact import CARD, open_artifact
-from vitpipe.contracts.errors import ArtifactError, RecipeError
+from vitpipe.contracts.artifact import CARD, RunRecord, open_artifact
+from vitpipe.contracts.errors import ArtifactError, RecipeError, some
 from vitpipe.contracts.files import write_whole
-from vitpipe.contracts.graph import BY_NAME, Node, graph_of
+from vitpipe.contracts.graph import Node, all_stages, graph_of
 from vitpipe.stages.output_folders import check_result_folder
-from vitpipe.stages.run import identity_of
+from vitpipe.stages.run import identity_of, raw_data_of
 
 IDENTITY = "identity"
 
@@ -67,8 +69,11 @@ def write_identities(recipe: Recipe, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     wanted = {}
     for node in graph_of(recipe.stages, recipe.start_from):
-        wanted[out / f"{node.name}.json"] = json.dumps(identity_of(recipe, node.stage), indent=2) + "\n"
-    ours = {out / f"{name}.json" for name in BY_NAME if (out / f"{name}.json").exists()}
+        decides: dict[str, Any] = {**identity_of(recipe, node.stage)}
+        if raw_data := raw_data_of(recipe, node.stage):
+            decides["raw_data"] = raw_data
+        wanted[out / f"{node.name}.json"] = json.dumps(decides, indent=2) + "\n"
+    ours = {out / f"{name}.json" for name in all_stages() if (out / f"{name}.json").exists()}
     for path in sorted(ours):
         if not _is_identity(path):
             raise ArtifactError(
@@ -130,21 +135,35 @@ def forecast(recipe: Recipe, run: Path) -> list[Forecast]:
     forecasts: list[Forecast] = []
     reruns: set[str] = set()
     for node in graph_of(recipe.stages, recipe.start_from):
-        why = _why(run, node, reruns, identity_of(recipe, node.stage))
+        identity, raw_data = identity_of(recipe, node.stage), raw_data_of(recipe, node.stage)
+        why = why_it_runs(node, folders_of(node, run), identity, raw_data, reruns)
         if why:
             reruns.add(node.name)
         forecasts.append(Forecast(node.name, bool(why), why or "nothing that it reads has changed"))
     return forecasts
 
 
-def _why(run: Path, node: Node, reruns: set[str], identity: dict[str, str]) -> str:
-    folders = folders_of(node, run)
+def why_it_runs(
+    node: Node,
+    folders: StageFolders,
+    identity: Mapping[str, str],
+    raw_data: Mapping[str, str],
+    reruns: Collection[str] = (),
+) -> str:
+    """Why a stage would run, as a sentence; empty when `folders.out` holds its finished output.
+
+    Args:
+        identity: as `identity_of` has it now.
+        raw_data: as `raw_data_of` has it now.
+        reruns: stages before it that will run.
+    """
     if not (folders.out / CARD).is_file():
         return "it has not run yet"
     try:
-        card = open_artifact(folders.out, node.name).card
+        artifact = open_artifact(folders.out, node.name)
     except ArtifactError as error:
         return error.what
+    card = artifact.card
     upstream = [stage for stage in node.inputs.values() if stage in reruns]
     # The output of a stage that runs again is not known yet, so this one is assumed to run, too; DVC skips it
     # if the new output has the same bytes.
@@ -156,9 +175,18 @@ def _why(run: Path, node: Node, reruns: set[str], identity: dict[str, str]) -> s
         return "the code that decides it has changed"
     if card.identity != identity["identity"]:
         return "its image or a library version has changed"
+    if changed := _changed_raw_data(artifact.run, raw_data):
+        return f"the files of {some(changed)} have changed"
     moved = [
         stage
         for key, stage in node.inputs.items()
         if card.parents.get(key) != digest_of(open_artifact(folders.inputs[key], stage).card)
     ]
     return f"its input from {', '.join(moved)} is another one" if moved else ""
+
+
+def _changed_raw_data(record: RunRecord, raw_data: Mapping[str, str]) -> list[str]:
+    """Sets and keys whose files are not those that were read; none where that is not known."""
+    # A folder that DVC has fetched has no record. Its files are those of dvc.lock, so nothing has to run.
+    known = record.raw_data
+    return [name for name, found in raw_data.items() if known and known.get(name) != found]

@@ -122,7 +122,7 @@ def _read_places(recipe: Recipe, inputs: Mapping[str, Path]) -> Iterator[tuple[s
     data = recipe.data
     if data.root is not None:
         # The sets, not data.root itself: results inside data.root/results are a common and harmless choice.
-        for name in data.sets:
+        for name in data.names:
             given = data.root / name
             yield f"the dataset '{name}'", given.resolve()
     if data.volume is not None:

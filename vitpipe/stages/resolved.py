@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from vitpipe.config.recipe import Recipe
-from vitpipe.config.resolve import TRAIN_SET, Accelerator, Reason, resolve, train_plan
-from vitpipe.datasets.catalogue import train_sizes
-from vitpipe.models.registry import find_model
+from vitpipe.config.resolve import UNKNOWN, Accelerator, Reason, resolve, train_plan
+from vitpipe.config.set_names import sets_read
+from vitpipe.config.train_sections import LoopConfig, TrainConfig
+from vitpipe.datasets.set_sizes import train_sizes
+from vitpipe.datasets.stage_kinds import check_kinds
 
 # The recipes' target machine: plan and listings describe it, not the laptop they are asked on.
 _TARGET = Accelerator("cuda", has_bf16=True)
@@ -17,37 +19,44 @@ def accelerator_of(recipe: Recipe) -> Accelerator:
 
 
 def resolved_rows(recipe: Recipe, num_ranks: int) -> tuple[Reason, ...]:
-    """Every derived value of a recipe with its reason."""
-    model = find_model(recipe.model.name)
+    """Every derived value of a recipe with its reason.
+
+    Raises:
+        RecipeError: as `config.resolve.resolve`, or a stage cannot read its dataset.
+    """
+    check_kinds(recipe)
     return resolve(
         recipe,
-        sizes=train_sizes(recipe.data),
-        num_layers=model.num_layers,
-        decay_stated_for=model.decay_stated_for,
+        sizes=train_sizes(recipe.data, sets_read(recipe).values()),
+        num_layers=recipe.model.num_layers,
+        decay_stated_for=recipe.model.entry.decay_stated_for,
         num_ranks=num_ranks,
         accelerator=accelerator_of(recipe),
     )
 
 
-def training_steps(recipe: Recipe, num_ranks: int) -> dict[str, int]:
-    """Optimiser steps of each training stage."""
+def training_steps(recipe: Recipe, num_ranks: int) -> dict[str, int | str]:
+    """Optimiser steps of each training stage; a text where the images of its set are not counted yet."""
+    check_kinds(recipe)
     # From the catalogue, not from a prepared folder: `plan` answers before any data is there.
-    sizes = train_sizes(recipe.data)
-    steps: dict[str, int] = {}
-    for stage, dataset in TRAIN_SET.items():
+    read = sets_read(recipe)
+    sizes = train_sizes(recipe.data, read.values())
+    steps: dict[str, int | str] = {}
+    for stage, dataset in read.items():
         section = getattr(recipe, stage)
-        if section is not None and stage in recipe.stages:
+        if not isinstance(section, LoopConfig):
+            continue
+        if dataset not in sizes:
+            steps[stage] = UNKNOWN
+        else:
+            # Detection and segmentation have small batches and run on fewer ranks, see `resolve`.
+            shared = isinstance(section, TrainConfig) or section.global_batch % num_ranks == 0
             plan = train_plan(
                 section,
                 path=stage,
-                num_images=sizes[dataset],
-                num_ranks=num_ranks,
+                num_images=section.num_images(sizes[dataset]),
+                num_ranks=num_ranks if shared else 1,
                 accelerator=accelerator_of(recipe),
             )
             steps[stage] = plan.num_steps
-    if recipe.segment is not None and "segment" in recipe.stages:
-        steps["segment"] = recipe.segment.steps
-    if recipe.detect is not None and "detect" in recipe.stages:
-        # The rule of dense.plan.detect_plan, with the catalogue's size instead of the packed set's.
-        steps["detect"] = round(recipe.detect.epochs * (sizes["coco"] // recipe.detect.global_batch))
     return steps

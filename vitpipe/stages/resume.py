@@ -23,11 +23,15 @@ from vitpipe.track.outbox import OUTBOX_FOLDER
 
 MARK, FINISHED, STATES = "identity.json", "finished.json", "state-*.pt"
 _VERSION, _CHECKSUM = 2, "mark_sha256"
-# Names in a state folder: marks and states (and what a kill leaves of them), the outbox, and the scratch
-# folders of prepare (raw, pack) and of the dense stages (data).
+# Names in a state folder: marks and states (and what a kill leaves of them), batches of a diverged step, the
+# outbox, the scratch folders of prepare (raw, pack) and of the dense stages (data).
 _OWN = re.compile(
-    r"\.?(identity|finished)(\.[0-9-]+)?\.json|state-.+\.pt|saving\.partial|(track|data|raw|pack)(\.aside-.+)?"
+    r"\.?(identity|finished)(\.[0-9-]+)?\.json|(state|diverged)-.+\.pt|saving\.partial|mmengine"
+    r"|(track|data|raw|pack)(\.aside-.+)?"
 )
+# Earlier versions trained dense stages by mmengine, whose log lay in a folder `mmengine` or one named by the
+# time.
+_EARLIER_LOGS, _LOG = re.compile(r"\d{8}_\d{6}"), "mmengine.log"
 _REASONS = {
     "stage": "other-stage",
     "recipe": "other-recipe-values",
@@ -60,6 +64,8 @@ def claim_state(state: Path, decides: Mapping[str, str], recorded: Mapping[str, 
     """
     claim = Claim()
     with disk_errors(state):
+        if state.is_dir() and all(map(_is_earlier_log, state.iterdir())):
+            remove_state(state)  # all that earlier versions have left of a released state
         if state.is_dir() and any(state.iterdir()):
             claim = _keep_or_move(state, decides, recorded, out)
         state.mkdir(parents=True, exist_ok=True)
@@ -130,7 +136,12 @@ def is_state(folder: Path) -> bool:
 
 def own_entries(state: Path) -> list[Path]:
     """What vitpipe has written into a state folder; anything else in it is the user's."""
-    return [place for place in state.iterdir() if _OWN.fullmatch(place.name)]
+    return [place for place in state.iterdir() if _OWN.fullmatch(place.name) or _is_earlier_log(place)]
+
+
+def _is_earlier_log(place: Path) -> bool:
+    named = _EARLIER_LOGS.fullmatch(place.name) is not None and place.is_dir()
+    return named and {inner.name for inner in place.iterdir()} <= {_LOG, "vis_data"}
 
 
 def remove_state(state: Path) -> None:
@@ -191,8 +202,9 @@ def _read_mark(state: Path) -> _Mark | str:
     Raises:
         ArtifactError: the folder is not a state folder at all.
     """
-    # Without a readable mark, states or an outbox still prove whose folder it is.
+    # Without a readable mark, states, an outbox or a batch that diverged still prove whose folder it is.
     is_ours = any(state.glob(STATES)) or (state / OUTBOX_FOLDER / "box.json").is_file()
+    is_ours = is_ours or any(state.glob("diverged-*.pt"))
     try:
         values = json.loads((state / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):

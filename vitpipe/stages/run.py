@@ -7,7 +7,6 @@ that output.
 
 from __future__ import annotations
 
-import importlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitpipe.config.digest import digest_of, git_commit, library_versions, recipe_sections, stage_identity
+from vitpipe.config.code_identity import code_digest
+from vitpipe.config.digest import digest_of, file_fingerprint, git_commit, recipe_sections, stage_identity
+from vitpipe.config.libraries import deciding_libraries
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import (
     Artifact,
@@ -26,10 +27,12 @@ from vitpipe.contracts.artifact import (
     write_metrics,
     writing,
 )
+from vitpipe.contracts.discovery import part_of
 from vitpipe.contracts.errors import ArtifactError, RecipeError, some
-from vitpipe.contracts.graph import BY_NAME, Node, Stage, graph_of
+from vitpipe.contracts.graph import STAGE_PACKAGE, Node, Stage, all_stages, graph_of
 from vitpipe.contracts.logger import RunLogger
-from vitpipe.stages.card import make_card, process_started
+from vitpipe.stages.card import make_card, make_run_record, process_started
+from vitpipe.stages.chosen_code import chosen_data, chosen_values, stage_closure
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.folder_lock import locked_folders
 from vitpipe.stages.launch import choose_threads
@@ -47,6 +50,8 @@ class _Job:
 
     Attributes:
         identity: digests of what decides the stage, without its inputs.
+        libraries: versions of the libraries that its code computes with.
+        raw_data: of `prepare`: set -> fingerprint of the user's files, as they are before it reads them.
         parents: input name -> digest of that input's card.
         rank: this process among those that torchrun started; a lone process is 0.
     """
@@ -56,6 +61,8 @@ class _Job:
     inputs: dict[str, Artifact]
     folders: OutputFolders
     identity: dict[str, str]
+    libraries: dict[str, str]
+    raw_data: dict[str, str]
     parents: dict[str, str]
     rank: int
 
@@ -94,21 +101,24 @@ def run_stage(
         _logger(job, folder) as logger,
         _joined(job.stage) as ranks,
     ):
-        for line in (*claim.messages, *_changed_output(job)):
+        remarks = [artifact.remark for artifact in job.inputs.values() if artifact.remark]
+        for line in (*claim.messages, *_changed_output(job), *remarks):
             logger.say(line)
         # prepare reuses the shards of an earlier output whose source has not changed.
         previous = job.folders.out if job.folders.out.is_dir() else None
         ctx = StageContext(name, recipe, job.inputs, folder, job.folders.state, logger, ranks, previous)
-        metrics: dict[str, float] = importlib.import_module(f"vitpipe.stages.{job.stage.module_name}").run(
-            ctx
-        )
+        metrics: dict[str, float] = part_of(STAGE_PACKAGE, name, "stage", "run")(ctx)
         if job.rank == 0:
             write_metrics(folder, metrics)
             # Before the card: the logger writes the last tables, and the card names every file.
             getattr(logger, "succeed", lambda: None)()
-            card = make_card(job.stage, ctx, job.identity, job.parents, started)
-            run_id = getattr(logger, "run_id", "")
-            write_card(folder, card.model_copy(update={"tracking_run": run_id, "notes": claim.notes}))
+            card = make_card(job.stage, ctx, job.identity, job.parents, job.libraries)
+            known = {
+                "tracking_run": getattr(logger, "run_id", ""),
+                "notes": claim.notes,
+                "raw_data": job.raw_data,
+            }
+            write_card(folder, card, make_run_record(job.stage, ctx, started).model_copy(update=known))
     return metrics
 
 
@@ -124,6 +134,8 @@ def _open_job(name: str, recipe: Recipe, inputs: Mapping[str, Path], out: Path, 
         artifacts,
         folders,
         identity_of(recipe, node.stage),
+        deciding_libraries(stage_closure(recipe, node.stage).words),
+        raw_data_of(recipe, node.stage),
         {key: digest_of(artifact.card) for key, artifact in artifacts.items()},
         int(os.environ.get("RANK", "0")),  # torchrun's
     )
@@ -149,7 +161,7 @@ def _claimed(job: _Job) -> Iterator[Claim]:
         release_states(job.inputs, job.folders.state)
         recorded = {
             "code_digest": job.identity["code_digest"],
-            "libraries": library_versions(dense=job.stage.image == "dense"),
+            "libraries": job.libraries,
         }
         decides = weights_identity(job.stage, job.recipe, job.inputs)
         yield claim_state(job.folders.state, decides, recorded, job.folders.out)
@@ -224,24 +236,40 @@ def node_of(recipe: Recipe, name: str) -> Node:
         if node.name == name:
             return node
     # A typing error and a stage that this recipe does not have need different lists of choices.
-    known = name in BY_NAME
+    known = name in all_stages()
     what = f"The recipe {recipe.name} at profile {recipe.profile} has no stage '{name}'"
     raise RecipeError(
         what if known else f"There is no stage '{name}'",
         where="STAGE",
-        fix=f"choose one of: {', '.join(recipe.stages if known else BY_NAME)}",
+        fix=f"choose one of: {', '.join(recipe.stages if known else all_stages())}",
     )
 
 
 def identity_of(recipe: Recipe, stage: Stage) -> dict[str, str]:
     """The digests that decide a stage, without its input folders."""
+    closure = stage_closure(recipe, stage)
     return stage_identity(
         recipe,
         stage=stage.name,
         sections=stage.sections,
-        code=stage.all_code,
         image=stage.image,
+        code=code_digest(closure, chosen_data(recipe, stage)),
+        libraries=deciding_libraries(closure.words),
+        values=chosen_values(recipe, stage),
     )
+
+
+def raw_data_of(recipe: Recipe, stage: Stage) -> dict[str, str]:
+    """Set, or recipe key of a file -> fingerprint of the user's files, for a stage that reads them."""
+    # Not in `identity_of`, which is on the card: a file that was only touched makes prepare run again, gives
+    # the same bytes, and must then re-run nothing behind it.
+    weights: Path | None = getattr(getattr(recipe, stage.name, None), "weights", None)
+    files = {} if weights is None else {f"{stage.name}.weights": file_fingerprint(weights)}
+    if "data" not in stage.sections or recipe.data.source != "folders":
+        return files
+    from vitpipe.datasets.raw_fingerprint import raw_fingerprints
+
+    return {**files, **raw_fingerprints(recipe.data)}
 
 
 def _check_input_names(node: Node, given: Mapping[str, Path]) -> None:

@@ -1,34 +1,27 @@
 """Supervised classification: intermediate fine-tuning (ImageNet-22K) and final fine-tuning (ImageNet-1K).
 
-data + weights > classifier > train > weights and averaged weights, each with its validation accuracy
+data + weights > method > train > weights and averaged weights, each with its validation accuracy
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 
-from vitpipe.config.recipe import ClassifyConfig
-from vitpipe.config.resolve import TRAIN_SET, TrainPlan
-from vitpipe.contracts.artifact import WEIGHTS
-from vitpipe.data.mixup import Mixup
-from vitpipe.data.shards import ShardSet
-from vitpipe.evaluate.accuracy import evaluate_classifier
-from vitpipe.methods.classify import Classify
-from vitpipe.models.build import build_classifier
-from vitpipe.models.network import Classifier
+from vitpipe.config.train_sections import ClassifyConfig
+from vitpipe.models.network import Network
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import (
-    centre_batches,
+    EMA_WEIGHTS,
+    build_method,
     fit,
+    judge,
     make_plan,
-    network_groups,
     open_sets,
     save_result,
-    seed_model,
+    save_results,
     start_from_weights,
 )
-
-EMA_WEIGHTS = "ema.safetensors"
 
 
 def run(ctx: StageContext) -> dict[str, float]:
@@ -41,47 +34,24 @@ def run(ctx: StageContext) -> dict[str, float]:
         `top1`, `top5`, `loss`, and the same with `ema_` for averaged weights.
     """
     section: ClassifyConfig = ctx.section
-    train_set, val_set = open_sets(ctx, TRAIN_SET[ctx.stage])
-    num_classes = len(train_set.classes)  # of the data, not of the recipe: own sets need no number
-    seed_model(ctx)
-    model = build_classifier(
-        ctx.recipe.model,
-        num_classes=num_classes,
-        drop_path=section.drop_path,
-        relative_position=section.relative_position,
-        head_init_std=section.head_init_std,
-    )
-    start = start_from_weights(ctx, model)
-    method = Classify(model, Mixup(section.augment, num_classes, section.label_smoothing))
-    plan = make_plan(ctx, section, train_set)
-    state = fit(ctx, method, network_groups(model, section.optim), plan, train_set, start=start)
+    sets = open_sets(ctx)
+    # Classes of the data, not of the recipe: own sets need no number.
+    method = build_method(ctx, section, sets[0].classes)
+    assert isinstance(method.model, Network), f"{section.method.name} trains no network of a family"
+    start = start_from_weights(ctx, method.model)
+    plan = make_plan(ctx, section, sets[0])
+    state = fit(ctx, method, plan, sets[0], start=start)
 
-    metrics = _measure_and_save(ctx, model, val_set, plan)
+    # Class names travel with the weights, so that a prediction has words.
+    classes = json.dumps(sets[1].classes)
+    measured = partial(
+        judge, ctx, method, plan, sets, crop_ratio=section.eval_crop_ratio, batch=section.eval_batch
+    )
+    save_results(ctx, method, classes=classes)
+    metrics = measured()
     if state.average:
         # After the raw weights have been saved: the average takes their place in the same network.
-        model.load_state_dict(state.average.shadow)
-        metrics |= _measure_and_save(ctx, model, val_set, plan, "ema_", EMA_WEIGHTS)
+        method.model.load_state_dict(state.average.shadow)
+        save_result(ctx, method.model, EMA_WEIGHTS, classes=classes)
+        metrics |= measured(prefix="ema_")
     return metrics
-
-
-def _measure_and_save(
-    ctx: StageContext,
-    model: Classifier,
-    val_set: ShardSet,
-    plan: TrainPlan,
-    prefix: str = "",
-    file_name: str = WEIGHTS,
-) -> dict[str, float]:
-    """Evaluate a trained classifier and write it; `prefix` goes before the names of metrics and table."""
-    section: ClassifyConfig = ctx.section
-    accuracy = evaluate_classifier(
-        model,
-        centre_batches(ctx, val_set, section.augment, section.eval_crop_ratio, section.eval_batch),
-        model.num_classes,
-        ranks=ctx.ranks,
-        precision=plan.precision,
-    )
-    ctx.logger.table(f"{prefix}per_class", accuracy.class_rows(val_set.classes))
-    # Class names travel with the weights, so that a prediction has words.
-    save_result(ctx, model, file_name, classes=json.dumps(val_set.classes))
-    return {prefix + name: value for name, value in accuracy.metrics().items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import asdict
 from typing import Any
 
@@ -10,36 +10,50 @@ import torch
 from torch import nn
 
 from vitpipe.config.digest import digest_of
-from vitpipe.config.recipe import AugmentConfig, OptimConfig, TrainConfig
-from vitpipe.config.resolve import TrainPlan, num_workers, train_plan
+from vitpipe.config.resolve import Reason, TrainPlan, num_workers, train_plan
+from vitpipe.config.train_sections import AugmentConfig, LoopConfig, TrainConfig
 from vitpipe.contracts.artifact import WEIGHTS
-from vitpipe.contracts.graph import BY_NAME
+from vitpipe.contracts.graph import all_stages
 from vitpipe.contracts.seeds import seed_of
-from vitpipe.data.augment import eval_transform, train_transform
-from vitpipe.data.batches import Batch, eval_batches, train_batches
+from vitpipe.data.augment import eval_transform
+from vitpipe.data.batches import Batch, ImageSet, eval_batches, train_batches
+from vitpipe.data.image_grid import optional_figure
+from vitpipe.data.low_shot import LowShot
 from vitpipe.data.shards import ShardSet, open_shards
-from vitpipe.methods.method import Method
+from vitpipe.evaluate.reconstruct import save_columns
+from vitpipe.methods.method import Method, method_class
+from vitpipe.models.families import family_of
 from vitpipe.models.network import Network
 from vitpipe.models.transfer import transfer_weights
 from vitpipe.models.weights import save_weights
-from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.optimiser import build_optimiser
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.used_datasets import record_datasets
-from vitpipe.stages.weights_identity import starting_weights, weights_identity
+from vitpipe.stages.weights_identity import dataset_read, starting_weights, weights_identity
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.loop import train
 from vitpipe.train.state import TrainState
+from vitpipe.train.trainable import MicroBatch, Trainable
+
+EMA_WEIGHTS = "ema.safetensors"
 
 
-def open_sets(
-    ctx: StageContext, dataset: str, used: Sequence[str] = ("train", "val")
-) -> tuple[ShardSet, ShardSet]:
-    """Training and validation set from the `data` input; the tracker is told which of them are used."""
+def open_sets(ctx: StageContext, used: Sequence[str] = ("train", "val")) -> tuple[ImageSet, ShardSet]:
+    """Training and validation set of the stage's dataset; the tracker is told which of them are used.
+
+    The training set has the share of its images that the section asks for.
+
+    Raises:
+        DatasetError: when it was not prepared, or is of another kind.
+    """
     folder = ctx.inputs["data"].path
-    train_set, val_set = (open_shards(folder, dataset, split) for split in ("train", "val"))
+    # Weights from outside, of an earlier version: ImageNet was all that probe and evaluate could read.
+    dataset = dataset_read(ctx.stage, ctx.recipe, ctx.inputs) or "imagenet"
+    whole, val_set = (open_shards(folder, dataset, split) for split in ("train", "val"))
     record_datasets(ctx, dataset, used)
-    return train_set, val_set
+    section = ctx.section
+    chosen = section.num_images(len(whole)) if isinstance(section, LoopConfig) else len(whole)
+    return (whole if chosen == len(whole) else LowShot(whole, chosen, ctx.recipe.seed)), val_set
 
 
 def seed_model(ctx: StageContext) -> None:
@@ -75,8 +89,17 @@ def start_from_weights(ctx: StageContext, model: Network) -> str:
     return f"Weights from {path}: {report.summary()}"
 
 
-def make_plan(ctx: StageContext, section: TrainConfig, train_set: ShardSet) -> TrainPlan:
-    """Derive and record steps, learning rate, accumulation and precision."""
+def make_plan(
+    ctx: StageContext, section: LoopConfig, train_set: Sized, *more: Callable[[TrainPlan], Reason]
+) -> TrainPlan:
+    """Derive steps, learning rate, accumulation and precision, and record them as the table `plan`.
+
+    Args:
+        more: what the stage itself derives from the plan.
+
+    Raises:
+        RecipeError: as `train_plan`.
+    """
     plan = train_plan(
         section,
         path=ctx.stage,
@@ -84,27 +107,28 @@ def make_plan(ctx: StageContext, section: TrainConfig, train_set: ShardSet) -> T
         num_ranks=ctx.ranks.num_ranks,
         accelerator=ctx.ranks.accelerator,
     )
-    ctx.logger.table("plan", [asdict(reason) for reason in plan.reasons])
+    reasons = (*plan.reasons, *(derive(plan) for derive in more))
+    ctx.logger.table("plan", [asdict(reason) for reason in reasons])
     return plan
 
 
-def network_groups(model: Network, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Optimiser groups, with layer-wise learning rates where the recipe decays them."""
-    return parameter_groups(
-        model.named_parameters(),
-        weight_decay=optim.weight_decay,
-        no_decay=model.no_decay,
-        layer_of=model.layer_of if optim.layer_decay else None,
-        layer_scales=model.layer_scales(optim.layer_decay) if optim.layer_decay else (),
-    )
+def build_method(ctx: StageContext, section: Any, classes: Sequence[str]) -> Method:
+    """The method that a stage's section names, with seeded random weights.
+
+    Args:
+        section: with `method`.
+        classes: names of the classes of the training set.
+    """
+    seed_model(ctx)
+    kind, model = method_class(section.method.name), ctx.recipe.model
+    return kind.build(section.method, family_of(model), model, section=section, classes=classes)
 
 
 def fit(
     ctx: StageContext,
     method: Method,
-    groups: list[dict[str, Any]],
     plan: TrainPlan,
-    train_set: ShardSet,
+    train_set: ImageSet,
     section: TrainConfig | None = None,
     start: str = "",
 ) -> TrainState:
@@ -115,9 +139,7 @@ def fit(
         start: origin of the weights; printed when no saved state is resumed.
     """
     section = section or ctx.section
-    transform = train_transform(section.augment, ctx.recipe.model.image_size)
-    # Before the optimiser is built: its state is created on the device of the parameters.
-    method.to(ctx.ranks.device)
+    transform = method.views(section.augment, ctx.recipe.model.image_size)
 
     # A function of the step: a resumed run starts at any batch without reading those before it.
     def batches(start_step: int) -> Iterator[Batch]:
@@ -134,51 +156,108 @@ def fit(
             workers=num_workers(ctx.recipe.data),
         )
 
-    return train(
+    return run_loop(ctx, method, batches, plan, section, start=start)
+
+
+def run_loop(
+    ctx: StageContext,
+    method: Trainable,
+    batches: Callable[[int], Iterator[MicroBatch]],
+    plan: TrainPlan,
+    section: LoopConfig,
+    start: str = "",
+) -> TrainState:
+    """Train a method of any kind, with its states in `ctx.state`; see `train.loop.train`."""
+    # Before the optimiser is built: its state is created on the device of the parameters.
+    method.to(ctx.ranks.device)
+    state = train(
         method,
         batches,
         plan,
-        optimiser=build_optimiser(groups, section.optim),
+        optimiser=build_optimiser(method.groups(section.optim), section.optim),
         section=section,
-        seed=ctx.recipe.seed,
         ranks=ctx.ranks,
         states=states_of(ctx),
         logger=ctx.logger,
         start=start,
     )
+    # Running statistics of batch norms differ between ranks: all evaluate with those that are saved.
+    ctx.ranks.share_from_main(method.buffers())
+    return state
 
 
 def states_of(ctx: StageContext) -> StateFolder:
     """The saved states of this stage: those of the same recipe values, data and starting weights."""
     # In every state's name and content: a folder may hold states of several identities.
-    identity = digest_of(weights_identity(BY_NAME[ctx.stage], ctx.recipe, ctx.inputs))
+    identity = digest_of(weights_identity(all_stages()[ctx.stage], ctx.recipe, ctx.inputs))
     return StateFolder(ctx.state, identity, ctx.logger.say)
 
 
 def centre_batches(
     ctx: StageContext,
-    shards: ShardSet,
+    shards: ImageSet,
     augment: AugmentConfig,
     crop_ratio: float,
     batch: int,
-    *,
-    is_shared: bool = True,
 ) -> Iterator[Batch]:
-    """Centre crops of a set in its own order.
+    """Centre crops of this rank's share of a set, in the set's order.
 
     Args:
         augment: gives interpolation and normalisation.
-        is_shared: only this rank's share; else all images on every rank that asks.
     """
-    rank, num_ranks = (ctx.ranks.rank, ctx.ranks.num_ranks) if is_shared else (0, 1)
     return eval_batches(
         shards,
         eval_transform(ctx.recipe.model.image_size, crop_ratio, augment),
         batch=batch,
-        rank=rank,
-        num_ranks=num_ranks,
+        rank=ctx.ranks.rank,
+        num_ranks=ctx.ranks.num_ranks,
         workers=num_workers(ctx.recipe.data),
+        seed=ctx.recipe.seed,
     )
+
+
+def judge(
+    ctx: StageContext,
+    method: Method,
+    plan: TrainPlan,
+    sets: tuple[ImageSet, ShardSet],
+    *,
+    crop_ratio: float,
+    batch: int,
+    prefix: str = "",
+) -> dict[str, float]:
+    """Let the method measure what it has learnt; record its tables and figures.
+
+    Args:
+        sets: training and validation set.
+        crop_ratio: of the centre crops.
+        batch: images per batch of the evaluation.
+        prefix: before the names of metrics, tables and figures.
+    """
+    augment, (train_set, val_set) = ctx.section.augment, sets
+
+    def batches(split: str) -> Iterator[Batch]:
+        return centre_batches(ctx, train_set if split == "train" else val_set, augment, crop_ratio, batch)
+
+    found = method.judge(batches, ctx.ranks, plan.precision)
+    for name, rows in found.tables.items():
+        ctx.logger.table(prefix + name, rows)
+    for name, columns in found.figures.items() if ctx.is_main else ():
+        path = ctx.folder / f"{prefix}{name}.png"
+        with optional_figure(prefix + name, ctx.logger.say):
+            save_columns(columns, augment.mean, augment.std, path)
+            ctx.logger.figure(prefix + name, path)
+    return {prefix + name: value for name, value in found.metrics.items()}
+
+
+def save_results(ctx: StageContext, method: Method, **metadata: str) -> None:
+    """Write the method's results, one file each (rank 0).
+
+    Raises:
+        StorageError: when the disk refuses.
+    """
+    for name, module in method.results().items():
+        save_result(ctx, module, f"{name}.safetensors", **metadata)
 
 
 def save_result(ctx: StageContext, model: nn.Module, file_name: str = WEIGHTS, **metadata: str) -> None:

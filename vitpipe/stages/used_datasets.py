@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitpipe.config.data import DataConfig
 from vitpipe.contracts.address import hidden
 from vitpipe.data.manifest import DataManifest, ShardManifest, read_manifest
+from vitpipe.datasets.catalogue import facts
+from vitpipe.datasets.sources.detect_format import folder_of
 from vitpipe.prepare.dvc_pull import dvc_revision
 from vitpipe.prepare.set_summary import read_prepared, size_bytes
 from vitpipe.stages.context import StageContext
@@ -36,6 +39,15 @@ def revisions_of(prepare_folder: Path) -> dict[str, dict[str, str]]:
     """DVC's revision of a prepared folder, as `prepared`; else those of its raw sets, by name."""
     known = dvc_revision(prepare_folder)
     return {PREPARED: known} if known else read_manifest(prepare_folder, DataManifest).revisions
+
+
+def raw_revisions(prepare_folder: Path, data: DataConfig) -> dict[str, dict[str, str]]:
+    """DVC's revisions of the raw sets that were prepared, by name, with the commit of their repository."""
+    # The manifest has them without the commit, which moves with every commit of other files.
+    if data.source == "folders" and data.root is not None:
+        known = {name: dvc_revision(folder_of(data.root, facts(name, data))) for name in data.names}
+        return {name: revision for name, revision in known.items() if revision}
+    return read_manifest(prepare_folder, DataManifest).revisions
 
 
 def _record(

@@ -4,46 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from vitpipe.config.digest import digest_of, file_digest
+from vitpipe.config.digest import digest_of, file_digest, recipe_sections
 from vitpipe.config.recipe import Recipe
-from vitpipe.config.resolve import TRAINED_ON
+from vitpipe.config.set_names import dataset_of
 from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.graph import Stage
 from vitpipe.prepare.set_summary import read_prepared
 
-# Recipe values that a training stage reads but that do not act on its weights: when to log and save, how to
-# measure, and the path of the starting weights, whose content counts instead.
-_NOT_IN_WEIGHTS = {
-    "checkpoint_minutes",
-    "eval_batch",
-    "eval_crop_ratio",
-    "inference",
-    "log_every_steps",
-    "multi_scale_ratios",
-    "stride",
-    "test_size",
-    "weights",
-    "workers",
-}
-
 
 def weights_identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     """Digests of what decides the weights of a training stage, or the result of another stage."""
-    plain = recipe.model_dump(mode="json")
-    dataset = TRAINED_ON.get(stage.name)
-    if dataset is None:
+    dataset = dataset_read(stage.name, recipe, inputs)
+    # An evaluation makes no weights: its result follows from its inputs as a whole.
+    if dataset is None or stage.name == "evaluate":
         return {
             "stage": stage.name,
-            "recipe": digest_of({name: _acting(plain[name]) for name in stage.sections}),
+            "recipe": digest_of(recipe_sections(recipe, stage.sections, on_weights_only=True)),
             "inputs": digest_of({name: digest_of(artifact.card) for name, artifact in inputs.items()}),
         }
-    # By content: the same weights at another path are the same start.
     weights = starting_weights(stage.name, recipe, inputs)
+    acting = recipe_sections(recipe, ("seed", "model", stage.name), on_weights_only=True)
+    # By content, below: the same weights at another path are the same start.
+    acting[stage.name].pop("weights", None)
     return {
         "stage": stage.name,
-        "recipe": digest_of({name: _acting(plain[name]) for name in ("seed", "model", stage.name)}),
+        "recipe": digest_of(acting),
         "data": _data_digest(inputs["data"].path, dataset) if "data" in inputs else "",
         "weights": file_digest(weights) if weights and weights.is_file() else "",
     }
@@ -57,12 +43,18 @@ def starting_weights(stage: str, recipe: Recipe, inputs: Mapping[str, Artifact])
     return inputs["weights"].weights if "weights" in inputs else None
 
 
+def dataset_read(stage: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> str | None:
+    """The dataset that a stage reads: that of its section, else the one that its weights were trained on."""
+    named: str | None = getattr(getattr(recipe, stage, None), "dataset", None)
+    if named is not None or "data" not in inputs:
+        return named
+    trained = inputs["weights"].card if "weights" in inputs else None
+    if trained is None:
+        return dataset_of(recipe, stage)
+    # Cards of earlier versions do not name it.
+    return trained.dataset or dataset_of(recipe, trained.stage) or dataset_of(recipe, stage)
+
+
 def _data_digest(prepared: Path, dataset: str) -> str:
     manifest = read_prepared(prepared).get(dataset)
     return manifest.digest if manifest else ""
-
-
-def _acting(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _acting(inner) for key, inner in value.items() if key not in _NOT_IN_WEIGHTS}
-    return value

@@ -10,7 +10,6 @@ slow server does not delay the stage, and a kill loses no final record. The same
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -22,7 +21,7 @@ from typing import Any
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.address import Address
-from vitpipe.contracts.artifact import METRICS, write_table
+from vitpipe.contracts.artifact import HISTORY, read_metrics, write_table
 from vitpipe.contracts.errors import StoppedError, StorageError, disk_errors
 from vitpipe.contracts.files import write_whole
 from vitpipe.track.console import Console
@@ -33,7 +32,6 @@ from vitpipe.track.server import EXPERIMENT, OFF, address_to_use, store_address
 from vitpipe.track.sync import UNSENT_SUFFIX, keep_unsent
 from vitpipe.track.uploader import Uploader
 
-HISTORY = "history"
 _RUN_SECONDS = 30.0  # at most for the ID of the run, which the stage's card names
 _CHECK_SECONDS = 5.0  # between checks of the server's status, each of which reads a file
 
@@ -152,8 +150,7 @@ class StageRun:
             return
         self._has_succeeded = True
         self.journal.commit()
-        contents, metrics_file = self.journal.contents, self.folder / METRICS
-        metrics = json.loads(metrics_file.read_text("utf-8")) if metrics_file.is_file() else {}
+        contents, metrics = self.journal.contents, read_metrics(self.folder)
         # When a finished stage writes its output again, its final metrics are already in the journal. In the
         # history they would make this output differ from the first one.
         final_metrics = {(name, contents.last_step) for name in metrics}

@@ -17,10 +17,11 @@ def log_pipeline_summary(
     artifacts: Mapping[str, Artifact],
     *,
     verdicts: Sequence[Mapping[str, Any]] = (),
+    references: Sequence[Mapping[str, Any]] = (),
     files: Mapping[str, Path] | None = None,
     note: str = "",
 ) -> None:
-    """Log final metrics of every stage, the verdict table and the report to the pipeline's run.
+    """Log final metrics of every stage, the verdict tables and the report to the pipeline's run.
 
     Metrics are named `stage/metric`. The tag `vitpipe.run.STAGE` is the ID of the MLflow run that produced
     them; `vitpipe.cached` lists the stages whose outputs come from an earlier pipeline run. The records are
@@ -28,6 +29,7 @@ def log_pipeline_summary(
 
     Args:
         artifacts: stage -> finished output folder.
+        verdicts, references: rows beside the published ones, and beside recorded results of ours.
         files: name in MLflow -> file, for example `report.html`.
         note: Markdown that MLflow shows as the run's description.
     """
@@ -38,13 +40,16 @@ def log_pipeline_summary(
     metrics = {
         f"{stage}/{name}": v for stage, artifact in results.items() for name, v in artifact.metrics.items()
     }
-    metrics |= {f"{stage}/wall_seconds": artifact.card.wall_seconds for stage, artifact in artifacts.items()}
-    tags = {f"vitpipe.run.{stage}": artifact.card.tracking_run for stage, artifact in artifacts.items()}
+    metrics |= {
+        f"{stage}/wall_seconds": a.run.wall_seconds for stage, a in artifacts.items() if a.run.wall_seconds
+    }
+    tags = {f"vitpipe.run.{stage}": artifact.run.tracking_run for stage, artifact in artifacts.items()}
     if note:
         tags["mlflow.note.content"] = note
-    if verdicts:
-        logger.log_file("tables/verdict.json", table_as_json([dict(row) for row in verdicts]), "pipeline")
+    for name, rows in (("verdict", verdicts), ("reference", references)):
+        if rows:
+            logger.log_file(f"tables/{name}.json", table_as_json([dict(row) for row in rows]), "pipeline")
     for name, path in (files or {}).items():
         logger.log_file(name, path, target="pipeline")
-    # `tracking_run` is empty for a stage whose run was not in MLflow when its card was written.
+    # `tracking_run` is empty for a stage whose run was not in MLflow when it ended.
     logger.journal.summary(metrics, {key: value for key, value in tags.items() if value})

@@ -35,9 +35,8 @@ class WeightAverage:
             else:
                 # Integers (counters of batches, index tables) have no meaningful average.
                 self.shadow[name].copy_(value)
-        # Two fused operations over all tensors instead of two kernel launches per tensor.
-        torch._foreach_mul_(old, self.decay)
-        torch._foreach_add_(old, new, alpha=1.0 - self.decay)
+        # One pass over all tensors; a product and a sum would read and write the average twice.
+        torch._foreach_lerp_(old, new, 1.0 - self.decay)
 
     def load(self, shadow: Mapping[str, Tensor]) -> None:
         """Load a saved average; names and shapes must be those of the network."""

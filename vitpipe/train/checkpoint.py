@@ -83,14 +83,21 @@ class StateFolder:
             CheckpointError: when a state cannot be read for lack of permission.
         """
         self._report_other_runs()
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             try:
                 return self.read(step)
             # Not skipped: the state is probably intact, and an older one would lose steps for nothing.
             except PermissionError as error:
                 raise _permission_denied(error, self.path_of(step)) from error
             except CheckpointError as error:
-                self.say(f"{error} Falling back to an older state")
+                # Without its advice: nothing has to be done.
+                then = (
+                    "There is no older state: training starts from the beginning"
+                    if step == steps[0]
+                    else "An older state is tried"
+                )
+                self.say(f"{error.what}. Where: {error.where}. {then}.")
                 self._damaged.add(step)
         return None
 

@@ -1,49 +1,49 @@
 """The training loop. Independent of method, dataset and tracker.
 
-    resume > for each step: micro-batches > backward > clip > optimiser > EMA > log > save
+    resume > for each step: micro-batches > backward > clip > method's hook > optimiser > EMA > method's hook
+           > log > save
 
-A run is a function of its seed: every draw is seeded from (seed, step, chunk), batches are requested by step,
-schedules are pure functions of the step. A run that was stopped and resumed ends with the same weights and
-the same logged points as an uninterrupted one, bit for bit on a CPU.
+A run is a function of its seed: draws belong to a step and an image (`models.draws`), batches are requested
+by step, schedules are pure functions of the step. So the division of a step into micro-batches and ranks
+changes rounding only; a run that was stopped and resumed ends with the same weights and the same logged
+points as an uninterrupted one, bit for bit on a CPU.
+
+Three things depend on the micro-batch: batch norm, in-batch mixing, and dropout or drop path in networks of
+libraries, which draw from torch's generators. These are seeded for every micro-batch from its first image.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitpipe.config.recipe import TrainConfig
 from vitpipe.config.resolve import TrainPlan
+from vitpipe.config.train_sections import LoopConfig
 from vitpipe.contracts.errors import CheckpointError
 from vitpipe.contracts.logger import RunLogger
-from vitpipe.contracts.seeds import seed_of
-from vitpipe.data.batches import Batch
-from vitpipe.methods.method import Draw, Method
-from vitpipe.optim.optimiser import set_learning_rate
-from vitpipe.optim.schedules import learning_rate
+from vitpipe.optim.optimiser import set_learning_rate, set_weight_decay
+from vitpipe.optim.schedules import learning_rate, weight_decay
 from vitpipe.train.average import WeightAverage
 from vitpipe.train.checkpoint import StateFolder
-from vitpipe.train.health import divergence, stop_on_sigterm, stopped
+from vitpipe.train.health import divergence, stop_on_signals, stopped
 from vitpipe.train.precision import autocast, grad_scaler
 from vitpipe.train.ranks import Ranks
 from vitpipe.train.speedometer import Speedometer, peak_memory_gib
 from vitpipe.train.state import TrainState
+from vitpipe.train.trainable import MicroBatch, Trainable, draws_of
 
 
 def train(
-    method: Method,
-    batches: Callable[[int], Iterator[Batch]],
+    method: Trainable,
+    batches: Callable[[int], Iterator[MicroBatch]],
     plan: TrainPlan,
     *,
     optimiser: torch.optim.Optimizer,
-    section: TrainConfig,
-    seed: int,
+    section: LoopConfig,
     ranks: Ranks,
     states: StateFolder,
     logger: RunLogger,
@@ -54,8 +54,8 @@ def train(
     Args:
         method: on its device, with its starting weights.
         batches: step -> this rank's micro-batches from that step on, `plan.accumulation` per step.
-        optimiser: over the method's parameters; groups carry `lr_scale`.
-        section: gradient clipping, EMA, logging and saving intervals.
+        optimiser: over the method's parameters; groups carry `lr_scale` and `decays`.
+        section: schedules, gradient clipping, EMA, logging and saving intervals.
         start: message about the starting weights, shown when no state is resumed.
 
     Returns:
@@ -64,37 +64,38 @@ def train(
     Raises:
         CheckpointError, StorageError: when a state does not fit the network or cannot be written.
         DivergenceError: when loss or gradient are not finite; the batch is saved beside the states.
-        StoppedError: after SIGTERM; the state is saved.
+        StoppedError: after SIGTERM or Ctrl-C; the state is saved.
     """
     average = WeightAverage(method.model, section.ema_decay) if section.ema_decay else None
     state = TrainState(method, optimiser, grad_scaler(ranks.device, plan.precision), average)
+    method.begin()
     _resume(state, states, ranks, logger, start)
     # Wrapped after resuming: DDP sends rank 0's parameters and buffers to all ranks when it is constructed.
     wrapped, stream, pace = ranks.wrap(method), batches(state.step), Speedometer(state.step)
     method.train()
-    with stop_on_sigterm() as stop:
+    with stop_on_signals() as stop:
         while state.step < plan.num_steps:
-            lr = _learning_rate(state.step, plan)
-            set_learning_rate(optimiser, lr)
-            result = _forward_backward(wrapped, stream, state, plan, seed, ranks)
-            grad_norm = _clip(state, section.optim.clip_grad_norm)
+            last = state.step + 1 == plan.num_steps
+            logs = last or (state.step + 1) % section.log_every_steps == 0
+            lr = _set_schedules(state, plan, section)
+            result = _forward_backward(wrapped, stream, state, plan, ranks)
+            saves = last or stop.requested or pace.minutes_since_save() >= section.checkpoint_minutes
+            norm = _clip(state, section.optim.clip_grad_norm, measured=logs or saves)
             # Before the optimiser: a loss that is not finite must not reach the weights.
-            losses, stopping = _reduce_and_check(result, grad_norm, stop.requested, state, states, ranks)
-            state.take_step()
+            losses, stopping = _reduce_and_check(result, norm, saves and stop.requested, state, states, ranks)
+            state.take_step(result.suspect.moment, ranks)
             logger.progress(state.step, plan.num_steps, losses)
-            # In fp16 occasional overflows are how the loss scale adjusts itself; their norm has no mean.
-            state.add_to_window(losses | ({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}))
-            last = state.step == plan.num_steps
-            if last or state.step % section.log_every_steps == 0:
-                _log(state, lr, pace.images_per_second(state.step, plan.global_batch), ranks, logger)
-            if last or stopping or pace.minutes_since_save() >= section.checkpoint_minutes:
+            state.add_to_window(losses)
+            if logs:
+                _log(state, lr, norm, pace, plan.global_batch, logger)
+            if saves or stopping:
                 if ranks.is_main:
                     states.save(state.state_dict(), state.step)
                 # After saving: points up to here will never be computed again and may be sent.
                 logger.commit(state.step)
                 pace.saved()
             if stopping:
-                raise stopped(states.folder, state.step, plan.num_steps)
+                raise stopped(stop, states.folder, state.step, plan.num_steps)
     return state
 
 
@@ -109,61 +110,61 @@ class _StepResult:
     """
 
     losses: dict[str, float]
-    suspect: tuple[Batch, Draw]
+    suspect: MicroBatch
     finite: bool = True
 
 
-def _learning_rate(step: int, plan: TrainPlan) -> float:
-    # A function of the step and not a scheduler object, which would be state to save.
-    return learning_rate(
-        step,
-        num_steps=plan.num_steps,
-        warmup_steps=plan.warmup_steps,
-        peak_lr=plan.peak_lr,
-        min_lr=plan.min_lr,
-    )
+def _set_schedules(state: TrainState, plan: TrainPlan, section: LoopConfig) -> float:
+    """Set learning rate, which is returned, and weight decay of the next step."""
+    # Functions of the step and not scheduler objects, which would be state to save.
+    lr = learning_rate(state.step, plan, section.optim)
+    set_learning_rate(state.optimiser, lr)
+    if section.optim.final_weight_decay is not None:
+        set_weight_decay(state.optimiser, weight_decay(state.step, plan, section.optim))
+    return lr
 
 
 def _forward_backward(
-    wrapped: nn.Module, stream: Iterator[Batch], state: TrainState, plan: TrainPlan, seed: int, ranks: Ranks
+    wrapped: nn.Module, stream: Iterator[MicroBatch], state: TrainState, plan: TrainPlan, ranks: Ranks
 ) -> _StepResult:
     """Accumulate the gradients of one step; ranks all-reduce them in the last micro-batch only."""
     result: _StepResult | None = None
     for micro in range(plan.accumulation):
-        batch = ranks.to_device(next(stream))
-        # The chunk, not rank and micro-batch: with another number of ranks the draws are the same.
-        draw = Draw(seed, state.step, batch.chunk)
-        _seed_generators(draw)
+        batch = next(stream)
+        draws = draws_of(batch)
+        batch = batch.to(ranks.device)
         # DDP's `no_sync` must enclose the forward pass, too.
-        with ranks.gradient_sync(wrapped, sync=micro == plan.accumulation - 1):
+        with draws, ranks.gradient_sync(wrapped, sync=micro == plan.accumulation - 1):
             with autocast(ranks.device, plan.precision):
-                losses: dict[str, Tensor] = wrapped(batch, draw)
+                losses: dict[str, Tensor] = wrapped(batch)
             # Outside autocast, as torch advises: the backward pass uses the types of the forward pass.
             state.scaler.scale(losses["loss"] / plan.accumulation).backward()
         values = {name: float(value.detach()) / plan.accumulation for name, value in losses.items()}
         if result is None:
-            result = _StepResult(dict.fromkeys(values, 0.0), (batch, draw))
+            result = _StepResult(dict.fromkeys(values, 0.0), batch)
         if result.finite:
-            result.suspect, result.finite = (batch, draw), all(map(math.isfinite, values.values()))
+            result.suspect, result.finite = batch, all(map(math.isfinite, values.values()))
         result.losses = {name: result.losses[name] + value for name, value in values.items()}
     assert result is not None
     return result
 
 
-def _seed_generators(draw: Draw) -> None:
-    """Seed the global generators that a network or method may draw from (drop path, dropout), CPU and GPU."""
-    # Once per micro-batch, so that no generator state has to be saved and a resumed run draws the same.
-    number = seed_of("step", draw.seed, draw.step, draw.chunk)
-    random.seed(number)
-    np.random.seed(number & 0xFFFFFFFF)  # NumPy's legacy seed has 32 bits
-    torch.manual_seed(number)
+def _clip(state: TrainState, max_norm: float | None, *, measured: bool) -> float | None:
+    """Clip the gradient to `max_norm` (L2 norm over all parameters together).
 
+    Args:
+        measured: compute the norm although nothing is clipped.
 
-def _clip(state: TrainState, max_norm: float | None) -> float:
-    """Clip the gradient to `max_norm` (L2 norm over all parameters together); returns the norm before."""
-    # The threshold refers to true gradients, so the loss scale is removed first. Without a threshold, too:
-    # the norm is logged.
+    Returns:
+        The norm before, or `None` when it has not been computed.
+    """
+    # The threshold, and the method's hook, refer to true gradients, so the loss scale is removed first.
     state.scaler.unscale_(state.optimiser)
+    # Reading all gradients once more costs 2 % of a step on a CPU, and on a GPU the host waits for the
+    # result. Steps whose result is shown or saved are always checked: a state must not hold the harm of a
+    # gradient that is not finite.
+    if max_norm is None and not measured:
+        return None
     parameters = [p for group in state.optimiser.param_groups for p in group["params"]]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if max_norm is not None:
@@ -172,21 +173,21 @@ def _clip(state: TrainState, max_norm: float | None) -> float:
 
 
 def _reduce_and_check(
-    result: _StepResult, grad_norm: float, stop: bool, state: TrainState, states: StateFolder, ranks: Ranks
+    result: _StepResult, norm: float | None, stop: bool, state: TrainState, states: StateFolder, ranks: Ranks
 ) -> tuple[dict[str, float], bool]:
-    """Losses averaged over the ranks, and whether any rank has received SIGTERM.
+    """Losses averaged over the ranks, and whether any rank was asked to stop.
 
     Raises:
         DivergenceError: on every rank, when any rank's loss is not finite, or (without loss scaling) the
             gradient.
     """
     # With fp16 GradScaler skips such a step itself and lowers its scale.
-    overflow = not state.scaler.is_enabled() and not math.isfinite(grad_norm)
+    overflow = norm is not None and not state.scaler.is_enabled() and not math.isfinite(norm)
     # Losses and flags in one all-reduce per step. All ranks must come to the same decision: a rank that
     # stopped alone would leave the others waiting in their next exchange.
-    flags = [float(not result.finite), float(stop)]
-    *totals, num_bad, num_stops = ranks.sum_numbers([*result.losses.values(), *flags])
-    if num_bad or overflow:
+    flags = [float(not result.finite), float(overflow), float(stop)]
+    *totals, num_bad, num_overflows, num_stops = ranks.sum_numbers([*result.losses.values(), *flags])
+    if num_bad or num_overflows:
         what = "the loss is not finite" if num_bad else "the gradient is not finite"
         # Only the rank with the bad loss saves its batch. The gradient is the same on all ranks.
         suspect = result.suspect if not (num_bad and result.finite) else None
@@ -195,10 +196,16 @@ def _reduce_and_check(
     return losses, num_stops > 0
 
 
-def _log(state: TrainState, lr: float, images_per_second: float, ranks: Ranks, logger: RunLogger) -> None:
-    """Log means since the last point, learning rate of the last step, images/s and peak memory (GiB)."""
-    points = {**state.window_means(), "learning_rate": lr, "images_per_second": images_per_second}
-    points["memory_gib"] = peak_memory_gib(ranks.device)
+def _log(
+    state: TrainState, lr: float, norm: float | None, pace: Speedometer, batch: int, logger: RunLogger
+) -> None:
+    """Log means since the last point, rate and gradient norm of the last step, images/s, memory in GiB."""
+    points = {**state.window_means(), "learning_rate": lr}
+    points["images_per_second"] = pace.images_per_second(state.step, batch)
+    # In fp16 occasional overflows are how the loss scale adjusts itself; such a norm is no number to draw.
+    if norm is not None and math.isfinite(norm):
+        points["grad_norm"] = norm
+    points["memory_gib"] = peak_memory_gib(next(state.method.parameters()).device)
     if state.scaler.is_enabled():
         points["loss_scale"] = state.scaler.get_scale()
     logger.metrics({f"train/{name}": value for name, value in points.items()}, state.step)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitpipe.config.resolve import Accelerator
-from vitpipe.data.batches import Batch
 
 T = TypeVar("T")
 
@@ -43,13 +42,6 @@ class Ranks:
             return Accelerator()
         # By default torch reports bf16 on GPUs that only emulate it, too.
         return Accelerator("cuda", torch.cuda.is_bf16_supported(including_emulation=False))
-
-    def to_device(self, batch: Batch) -> Batch:
-        """The batch with images and labels on this rank's device; indices and views stay on the CPU."""
-        return batch._replace(
-            images_BCHW=batch.images_BCHW.to(self.device, non_blocking=True),
-            labels_B=batch.labels_B.to(self.device, non_blocking=True),
-        )
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module in DDP, which averages gradients over all ranks; the module itself for one rank."""
@@ -77,6 +69,11 @@ class Ranks:
     def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
         """Element-wise sum of numbers over all ranks, in float64."""
         return list(self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist())
+
+    def share_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors of every rank, on its device, by rank 0's."""
+        for tensor in tensors if self.num_ranks > 1 else ():
+            dist.broadcast(tensor, src=0)
 
     def from_main(self, value: T) -> T:
         """Rank 0's value, of any type that can be pickled, on every rank."""

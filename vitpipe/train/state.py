@@ -1,7 +1,6 @@
 """Everything that a training run carries from one step to the next.
 
-States of random generators are not part of it: they are seeded from (seed, step, chunk) before every
-micro-batch.
+States of random generators are not part of it: every draw is a function of the step and of the images.
 """
 
 from __future__ import annotations
@@ -10,8 +9,10 @@ from typing import Any
 
 import torch
 
-from vitpipe.methods.method import Method
+from vitpipe.data.moment import Moment
 from vitpipe.train.average import WeightAverage
+from vitpipe.train.ranks import Ranks
+from vitpipe.train.trainable import Trainable
 
 
 class TrainState:
@@ -26,7 +27,7 @@ class TrainState:
 
     def __init__(
         self,
-        method: Method,
+        method: Trainable,
         optimiser: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         average: WeightAverage | None,
@@ -35,14 +36,21 @@ class TrainState:
         self.step = 0
         self.window: dict[str, tuple[float, int]] = {}
 
-    def take_step(self) -> None:
-        """Optimiser step with the accumulated gradients, then EMA; clears the gradients."""
+    def take_step(self, moment: Moment, ranks: Ranks) -> None:
+        """Optimiser step with the accumulated gradients, between the method's hooks, and EMA; clears them.
+
+        Args:
+            moment: of the step.
+            ranks: for the method's hook after the step.
+        """
+        self.method.before_update(moment)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         # None instead of zeros: the first backward pass of the next step writes and does not add.
         self.optimiser.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.method.model)
+        self.method.after_step(moment, ranks)
         self.step += 1
 
     def add_to_window(self, values: dict[str, float]) -> None:
@@ -63,7 +71,7 @@ class TrainState:
             "step": self.step,
             # Saved, too, so that a resumed run logs the same means although it stopped between two points.
             "window": dict(self.window),
-            "method": self.method.state_dict(),
+            "method": self.method.resume_state(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.shadow if self.average else None,
@@ -72,7 +80,7 @@ class TrainState:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a saved state; raises what torch raises when it does not fit the network."""
         self.step, self.window = saved["step"], dict(saved["window"])
-        self.method.load_state_dict(saved["method"])
+        self.method.load_resume_state(saved["method"])
         self.optimiser.load_state_dict(saved["optimiser"])
         # Empty when it was saved without loss scaling, and GradScaler refuses an empty one.
         if saved["scaler"]:

@@ -1,4 +1,4 @@
-"""The verbs `benchmark reversible`, `data`, `pack` and `index`: time and memory on this machine."""
+"""The verbs `benchmark step`, `reversible`, `data`, `pack` and `index`: time and memory on this machine."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vitpipe.verbs.show import print_rows
 
 _MB = 1e6
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if there is one]")]
 ScratchOption = Annotated[
     Path | None, typer.Option(help="folder for temporary test images and shards  [default: system's]")
 ]
@@ -28,9 +29,62 @@ ScratchOption = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     group = typer.Typer(no_args_is_help=True, help="Measure time and memory on this machine.")
-    for name, verb in (("reversible", reversible), ("data", data), ("pack", pack), ("index", index)):
-        group.command(name=name)(verb)
+    for verb in (step, reversible, data, pack, index):
+        group.command(name=verb.__name__)(verb)
     app.add_typer(group, name="benchmark")
+
+
+def step(
+    recipe: Annotated[str, typer.Argument(help="for example itpn/pixel_base")],
+    stage: Annotated[
+        str | None,
+        typer.Option(help="pretrain, intermediate, finetune, ...  [default: the recipe's first of them]"),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="demo, full, ...")] = "full",
+    batch: Annotated[int, typer.Option(min=1, help="images per step")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="timed steps")] = 10,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="classes of the labels  [default: those of the stage's dataset]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="threads of torch on a CPU  [default: as in training]")
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time of one training step of a recipe's stage, by part, on random images: needs no data."""
+    from vitpipe.config.read import load_recipe
+    from vitpipe.stages.launch import choose_threads, keep_freed_memory, share_the_cores
+
+    loaded = load_recipe(recipe, profile, overrides or ())
+    # As `vitpipe run` does it, before torch is imported.
+    share_the_cores()
+    keep_freed_memory()
+    choose_threads(loaded)
+    import torch
+
+    from vitpipe.benchmarks.memory_modes import find_device
+    from vitpipe.benchmarks.training_step import measure_step
+
+    if threads:
+        torch.set_num_threads(threads)
+    times = measure_step(
+        loaded,
+        stage,
+        batch=batch,
+        rounds=rounds,
+        device=find_device(device),
+        num_classes=classes,
+        say=_tell,
+    )
+    if as_json:
+        _print_json(times)
+        return
+    print_rows(times.rows(), False, times.describe(), right=("median, ms", "fastest, ms", "share"))
+    print("\n".join(times.notes()))
 
 
 def reversible(
@@ -45,9 +99,7 @@ def reversible(
     image_size: Annotated[int, typer.Option(min=1, help="pixels per side")] = 224,
     batch: Annotated[int, typer.Option(min=1, help="images per step")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="timed steps per memory mode")] = 5,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if there is one]")
-    ] = None,
+    device: DeviceOption = None,
     figure: Annotated[Path | None, typer.Option(help="write a figure of memory and time (.png)")] = None,
     error_figure: Annotated[
         Path | None, typer.Option(help="also measure the error over scales, and write a figure of it (.png)")

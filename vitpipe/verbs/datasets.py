@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitpipe.contracts.units import format_bytes, format_count
-from vitpipe.datasets.catalogue import FACTS, Archive, DatasetFacts, class_names, class_order, facts
 from vitpipe.verbs.show import print_rows
+
+if TYPE_CHECKING:  # the catalogue imports the types of recipes, which `vitpipe --help` does not need
+    from vitpipe.datasets.catalogue import Archive, DatasetFacts
 
 _SHOWN_CLASSES = 6  # the first ones show the order: by synset id, by name, as published
 
@@ -28,6 +30,8 @@ def datasets_verb(
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
 ) -> None:
     """List the datasets; with NAME show its source formats, archives with checksums, licence and citation."""
+    from vitpipe.datasets.catalogue import FACTS, facts
+
     if as_json:
         found: Any = _all_facts(facts(name)) if name else [asdict(known) for known in FACTS.values()]
         print(json.dumps(found, indent=2))
@@ -44,13 +48,15 @@ def datasets_verb(
 
 def list_rows() -> list[dict[str, str]]:
     """One row per dataset."""
+    from vitpipe.datasets.catalogue import FACTS
+
     return [
         {
             "dataset": known.name,
             "title": known.title,
             "classes": format_count(known.num_classes) if known.num_classes else "—",
-            "train": format_count(known.num_train_images),
-            "val": format_count(known.num_val_images),
+            "train": format_count(known.num_train_images) if known.num_images else "—",
+            "val": format_count(known.num_val_images) if known.num_images else "—",
             "size": _size(known),
             "source formats": "\n".join(known.forms),
         }
@@ -61,6 +67,7 @@ def list_rows() -> list[dict[str, str]]:
 def fact_rows(known: DatasetFacts) -> list[dict[str, str]]:
     """All facts about one dataset except its archives, as pairs of subject and fact."""
     facts_by_subject = {
+        "kind": _kind(known),
         "images": _images(known),
         "size": _size(known),
         "classes": _classes(known),
@@ -72,7 +79,7 @@ def fact_rows(known: DatasetFacts) -> list[dict[str, str]]:
             for r in known.releases
         ),
         "licence": known.licence,
-        "citation": str(known.citation),
+        "citation": str(known.citation or ""),
         "website": known.home,
         "notes": "\n".join(known.notes),
     }
@@ -102,14 +109,26 @@ def archive_rows(archives: Sequence[Archive]) -> list[dict[str, str]]:
 
 
 def _all_facts(known: DatasetFacts) -> dict[str, Any]:
+    from vitpipe.datasets.catalogue import class_names, class_order
+
     return {**asdict(known), "classes": class_order(known.name), "class_names": class_names(known.name)}
 
 
+def _kind(known: DatasetFacts) -> str:
+    if known.classes_of:
+        return f"classes of {known.classes_of}, read from its shards"
+    return "images with classes, packed in shards" if known.has_classes else f"layout of {known.kind}"
+
+
 def _size(known: DatasetFacts) -> str:
+    if not known.size_bytes:
+        return "—"
     return ("about " if known.size_is_estimate else "") + format_bytes(known.size_bytes)
 
 
 def _images(known: DatasetFacts) -> str:
+    if not known.num_images:
+        return "counted in the folder"
     text = f"{known.num_train_images:,} train, {known.num_val_images:,} val"
     if known.num_train_sequences:
         text += f", in {known.num_train_sequences} and {known.num_val_sequences} sequences"
@@ -117,7 +136,9 @@ def _images(known: DatasetFacts) -> str:
 
 
 def _classes(known: DatasetFacts) -> str:
-    if not known.num_classes:  # DAVIS: objects without classes
+    from vitpipe.datasets.catalogue import class_names, class_order
+
+    if not known.num_classes:  # DAVIS: objects without classes; own sets: as their folders have them
         return known.class_order
     keys, names = class_order(known.name), class_names(known.name)
     shown = [key if key == name else f"{key} {name}" for key, name in zip(keys, names, strict=True)]

@@ -1,4 +1,4 @@
-"""Print rows as a table for the terminal or as JSON for programs."""
+"""How verbs show things: rows as a table for the terminal or as JSON for programs, progress as lines."""
 
 from __future__ import annotations
 
@@ -42,3 +42,8 @@ def print_rows(
         # Text, not str: file names may contain brackets, which rich interprets as markup.
         table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+
+
+def print_progress(line: str) -> None:
+    """Print a line to stderr: stdout belongs to the result."""
+    print(line, file=sys.stderr, flush=True)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import Attention, AttentionBlock, drop_path
 from vitpipe.models.build import build_classifier, build_pretrainer
-from vitpipe.models.hivit.hivit import SHAPES, HiViT, HiViTClassifier, HiViTShape, Merge, Stem
+from vitpipe.models.hivit.hivit import SHAPES, HiViT, HiViTShape, Merge, Stem
+from vitpipe.models.hivit.hivit_classifier import HiViTClassifier, HiViTEncoder
 from vitpipe.models.masking import gather_units
 from vitpipe.models.positions import relative_index, resample_positions, resize_relative_table
 
@@ -175,15 +176,42 @@ def test_features_are_the_normed_mean_of_tokens():
     images = torch.randn(2, 3, 48, 48)
     tokens = model.backbone.forward_stages(images).level16_BNC
     expected = torch.nn.functional.layer_norm(tokens.mean(1), (32,), eps=1e-6)
-    torch.testing.assert_close(model.forward_features(images), expected)
     torch.testing.assert_close(model(images), model.head(expected))
+
+
+@torch.no_grad()
+def test_every_block_gives_its_tokens_and_its_attention():
+    torch.manual_seed(4)
+    model = HiViTEncoder(_tiny(relative_position=True)).eval()
+    for block in model.backbone.stage16:
+        block.attn.relative_table.normal_()
+    images = torch.randn(2, 3, 48, 48)
+    found = model.features(images, blocks=(-1, 0), attention=True)
+    tokens, index = model.backbone.before_stage16(images).level16_BNC, model.backbone.relative_rows()
+    by_hand = []
+    for block in model.backbone.stage16:
+        # What the block adds by attention is the values mixed by these probabilities.
+        values = block.attn.qkv(block.norm1(tokens)).chunk(3, dim=-1)[2]
+        values_BHNc = values.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2)
+        shares = block.attention(tokens, index)
+        mixed = block.attn.proj((shares @ values_BHNc).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(mixed, block.attn(block.norm1(tokens), index))
+        tokens = block(tokens, index)
+        by_hand.append((tokens, shares))
+    for position, number in enumerate((-1, 0)):
+        assert torch.equal(found.tokens[position], by_hand[number][0])
+        assert torch.equal(found.attention[position], by_hand[number][1])
+    assert found.grids == ((3, 3), (3, 3))
+    assert torch.equal(found.pooled, by_hand[-1][0].mean(dim=1))
+    row, column = 2, 1
+    assert torch.equal(found.maps()[0][..., row, column], found.tokens[0][:, 3 * row + column])
 
 
 @torch.no_grad()
 def test_bf16_stays_close_to_float32(nano):
     torch.manual_seed(0)
     images, noise = torch.randn(2, 3, 64, 64), torch.rand(2, 16)
-    classifier = build_classifier(nano, num_classes=5, head_init_std=0.2).eval()
+    classifier = build_classifier(nano.model_copy(update={"head_init_std": 0.2}), num_classes=5).eval()
     for block in classifier.backbone.stage16:
         block.attn.relative_table.normal_()
     pretrainer = build_pretrainer(nano).eval()

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitpipe.config.recipe import DecoderConfig
 from vitpipe.contracts.errors import InputError, RecipeError
 from vitpipe.models.build import build_pretrainer
+from vitpipe.models.hivit.config import DecoderConfig
 from vitpipe.models.masking import choose_units, patchify
 from vitpipe.models.positions import sincos_table
 

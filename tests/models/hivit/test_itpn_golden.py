@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vitpipe.models.convert import convert_state
-from vitpipe.models.hivit.hivit import SHAPES, HiViT, HiViTClassifier
+from vitpipe.models.hivit.hivit import SHAPES, HiViT
+from vitpipe.models.hivit.hivit_classifier import HiViTClassifier
 from vitpipe.models.hivit.itpn import MaskedPretrainer, PixelDecoder
 from vitpipe.models.hivit.pyramid import Pyramid
 from vitpipe.models.masking import choose_units, patchify

@@ -7,25 +7,25 @@ import contextlib
 import json
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from revcol_official import official_state
 
-from vitpipe.config.recipe import ModelConfig
+from vitpipe.config.model import model_config
 from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.build import build_classifier
 from vitpipe.models.convert import convert, convert_state, read_checkpoint
-from vitpipe.models.revcol.heads import SupervisedRevCol
+from vitpipe.models.revcol.heads import RevColHeads
 from vitpipe.models.revcol.revcol import SHAPES, RevCol
 from vitpipe.models.transfer import transfer_weights
 from vitpipe.models.weights import load_into, load_metadata, load_state
 
 KEYS = sorted((Path(__file__).parents[2] / "golden" / "keys").glob("revcol_*.json"))
-MICRO = ModelConfig(name="revcol_micro", image_size=64)
+MICRO = model_config({"name": "revcol_micro", "image_size": 64})
 
 
 @pytest.fixture(scope="module")
@@ -131,21 +131,20 @@ def test_averaged_weights_if_they_are_asked_for(state, make_settings, monkeypatc
 
 @torch.no_grad()
 def test_intermediate_supervision_leaves_the_last_classifier(monkeypatch, make_settings, tmp_path):
-    shape = replace(SHAPES["revcol_micro"], name="revcol_four", num_columns=4)
-    monkeypatch.setitem(SHAPES, "revcol_four", shape)
     torch.manual_seed(1)
-    official = SupervisedRevCol(shape, 10).eval()
-    for name, parameter in official.named_parameters():
+    shape = SHAPES["revcol_nano"]
+    trained, heads = RevCol(shape, 10).eval(), RevColHeads(shape, 10).eval()
+    for name, parameter in trained.named_parameters():
         if name.endswith("gamma"):
             parameter.fill_(0.3)
-    path = _save(tmp_path / "a.pth", make_settings, monkeypatch, model=official.state_dict())
+    path = _save(tmp_path / "a.pth", make_settings, monkeypatch, model=official_state(trained, heads))
     report = convert(path, tmp_path / "a.safetensors")
     assert (report.count("renamed"), report.count("unused")) == (4, 0)
     assert "intermediate supervision" in report.summary()
     ours = RevCol(shape, 10).eval()
     load_into(ours, load_state(tmp_path / "a.safetensors"))
     images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(ours(images), official.forward_supervised(images).logits[-1])
+    torch.testing.assert_close(ours(images), heads(trained, images).logits[-1])
 
 
 class _Evil:

@@ -5,33 +5,39 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitpipe.config.recipe import ColumnsConfig, ModelConfig, PyramidConfig
+from vitpipe.config.model import entries, model_config
+from vitpipe.config.read import load_recipe
 from vitpipe.contracts.errors import CheckpointError, InputError, RecipeError
-from vitpipe.models.build import build_classifier, build_dense, build_pretrainer, create_backbone
-from vitpipe.models.registry import MODELS
+from vitpipe.models.build import (
+    build_classifier,
+    build_dense,
+    build_encoder,
+    build_pretrainer,
+    create_backbone,
+)
+from vitpipe.models.revcol.config import ReversibleConfig
 from vitpipe.models.revcol.family import FAMILY, shape_of
 from vitpipe.models.revcol.revcol import SHAPES, RevCol
 from vitpipe.models.transfer import describe, load_same, transfer_weights
 from vitpipe.models.weights import load_state, save_weights
 
-MICRO = ModelConfig(name="revcol_micro", image_size=64)
+MICRO = model_config({"name": "revcol_micro", "image_size": 64})
 
 
 @pytest.fixture(scope="module")
 def classified(tmp_path_factory):
     torch.manual_seed(2)
     path = tmp_path_factory.mktemp("finetune") / "weights.safetensors"
-    model = build_classifier(MICRO, num_classes=10, head_init_std=0.02).eval()
+    model = build_classifier(MICRO.model_copy(update={"head_init_std": 0.02}), num_classes=10).eval()
     save_weights(model, path)
     return model, path
 
 
 @pytest.mark.parametrize("mode", ["auto", "plain", "column", "reversible"])
 def test_the_recipes_settings_are_used(mode):
-    columns = ColumnsConfig(memory_mode=mode, reversible_autocast=mode == "reversible")
-    model = build_classifier(
-        MICRO.model_copy(update={"columns": columns}), num_classes=3, drop_path=0.4, head_init_std=0.5
-    )
+    columns = ReversibleConfig(memory_mode=mode, reversible_autocast=mode == "reversible")
+    config = MICRO.model_copy(update={"columns": columns, "head_init_std": 0.5})
+    model = build_classifier(config, num_classes=3, drop_path=0.4)
     assert model.memory.requested == mode
     assert model.memory.allow_reversible_amp == (mode == "reversible")
     for column in model.columns:
@@ -50,7 +56,7 @@ def test_the_recipes_settings_are_used(mode):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_size_is_registered_and_recognised(name):
-    assert MODELS[name].family == "revcol"
+    assert entries()[name].family == "revcol"
     with torch.device("meta"):
         state = RevCol(SHAPES[name], 5).state_dict()
     info = describe(state)
@@ -65,25 +71,21 @@ def test_every_size_is_registered_and_recognised(name):
 
 
 def test_unsupported_stages_and_settings_are_refused():
-    with pytest.raises(
-        RecipeError, match=r"revcol_micro has no masked pre-training.*choose a revcolv2 model"
-    ):
+    with pytest.raises(RecipeError, match=r"revcol_micro has no masked.*of the family hivit or revcolv2"):
         build_pretrainer(MICRO)
     for task in ("detect", "segment"):
-        with pytest.raises(RecipeError, match=f"revcol_micro can only classify.*stages: {task}.*or revcolv2"):
+        with pytest.raises(RecipeError, match=r"neither detection nor segmentation.*hivit or revcolv2"):
             build_dense(MICRO, task, image_size=64)
-    with pytest.raises(RecipeError, match="revcol_micro has no pyramid"):
-        build_classifier(MICRO.model_copy(update={"pyramid": PyramidConfig()}), num_classes=2)
-    with pytest.raises(RecipeError, match="no relative positions"):
-        build_classifier(MICRO, num_classes=2, relative_position=True)
-    columns = ColumnsConfig(bottom_up=4, memory_mode="plain")
-    with pytest.raises(RecipeError, match=r"always has 3 columns.*Where: model\.columns\.bottom_up\."):
-        build_classifier(MICRO.model_copy(update={"columns": columns}), num_classes=2)
+    wrong = ["model.pyramid={}", "model.relative_position=true", "model.columns.bottom_up=4"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("revcolv2/base", "full", ["model.name=revcol_tiny", *wrong])
+    for key in ("pyramid", "relative_position", "columns.bottom_up"):
+        assert f"'model.{key}' is not a known key" in str(caught.value)
     with pytest.raises(InputError, match=r"32, which does not divide 80 pixels.*multiple of 32"):
         build_classifier(MICRO.model_copy(update={"image_size": 80}), num_classes=2)
     with pytest.raises(InputError, match="multiple of 32"):
         create_backbone("revcol_micro", image_size=72)
-    with pytest.raises(ValueError, match="no position tables"):
+    with pytest.raises(ValueError, match="no rule that resizes"):
         FAMILY.resized("pos_embed", torch.zeros(1), torch.zeros(1))
 
 
@@ -102,11 +104,36 @@ def test_classifier_to_classifier(classified, num_classes, num_fresh):
     assert torch.equal(model.eval().frozen_features(images), source.frozen_features(images))
 
 
+def test_an_encoder_takes_weights_and_gives_them(classified, tmp_path):
+    source, path = classified
+    encoder = build_encoder(MICRO).eval()
+    report = transfer_weights(encoder, path)
+    assert {row.source for row in report.rows if row.outcome == "unused"} == {
+        f"cls.classifier.{part}.{kind}" for part in (0, 1) for kind in ("weight", "bias")
+    }
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        found, whole = encoder.features(images, blocks=(0, 1, 2, 3)), source.forward_features(images)
+        assert torch.equal(source.logits(whole), source(images))
+        levels = source.run_columns(images, [3])[-1]
+    assert found.grids == ((16, 24), (8, 12), (4, 6), (2, 3))
+    for level, map_BCHW in zip(levels, found.maps(), strict=True):
+        assert torch.equal(level, map_BCHW)
+    assert torch.equal(found.pooled, whole.pooled)
+    with pytest.raises(InputError, match=r"no block 4.*from 0 to 3"):
+        encoder.features(images, blocks=(4,))
+    save_weights(encoder, tmp_path / "encoder.safetensors")
+    info = describe(load_state(tmp_path / "encoder.safetensors"))
+    assert str(info) == "an encoder network of revcol_micro"
+    report = transfer_weights(build_classifier(MICRO, num_classes=3), tmp_path / "encoder.safetensors")
+    assert report.count("missing") == 4
+
+
 def test_weights_that_do_not_fit_are_refused(classified, tmp_path):
     source, path = classified
     others = {
-        "hivit": ModelConfig(name="hivit_nano", image_size=64),
-        "revcolv2": ModelConfig(name="revcolv2_nano", image_size=64),
+        "hivit": model_config({"name": "hivit_nano", "image_size": 64}),
+        "revcolv2": model_config({"name": "revcolv2_nano", "image_size": 64}),
     }
     for family, config in others.items():
         other = build_classifier(config, num_classes=10)
@@ -119,7 +146,7 @@ def test_weights_that_do_not_fit_are_refused(classified, tmp_path):
             transfer_weights(source, tmp_path / "other.safetensors")
         assert "\n" not in str(caught.value)
     with torch.device("meta"):
-        tiny = build_classifier(ModelConfig(name="revcol_tiny"), num_classes=10)
+        tiny = build_classifier(model_config({"name": "revcol_tiny"}), num_classes=10)
     with pytest.raises(CheckpointError, match="the file holds a classifier network of revcol_micro"):
         transfer_weights(tiny, path)
     with pytest.raises(CheckpointError, match=r"classifier.1.weight has shape \(10, 128\) in the file"):

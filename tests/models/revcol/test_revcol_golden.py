@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from revcol_official import load_official, official_state
 
 from vitpipe.benchmarks.model_cost import measure_cost
+from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from vitpipe.contracts.errors import InputError
-from vitpipe.models.revcol.heads import SupervisedRevCol, compound_loss
+from vitpipe.methods.intermediate_supervision.method import compound_loss, head_losses, head_weights
+from vitpipe.models.revcol.heads import RevColHeads
 from vitpipe.models.revcol.revcol import SHAPES, ConvColumn, RevCol
 from vitpipe.models.reversible import clamp_scales
 
@@ -39,11 +42,10 @@ def _entries(kind):
     )
 
 
-def _build(entry, cls=RevCol, **options):
-    """The network, filled by name and then by the rule that the entry names."""
-    model = cls(SHAPES[entry["model"]], entry.get("num_classes", 1000), **options).eval()
+def _filled(entry, state):
+    """A state filled by name and then by the rule that the entry names."""
     with torch.no_grad():
-        state = FILL.fill(model.state_dict())
+        state = FILL.fill(state)
         for key, tensor in state.items():
             last = key.split(".")[-1]
             if last == "gamma":
@@ -55,7 +57,13 @@ def _build(entry, cls=RevCol, **options):
                     tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
                 if entry["fill_rule"] == "signed":
                     tensor[:, 1::2] *= -1
-    model.load_state_dict(state)
+    return state
+
+
+def _build(entry):
+    """The network with its recorded weights."""
+    model = RevCol(SHAPES[entry["model"]], entry.get("num_classes", 1000)).eval()
+    model.load_state_dict(_filled(entry, model.state_dict()))
     return model
 
 
@@ -123,9 +131,12 @@ def test_gradients(entry, mode, monkeypatch):
 @_entries("intermediate_supervision")
 @torch.no_grad()
 def test_intermediate_heads_and_their_loss(entry):
-    model, images = _build(entry, SupervisedRevCol), _probe(entry)
-    assert sum(parameter.numel() for parameter in model.parameters()) == entry["params"]
-    outputs = model.forward_supervised(images)
+    shape, images = SHAPES[entry["model"]], _probe(entry)
+    model, heads = RevCol(shape, 1000).eval(), RevColHeads(shape, 1000).eval()
+    state = official_state(model, heads)
+    load_official(model, heads, _filled(entry, state))
+    assert sum(p.numel() for p in (*model.parameters(), *heads.parameters())) == entry["params"]
+    outputs = heads(model, images)
     errors = [_error(*pair) for pair in zip(outputs.logits, entry["cls"], strict=True)]
     errors += [_error(*pair) for pair in zip(outputs.images, entry["decoder"], strict=True)]
     print("heads", f"{max(errors):.1e}")
@@ -133,11 +144,16 @@ def test_intermediate_heads_and_their_loss(entry):
     torch.testing.assert_close(model(images), outputs.logits[-1])
     recorded = entry["compound_loss"]
     target = torch.tensor([7 * index for index in range(len(images))])
-    parts = compound_loss(outputs, images, target)
-    assert parts.tolist() == pytest.approx(recorded["parts"], rel=1e-5)
-    assert parts.sum().item() == pytest.approx(recorded["total"], rel=1e-5)
-    soft = torch.nn.functional.one_hot(target, 1000).float()
-    torch.testing.assert_close(compound_loss(outputs, images, soft), parts)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = (images * std + mean).clamp(0.01, 0.99)
+    losses = head_losses(outputs, pixels, torch.nn.functional.one_hot(target, 1000).float())
+    weights = head_weights(4, 3.0, 0.7)
+    # Recorded per head: its image and its classes together, and the last classifier alone.
+    of_pixels, of_classes = ([w * float(x) for x, w in zip(*pair, strict=True)]
+                             for pair in zip(losses, weights, strict=True))  # fmt: skip
+    parts = [*(a + b for a, b in zip(of_pixels, of_classes[:-1], strict=True)), of_classes[-1]]
+    assert parts == pytest.approx(recorded["parts"], rel=1e-5)
+    assert compound_loss(losses, weights).item() == pytest.approx(recorded["total"], rel=1e-5)
 
 
 @_entries("layer_decay")
@@ -179,8 +195,9 @@ def test_names_and_shapes_of_released_weights(file):
     num_classes = recorded["cls_blocks.0.classifier.1.bias" if heads else "cls.classifier.1.bias"][0]
     assert num_classes in (1000, IN_22K)
     with torch.device("meta"):
-        model = (SupervisedRevCol if heads else RevCol)(SHAPES[size], num_classes)
-    ours = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        model = RevCol(SHAPES[size], num_classes)
+        state = official_state(model, RevColHeads(SHAPES[size], num_classes)) if heads else model.state_dict()
+    ours = {name: list(tensor.shape) for name, tensor in state.items()}
     assert ours == recorded
 
 
@@ -191,4 +208,4 @@ def test_bad_input():
     with pytest.raises(InputError, match="0 columns"):
         RevCol(type(micro)("none", micro.widths, micro.depths, num_columns=0), 10)
     with pytest.raises(InputError, match="needs 4 columns"):
-        SupervisedRevCol(micro, 10)
+        RevColHeads(micro, 10)

@@ -22,7 +22,8 @@ from vitpipe.contracts.errors import InputError
 from vitpipe.models.masking import choose_units, patchify
 from vitpipe.models.revcolv2.columns import SHAPES, RevColV2Shape
 from vitpipe.models.revcolv2.dense_maps import RevColV2Dense
-from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Classifier, RevColV2Pretrainer
+from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Pretrainer
+from vitpipe.models.revcolv2.revcolv2_classifier import RevColV2Classifier
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "revcolv2.json"
 COUNTS = [entry for entry in json.loads(GOLDEN.read_text())["entries"] if entry["kind"] == "v2_counts"]

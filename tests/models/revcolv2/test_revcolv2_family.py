@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vitpipe.config.model import model_config
 from vitpipe.config.read import load_recipe
-from vitpipe.config.recipe import ColumnsConfig, DecoderConfig, ModelConfig, PyramidConfig
 from vitpipe.contracts.errors import CheckpointError, InputError, RecipeError
-from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
+from vitpipe.models.build import build_classifier, build_dense, build_encoder, build_pretrainer
+from vitpipe.models.revcolv2.config import ColumnsConfig
 from vitpipe.models.revcolv2.revcolv2 import resize_positions
 from vitpipe.models.transfer import describe, transfer_weights
 from vitpipe.models.weights import load_state, save_weights
 
-NANO = ModelConfig(name="revcolv2_nano", image_size=64)
+NANO = model_config({"name": "revcolv2_nano", "image_size": 64})
 LARGER = NANO.model_copy(update={"image_size": 96})
 TABLES = {"backbone.pos_embed", "backbone.top_down_pos_embed"}
 PIXEL_KEYS = {"mask_token", "pixel_norm.weight", "pixel_norm.bias", "pixel_head.weight", "pixel_head.bias"}
@@ -125,13 +126,14 @@ def test_describe_recognises_a_file(pretrained, classified):
     with torch.device("meta"):
         for name in ("revcolv2_base", "revcolv2_large"):
             assert (
-                describe(build_classifier(ModelConfig(name=name), num_classes=2).state_dict()).model == name
+                describe(build_classifier(model_config({"name": name}), num_classes=2).state_dict()).model
+                == name
             )
 
 
 def test_weights_that_do_not_fit_are_refused(pretrained, tmp_path):
     with torch.device("meta"):
-        base = build_classifier(ModelConfig(name="revcolv2_base", image_size=64), num_classes=10)
+        base = build_classifier(model_config({"name": "revcolv2_base", "image_size": 64}), num_classes=10)
     with pytest.raises(CheckpointError, match="the file holds a pretrain network of revcolv2_nano for 64"):
         transfer_weights(base, pretrained[1])
     more = NANO.model_copy(update={"columns": ColumnsConfig(top_down=3)})
@@ -140,7 +142,7 @@ def test_weights_that_do_not_fit_are_refused(pretrained, tmp_path):
     fewer = NANO.model_copy(update={"columns": ColumnsConfig(bottom_up=1)})
     with pytest.raises(CheckpointError, match=r"bottom_up\.1\.gamma\.0 of the file is not in the network"):
         transfer_weights(build_classifier(fewer, num_classes=10), pretrained[1])
-    hivit = build_classifier(ModelConfig(name="hivit_nano", image_size=64), num_classes=10)
+    hivit = build_classifier(model_config({"name": "hivit_nano", "image_size": 64}), num_classes=10)
     save_weights(hivit, tmp_path / "hivit.safetensors")
     for network in (build_pretrainer(NANO), build_dense(NANO, "segment", image_size=64)):
         with pytest.raises(CheckpointError, match="hivit_nano for 64 pixels, which is no revcolv2") as caught:
@@ -170,13 +172,27 @@ def test_no_columns_at_all_are_refused_by_the_recipe(kind):
 
 
 def test_foreign_settings_are_refused():
-    for part, section in (("pyramid", PyramidConfig()), ("decoder", DecoderConfig())):
-        with pytest.raises(RecipeError, match=f"revcolv2_nano has no {part}"):
-            build_pretrainer(NANO.model_copy(update={part: section}))
-    with pytest.raises(RecipeError, match=r"revcolv2_nano has no pyramid\. Where: pyramid_depth"):
-        build_dense(NANO, "detect", image_size=64, pyramid_depth=1)
-    with pytest.raises(RecipeError, match="revcolv2_nano has no relative positions"):
-        build_classifier(NANO, num_classes=2, relative_position=True)
-    build_classifier(NANO, num_classes=2, relative_position=False)
+    for key in ("pyramid.width", "decoder.depth", "relative_position", "column", "columns.topdown"):
+        with pytest.raises(RecipeError, match=rf"'model\.{key.partition('.')[0]}.*' is not a known key"):
+            load_recipe("revcolv2/base", "full", [f"model.{key}=1"])
+    with pytest.raises(RecipeError, match=r"'model\.column' is not a known key \(did you mean 'columns'"):
+        load_recipe("revcolv2/base", "full", ["model.column=1"])
+    with pytest.raises(RecipeError, match=r"'model\.pyramid' is not a known key(;|\.)"):
+        load_recipe("revcolv2/base", "full", ["model.pyramid={}"])
     with pytest.raises(InputError, match="multiple of 16"):
         build_classifier(NANO.model_copy(update={"image_size": 72}), num_classes=2)
+
+
+def test_an_encoder_takes_weights_and_gives_them(pretrained, classified, tmp_path):
+    top_down = "backbone.top_down"
+    for source, path, unused in ((*pretrained, PIXEL_KEYS), (*classified, HEAD)):
+        model = _transferred(build_encoder(NANO), path, unused=unused)
+        _same_backbone(model, source)
+    assert not any(p.requires_grad for name, p in model.named_parameters() if name.startswith(top_down))
+    save_weights(model, tmp_path / "encoder.safetensors")
+    assert str(describe(load_state(tmp_path / "encoder.safetensors"))).startswith("an encoder network of")
+    classifier = build_classifier(NANO, num_classes=10)
+    _same_backbone(_transferred(classifier, tmp_path / "encoder.safetensors", missing=HEAD), model)
+    dense = build_dense(NANO, "segment", image_size=64)
+    neck = {name for name in dense.state_dict() if not name.startswith("backbone.")}
+    _transferred(dense, tmp_path / "encoder.safetensors", missing=neck)

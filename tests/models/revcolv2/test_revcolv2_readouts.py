@@ -12,15 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.positions import sincos_table
 from vitpipe.models.revcolv2.columns import Block, RevColV2Shape
 from vitpipe.models.revcolv2.dense_maps import RevColV2Dense
-from vitpipe.models.revcolv2.revcolv2 import (
-    RevColV2,
-    RevColV2Classifier,
-    RevColV2Pretrainer,
-    resize_positions,
-)
+from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Pretrainer, resize_positions
+from vitpipe.models.revcolv2.revcolv2_classifier import RevColV2Classifier, RevColV2Encoder
 
 TINY = RevColV2Shape("tiny", width=24, num_heads=3, depth=2, neck_width=32)
 
@@ -57,6 +54,27 @@ def test_the_probe_runs_no_top_down_column():
     for parameter in model.backbone.top_down.parameters():
         parameter.data.fill_(math.nan)
     assert torch.equal(model.frozen_features(images), features)
+    encoder = RevColV2Encoder(model.backbone)
+    found = encoder.features(images, blocks=(0, -1))
+    for tokens, level in zip(found.tokens, (states[0], states[3]), strict=True):
+        assert torch.equal(tokens, level.flatten(1, 2))
+    found.pooled.square().sum().backward()
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
+    assert not any("top_down" in name for name in trained)
+
+
+def test_logits_and_the_grid_behind_them_come_of_one_pass():
+    model = RevColV2Classifier(_backbone(), 3, head_init_std=0.02).eval()
+    images = torch.randn(2, 3, 64, 32)
+    found = model.forward_features(images)
+    assert torch.equal(model.logits(found), model(images))
+    assert found.grids == ((4, 2),)
+    torch.testing.assert_close(found.tokens[0], model.backbone(images)[-1].flatten(1, 2))
+    with pytest.raises(InputError, match="only the top level is run"):
+        model.forward_features(images, blocks=(0,))
+    with pytest.raises(InputError, match="cannot give its attention"):
+        model.features(images, attention=True)
 
 
 @pytest.mark.parametrize(("task", "widths"), [("segment", (24,) * 4), ("detect", (32,) * 5)])

@@ -1,28 +1,47 @@
 """Dense sets in their own layouts, from folders or from their original archives.
 
-Names and annotations are verified whenever a set is used; images are inspected by `vitpipe doctor` only.
+A layout is a module of this package, or of a plugin's datasets/layouts/, that defines `LAYOUT`; the `kind` of
+a set in its facts names it. Names and annotations are verified whenever a set is used; images are inspected
+by `vitpipe doctor` only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from vitpipe.datasets.layouts.ade20k import look_into_ade20k, verify_ade20k
-from vitpipe.datasets.layouts.coco import look_into_coco, verify_coco
-from vitpipe.datasets.layouts.davis import look_into_davis, verify_davis
-from vitpipe.datasets.layouts.file_tree import DenseLayout
+from vitpipe.contracts.discovery import imported
+from vitpipe.contracts.errors import DatasetError
+from vitpipe.datasets.layouts.file_tree import DenseLayout, Layout
 from vitpipe.datasets.layouts.image_headers import Look
 
-__all__ = ["LOOK_INTO", "VERIFY_DENSE", "DenseLayout", "Look", "verify_ade20k", "verify_coco", "verify_davis"]
+__all__ = ["DenseLayout", "Layout", "Look", "layout_of", "verified"]
 
-VERIFY_DENSE: dict[str, Callable[[Path], DenseLayout]] = {
-    "coco": verify_coco,
-    "ade20k": verify_ade20k,
-    "davis": verify_davis,
-}
-LOOK_INTO: dict[str, Callable[[DenseLayout, int | None], Look]] = {
-    "coco": look_into_coco,
-    "ade20k": look_into_ade20k,
-    "davis": look_into_davis,
-}
+
+def layout_of(kind: str) -> Layout:
+    """How sets of a kind, such as `coco`, are verified and inspected.
+
+    Raises:
+        DatasetError: when there is no such layout.
+    """
+    try:
+        layout: Layout = imported(f"{__package__}.{kind}", f"The layout '{kind}'").LAYOUT
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise DatasetError(
+            f"There is no layout '{kind}' of dense sets ({error})",
+            where="kind in datasets/facts/, or data.own_sets",
+            fix="use coco, ade20k, davis, or a module of datasets/layouts/ that defines LAYOUT",
+        ) from error
+    return layout
+
+
+def verified(kind: str, root: Path, dataset: str) -> DenseLayout:
+    """Verify the set in a folder.
+
+    Args:
+        kind: of its layout.
+        dataset: its name.
+
+    Raises:
+        DatasetError: when it does not have this layout, or is incomplete.
+    """
+    return layout_of(kind).verify(root, dataset)

@@ -9,6 +9,7 @@ from vitpipe.datasets.catalogue import class_names
 from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
     FileTree,
+    Layout,
     OriginalArchive,
     evenly_spaced,
     open_tree,
@@ -24,7 +25,7 @@ ARCHIVES = (
 )
 
 
-def verify_ade20k(root: Path) -> DenseLayout:
+def verify_ade20k(root: Path, dataset: str = "ade20k") -> DenseLayout:
     """Verify an ADEChallengeData2016 folder: images/ and annotations/, each with training/ and validation/.
 
     Raises:
@@ -32,13 +33,13 @@ def verify_ade20k(root: Path) -> DenseLayout:
         archive that
             is refused.
     """
-    root, tree = open_tree(root, "ade20k", ARCHIVES)
+    root, tree = open_tree(root, dataset, ARCHIVES)
     counts: dict[str, int] = {}
     files: list[str] = []
     for split, folder in _FOLDERS.items():
         images, labels = f"images/{folder}", f"annotations/{folder}"
         for name in (images, labels):
-            require_folder(tree, name, "ade20k", _PUT)
+            require_folder(tree, name, dataset, _PUT)
         image_names, label_names = tree.names(images, ".jpg"), tree.names(labels, ".png")
         again = "unpack ADEChallengeData2016.zip again"
         # Both ways: a killed unpacking leaves either without the other.
@@ -50,7 +51,7 @@ def verify_ade20k(root: Path) -> DenseLayout:
         files += [f"{images}/{name}" for name in image_names] + [f"{labels}/{name}" for name in label_names]
     # Part of the digest where they exist: the names of the classes come from the first.
     extra = [name for name in ("objectInfo150.txt", "sceneCategories.txt") if tree.is_file(name)]
-    return DenseLayout("ade20k", root, _classes(tree), counts, tuple(sorted(files + extra)), tree)
+    return DenseLayout(dataset, "ade20k", root, _classes(tree), counts, tuple(sorted(files + extra)), tree)
 
 
 def look_into_ade20k(layout: DenseLayout, number: int | None) -> Look:
@@ -109,3 +110,6 @@ def _classes(tree: FileTree) -> tuple[str, ...]:
     # edifice".
     rows = [line.split("\t") for line in text.splitlines()[1:] if line.strip()]
     return tuple(row[-1].split(",")[0].strip() for row in rows)
+
+
+LAYOUT = Layout(verify_ade20k, look_into_ade20k)

@@ -11,6 +11,7 @@ from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
     FileTree,
+    Layout,
     OriginalArchive,
     evenly_spaced,
     open_tree,
@@ -34,14 +35,14 @@ ARCHIVES = (
 )
 
 
-def verify_coco(root: Path) -> DenseLayout:
+def verify_coco(root: Path, dataset: str = "coco") -> DenseLayout:
     """Verify a COCO 2017 folder: annotations and the images that they list.
 
     Raises:
         DatasetError: a missing folder or file, damaged JSON, annotations that refer to missing images or
             categories, an archive that is refused.
     """
-    root, tree = open_tree(root, "coco", ARCHIVES)
+    root, tree = open_tree(root, dataset, ARCHIVES)
     counts: dict[str, int] = {}
     files: list[str] = []
     notes: list[str] = []
@@ -57,7 +58,7 @@ def verify_coco(root: Path) -> DenseLayout:
                 fix=f"use both files of the same {_ANNOTATIONS}",
             )
         classes, folder = found, f"{split}2017"
-        require_folder(tree, folder, "coco", f"put {folder}.zip into the set's folder, or unpack it there")
+        require_folder(tree, folder, dataset, f"put {folder}.zip into the set's folder, or unpack it there")
         listed = [image["file_name"] for image in content["images"]]
         fix = f"unpack {folder}.zip completely, or remove the folder and keep {folder}.zip"
         # Compared with a listing and never opened by name: a name with ".." in the JSON is a missing file.
@@ -68,7 +69,7 @@ def verify_coco(root: Path) -> DenseLayout:
         _check_references(content, tree.where(instances))
         counts[f"{split}_images"], counts[f"{split}_annotations"] = len(listed), len(content["annotations"])
         files += [instances, *(f"{folder}/{name}" for name in listed)]
-    return DenseLayout("coco", root, classes, counts, tuple(sorted(files)), tree, tuple(notes))
+    return DenseLayout(dataset, "coco", root, classes, counts, tuple(sorted(files)), tree, tuple(notes))
 
 
 def look_into_coco(layout: DenseLayout, number: int | None) -> Look:
@@ -157,3 +158,6 @@ def _check_references(content: dict[str, Any], where: str) -> None:
                 where=where,
                 fix="use annotations and images of the same release",
             )
+
+
+LAYOUT = Layout(verify_coco, look_into_coco)

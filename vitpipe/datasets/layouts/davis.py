@@ -9,6 +9,7 @@ from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
     FileTree,
+    Layout,
     OriginalArchive,
     evenly_spaced,
     open_tree,
@@ -23,14 +24,14 @@ _FRAMES, _LABELS = "JPEGImages/480p", "Annotations/480p"
 ARCHIVES = (OriginalArchive(_ZIP, ("JPEGImages", "Annotations", "ImageSets"), strip="DAVIS/"),)
 
 
-def verify_davis(root: Path) -> DenseLayout:
+def verify_davis(root: Path, dataset: str = "davis") -> DenseLayout:
     """Verify a DAVIS 2017 folder at 480p: the lists, and frames and label maps of every listed sequence.
 
     Raises:
         DatasetError: a missing folder or list, a listed sequence without frames or label maps, frames and
             label maps that do not pair, a gap in the frame numbers, an archive that is refused.
     """
-    root, tree = open_tree(root, "davis", ARCHIVES)
+    root, tree = open_tree(root, dataset, ARCHIVES)
     counts: dict[str, int] = {}
     files: list[str] = []
     for split in ("train", "val"):
@@ -52,7 +53,7 @@ def verify_davis(root: Path) -> DenseLayout:
     # folder.
     extra = [name for name in tree.names(_FRAMES) if name not in listed]
     notes = (f"{len(extra)} sequences are not listed: {some(extra)}",) if extra else ()
-    return DenseLayout("davis", root, (), counts, tuple(sorted(files)), tree, notes)
+    return DenseLayout(dataset, "davis", root, (), counts, tuple(sorted(files)), tree, notes)
 
 
 def look_into_davis(layout: DenseLayout, number: int | None) -> Look:
@@ -118,3 +119,6 @@ def _frames_of(tree: FileTree, sequence: str, listing: str) -> list[str]:
             fix=_AGAIN,
         )
     return [f"{sequence}/{stem}" for stem in stems]
+
+
+LAYOUT = Layout(verify_davis, look_into_davis)

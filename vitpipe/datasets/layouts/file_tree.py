@@ -6,13 +6,16 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.archives import ZipEntry, safe_zip_members
+
+if TYPE_CHECKING:  # image_headers imports this module
+    from vitpipe.datasets.layouts.image_headers import Look
 
 _CHUNK = 2**20  # bytes per read
 
@@ -239,6 +242,7 @@ class DenseLayout:
     """A dense set in its own layout.
 
     Attributes:
+        kind: its layout, by the module that verified it.
         counts: numbers of images, annotations, sequences by name.
         files: every file that belongs to it, relative to the set, sorted.
         tree: access to them.
@@ -246,6 +250,7 @@ class DenseLayout:
     """
 
     dataset: str
+    kind: str
     root: Path
     classes: tuple[str, ...]
     counts: dict[str, int]
@@ -264,6 +269,19 @@ class DenseLayout:
         layers = self.tree.layers if isinstance(self.tree, LayeredTree) else ()
         archives = [path.name for layer in layers if isinstance(layer, ZipTree) for path in layer.archives]
         return f"archives ({', '.join(archives)})" if archives else "folders"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of dense sets: `LAYOUT` of a module of this package.
+
+    Attributes:
+        verify: folder and name of a set > its content; raises a `DatasetError` that says what is wrong.
+        look_into: inspects the images themselves, a number of them or all.
+    """
+
+    verify: Callable[[Path, str], DenseLayout]
+    look_into: Callable[[DenseLayout, int | None], Look]
 
 
 def open_tree(root: Path, dataset: str, archives: Iterable[OriginalArchive]) -> tuple[Path, FileTree]:

@@ -15,7 +15,7 @@ from vitpipe.datasets.archives import safe_tar_stream
 from vitpipe.datasets.sources.byte_ranges import Pixels
 from vitpipe.datasets.sources.class_listing import shown_below
 from vitpipe.datasets.sources.pickles import ByteArray, load_pickle
-from vitpipe.datasets.sources.source import ImageEntry, Source
+from vitpipe.datasets.sources.source import Form, ImageEntry, Source
 
 _SIDE = 32
 
@@ -180,3 +180,6 @@ def _checked(
 
 def _text(name: object) -> str:
     return name.decode("ascii", errors="replace") if isinstance(name, bytes) else str(name)
+
+
+FORMAT = Form(lambda dataset: (LAYOUT[dataset],), has_cifar, read_cifar)

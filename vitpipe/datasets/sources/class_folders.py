@@ -11,6 +11,7 @@ from vitpipe.datasets.sources.class_listing import (
     FolderClasses,
     ImagesByClass,
 )
+from vitpipe.datasets.sources.source import Form
 from vitpipe.datasets.sources.synsets import names_of, read_synset_mapping
 
 LAYOUT = "train/<class>/<image>, val/<class>/<image>"
@@ -107,3 +108,6 @@ def order_notes(classes: tuple[str, ...]) -> tuple[str, ...]:
 def _require_folder(folder: Path, dataset: str, fix: str) -> None:
     if not folder.is_dir():
         raise DatasetError(f"A folder of the dataset '{dataset}' is missing", where=folder, fix=fix)
+
+
+FORMAT = Form(lambda _: (LAYOUT,), lambda root, _: has_class_folders(root), read_class_folders)

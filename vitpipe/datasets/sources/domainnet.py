@@ -21,6 +21,7 @@ from vitpipe.datasets.sources.class_listing import (
     first_existing,
     visible_names,
 )
+from vitpipe.datasets.sources.source import Form
 
 # There is no list named val; the published results are on test.
 _LISTS = {"train": "train", "val": "test"}
@@ -167,3 +168,6 @@ def _files_of_folder(root: Path, domain: str) -> dict[str, ByteRange]:
 
 def _found(path: str, byte_range: ByteRange, shown: str) -> FoundImage:
     return FoundImage(PurePosixPath(path).name, byte_range, f"{shown}{path}")
+
+
+FORMAT = Form(lambda dataset: (layout_of(dataset),), has_domain, read_domain)

@@ -21,7 +21,7 @@ from vitpipe.datasets.sources.class_listing import (
     visible_names,
 )
 from vitpipe.datasets.sources.matlab import read_mat
-from vitpipe.datasets.sources.source import ImageEntry, Source
+from vitpipe.datasets.sources.source import Form, ImageEntry, Source
 
 LAYOUT = "102flowers.tgz (or its folder jpg/) with imagelabels.mat and setid.mat"
 ARCHIVE = "102flowers.tgz"
@@ -170,3 +170,6 @@ def _missing(numbers: set[int], where: Path) -> DatasetError:
     return DatasetError(
         f"{len(names)} images are missing: {some(names)}", where=where, fix=f"download {ARCHIVE} again"
     )
+
+
+FORMAT = Form(lambda _: (LAYOUT,), lambda root, _: has_flowers(root), read_flowers)

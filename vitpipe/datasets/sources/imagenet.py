@@ -29,6 +29,7 @@ from vitpipe.datasets.sources.class_listing import (
     shown_below,
     visible_names,
 )
+from vitpipe.datasets.sources.source import Form
 from vitpipe.datasets.sources.synsets import names_of, read_synset_mapping
 from vitpipe.datasets.sources.val_labels import (
     DEVKIT,
@@ -244,3 +245,6 @@ def _packed_kaggle(root: Path) -> str | None:
     return next(
         (name for name in known if name.startswith(("imagenet-object-loc", "imagenet_object_loc"))), None
     )
+
+
+FORMAT = Form(lambda _: LAYOUT, lambda root, _: has_imagenet(root), read_imagenet)

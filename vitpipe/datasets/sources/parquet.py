@@ -17,7 +17,7 @@ from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.catalogue import class_order
 from vitpipe.datasets.sources.byte_ranges import Inline
 from vitpipe.datasets.sources.class_listing import shown_below, visible_names
-from vitpipe.datasets.sources.source import ImageEntry, Source
+from vitpipe.datasets.sources.source import Form, ImageEntry, Source
 from vitpipe.datasets.sources.synsets import names_of, read_synset_mapping
 
 if TYPE_CHECKING:
@@ -298,3 +298,6 @@ def _wnid(path: str | None) -> str | None:
 
 def _ending(content: bytes) -> str:
     return next((ending for magic, ending in _ENDINGS if content.startswith(magic)), ".bin")
+
+
+FORMAT = Form(lambda _: (LAYOUT,), lambda root, _: has_parquet(root), read_parquet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,3 +60,18 @@ class Source(ABC):
         Raises:
             DatasetError: when a part of the source is damaged, missing or inconsistent.
         """
+
+
+@dataclass(frozen=True)
+class Form:
+    """One format in which sets are accepted: `FORMAT` of a module of this package.
+
+    Attributes:
+        layouts: the required files of a set of this name, as text.
+        is_present: whether a folder contains any of them, of a set of this name; fast.
+        read: makes the source of a folder and a name; raises a `DatasetError` that says what is wrong.
+    """
+
+    layouts: Callable[[str], tuple[str, ...]]
+    is_present: Callable[[Path, str], bool]
+    read: Callable[[Path, str], Source]

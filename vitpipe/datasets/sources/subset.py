@@ -1,4 +1,4 @@
-"""ImageNet-100 and ImageNet-10: subsets of the classes of ImageNet-1K, from any of its formats.
+"""Some classes of a set (`classes_of` in its facts), from any of its formats.
 
 ImageNet-100 has the classes of contrastive multiview coding (Tian et al., ECCV 2020), ImageNet-10 those of
 contrastive clustering (Li et al., AAAI 2021). Class numbers follow the sorted wnids.
@@ -13,8 +13,6 @@ from pathlib import Path
 from vitpipe.contracts.errors import DatasetError, some
 from vitpipe.datasets.sources.class_listing import ClassSource
 from vitpipe.datasets.sources.source import ImageEntry, Source
-
-SUBSETS = ("imagenet100", "imagenet10")
 
 
 @dataclass(eq=False)
@@ -38,34 +36,38 @@ class _Filtered(Source):
                 yield replace(entry, label=new_label[entry.label])
 
 
-def take_classes(source: Source, dataset: str, wnids: Sequence[str]) -> Source:
+def take_classes(source: Source, dataset: str, keys: Sequence[str], base: str) -> Source:
     """Restrict a source to some classes; tars of other classes are not opened.
+
+    Args:
+        keys: of the classes, in the order of their new numbers.
+        base: name of the whole set.
 
     Raises:
         DatasetError: when some of the classes are missing.
     """
-    missing = [wnid for wnid in wnids if wnid not in source.classes]
+    missing = [key for key in keys if key not in source.classes]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of the {len(wnids)} classes of '{dataset}' are missing: {some(missing)}",
+            f"{len(missing)} of the {len(keys)} classes of '{dataset}' are missing: {some(missing)}",
             where=source.root,
-            fix=f"put all of ImageNet-1K into imagenet/, or class folders named by wnid into {dataset}/",
+            fix=f"put all of {base} into {base}/, or class folders of these names into {dataset}/",
         )
     names = dict(zip(source.classes, source.class_names, strict=True)) if source.class_names else {}
-    class_names = tuple(names[wnid] for wnid in wnids) if names else ()
+    class_names = tuple(names[key] for key in keys) if names else ()
     # A folder that holds exactly the subset is the user's own selection: nothing to note.
-    if len(wnids) == len(source.classes):
+    if len(keys) == len(source.classes):
         form, notes = source.form, source.notes
     else:
-        form = f"{len(wnids)} classes of ImageNet-1K: {source.form}"
+        form = f"{len(keys)} classes of {base}: {source.form}"
         notes = (
             *source.notes,
-            f"{len(wnids)} of the {len(source.classes)} classes below {source.root.name}/",
+            f"{len(keys)} of the {len(source.classes)} classes below {source.root.name}/",
         )
     # `ClassSource` lists by key in the order of `classes`, so replacing these is enough and renumbers the
     # labels.
     if isinstance(source, ClassSource):
         return replace(
-            source, dataset=dataset, form=form, classes=tuple(wnids), class_names=class_names, notes=notes
+            source, dataset=dataset, form=form, classes=tuple(keys), class_names=class_names, notes=notes
         )
-    return _Filtered(dataset, source.root, form, tuple(wnids), source, class_names, source.splits, notes)
+    return _Filtered(dataset, source.root, form, tuple(keys), source, class_names, source.splits, notes)

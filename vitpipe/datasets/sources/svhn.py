@@ -14,7 +14,7 @@ import numpy as np
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.datasets.sources.byte_ranges import Pixels
 from vitpipe.datasets.sources.matlab import read_mat
-from vitpipe.datasets.sources.source import ImageEntry, Source
+from vitpipe.datasets.sources.source import Form, ImageEntry, Source
 
 LAYOUT = "train_32x32.mat and test_32x32.mat"
 _FILES = {"train": "train_32x32.mat", "val": "test_32x32.mat"}
@@ -87,3 +87,6 @@ def read_svhn(root: Path, dataset: str) -> SvhnSource:
                 f"'{name}' is missing", where=root, fix=f"put it into the folder; SVHN is {LAYOUT}"
             )
     return SvhnSource(dataset, root)
+
+
+FORMAT = Form(lambda _: (LAYOUT,), lambda root, _: has_svhn(root), read_svhn)

@@ -26,6 +26,7 @@ from vitpipe.datasets.sources.class_listing import (
     shown_below,
     visible_names,
 )
+from vitpipe.datasets.sources.source import Form
 from vitpipe.datasets.sources.synsets import WNID, names_of, read_synset_mapping
 
 LAYOUT_22K = (
@@ -229,3 +230,6 @@ def _are_classes(folder: Path) -> bool:
 def _compressed(root: Path) -> list[str]:
     known: Iterable[str] = visible_names(root) if root.is_dir() else ()
     return [name for name in known if re.fullmatch(r"(fall11|winter21|imagenet21k).*\.(tar\.gz|tgz)", name)]
+
+
+FORMAT = Form(lambda _: LAYOUT_22K, lambda root, _: has_22k(root), read_22k)

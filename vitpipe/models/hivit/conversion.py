@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from vitpipe.contracts.errors import CheckpointError
-from vitpipe.models.hivit.hivit import SHAPES, HiViT, HiViTClassifier, HiViTShape
+from vitpipe.models.hivit.hivit import SHAPES, HiViT, HiViTShape
+from vitpipe.models.hivit.hivit_classifier import HiViTClassifier
 from vitpipe.models.hivit.itpn import MaskedPretrainer, PixelDecoder
 from vitpipe.models.hivit.pyramid import Pyramid, PyramidBackbone
 from vitpipe.models.masking import UNIT_PIXELS
-from vitpipe.models.official import Kind, Renamed, misfit
+from vitpipe.models.official import Conversion, Renamed, misfit
 from vitpipe.models.weights import KeyRow
 
 # Of the released decoder. The number of heads is in no tensor's shape, so it cannot be read from the file;
@@ -148,7 +149,7 @@ def _without_dense_heads(official: Mapping[str, Tensor], rows: list[KeyRow]) -> 
     return {name.removeprefix(prefix): t for name, t in official.items() if name.startswith(prefix)}
 
 
-def _kind_of(state: Mapping[str, Tensor], where: str | Path) -> Kind | None:
+def _kind_of(state: Mapping[str, Tensor], where: str | Path) -> str | None:
     # Layer scale (0.1) and a Linear to the teacher's width exist in CLIP-supervised networks only.
     if any(name.endswith(("gamma_1", "gamma_2")) or name.startswith("lm_head") for name in state):
         raise CheckpointError(
@@ -185,7 +186,7 @@ def _shape_of(state: Mapping[str, Tensor], where: str | Path) -> HiViTShape:
     )
 
 
-def _network_like(state: Mapping[str, Tensor], kind: Kind, shape: HiViTShape) -> nn.Module:
+def _network_like(state: Mapping[str, Tensor], kind: str, shape: HiViTShape) -> nn.Module:
     """Our network of that kind on the meta device, with the sizes that the state's tensors have."""
     position = state.get("backbone.absolute_position")
     table = state.get("backbone.stage16.0.attn.relative_table")
@@ -217,3 +218,6 @@ def _network_like(state: Mapping[str, Tensor], kind: Kind, shape: HiViTShape) ->
             grid_side=backbone.grid_side,
         )
         return MaskedPretrainer(backbone, pyramid, decoder)
+
+
+CONVERSION = Conversion(("itpn_pixel_pretrain", "itpn_pixel_classifier", "itpn_pixel_dense"), rename_itpn)

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from vitpipe.config.recipe import DecoderConfig, ModelConfig, PyramidConfig
 from vitpipe.contracts.errors import RecipeError
 from vitpipe.models.families import Family, WeightsInfo, WeightsKind
-from vitpipe.models.hivit.hivit import SHAPES, HiViT, HiViTClassifier
+from vitpipe.models.hivit.config import HiViTConfig
+from vitpipe.models.hivit.hivit import SHAPES, HiViT
+from vitpipe.models.hivit.hivit_classifier import HiViTClassifier, HiViTEncoder
 from vitpipe.models.hivit.itpn import MaskedPretrainer, PixelDecoder
 from vitpipe.models.hivit.pyramid import Pyramid, PyramidBackbone
 from vitpipe.models.masking import UNIT_PIXELS
@@ -42,35 +43,34 @@ _NO_RELATIVE_YET = Rule(
 )
 _NEW_HEAD = Rule("missing", r"^head_norm\.|^head\.", "a new head")
 _OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
-_NEW_PYRAMID = Rule("missing", r"^pyramid\.", "a classifier has none; the pyramid keeps its initial values")
+_NEW_PYRAMID = Rule("missing", r"^pyramid\.", "the file has none; the pyramid keeps its initial values")
 _DEEPER_PYRAMID = Rule(
     "missing", _LATER_FUSE, "the file's pyramid has fewer blocks; this one keeps its initial values"
 )
 _SHALLOWER_PYRAMID = Rule("unused", _LATER_FUSE, "this network's pyramid has fewer blocks")
 _ONLY_PRETRAINING = Rule("unused", r"^decoder\.", "only pre-training has a decoder")
-_ONLY_DENSE = Rule("unused", r"^pyramid\.", "a classifier has no pyramid")
-_ONLY_CLASSIFIER = Rule("unused", r"^head_norm\.|^head\.", "dense features need no classification head")
+_ONLY_DENSE = Rule("unused", r"^pyramid\.", "only pre-training and dense features have a pyramid")
+_ONLY_CLASSIFIER = Rule("unused", r"^head_norm\.|^head\.", "only a classifier has a classification head")
 _WITHOUT_RELATIVE = Rule("unused", _RELATIVE, "this task runs without relative positions")
 
 
-class HiViTFamily(Family):
+class HiViTFamily(Family[HiViTConfig]):
     """Builds iTPN's networks, and reads and transfers their weights."""
 
     name = "hivit"
-    parts = ("pyramid", "decoder")
 
     def backbone(self, name: str, *, image_size: int, **options: Any) -> HiViT:
         """The backbone; `options` are those of `HiViT`."""
         return HiViT(SHAPES[name], image_size=image_size, **options)
 
-    def pretrainer(self, model: ModelConfig, *, mask_ratio: float) -> MaskedPretrainer:
+    def pretrainer(self, model: HiViTConfig, *, mask_ratio: float) -> MaskedPretrainer:
         """The masked pre-training network, without drop path and relative positions (table 7).
 
         Raises:
             RecipeError: when the decoder's width is no multiple of 16 and of its heads.
             InputError: when `image_size` is not a multiple of 16, or the mask ratio hides all units or none.
         """
-        neck, decode = model.pyramid or PyramidConfig(), model.decoder or DecoderConfig()
+        neck, decode = model.pyramid, model.decoder
         # 16: at stride 4 a unit has 16 sub-tokens, which share the decoder's width.
         if decode.width % 16 or decode.width % decode.heads:
             raise RecipeError(
@@ -92,44 +92,38 @@ class HiViTFamily(Family):
         )
         return MaskedPretrainer(backbone, pyramid, decoder, mask_ratio=mask_ratio)
 
-    def classifier(
-        self,
-        model: ModelConfig,
-        *,
-        num_classes: int,
-        drop_path: float,
-        relative_position: bool | None,
-        head_init_std: float,
-    ) -> HiViTClassifier:
-        """The classifier, with relative positions unless `relative_position` is false (table 8)."""
-        backbone = HiViT(
-            SHAPES[model.name],
-            image_size=model.image_size,
-            drop_path=drop_path,
-            relative_position=relative_position is not False,
-        )
-        return HiViTClassifier(backbone, num_classes, head_init_std)
+    def encoder(self, model: HiViTConfig, *, drop_path: float) -> HiViTEncoder:
+        """The backbone, with relative positions unless the section refuses them (table 8)."""
+        return HiViTEncoder(_backbone(model, drop_path))
 
-    def dense(
-        self, model: ModelConfig, task: Task, *, image_size: int, drop_path: float, pyramid_depth: int | None
-    ) -> PyramidBackbone:
+    def classifier(self, model: HiViTConfig, *, num_classes: int, drop_path: float) -> HiViTClassifier:
+        """The classifier, with relative positions unless the section refuses them (table 8)."""
+        return HiViTClassifier(_backbone(model, drop_path), num_classes, model.head_init_std)
+
+    def dense(self, model: HiViTConfig, task: Task, *, image_size: int, drop_path: float) -> PyramidBackbone:
         """Dense features: detection without relative positions, segmentation with them, for `image_size`.
 
         The absolute table keeps the size of `model.image_size` and is resampled in the forward pass.
         """
-        neck = model.pyramid or PyramidConfig()
+        neck = model.pyramid
         backbone = HiViT(
             SHAPES[model.name],
             image_size=image_size,
             drop_path=drop_path,
-            relative_position=task == "segment",
+            relative_position=task == "segment" and model.relative_position,
             norm_eps=_DENSE_NORM_EPS,
             # The released dense code keeps the 14 x 14 table too. Relative tables are resized at loading.
             position_image_size=model.image_size,
         )
-        depth, gain = pyramid_depth or neck.depth, backbone.shape.init_gain
+        depth, gain = neck.dense_depth or neck.depth, backbone.shape.init_gain
         pyramid = Pyramid(backbone.widths, neck.width, depth, _DENSE_NORM_EPS, init_gain=gain)
         return PyramidBackbone(backbone, pyramid, task)
+
+    def as_stored(self, model: HiViTConfig, info: WeightsInfo) -> HiViTConfig:
+        """With relative positions if, and only if, the file has their tables."""
+        # A pre-trained network has none; new tables start at zero and would only cost time.
+        found = bool(info.options.get("relative_position", model.relative_position))
+        return model.model_copy(update={"relative_position": found})
 
     def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
         """What a state is, recognised by the stem's name; `None` without it."""
@@ -142,22 +136,31 @@ class HiViTFamily(Family):
         model = next((s.name for s in SHAPES.values() if (s.depths, s.widths[0]) == sizes), "")
         position, head = state.get("backbone.absolute_position"), state.get("head.weight")
         lateral = state.get("pyramid.lateral8.weight")
-        kind: WeightsKind = "pyramid" if lateral is not None else "classifier"
+        parts: dict[WeightsKind, bool] = {
+            "pretrain": "decoder.mask_token" in state,
+            "pyramid": lateral is not None,
+            "classifier": head is not None,
+            "encoder": True,
+        }
         return WeightsInfo(
             family=self.name,
-            kind="pretrain" if "decoder.mask_token" in state else kind,
+            kind=next(kind for kind, has_it in parts.items() if has_it),
             model=model,
             image_size=0 if position is None else math.isqrt(position.shape[1]) * UNIT_PIXELS,
-            relative_position="backbone.stage16.0.attn.relative_table" in state,
             num_classes=0 if head is None else head.shape[0],
-            pyramid_width=0 if lateral is None else lateral.shape[0],
-            pyramid_depth=_num_blocks(state, "pyramid.fuse8."),
+            options={
+                "relative_position": "backbone.stage16.0.attn.relative_table" in state,
+                "pyramid_width": 0 if lateral is None else lateral.shape[0],
+                "pyramid_depth": _num_blocks(state, "pyramid.fuse8."),
+            },
         )
 
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
         """What may differ between file and network.
 
-        pretrain > classifier: new head; relative tables start at zero; pyramid and decoder are not used.
+        pretrain > encoder: relative tables start at zero; pyramid and decoder are not used.
+        pretrain > classifier: also a new head.
+        classifier > encoder: the head is not used.
         classifier > classifier: the head keeps its initial values when the number of classes differs.
         pretrain or pyramid > PyramidBackbone: the decoder is not used; of a pyramid of another depth the
         common blocks are loaded. classifier > PyramidBackbone: the pyramid keeps its initial values.
@@ -167,8 +170,10 @@ class HiViTFamily(Family):
             # Between classifiers a missing head would be damage; only another number of classes is allowed.
             head = _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD
             return (*_RESIZE, head, _NO_RELATIVE_YET, _ONLY_PRETRAINING, _ONLY_DENSE)
+        if isinstance(network, HiViTEncoder):
+            return (*_RESIZE, _NO_RELATIVE_YET, _ONLY_PRETRAINING, _ONLY_DENSE, _ONLY_CLASSIFIER)
         if isinstance(network, PyramidBackbone):
-            pyramid = _NEW_PYRAMID if info.kind == "classifier" else _DEEPER_PYRAMID
+            pyramid = _NEW_PYRAMID if info.kind in ("classifier", "encoder") else _DEEPER_PYRAMID
             unused = (_SHALLOWER_PYRAMID, _ONLY_PRETRAINING, _ONLY_CLASSIFIER, _WITHOUT_RELATIVE)
             return (*_RESIZE, pyramid, _NO_RELATIVE_YET, *unused)
         # Never resized into pre-training: its table starts as sine and cosine for the grid it is trained on.
@@ -180,6 +185,15 @@ class HiViTFamily(Family):
             return resize_relative_table(given, wanted.shape[0])
         side = math.isqrt(wanted.shape[1])
         return resample_positions(given, (side, side))
+
+
+def _backbone(model: HiViTConfig, drop_path: float) -> HiViT:
+    return HiViT(
+        SHAPES[model.name],
+        image_size=model.image_size,
+        drop_path=drop_path,
+        relative_position=model.relative_position,
+    )
 
 
 def _num_blocks(state: Mapping[str, Tensor], prefix: str) -> int:

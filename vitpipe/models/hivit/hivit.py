@@ -12,8 +12,8 @@ unit (4, 2, 1 at strides 4, 8, 16), C channels. Everything before stage16 works 
 mixes units, so dropping a unit after the stem drops it at every level.
 
 Parameter names: `stem.{proj,norm}`, `stage4.I.{norm,mlp}`, `merge4to8.{norm,linear}`, `stage8.I`,
-`merge8to16`, `absolute_position`, `stage16.I.{norm1,attn,norm2,mlp}`; around it the classifier has
-`backbone.`, `head_norm.` and `head.`.
+`merge8to16`, `absolute_position`, `stage16.I.{norm1,attn,norm2,mlp}`; around it encoder and classifier have
+`backbone.`, the classifier `head_norm.` and `head.`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,8 @@ from torch import Tensor, nn
 from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import AttentionBlock, ChannelBlock, init_weights
 from vitpipe.models.masking import gather_units, grid_of, units_per_side
-from vitpipe.models.network import Classifier, Task
+from vitpipe.models.network import Task
 from vitpipe.models.positions import relative_index, resample_positions
-
-# The layer decay of iTPN's tables 8 and 10 (0.45 ... 0.6) is stated for a ViT of 12 blocks: 13 steps from its
-# first layer to its head. The released code spreads it over L = blocks + 1 steps, d^(13/L) per layer: for
-# base, 0.5 becomes 0.5^(13/31) = 0.748.
-DECAY_STATED_FOR = 13
 
 
 @dataclass(frozen=True)
@@ -223,15 +218,20 @@ class HiViT(nn.Module):
         Raises:
             InputError: when H or W does not fit the network.
         """
+        stages = self.before_stage16(images_BCHW, kept_BK)
+        x_BNC, index = stages.level16_BNC, self.relative_rows(kept_BK)
+        for block in self.stage16:
+            x_BNC = block(x_BNC, index)
+        return stages._replace(level16_BNC=x_BNC)
+
+    def before_stage16(self, images_BCHW: Tensor, kept_BK: Tensor | None = None) -> StageFeatures:
+        """As `forward_stages`, but level 16 is the input of its first block."""
         grid = self._grid(images_BCHW)
         x = level4_BNhhC = _run(self.stage4, self.stem(images_BCHW, kept_BK))
         x = level8_BNhhC = _run(self.stage8, self.merge4to8(x))
         x_BNC = self.merge8to16(x).flatten(1, 3)  # (B, N, 1, 1, C) -> (B, N, C): one token per unit
         if self.absolute_position is not None:
             x_BNC = x_BNC + self._positions(grid, kept_BK)
-        index = self._relative_index(kept_BK)
-        for block in self.stage16:
-            x_BNC = block(x_BNC, index)
         return StageFeatures(level4_BNhhC, level8_BNhhC, x_BNC)
 
     def _grid(self, images_BCHW: Tensor) -> tuple[int, int]:
@@ -259,67 +259,12 @@ class HiViT(nn.Module):
             table_1NC = resample_positions(table_1NC, grid)
         return table_1NC if kept_BK is None else table_1NC[0][kept_BK]
 
-    def _relative_index(self, kept_BK: Tensor | None) -> Tensor | None:
-        """Rows of the bias tables for the units present: (N, N) or (B, K, K)."""
+    def relative_rows(self, kept_BK: Tensor | None = None) -> Tensor | None:
+        """Rows of the bias tables for the units present: (N, N) or (B, K, K); `None` without tables."""
         index_NN = self.relative_index_NN
         if index_NN is None or kept_BK is None:
             return index_NN
         return index_NN[kept_BK[:, :, None], kept_BK[:, None, :]]
-
-
-class HiViTClassifier(Classifier):
-    """Mean over the stride-16 tokens > LayerNorm > Linear (iTPN, supplement, table 8).
-
-    Args:
-        num_classes: K.
-        head_init_std: of the head's weight. The default of recipes, 2e-5, is the released value: the logits
-            start near 0, so the first gradients into the pre-trained backbone are small.
-    """
-
-    family = "hivit"
-    decay_stated_for = DECAY_STATED_FOR
-    # Position tables have two dimensions and more, but the released fine-tuning does not decay them.
-    no_decay = ("absolute_position", "relative_table")
-
-    def __init__(self, backbone: HiViT, num_classes: int, head_init_std: float = 0.02) -> None:
-        super().__init__()
-        self.backbone = backbone
-        # The only norm behind the last block: stage16 ends without one (pre-norm blocks).
-        self.head_norm = nn.LayerNorm(backbone.widths[-1], eps=1e-6)
-        self.head = nn.Linear(backbone.widths[-1], num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=head_init_std)
-        nn.init.zeros_(self.head.bias)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of logits."""
-        return self.head.out_features
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layer ids: stem, one per block (merges not counted), head."""
-        return self.backbone.num_blocks + 2
-
-    def layer_of(self, name: str) -> int:
-        """Layer id of a parameter; see `layer_index`."""
-        return layer_index(name, self.backbone.shape.depths)
-
-    @property
-    def feature_width(self) -> int:
-        """C of `frozen_features`."""
-        return self.backbone.widths[-1]
-
-    def frozen_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C): the mean over the stride-16 tokens."""
-        return self.backbone.forward_stages(images_BCHW).level16_BNC.mean(dim=1)
-
-    def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C): what the head sees."""
-        return self.head_norm(self.frozen_features(images_BCHW))
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, num_classes)."""
-        return self.head(self.forward_features(images_BCHW))
 
 
 # Searched, not matched from the start: names come with the prefixes of whatever wraps the network, such as

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitpipe.models.blocks import ChannelBlock, init_weights
-from vitpipe.models.hivit.hivit import DECAY_STATED_FOR, HiViT, StageFeatures, dense_layer_index
+from vitpipe.models.hivit.config import DECAY_STATED_FOR
+from vitpipe.models.hivit.hivit import HiViT, StageFeatures, dense_layer_index
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.network import DenseBackbone, Task
 

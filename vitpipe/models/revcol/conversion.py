@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vitpipe.contracts.errors import CheckpointError
-from vitpipe.models.official import Renamed
+from vitpipe.models.official import Conversion, Renamed
 from vitpipe.models.revcol.family import HEAD_BIAS, shape_of
 from vitpipe.models.revcol.heads import NUM_PARTS
 from vitpipe.models.revcol.revcol import SHAPES, RevCol
@@ -66,3 +66,6 @@ def rename_revcol(official: Mapping[str, Tensor], where: str | Path) -> Renamed 
     with torch.device("meta"):
         network = RevCol(shape, 1 if head is None else head.numel())
     return Renamed("revcol_classifier", shape.name, state, network, tuple(rows))
+
+
+CONVERSION = Conversion(("revcol_classifier",), rename_revcol)

@@ -8,44 +8,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
-from vitpipe.config.recipe import ColumnsConfig, ModelConfig
-from vitpipe.contracts.errors import InputError, RecipeError
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.families import Family, WeightsInfo
-from vitpipe.models.network import Network, Task
-from vitpipe.models.revcol.revcol import NUM_LEVELS, SHAPES, STRIDE, RevCol, RevColShape
+from vitpipe.models.network import Classifier, Network
+from vitpipe.models.revcol.config import RevColConfig
+from vitpipe.models.revcol.heads import RevColHeads
+from vitpipe.models.revcol.revcol import NUM_LEVELS, SHAPES, STRIDE, RevCol, RevColEncoder, RevColShape
 from vitpipe.models.weights import Rule
 
 # Its length is the number of classes.
 HEAD_BIAS = "cls.classifier.1.bias"
 _OTHER_CLASSES = Rule("fresh", r"^cls\.classifier\.1\.", "another number of classes")
+_NEW_HEAD = Rule("missing", r"^cls\.", "a new head")
+_ONLY_CLASSIFIER = Rule("unused", r"^cls\.", "only a classifier has a classification head")
 
 
-class RevColFamily(Family):
+class RevColFamily(Family[RevColConfig]):
     """Builds RevCol's classifier, and reads and transfers its weights."""
 
     name = "revcol"
-    parts = ("columns",)
-
-    def check(self, model: ModelConfig) -> None:
-        """As the base class; also refuses numbers of columns, which the model's name fixes here.
-
-        Raises:
-            RecipeError: when one is given.
-        """
-        super().check(model)
-        # `columns` itself is allowed: its memory mode applies to RevCol too.
-        columns = model.columns or ColumnsConfig()
-        given = [kind for kind in ("bottom_up", "top_down") if getattr(columns, kind) is not None]
-        if given:
-            raise RecipeError(
-                f"{model.name} always has {SHAPES[model.name].num_columns} columns, all of one kind",
-                where=", ".join(f"model.columns.{kind}" for kind in given),
-                fix="remove it, or choose a revcol model with another number of columns or a revcolv2 model",
-            )
 
     def backbone(self, name: str, *, image_size: int, **options: Any) -> RevCol:
         """The whole network, whose `run_columns` gives feature maps; `options` are those of `RevCol`.
@@ -57,63 +42,43 @@ class RevColFamily(Family):
         _check_image_size(name, image_size)
         return RevCol(SHAPES[name], **options)
 
-    def pretrainer(self, model: ModelConfig, *, mask_ratio: float) -> NoReturn:
-        """Not available: RevCol has no masked pre-training.
+    def encoder(self, model: RevColConfig, *, drop_path: float) -> RevColEncoder:
+        """The network without a classifier.
 
         Raises:
-            RecipeError: always.
-        """
-        raise RecipeError(
-            f"{model.name} has no masked pre-training: RevCol's first version was trained with labels only",
-            where="stages: pretrain",
-            fix="remove the stage, or choose a revcolv2 model (`vitpipe models` lists them)",
-        )
-
-    def classifier(
-        self,
-        model: ModelConfig,
-        *,
-        num_classes: int,
-        drop_path: float,
-        relative_position: bool | None,
-        head_init_std: float,
-    ) -> RevCol:
-        """The network with one classifier at the end, without intermediate supervision.
-
-        Raises:
-            RecipeError: when relative positions are asked for.
             InputError: when `image_size` is no multiple of 32.
         """
-        if relative_position:
-            raise RecipeError(
-                f"{model.name} has no relative positions",
-                where="relative_position",
-                fix="remove relative_position from the section",
-            )
         _check_image_size(model.name, model.image_size)
-        columns = model.columns or ColumnsConfig()
+        return RevColEncoder(
+            SHAPES[model.name],
+            drop_path=drop_path,
+            memory_mode=model.columns.memory_mode,
+            allow_reversible_amp=model.columns.reversible_autocast,
+        )
+
+    def classifier(self, model: RevColConfig, *, num_classes: int, drop_path: float) -> RevCol:
+        """The network with one classifier at the end.
+
+        Raises:
+            InputError: when `image_size` is no multiple of 32.
+        """
+        _check_image_size(model.name, model.image_size)
         return RevCol(
             SHAPES[model.name],
             num_classes,
             drop_path=drop_path,
-            head_init_std=head_init_std,
-            memory_mode=columns.memory_mode,
-            allow_reversible_amp=columns.reversible_autocast,
+            head_init_std=model.head_init_std,
+            memory_mode=model.columns.memory_mode,
+            allow_reversible_amp=model.columns.reversible_autocast,
         )
 
-    def dense(
-        self, model: ModelConfig, task: Task, *, image_size: int, drop_path: float, pyramid_depth: int | None
-    ) -> NoReturn:
-        """Not available for RevCol here.
+    def intermediate_heads(self, model: RevColConfig, *, num_classes: int) -> RevColHeads:
+        """Classifiers and decoders after each of the first three quarters of the columns.
 
         Raises:
-            RecipeError: always.
+            InputError: when the network has fewer than four columns.
         """
-        raise RecipeError(
-            f"{model.name} can only classify; it is not built for detection and segmentation",
-            where=f"stages: {task}",
-            fix="remove the stage, or choose a hivit or revcolv2 model (`vitpipe models` lists them)",
-        )
+        return RevColHeads(SHAPES[model.name], num_classes, head_init_std=model.head_init_std)
 
     def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
         """What a state is, recognised by the names of stem and first column."""
@@ -122,24 +87,21 @@ class RevColFamily(Family):
         shape, head = shape_of(state), state.get(HEAD_BIAS)
         return WeightsInfo(
             family=self.name,
-            kind="classifier",
+            kind="encoder" if head is None else "classifier",
             model="" if shape is None else shape.name,
             image_size=0,  # no position table: any multiple of 32
             num_classes=0 if head is None else head.numel(),
         )
 
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
-        """classifier > classifier: a last layer for another number of classes keeps its initial values."""
-        # The head's LayerNorm before it fits any number of classes and is loaded.
-        return (_OTHER_CLASSES,)
+        """Between classifiers a last layer for another number of classes keeps its initial values.
 
-    def resized(self, name: str, given: Tensor, wanted: Tensor) -> NoReturn:
-        """Not available: no rule of this family resizes.
-
-        Raises:
-            ValueError: always.
+        encoder > classifier: a new head; classifier > encoder: the head is not used.
         """
-        raise ValueError(f"RevCol has no position tables, and {name} is none")
+        if isinstance(network, Classifier):
+            # The head's LayerNorm before it fits any number of classes and is loaded.
+            return (_OTHER_CLASSES,) if info.kind == "classifier" else (_NEW_HEAD,)
+        return (_ONLY_CLASSIFIER,)
 
 
 def shape_of(state: Mapping[str, Tensor]) -> RevColShape | None:

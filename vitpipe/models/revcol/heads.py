@@ -1,42 +1,33 @@
-"""RevCol's intermediate supervision: classifiers and decoders along the columns, and their loss.
+"""RevCol's heads for intermediate supervision: classifiers and decoders along the columns.
 
 Reversible Column Networks; Yuxuan Cai et al.; arXiv 2212.11696, section 3 (intermediate supervision): the
-pixel losses make early columns keep low-level detail, the class losses give late ones semantics.
+pixel losses make early columns keep low-level detail, the class losses give late ones semantics. The losses:
+`methods/intermediate_supervision`.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitpipe.contracts.errors import InputError
-from vitpipe.models.revcol.revcol import ChannelNorm, ClassifierHead, ConvBlock, RevCol, RevColShape
+from vitpipe.models.network import Classifier, IntermediateHeads, IntermediateOutputs
+from vitpipe.models.revcol.revcol import (
+    ChannelNorm,
+    ClassifierHead,
+    ConvBlock,
+    RevCol,
+    RevColShape,
+    init_weights,
+)
 
 # All numbers here are the released code's, and checked against it
 # (tests/models/revcol/test_revcol_golden.py).
 NUM_PARTS = 4
-_PIXEL_FACTOR = 3.0
-_CLASS_FACTOR = 0.7
 # Above this (ImageNet-22K) the released code has a decoder of a single layer.
 _MANY_CLASSES = 1000
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Supervised(NamedTuple):
-    """Outputs of the heads, first to last.
-
-    Attributes:
-        logits: four times (B, num_classes).
-        images: three times (B, 3, H, W), logits of pixel values in 0 ... 1.
-    """
-
-    logits: tuple[Tensor, ...]
-    images: tuple[Tensor, ...]
 
 
 class Decoder(nn.Module):
@@ -77,63 +68,43 @@ class PlainDecoder(nn.Module):
         return self.projback(x_BCHW)
 
 
-class SupervisedRevCol(RevCol):
-    """RevCol with a classifier after every quarter of its columns and a decoder after all but the last.
+class RevColHeads(IntermediateHeads):
+    """A classifier and a decoder after each of the first three quarters of the columns.
+
+    The fourth classifier is the network's own.
+
+    Args:
+        shape: of the network.
+        num_classes: K of every classifier.
+        head_init_std: of their weights.
 
     Raises:
         InputError: with fewer than four columns.
     """
 
-    def _make_heads(self, num_classes: int) -> None:
-        if self.shape.num_columns < NUM_PARTS:
+    def __init__(self, shape: RevColShape, num_classes: int, *, head_init_std: float = 0.02) -> None:
+        super().__init__()
+        if shape.num_columns < NUM_PARTS:
             raise InputError(
-                f"Intermediate supervision needs {NUM_PARTS} columns, but {self.shape.name} has "
-                f"{self.shape.num_columns}",
+                f"Intermediate supervision needs {NUM_PARTS} columns, but {shape.name} has "
+                f"{shape.num_columns}",
                 where="model.name",
-                fix="use a shape with more columns, or the class RevCol",
+                fix="use a model with more columns, or the method classify",
             )
         decoder = Decoder if num_classes <= _MANY_CLASSES else PlainDecoder
+        part = shape.num_columns // NUM_PARTS
+        # Numbers of columns, the last one all of them.
+        self.ends = [*(part * number for number in range(1, NUM_PARTS)), shape.num_columns]
         self.cls_blocks = nn.ModuleList(
-            ClassifierHead(self.shape.widths[-1], num_classes) for _ in range(NUM_PARTS)
+            ClassifierHead(shape.widths[-1], num_classes) for _ in range(NUM_PARTS - 1)
         )
-        self.decoder_blocks = nn.ModuleList(decoder(self.shape) for _ in range(NUM_PARTS - 1))
+        self.decoder_blocks = nn.ModuleList(decoder(shape) for _ in range(NUM_PARTS - 1))
+        init_weights(self, head_init_std)
 
-    def forward_supervised(self, images_BCHW: Tensor) -> Supervised:
-        """(B, 3, H, W) -> the outputs of all heads."""
-        part = self.shape.num_columns // NUM_PARTS
-        ends = [part * (index + 1) for index in range(NUM_PARTS)]
-        tops = [states[-1] for states in self.run_columns(images_BCHW, ends)]
-        return Supervised(
-            tuple(head(top) for head, top in zip(self.cls_blocks, tops, strict=True)),
-            tuple(decode(top) for decode, top in zip(self.decoder_blocks, tops[:-1], strict=True)),
-        )
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the last classifier's logits (B, num_classes)."""
-        return self.cls_blocks[-1].classifier(self.frozen_features(images_BCHW))  # type: ignore[operator]
-
-
-def compound_loss(outputs: Supervised, images_BCHW: Tensor, target: Tensor) -> Tensor:
-    """The parts of the loss, first head to last, (4,); their sum is the loss.
-
-    Head i of the first three: `3 * (1 - i/3)` times the cross entropy of its image with the pixels, plus
-    `0.7 * (i + 1) / 4` times that of its logits with the target. The last: the latter alone, unweighted.
-
-    Args:
-        outputs: of `forward_supervised`.
-        images_BCHW: the input, normalised by ImageNet's mean and std.
-        target: class indices (B,), or class probabilities (B, num_classes).
-    """
-    # Back to pixel values in 0 ... 1, the targets of the cross entropy; clamped, because at exactly 0 or 1 it
-    # would drive the logits to infinity.
-    mean = images_BCHW.new_tensor(_IMAGENET_MEAN).view(3, 1, 1)
-    std = images_BCHW.new_tensor(_IMAGENET_STD).view(3, 1, 1)
-    pixels = (images_BCHW * std + mean).clamp(0.01, 0.99)
-    num_decoders = len(outputs.images)
-    # The pixel weight falls along the columns (3, 2, 1), the class weight rises (0.7 / 4, 1.4 / 4, 2.1 / 4).
-    parts = [
-        _PIXEL_FACTOR * (1 - i / num_decoders) * F.binary_cross_entropy_with_logits(image, pixels)
-        + _CLASS_FACTOR * (i + 1) / len(outputs.logits) * F.cross_entropy(outputs.logits[i], target)
-        for i, image in enumerate(outputs.images)
-    ]
-    return torch.stack([*parts, F.cross_entropy(outputs.logits[-1], target)])
+    def forward(self, model: Classifier, images_BCHW: Tensor) -> IntermediateOutputs:
+        """See `IntermediateHeads`; one pass through the columns serves all heads."""
+        assert isinstance(model, RevCol)
+        *tops, last = (states[-1] for states in model.run_columns(images_BCHW, self.ends))
+        logits = (head(top) for head, top in zip(self.cls_blocks, tops, strict=True))
+        images = (decode(top) for decode, top in zip(self.decoder_blocks, tops, strict=True))
+        return IntermediateOutputs((*logits, model.cls(last)), tuple(images))

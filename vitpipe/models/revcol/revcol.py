@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import drop_path
 from vitpipe.models.memory_mode import MemoryPolicy, RequestedMode
-from vitpipe.models.network import Classifier
+from vitpipe.models.network import Classifier, Encoder, Features
 from vitpipe.models.reversible import Column, States, run_chain
 
 NUM_LEVELS = 4
@@ -64,6 +65,8 @@ SHAPES: dict[str, RevColShape] = {
         # Ours, for tests and laptops; the others are the released sizes. Three columns are the fewest with a
         # first, a middle and a last one.
         RevColShape("revcol_micro", (16, 32, 64, 128), (1, 1, 2, 1), num_columns=3),
+        # Four are the fewest for intermediate supervision.
+        RevColShape("revcol_nano", (16, 32, 64, 128), (1, 1, 1, 1), num_columns=4),
         RevColShape("revcol_tiny", (64, 128, 256, 512), (2, 2, 4, 2), num_columns=4),
         RevColShape("revcol_small", (64, 128, 256, 512), (2, 2, 4, 2), num_columns=8),
         RevColShape("revcol_base", (72, 144, 288, 576), (1, 1, 3, 2), num_columns=16),
@@ -201,13 +204,14 @@ class ConvColumn(Column):
         return () if self.is_first else tuple(self.get_parameter(f"alpha{i}") for i in range(NUM_LEVELS))
 
 
-class RevCol(Classifier):
-    """The network with one classifier at its end.
+class RevColColumns(Encoder):
+    """Stem and columns, uninitialised: what `RevColEncoder` and `RevCol` share.
+
+    The blocks of `features` are the four levels of the last column.
 
     Args:
         shape: an entry of `SHAPES` or your own.
         drop_path: drop ratio of the last block of a column; it rises linearly from 0 over a column's blocks.
-        head_init_std: of the classifier's weight (released: 0.02 times a head init scale).
         memory_mode: how activations are kept for the backward pass; see `memory_mode.py`.
         allow_reversible_amp: keep `reversible` under autocast, where it is inexact.
 
@@ -221,10 +225,8 @@ class RevCol(Classifier):
     def __init__(
         self,
         shape: RevColShape,
-        num_classes: int = 1000,
         *,
         drop_path: float = 0.0,
-        head_init_std: float = 0.02,
         memory_mode: RequestedMode = "auto",
         allow_reversible_amp: bool = False,
     ) -> None:
@@ -233,22 +235,12 @@ class RevCol(Classifier):
             raise InputError(
                 f"The shape has {shape.num_columns} columns", where=shape.name, fix="give at least one column"
             )
-        self.shape, self._num_classes = shape, num_classes
+        self.shape = shape
         self.memory = MemoryPolicy(memory_mode, allow_reversible_amp=allow_reversible_amp)
         width = shape.widths[0]
         self.stem = nn.Sequential(nn.Conv2d(3, width, kernel_size=4, stride=4), ChannelNorm(width))
         for index in range(shape.num_columns):
             self.add_module(f"subnet{index}", ConvColumn(shape, is_first=index == 0, drop_path=drop_path))
-        # A method, so that `SupervisedRevCol` can replace the head and all heads are initialised below.
-        self._make_heads(num_classes)
-        self.apply(_init_weights)
-        # After the general initialisation, which covers the heads' weights too.
-        for name, parameter in self.named_parameters():
-            if re.fullmatch(r"cls.*\.classifier\.1\.weight", name):
-                nn.init.trunc_normal_(parameter, std=head_init_std)
-
-    def _make_heads(self, num_classes: int) -> None:
-        self.cls = ClassifierHead(self.shape.widths[-1], num_classes)
 
     @property
     def columns(self) -> list[Column]:
@@ -257,9 +249,9 @@ class RevCol(Classifier):
         return [module for module in modules if isinstance(module, Column)]
 
     @property
-    def num_classes(self) -> int:
-        """Number of logits."""
-        return self._num_classes
+    def num_blocks(self) -> int:
+        """4."""
+        return NUM_LEVELS
 
     @property
     def feature_width(self) -> int:
@@ -300,13 +292,55 @@ class RevCol(Classifier):
             found.append(states)
         return found
 
-    def frozen_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C3): mean of level 3 of the last column."""
-        return self.run_columns(images_BCHW, [self.shape.num_columns])[-1][-1].mean(dim=(2, 3))
+    def features(
+        self, images_BCHW: Tensor, blocks: Sequence[int] = (-1,), *, attention: bool = False
+    ) -> Features:
+        """Levels of the last column as tokens, strides 4 to 32, and the mean of level 3 (B, C3)."""
+        self.refuse_attention(attention)
+        wanted = self.chosen_blocks(blocks)
+        levels = self.run_columns(images_BCHW, [self.shape.num_columns])[-1]
+        maps = [levels[number] for number in wanted]
+        return Features(
+            tokens=tuple(x_BCHW.flatten(2).transpose(1, 2) for x_BCHW in maps),
+            grids=tuple((x_BCHW.shape[2], x_BCHW.shape[3]) for x_BCHW in maps),
+            pooled=levels[-1].mean(dim=(2, 3)),
+        )
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W), sides multiples of 32 -> logits (B, num_classes)."""
-        return self.cls.classifier(self.frozen_features(images_BCHW))
+
+class RevColEncoder(RevColColumns):
+    """The network without a classifier; arguments are those of `RevColColumns`."""
+
+    def __init__(self, shape: RevColShape, **options: Any) -> None:
+        super().__init__(shape, **options)
+        init_weights(self)
+
+
+class RevCol(RevColColumns, Classifier):
+    """The network with one classifier at its end.
+
+    Args:
+        shape: an entry of `SHAPES` or your own.
+        num_classes: number of logits.
+        head_init_std: of the classifier's weight (released: 0.02 times a head init scale).
+        options: further arguments of `RevColColumns`.
+    """
+
+    def __init__(
+        self, shape: RevColShape, num_classes: int = 1000, *, head_init_std: float = 0.02, **options: Any
+    ) -> None:
+        super().__init__(shape, **options)
+        self._num_classes = num_classes
+        self.cls = ClassifierHead(shape.widths[-1], num_classes)
+        init_weights(self, head_init_std)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return self._num_classes
+
+    def logits(self, features: Features) -> Tensor:
+        """LayerNorm and Linear on the mean."""
+        return self.cls.classifier(features.pooled)
 
 
 class ClassifierHead(nn.Module):
@@ -341,9 +375,23 @@ def layer_index(name: str, shape: RevColShape) -> int:
     return sum(shape.depths[:level]) + block + column + 1
 
 
-def _init_weights(module: nn.Module) -> None:
-    """As the released code: truncated normal with std 0.02 for convolutions too, unlike in HiViT's stem."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def init_weights(network: nn.Module, head_init_std: float = 0.02) -> None:
+    """Initialise all layers as the released code does: truncated normal, biases 0.
+
+    Args:
+        network: of this module's layers.
+        head_init_std: of the last layer of every `ClassifierHead`.
+    """
+    last_layers: list[nn.Module] = []
+    for module in network.modules():
+        # 0.02 for convolutions, too, unlike in HiViT's stem.
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, ClassifierHead):
+            last_layers.append(module.classifier[-1])
+    # After all others, so that their values do not depend on the heads.
+    for layer in last_layers:
+        assert isinstance(layer, nn.Linear)
+        nn.init.trunc_normal_(layer.weight, std=head_init_std)

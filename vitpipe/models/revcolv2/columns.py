@@ -21,6 +21,7 @@ from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import Attention, ChannelBlock, Mlp, drop_path, init_weights
 from vitpipe.models.hivit.hivit import Merge, Stem
 from vitpipe.models.masking import UNIT_PIXELS
+from vitpipe.models.revcolv2.config import NUM_COLUMNS
 from vitpipe.models.reversible import Column, States
 
 NUM_LEVELS = 4  # as in the first version
@@ -49,9 +50,8 @@ class RevColV2Shape:
     width: int
     num_heads: int
     depth: int
-    # Two and two: the fewest columns with several of each kind.
-    num_bottom_up: int = 2
-    num_top_down: int = 2
+    num_bottom_up: int = NUM_COLUMNS
+    num_top_down: int = NUM_COLUMNS
     deep_embed: bool = False
     initial_gamma: float = 0.5  # that of the first version's released code
     neck_width: int = 256  # ViTDet's

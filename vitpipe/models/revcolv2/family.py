@@ -13,19 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from vitpipe.config.recipe import ColumnsConfig, ModelConfig
-from vitpipe.contracts.errors import RecipeError
 from vitpipe.models.families import Family, WeightsInfo, WeightsKind
 from vitpipe.models.masking import UNIT_PIXELS
 from vitpipe.models.network import Network, Task
 from vitpipe.models.revcolv2.columns import SHAPES
+from vitpipe.models.revcolv2.config import RevColV2Config
 from vitpipe.models.revcolv2.dense_maps import RevColV2Dense
-from vitpipe.models.revcolv2.revcolv2 import (
-    RevColV2,
-    RevColV2Classifier,
-    RevColV2Pretrainer,
-    resize_positions,
-)
+from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Pretrainer, resize_positions
+from vitpipe.models.revcolv2.revcolv2_classifier import RevColV2Classifier, RevColV2Encoder
 from vitpipe.models.weights import Rule
 
 # In detection attention works in windows of the size of the pre-training's grid, 224 / 16, as in ViTDet
@@ -41,59 +36,36 @@ _NEW_NECK = Rule("missing", r"^(norms|rescale|refine)\.", "pre-training and clas
 _ONLY_PRETRAINING = Rule(
     "unused", r"^(mask_token$|pixel_norm\.|pixel_head\.)", "only pre-training reconstructs pixels"
 )
-_ONLY_CLASSIFIER = Rule("unused", r"^head\.", "dense features need no classification head")
+_ONLY_CLASSIFIER = Rule("unused", r"^head\.", "only a classifier has a classification head")
 
 
-class RevColV2Family(Family):
+class RevColV2Family(Family[RevColV2Config]):
     """Builds RevColV2's networks, and reads and transfers their weights."""
 
     name = "revcolv2"
-    parts = ("columns",)
 
     def backbone(self, name: str, *, image_size: int, **options: Any) -> RevColV2:
         """The backbone; `options` are those of `RevColV2`."""
         return RevColV2(SHAPES[name], image_size=image_size, **options)
 
-    def pretrainer(self, model: ModelConfig, *, mask_ratio: float) -> RevColV2Pretrainer:
+    def pretrainer(self, model: RevColV2Config, *, mask_ratio: float) -> RevColV2Pretrainer:
         """The masked pre-training network, without drop path (supplement, section 1.1), positions fixed."""
         # Fixed sine-cosine tables in pre-training and linear probing, trainable in fine-tuning: MAE's rule.
         return RevColV2Pretrainer(_backbone(model, model.image_size), mask_ratio)
 
-    def classifier(
-        self,
-        model: ModelConfig,
-        *,
-        num_classes: int,
-        drop_path: float,
-        relative_position: bool | None,
-        head_init_std: float,
-    ) -> RevColV2Classifier:
-        """The classifier, with trainable positions.
+    def encoder(self, model: RevColV2Config, *, drop_path: float) -> RevColV2Encoder:
+        """The bottom-up columns, with trainable positions."""
+        return RevColV2Encoder(
+            _backbone(model, model.image_size, drop_path=drop_path, trainable_positions=True)
+        )
 
-        Raises:
-            RecipeError: when relative positions are requested.
-        """
-        if relative_position:
-            raise RecipeError(
-                f"{model.name} has no relative positions",
-                where="relative_position",
-                fix="remove relative_position from the section",
-            )
+    def classifier(self, model: RevColV2Config, *, num_classes: int, drop_path: float) -> RevColV2Classifier:
+        """The classifier, with trainable positions."""
         backbone = _backbone(model, model.image_size, drop_path=drop_path, trainable_positions=True)
-        return RevColV2Classifier(backbone, num_classes, head_init_std)
+        return RevColV2Classifier(backbone, num_classes, model.head_init_std)
 
-    def dense(
-        self, model: ModelConfig, task: Task, *, image_size: int, drop_path: float, pyramid_depth: int | None
-    ) -> RevColV2Dense:
-        """Dense features; position tables are made for `image_size` and resized for images of other sizes.
-
-        Raises:
-            RecipeError: when the depth of a pyramid is given.
-        """
-        if pyramid_depth is not None:
-            raise RecipeError(
-                f"{model.name} has no pyramid", where="pyramid_depth", fix="remove it from the section"
-            )
+    def dense(self, model: RevColV2Config, task: Task, *, image_size: int, drop_path: float) -> RevColV2Dense:
+        """Dense features; position tables are made for `image_size` and resized for images of other sizes."""
         # Segmentation crops (512, 640) are small enough for global attention everywhere.
         window = _DETECTION_WINDOW if task == "detect" else None
         return RevColV2Dense(
@@ -113,14 +85,16 @@ class RevColV2Family(Family):
         # Without the number of columns, which recipes may change: the name is still that of the size.
         sizes = (mixed.shape[1], depth)
         head = state.get("head.fc.weight")
-        # "pyramid" is the shared name for dense features; these have neither mask token nor classification
-        # head.
-        kind: WeightsKind = (
-            "pretrain" if "mask_token" in state else "pyramid" if head is None else "classifier"
-        )
+        parts: dict[WeightsKind, bool] = {
+            "pretrain": "mask_token" in state,
+            "classifier": head is not None,
+            # The shared name for dense features; these have one norm per level.
+            "pyramid": "norms.0.weight" in state,
+            "encoder": True,
+        }
         return WeightsInfo(
             family=self.name,
-            kind=kind,
+            kind=next(kind for kind, has_it in parts.items() if has_it),
             model=next((s.name for s in SHAPES.values() if (s.width, s.depth) == sizes), ""),
             image_size=math.isqrt(position.shape[1]) * UNIT_PIXELS,
             num_classes=0 if head is None else head.shape[0],
@@ -129,13 +103,16 @@ class RevColV2Family(Family):
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
         """What may differ between file and network.
 
-        pretrain > classifier: new head. classifier > classifier: the head keeps its initial values when the
-        number of classes differs. pretrain or classifier > dense: new neck. pretrain > pretrain: nothing.
+        pretrain or encoder > classifier: new head. classifier > classifier: the head keeps its initial
+        values when the number of classes differs. pretrain or classifier > encoder: their heads are not used.
+        All but dense > dense: new neck. pretrain > pretrain: nothing.
         """
         # No rule for columns: another number of them would leave columns untrained, or drop trained ones.
         if isinstance(network, RevColV2Classifier):
             head = _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD
             return (_RESIZE, head, _ONLY_PRETRAINING)
+        if isinstance(network, RevColV2Encoder):
+            return (_RESIZE, _ONLY_PRETRAINING, _ONLY_CLASSIFIER)
         if isinstance(network, RevColV2Dense):
             return (_RESIZE, _NEW_NECK, _ONLY_PRETRAINING, _ONLY_CLASSIFIER)
         return ()
@@ -146,16 +123,11 @@ class RevColV2Family(Family):
         return resize_positions(given, (side, side))
 
 
-def _backbone(model: ModelConfig, image_size: int, **options: Any) -> RevColV2:
-    """The backbone of a size, with the recipe's numbers of columns where it gives them."""
-    # `or`: the recipe's schema allows `None` and numbers from 1.
-    columns, shape = model.columns or ColumnsConfig(), SHAPES[model.name]
+def _backbone(model: RevColV2Config, image_size: int, **options: Any) -> RevColV2:
+    """The backbone of a size, with the recipe's numbers of columns."""
+    columns = model.columns
     return RevColV2(
-        replace(
-            shape,
-            num_bottom_up=columns.bottom_up or shape.num_bottom_up,
-            num_top_down=columns.top_down or shape.num_top_down,
-        ),
+        replace(SHAPES[model.name], num_bottom_up=columns.bottom_up, num_top_down=columns.top_down),
         image_size=image_size,
         memory_mode=columns.memory_mode,
         allow_reversible_amp=columns.reversible_autocast,

@@ -24,7 +24,6 @@ Parameter names: `patch_embed`, `pos_embed`, `top_down_pos_embed`, `{bottom_up,t
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -43,7 +42,7 @@ from vitpipe.models.masking import (
     units_per_side,
 )
 from vitpipe.models.memory_mode import MemoryPolicy, RequestedMode
-from vitpipe.models.network import Classifier, Network, Pretrainer
+from vitpipe.models.network import Network, Pretrainer
 from vitpipe.models.positions import sincos_table
 from vitpipe.models.revcolv2.columns import (
     NORM_EPS,
@@ -168,10 +167,6 @@ class RevColV2(nn.Module):
         """Images -> levels 0 ... 3 of the last top-down column, each (B, H, W, C)."""
         return self.decode(self.join(self.encode(self.embed(images_BCHW))))
 
-    def bottom_features(self, images_BCHW: Tensor) -> Tensor:
-        """Images -> (B, C): mean of level 3 of the last bottom-up column (supplement, section 2.2)."""
-        return self.encode(self.embed(images_BCHW))[-1].mean(dim=(1, 2))
-
     def inverse_error(self, images_BCHW: Tensor) -> float:
         """Largest absolute error of the states that both chains rebuild from their ends, for these images.
 
@@ -281,57 +276,6 @@ class RevColV2Pretrainer(RevColV2Network, Pretrainer):
         hidden = mask_token_11C.to(seen_BKC.dtype).expand(num_images, self.num_units - num_seen, width)
         x_BNC = gather_units(torch.cat([seen_BKC, hidden], dim=1), restore_BN)
         return x_BNC + self.backbone.top_down_pos_embed
-
-
-class RevColV2Classifier(RevColV2Network, Classifier):
-    """Mean over level 3 of the last top-down column > LayerNorm > Linear.
-
-    Level 3 comes first in a top-down column, so the output does not depend on most other levels of these
-    columns. They are neither run nor trained here, but remain in the state.
-
-    Args:
-        backbone: changed: parameters of the unused levels no longer require gradients.
-        num_classes: K.
-        head_init_std: of the head's weight.
-    """
-
-    def __init__(self, backbone: RevColV2, num_classes: int, head_init_std: float = 2e-5) -> None:
-        super().__init__(backbone)
-        width = backbone.shape.width
-        norm, linear = nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, num_classes)
-        # The default, 2e-5, is the general std of 0.02 times the published head init of 0.001 (tables 2 to
-        # 4).
-        nn.init.trunc_normal_(linear.weight, std=head_init_std)
-        nn.init.zeros_(linear.bias)
-        self.head = nn.Sequential(OrderedDict(norm=norm, fc=linear))
-        self._num_classes = num_classes
-        # Unused levels must not require gradients: DistributedDataParallel would wait for their gradients,
-        # and weight decay would shrink them.
-        top_down = backbone.columns[backbone.shape.num_bottom_up :]
-        for column, num_used in zip(top_down, backbone.positions_for_top, strict=True):
-            for position in range(num_used, NUM_LEVELS):
-                column.level(position).requires_grad_(False)
-                column.scales()[position].requires_grad_(False)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of logits."""
-        return self._num_classes
-
-    @property
-    def feature_width(self) -> int:
-        """C of `frozen_features`."""
-        return self.backbone.shape.width
-
-    def frozen_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C): the linear probe's features, without running top-down columns."""
-        return self.backbone.bottom_features(images_BCHW)
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, num_classes)."""
-        backbone = self.backbone
-        states = backbone.join(backbone.encode(backbone.embed(images_BCHW)))
-        return self.head(backbone.decode_top(states).mean(dim=(1, 2)))
 
 
 def resize_positions(table_1NC: Tensor, grid: tuple[int, int]) -> Tensor:

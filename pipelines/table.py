@@ -1,0 +1,96 @@
+"""The rows of a published table as one Kubeflow pipeline: a stage that several rows share is one task.
+
+Recipe and seed of a task are fixed when the pipeline is compiled; profile and overrides stay parameters.
+"""
+
+# No `from __future__ import annotations` here: kfp's decorators read the annotations as objects, not as
+# strings.
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
+
+from components.stage_component import component_of
+from pipelines.compile import Package, check_package_path, check_texts, default_images, write_package
+from pipelines.placement import Placement, place, resources_of
+from vitpipe.contracts.graph import Image
+from vitpipe.tables.table_plan import StageWork, TablePlan
+
+
+def compile_table(
+    plan: TablePlan,
+    out: Path,
+    *,
+    images: Mapping[Image, str] | None = None,
+    placement: Placement | None = None,
+) -> Package:
+    """Compile the selected rows of a table into `out`; what is finished here is in it, too.
+
+    Args:
+        out: file ending in .yaml.
+        images: image reference for `train` and `dense`; default: `default_images`.
+        placement: a cluster's labels and volumes; none by default.
+
+    Raises:
+        InputError: `out` does not end in .yaml or is another file, or an override is refused.
+        StorageError: when the disk refuses the write.
+    """
+    check_texts((plan.name, plan.profile, *plan.overrides), "table, profile and overrides")
+    check_package_path(out)
+    chosen = {**default_images(), **(images or {})}
+    return write_package(table_pipeline(plan, chosen, placement or Placement()), out)
+
+
+def table_pipeline(plan: TablePlan, images: Mapping[Image, str], placement: Placement) -> BaseComponent:
+    """Build the pipeline of a table.
+
+    Args:
+        images: image reference by kind, preferably with a digest.
+        placement: which nodes the tasks may run on.
+    """
+    for_all = list(plan.overrides)
+
+    @dsl.pipeline(
+        name=table_pipeline_name(plan),
+        description=f"Table {plan.name}, profile {plan.profile}, {plan.num_seeds} seeds",
+    )
+    def pipeline(
+        profile: str = plan.profile,
+        overrides: list[str] = for_all,
+        data_digest: str = "",
+    ) -> None:
+        tasks: dict[str, dsl.PipelineTask] = {}
+        for run, stages in plan.started_runs():
+            for work in stages:
+                if work.key in tasks:
+                    continue  # the same work on the same inputs: its output serves this run, too
+                inputs = {name: run.stages[feeder].key for name, feeder in work.node.inputs.items()}
+                task = component_of(work.node.stage)(
+                    recipe=run.name,
+                    profile=profile,
+                    overrides=overrides,
+                    stage_overrides=_seed_of(work, plan),
+                    # As in `reproduce`: KFP's cache sees neither the code in an image nor a volume's files.
+                    code_digest=work.identity["code_digest"],
+                    data_digest=data_digest,
+                    **{name: tasks[key].outputs["out"] for name, key in inputs.items()},
+                )
+                task.set_container_image(images[work.node.stage.image])
+                place(task, resources_of(work.node.stage, work.recipe), placement)
+                task.set_display_name(f"{run.title}: {work.name}")
+                tasks[work.key] = task
+
+    return pipeline
+
+
+def table_pipeline_name(plan: TablePlan) -> str:
+    """`itpn/main-3` at profile `full` is `table-itpn-main-3-full`: lower case, digits and hyphens."""
+    text = f"table-{plan.name}-{plan.profile}".lower()
+    return "-".join("".join(c if c.isalnum() else " " for c in text).split())
+
+
+def _seed_of(work: StageWork, plan: TablePlan) -> list[str]:
+    """The overrides that only this stage's run has."""
+    return [text for text in work.overrides if text not in plan.overrides]

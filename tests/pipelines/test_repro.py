@@ -1,0 +1,188 @@
+"""`vitpipe repro` on real DVC: order, stages at the same time, failures and interrupts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.repro import _urgency, jobs_for, repro
+from vitpipe.config.read import load_recipe
+from vitpipe.contracts.errors import EngineError
+from vitpipe.contracts.graph import TWO_CORES, Node, Stage, graph_of
+
+pytestmark = pytest.mark.slow
+
+DVC = str(Path(sys.executable).parent / "dvc")
+FEEDERS = {"first": (), "left": ("first",), "right": ("first",), "last": ("left", "right")}
+# Waits until the other one has started, 30 s at most.
+MEETS = "touch {0}.started; for i in $(seq 300); do test -e {1}.started && break; sleep 0.1; done; test -e {1}.started"
+
+
+def nodes() -> list[Node]:
+    found = []
+    for order, (name, feeders) in enumerate(FEEDERS.items()):
+        stage = Stage(name, order, name, (), "train", "Artifact", TWO_CORES)
+        found.append(Node(stage, {feeder: feeder for feeder in feeders}))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with DVC, whose stages note their names in `order`."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([DVC, "init", "--quiet", "--no-scm"], check=True)
+    return tmp_path
+
+
+def write(**commands: str) -> None:
+    """`dvc.yaml` with the graph; stages that are not named only note that they ran."""
+    stages = {"identity": {"cmd": "echo identity >> order", "always_changed": True}}
+    for name, feeders in FEEDERS.items():
+        does = commands.get(name, "true")
+        stages[name] = {
+            "cmd": f"({does}) && echo {name} >> order && echo {name} > {name}.out",
+            "deps": [f"{feeder}.out" for feeder in feeders],
+            "outs": [f"{name}.out"],
+        }
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+
+
+def in_a_process() -> subprocess.Popen[str]:
+    """`repro` in a process of its own that a signal can be sent to."""
+    paths = (str(Path(__file__).parent), str(Path(__file__).parents[2]))
+    return subprocess.Popen(
+        [sys.executable, "-c", "from test_repro import nodes, repro; repro(nodes(), 2, print)"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # As in a terminal, also where the tests run in the background, which ignores SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for(folder: Path, *names: str) -> None:
+    for _ in range(600):
+        if all((folder / name).exists() for name in names):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"not all of {names} have appeared")
+
+
+def is_alive(number: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ran(folder: Path) -> list[str]:
+    return (folder / "order").read_text().split()
+
+
+def test_stages_that_do_not_need_each_other_run_at_the_same_time_and_finished_ones_once(folder):
+    write(left=MEETS.format("left", "right"), right=MEETS.format("right", "left") + "; echo said")
+    lines: list[str] = []
+    repro(nodes(), 2, lines.append)
+    order = ran(folder)
+    assert (order[:2], sorted(order[2:4]), order[4:]) == (["identity", "first"], ["left", "right"], ["last"])
+    assert "right: said" in lines
+    repro(nodes(), 2, lines.append)
+    assert ran(folder) == [*order, "identity"]
+
+
+def test_one_job_keeps_the_order_of_the_graph(folder):
+    write()
+    repro(nodes(), 1, print)
+    assert ran(folder) == ["identity", *FEEDERS]
+
+
+def test_after_a_failure_what_runs_ends_and_nothing_else_starts(folder):
+    # The other one is still at work when this one fails.
+    write(left="echo wrong; exit 3", right="sleep 3")
+    lines: list[str] = []
+    with pytest.raises(EngineError, match=r"Failed: 'left' .*its own message is above"):
+        repro(nodes(), 2, lines.append)
+    assert "left: wrong" in lines
+    assert ran(folder) == ["identity", "first", "right"]
+    write(right="sleep 3")
+    repro(nodes(), 2, lines.append)
+    assert ran(folder)[3:] == ["identity", "left", "last"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_reaches_the_stages_that_run_and_waits_for_them(folder, number):
+    saves = "trap 'sleep 1; touch {0}.saved; exit 130' INT; touch {0}.started; while :; do sleep 0.1; done"
+    write(left=saves.format("left"), right=saves.format("right"))
+    child = in_a_process()
+    wait_for(folder, "left.started", "right.started")
+    child.send_signal(number)
+    said = child.communicate(timeout=60)[1]
+    assert all((folder / f"{name}.saved").exists() for name in ("left", "right"))
+    assert (
+        "StoppedError: Stopped; finished stages and saved training states are kept. Where: left, right"
+        in said
+    )
+    assert ran(folder) == ["identity", "first"]
+
+
+def test_a_second_interrupt_ends_what_does_not_end_by_itself(folder):
+    stubborn = "trap 'test -e {0}.first && exit 130; touch {0}.first' INT; touch {0}.started; while :; do sleep 0.1; done"
+    write(left=stubborn.format("left"), right="true")
+    child = in_a_process()
+    wait_for(folder, "left.started", "right.out")
+    child.send_signal(signal.SIGINT)
+    wait_for(folder, "left.first")
+    assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    assert "StoppedError: Stopped" in child.communicate(timeout=60)[1]
+
+
+def test_stages_die_with_a_killed_repro(folder):
+    """After `kill -9` a stage that lived on would hold its folder against the next start."""
+    (folder / "stage.py").write_text(
+        "import os, pathlib, time\n"
+        "from vitpipe.stages.launch import die_with_starter\n"
+        "die_with_starter()\n"
+        "pathlib.Path('pid').write_text(str(os.getpid()))\n"
+        "pathlib.Path('left.started').touch()\n"
+        "time.sleep(120)\n"
+    )
+    write()
+    graph = yaml.safe_load(Path("dvc.yaml").read_text())
+    # Alone in its command, as in our dvc.yaml: the shell becomes the stage.
+    graph["stages"]["left"]["cmd"] = f"{sys.executable} stage.py"
+    Path("dvc.yaml").write_text(yaml.safe_dump(graph))
+    child = in_a_process()
+    wait_for(folder, "left.started")
+    child.kill()
+    child.communicate(timeout=60)
+    number = int((folder / "pid").read_text())
+    for _ in range(100):
+        if not is_alive(number):
+            break
+        time.sleep(0.1)
+    assert not is_alive(number)
+    write()
+    repro(nodes(), 2, print)  # no lock of the killed one is in the way
+    assert (folder / "last.out").exists()
+
+
+def test_small_networks_share_the_cores_and_large_ones_do_not():
+    alone = Path("/dev/nvidia0").exists()
+    assert jobs_for(load_recipe("itpn/pixel_base", "demo")) == (1 if alone else len(os.sched_getaffinity(0)))
+    assert jobs_for(load_recipe("itpn/pixel_base", "full")) == 1
+
+
+def test_what_is_long_or_has_much_behind_it_comes_first():
+    found = graph_of(load_recipe("itpn/pixel_base", "demo").stages)
+    order = sorted((node.name for node in found), key=_urgency(found).__getitem__)
+    assert order.index("intermediate") < order.index("finetune") < order.index("detect")
+    assert order.index("segment") < order.index("probe")

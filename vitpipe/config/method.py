@@ -1,0 +1,44 @@
+"""The method of a training stage in a recipe: its name and its settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, SerializeAsAny
+
+from vitpipe.config.named import NamedSection, one_of, settings_of
+from vitpipe.contracts.discovery import names_in
+
+METHODS = "vitpipe.methods"
+
+
+class MethodConfig(NamedSection):
+    """Base of the settings of all methods; a subclass has `name: Literal["<its folder>"]`.
+
+    Attributes:
+        gives_classifier: its result tells the classes of the training set apart: the stages intermediate and
+            finetune take such methods, pretrain takes the others.
+    """
+
+    gives_classifier: ClassVar[bool] = False
+
+
+def _gives_classifier(wanted: bool) -> AfterValidator:
+    """A validator: refuses a method of the other kind, which the stage could not build or measure."""
+
+    def check(method: MethodConfig) -> MethodConfig:
+        if method.gives_classifier == wanted:
+            return method
+        names = [n for n in names_in(METHODS) if settings_of(METHODS, n).gives_classifier == wanted]
+        what = (
+            "trains no classifier, as this stage does" if wanted else "trains a classifier, this stage none"
+        )
+        raise ValueError(f"method '{method.name}' {what} (choose from: {', '.join(names)})")
+
+    return AfterValidator(check)
+
+
+# By the value's own class: as a `MethodConfig` a recipe would be written without the settings.
+AnyMethod = SerializeAsAny[MethodConfig]
+PretrainingMethod = Annotated[AnyMethod, one_of(METHODS, "method", "masked_pixels"), _gives_classifier(False)]
+SupervisedMethod = Annotated[AnyMethod, one_of(METHODS, "method", "classify"), _gives_classifier(True)]

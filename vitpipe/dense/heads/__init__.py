@@ -1,0 +1,1 @@
+"""Heads of detection and segmentation, one folder each: settings in `config.py`, the head in `head.py`."""

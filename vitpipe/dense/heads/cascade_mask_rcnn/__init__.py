@@ -1,0 +1,1 @@
+"""Cascade Mask R-CNN's heads."""

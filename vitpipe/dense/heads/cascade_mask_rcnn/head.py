@@ -1,0 +1,61 @@
+"""Cascade Mask R-CNN's heads as in ViTDet (arXiv 2203.16527); `one_mask_cascade` differs from mmdet's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitpipe.dense.head import DetectionHead
+from vitpipe.dense.heads.cascade_mask_rcnn.config import CascadeMaskRCNNConfig
+from vitpipe.dense.rcnn_parts import (
+    BOX_STDS,
+    box_head,
+    box_training,
+    mask_head,
+    proposal_training,
+    roi_extractor,
+    rpn_head,
+    test_rules,
+)
+
+# The inverse of Detectron2's weights (10, 5), (20, 10), (30, 15) for positions and sizes.
+_STAGE_STDS = tuple(tuple(std / number for std in BOX_STDS) for number in (1, 2, 3))
+# As in the Cascade R-CNN paper.
+_STAGE_IOUS = (0.5, 0.6, 0.7)
+
+
+class CascadeMaskRCNN(DetectionHead):
+    """Three box heads of equal weight, each refining the boxes of the one before; class-agnostic boxes."""
+
+    def register(self) -> None:
+        """Register the cascade with one mask head, and LayerNorm over channels."""
+        import vitpipe.dense.heads.cascade_mask_rcnn.one_mask_cascade
+        import vitpipe.dense.layer_norm  # noqa: F401
+
+    def parts(
+        self, head: CascadeMaskRCNNConfig, *, width: int, num_classes: int, norm: str
+    ) -> dict[str, Any]:
+        """mmdet's `CascadeRCNN` with `OneMaskCascade`."""
+        return {
+            "type": "CascadeRCNN",
+            "rpn_head": rpn_head(head, width),
+            "roi_head": {
+                "type": "OneMaskCascade",
+                "num_stages": len(_STAGE_STDS),
+                # mmdet's default is 1, 0.5, 0.25; ViTDet's stages weigh the same.
+                "stage_loss_weights": [1.0] * len(_STAGE_STDS),
+                "bbox_head": [
+                    box_head(head, width, num_classes, norm, stds, by_class=False) for stds in _STAGE_STDS
+                ],
+                "bbox_roi_extractor": roi_extractor(width, 7),
+                "mask_roi_extractor": roi_extractor(width, 14),
+                "mask_head": mask_head(head, width, num_classes),
+            },
+            "train_cfg": {
+                **proposal_training(head),
+                "rcnn": [box_training(iou, match_low_quality=False) for iou in _STAGE_IOUS],
+            },
+            "test_cfg": test_rules(head),
+        }
+
+
+HEAD = CascadeMaskRCNN()

@@ -1,0 +1,50 @@
+"""Mask R-CNN's heads (He et al., arXiv 1703.06870), for feature maps without an FPN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitpipe.dense.head import DetectionHead
+from vitpipe.dense.heads.mask_rcnn.config import MaskRCNNConfig
+from vitpipe.dense.rcnn_parts import (
+    BOX_STDS,
+    box_head,
+    box_training,
+    mask_head,
+    proposal_training,
+    roi_extractor,
+    rpn_head,
+    test_rules,
+)
+
+_BOX_IOU = 0.5
+
+
+class MaskRCNN(DetectionHead):
+    """One box head and one mask head."""
+
+    def register(self) -> None:
+        """Register LayerNorm over channels."""
+        import vitpipe.dense.layer_norm  # noqa: F401
+
+    def parts(self, head: MaskRCNNConfig, *, width: int, num_classes: int, norm: str) -> dict[str, Any]:
+        """mmdet's `MaskRCNN`; boxes by class."""
+        return {
+            "type": "MaskRCNN",
+            "rpn_head": rpn_head(head, width),
+            "roi_head": {
+                "type": "StandardRoIHead",
+                "bbox_head": box_head(head, width, num_classes, norm, BOX_STDS, by_class=True),
+                "bbox_roi_extractor": roi_extractor(width, 7),
+                "mask_roi_extractor": roi_extractor(width, 14),
+                "mask_head": mask_head(head, width, num_classes),
+            },
+            "train_cfg": {
+                **proposal_training(head),
+                "rcnn": box_training(_BOX_IOU, match_low_quality=True),
+            },
+            "test_cfg": test_rules(head),
+        }
+
+
+HEAD = MaskRCNN()

@@ -1,0 +1,1 @@
+"""UPerNet's heads."""

@@ -1,0 +1,1 @@
+"""Supervised classification with mixed images and soft targets."""

@@ -1,0 +1,1 @@
+"""Supervised classification with losses on features of several depths: pixels and classes."""

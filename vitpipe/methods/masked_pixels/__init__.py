@@ -1,0 +1,1 @@
+"""Masked image modelling on pixels (MAE, iTPN, RevColV2)."""

@@ -1,0 +1,1 @@
+"""Stage `detect`: detection and instance segmentation on COCO."""

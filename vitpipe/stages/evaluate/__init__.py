@@ -1,0 +1,1 @@
+"""Stage `evaluate`: accuracy, cost and throughput of the result."""

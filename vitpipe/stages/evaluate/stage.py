@@ -1,0 +1,106 @@
+"""The independent measurement: the written weights, loaded afresh, on the validation set; size and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from vitpipe.benchmarks.model_cost import measure_cost
+from vitpipe.benchmarks.throughput import images_per_second
+from vitpipe.contracts.errors import CheckpointError
+from vitpipe.evaluate.accuracy import evaluate_classifier
+from vitpipe.models.build import as_stored, build_classifier
+from vitpipe.models.network import Classifier
+from vitpipe.models.transfer import describe, load_same
+from vitpipe.models.weights import load_state
+from vitpipe.stages.context import StageContext
+from vitpipe.stages.training import centre_batches, open_sets, trained_augment
+
+# float32 here against the training's precision there: more than this is not rounding.
+_AGREES_WITHIN = 0.002
+
+
+def run(ctx: StageContext) -> dict[str, float]:
+    """Evaluate the `weights` input in float32.
+
+    Tables: `per_class`, `confusion` (pairs that occur), `cost` (with conventions), `agreement` (beside
+    what the training stage measured).
+
+    Returns:
+        `top1`, `top5`, `loss`, `params`, `gmacs`, `images_per_second`.
+
+    Raises:
+        CheckpointError: when the weights are not those of a classifier of this recipe's model.
+    """
+    section, ranks = ctx.recipe.evaluate, ctx.ranks
+    _, val_set = open_sets(ctx, used=("val",))
+    build, state = _described_classifier(ctx)
+    model = build()
+    load_same(model, state, ctx.inputs["weights"].weights)
+    model.to(ranks.device)
+    accuracy = evaluate_classifier(
+        model,
+        centre_batches(ctx, val_set, trained_augment(ctx), section.eval_crop_ratio, section.batch),
+        model.num_classes,
+        ranks=ranks,
+        # float32, as published numbers are measured; training may have evaluated in bfloat16.
+        precision="off",
+    )
+    speed = images_per_second(
+        model,
+        image_size=ctx.recipe.model.image_size,
+        batch=section.throughput_batch,
+        rounds=section.throughput_rounds,
+        device=ranks.device,
+    )
+    ctx.logger.table("per_class", accuracy.class_rows(val_set.classes))
+    ctx.logger.table("confusion", accuracy.confusion_rows(val_set.classes))
+    _compare(ctx, accuracy.metrics())
+    return {**accuracy.metrics(), **_cost(ctx, build), "images_per_second": speed}
+
+
+def _described_classifier(ctx: StageContext) -> tuple[Callable[[], Classifier], dict[str, Tensor]]:
+    """How to build the network that the weights are for, and the weights."""
+    path = ctx.inputs["weights"].weights
+    state = load_state(path)
+    info = describe(state, path)
+    if info.kind != "classifier":
+        raise CheckpointError(
+            f"The weights are those of {info}, which cannot classify",
+            where=path,
+            fix="add a finetune stage to the recipe, or take evaluate out of its stages",
+        )
+    # Classes and options from the file, not from the recipe: it may be another stage's.
+    model = as_stored(ctx.recipe.model, info)
+    build = partial(build_classifier, model, num_classes=info.num_classes)
+    return build, state
+
+
+def _cost(ctx: StageContext, build: Callable[[], Classifier]) -> dict[str, float]:
+    # Built anew on the meta device: hooks and counted operators must not touch the measured network.
+    cost = measure_cost(build, ctx.recipe.model.image_size)
+    ctx.logger.table("cost", cost.table())
+    return {"params": float(cost.params), "gmacs": cost.gmacs}
+
+
+def _compare(ctx: StageContext, measured: dict[str, float]) -> None:
+    """Put our numbers beside those of the training stage; say so when they differ by more than rounding."""
+    trained = ctx.inputs["weights"]
+    shared = [name for name in measured if name in trained.metrics]
+    rows = [
+        {
+            "metric": name,
+            trained.card.stage: trained.metrics[name],
+            "evaluate": measured[name],
+            "difference": measured[name] - trained.metrics[name],
+        }
+        for name in shared
+    ]
+    ctx.logger.table("agreement", rows)
+    if "top1" in shared and abs(measured["top1"] - trained.metrics["top1"]) > _AGREES_WITHIN:
+        ctx.logger.say(
+            f"top1 is {measured['top1']:.4f} here, {trained.metrics['top1']:.4f} in {trained.card.stage}: "
+            "compare eval_crop_ratio and precision of the two sections"
+        )

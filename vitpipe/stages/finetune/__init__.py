@@ -1,0 +1,1 @@
+"""Stage `finetune`: fine-tuning on the target classes."""

@@ -1,0 +1,21 @@
+"""Entry and recipe section of stage `finetune`."""
+
+from __future__ import annotations
+
+from vitpipe.config.train_sections import ClassifyConfig
+from vitpipe.contracts.graph import CLASSES, DATA, EIGHT_GPUS, Stage
+
+STAGE = Stage(
+    name="finetune",
+    order=40,
+    summary="fine-tuning on the target classes",
+    inputs={**DATA, "weights": ("intermediate", "pretrain")},
+    reads=CLASSES,
+    sections=("seed", "model", "finetune"),
+    image="train",
+    kind="Model",
+    resources=EIGHT_GPUS,
+    headline="top1",
+    gives_weights=True,
+)
+CONFIG = ClassifyConfig

@@ -1,0 +1,1 @@
+"""Stage `intermediate`: fine-tuning on the larger label set."""

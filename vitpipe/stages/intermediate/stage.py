@@ -1,0 +1,3 @@
+"""Stage `intermediate`: fine-tuning on the larger label set."""
+
+from vitpipe.stages.train_classifier import run as run

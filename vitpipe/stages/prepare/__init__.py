@@ -1,0 +1,1 @@
+"""Stage `prepare`: raw images to verified shards."""

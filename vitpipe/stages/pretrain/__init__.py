@@ -1,0 +1,1 @@
+"""Stage `pretrain`: pre-training without labels."""

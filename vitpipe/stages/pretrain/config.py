@@ -1,0 +1,39 @@
+"""Entry and recipe section of stage `pretrain`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from vitpipe.config.method import METHODS, PretrainingMethod
+from vitpipe.config.named import settings_of
+from vitpipe.config.section import Effects
+from vitpipe.config.train_sections import TrainConfig
+from vitpipe.contracts.graph import CLASSES, DATA, EIGHT_GPUS, Stage
+
+
+class PretrainConfig(TrainConfig):
+    """Pre-training: by default masked image modelling on pixels (iTPN, section 4)."""
+
+    effects: ClassVar[Effects] = Effects(
+        weights="method",
+    )
+
+    method: PretrainingMethod = Field(default_factory=lambda: settings_of(METHODS, "masked_pixels"))
+
+
+STAGE = Stage(
+    name="pretrain",
+    order=20,
+    summary="pre-training without labels",
+    inputs=DATA,
+    reads=CLASSES,
+    sections=("seed", "model", "pretrain"),
+    image="train",
+    kind="Model",
+    resources=EIGHT_GPUS,
+    headline="loss",
+    gives_weights=True,
+)
+CONFIG = PretrainConfig

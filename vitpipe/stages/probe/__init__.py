@@ -1,0 +1,1 @@
+"""Stage `probe`: frozen features by nearest neighbours and a linear classifier."""

@@ -1,0 +1,1 @@
+"""Stage `report`: every result compared with the published row."""

@@ -1,0 +1,154 @@
+"""Stage `report`: the page of this run, the verdict, and the summary in the pipeline's MLflow run."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vitpipe.config.read import load_recipe
+from vitpipe.config.recipe import Recipe
+from vitpipe.contracts.artifact import CARD, open_artifact
+from vitpipe.contracts.errors import ArtifactError
+from vitpipe.contracts.graph import all_stages
+from vitpipe.report.compare import verdict_rows, verdicts_of
+from vitpipe.report.reference import comparison_of
+from vitpipe.report.reference_table import reference_rows
+from vitpipe.report.results import RunResults, open_results
+from vitpipe.report.write_report import Report, build_report, verdict_lines
+from vitpipe.stages.context import StageContext
+from vitpipe.stages.output_folders import check_result_folder
+from vitpipe.stages.recorded_recipe import mismatches_of
+from vitpipe.track.summary import log_pipeline_summary
+
+RECIPE_FILE = "recipe.json"
+_LOG_WIDTH = 110  # columns of the verdict table in a log, which has no width of its own
+
+
+def run(ctx: StageContext) -> dict[str, float]:
+    """Write `report.html`, `report.md`, `recipe.json`, `figures/` and the table `verdict`.
+
+    Returns:
+        `num_expected`, and how many verdicts there are of each kind: `num_reproduced`, ...; beside recorded
+        results `num_reference`, `num_reference_reproduced`, ...
+
+    Raises:
+        RecipeError: when an expectation does not select exactly one published row.
+        InputError: when the recorded results of a demo cannot be read.
+    """
+    artifacts = {artifact.card.stage: artifact for artifact in ctx.inputs.values()}
+    results = _with_mismatches(RunResults(ctx.recipe, artifacts))
+    (ctx.folder / RECIPE_FILE).write_text(ctx.recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    report = build_report([results], ctx.folder)
+    rows, references = verdict_rows(report.verdicts), reference_rows(report.comparisons)
+    ctx.logger.table("verdict", rows)
+    ctx.logger.table("reference", references)
+    for path in report.figures.values():
+        ctx.logger.figure(path.stem, path)
+    log_pipeline_summary(
+        ctx.logger,
+        results.artifacts,
+        verdicts=rows,
+        references=references,
+        files={file.name: file for file in (report.html, report.markdown)},
+        note=report.note,
+    )
+    _print_summary(ctx, report)
+    return report.metrics
+
+
+def report_of_folders(folders: Sequence[Path], out: Path) -> Path:
+    """The page of one or many finished runs (`vitpipe report`).
+
+    Args:
+        folders: `artifacts/RECIPE/PROFILE` each.
+        out: folder to write into.
+
+    Returns:
+        Path of the HTML page.
+
+    Raises:
+        ArtifactError: when a folder holds no finished stage.
+        RecipeError: when the recipe of a run cannot be read any more.
+    """
+    real_out = check_result_folder("--out", out)
+    return build_report([results_of_folder(folder) for folder in folders], real_out).html
+
+
+def verdicts_of_folders(folders: Sequence[Path]) -> list[str]:
+    """The verdict tables of finished runs as lines for the terminal (`vitpipe verdict`). Raises as above."""
+    runs = [results_of_folder(folder) for folder in folders]
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else _LOG_WIDTH
+    return verdict_lines(runs, width=width, colour=is_terminal)
+
+
+def verdict_values_of_folders(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The verdicts of finished runs as plain values (`vitpipe verdict --json`). Raises as above."""
+    runs = [results_of_folder(folder) for folder in folders]
+    comparisons = [comparison_of(run) for run in runs]
+    return [
+        {
+            "folder": str(folder),
+            "recipe": run.recipe.name,
+            "profile": run.recipe.profile,
+            "seed": run.recipe.seed,
+            "published": verdict_rows(verdicts_of(run)),
+            # Nothing is recorded at this profile: no rows, and nothing is missing.
+            "reference": reference_rows([found]),
+            "reference_missing": found.missing if found else "",
+        }
+        for folder, run, found in zip(folders, runs, comparisons, strict=True)
+    ]
+
+
+def results_of_folder(folder: Path) -> RunResults:
+    """A finished run with the recipe that its report stage kept, else the recipe that its cards name.
+
+    Raises:
+        ArtifactError: when no stage is finished there.
+    """
+    kept = folder / "report" / RECIPE_FILE
+    if kept.is_file():
+        return _with_mismatches(open_results(Recipe.model_validate_json(kept.read_bytes()), folder))
+    for stage in all_stages():
+        if (folder / stage / CARD).is_file():
+            card = open_artifact(folder / stage).card
+            # A folder of another seed than the recipe's own, as tables have them, has no report stage.
+            recipe = load_recipe(card.recipe, card.profile, [f"seed={card.seed}"])
+            return _with_mismatches(open_results(recipe, folder))
+    if (folder / CARD).is_file():
+        raise ArtifactError(
+            "This is the output of one stage, not the folder of a run",
+            where=folder,
+            fix=f"give the folder above it: {folder.parent}",
+        )
+    raise ArtifactError(
+        "There is no finished stage in this folder",
+        where=folder,
+        fix="give the folder of a run, for example artifacts/itpn/pixel_base/demo",
+    )
+
+
+def _with_mismatches(run: RunResults) -> RunResults:
+    return dataclasses.replace(run, mismatches=mismatches_of(run))
+
+
+def _print_summary(ctx: StageContext, report: Report) -> None:
+    # The folder is renamed from `.report.partial` to `report` when the stage has finished.
+    name = ctx.folder.name.removeprefix(".").removesuffix(".partial")
+    counts = Counter(verdict.judgement for verdict in report.verdicts)
+    found = ", ".join(f"{number} {judgement}" for judgement, number in sorted(counts.items()))
+    ctx.logger.say(
+        f"Beside the published rows: {found or 'nothing expected'}. `vitpipe verdict` shows the table"
+    )
+    for comparison in report.comparisons:
+        if comparison is not None:
+            judged = Counter(item.judgement for item in comparison.verdicts)
+            texts = ", ".join(f"{number} {judgement}" for judgement, number in sorted(judged.items()))
+            ctx.logger.say(comparison.missing or f"Beside our own reference: {texts}")
+    ctx.logger.say(f"Report: {ctx.folder.parent / name / report.html.name}")

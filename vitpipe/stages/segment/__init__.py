@@ -1,0 +1,1 @@
+"""Stage `segment`: semantic segmentation on ADE20K."""

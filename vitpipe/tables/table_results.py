@@ -1,0 +1,105 @@
+"""The finished runs of a table beside its published rows."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vitpipe.contracts.artifact import open_artifact
+from vitpipe.contracts.units import format_duration
+from vitpipe.report.seed_results import SeedResults, results_over_seeds, without_recipe
+from vitpipe.report.table_page import TableReport
+from vitpipe.tables.claims import Claim, TableRow
+from vitpipe.tables.run_table import Failure
+from vitpipe.tables.table_plan import FinishedStages, TablePlan
+
+
+def table_report(plan: TablePlan, failures: Mapping[str, Failure]) -> TableReport:
+    """Read what is finished and compare it; rows without a result say why.
+
+    Args:
+        failures: title of a run -> what failed in it.
+    """
+    finished = FinishedStages(plan.runs)
+    results = tuple(
+        item
+        for row in plan.rows
+        for item in (
+            [_compared(plan, row, claim, finished, failures) for claim in row.claims]
+            or [without_recipe(row.published)]
+        )
+    )
+    claims = [claim for row in plan.rows for claim in row.claims]
+    source = claims[0].recipe.source
+    return TableReport(
+        name=plan.name,
+        source=str(plan.rows[0].published["source"]),
+        title=source.title,
+        profile=plan.profile,
+        num_seeds=plan.num_seeds,
+        command=command_of(plan),
+        results=results,
+        runs=tuple(_run_rows(plan, finished)),
+        failures=tuple(f"{title}, stage {item.stage}: {item.message}" for title, item in failures.items()),
+        discrepancies=tuple(dict.fromkeys(text for claim in claims for text in claim.recipe.discrepancies)),
+    )
+
+
+def command_of(plan: TablePlan) -> str:
+    """The command that makes this table, with its own quotes."""
+    seeds = [] if plan.num_seeds == 1 else ["--seeds", str(plan.num_seeds)]
+    settings = [part for text in plan.overrides for part in ("--set", text)]
+    return shlex.join(["vitpipe", "table", plan.name, "--run", "--profile", plan.profile, *seeds, *settings])
+
+
+def _compared(
+    plan: TablePlan,
+    row: TableRow,
+    claim: Claim,
+    finished: FinishedStages,
+    failures: Mapping[str, Failure],
+) -> SeedResults:
+    metrics: dict[int, Mapping[str, float]] = {}
+    why: list[str] = []
+    not_run: list[str] = []
+    stage = claim.expectation.stage
+    for run in plan.runs_of(claim.name):
+        folder = finished.folder(run, stage) if stage in run.stages else None
+        if folder is not None:
+            metrics[run.recipe.seed] = open_artifact(folder, stage).metrics
+        elif stage not in run.stages:
+            why.append(f"the recipe has no stage {stage} at profile {plan.profile}")
+        elif run.title in failures:
+            why.append(f"seed {run.recipe.seed}: stage {failures[run.title].stage} failed")
+        else:
+            not_run.append(str(run.recipe.seed))
+    if not_run:
+        seeds = f"seeds {', '.join(not_run)} have" if len(not_run) > 1 else f"seed {not_run[0]} has"
+        why.append(f"{seeds} not run")
+    return results_over_seeds(
+        row.published,
+        claim.name,
+        claim.expectation,
+        metrics,
+        not_comparable=claim.recipe.not_comparable,
+        missing=", ".join(dict.fromkeys(why)),
+    )
+
+
+def _run_rows(plan: TablePlan, finished: FinishedStages) -> Iterator[dict[str, str]]:
+    """One row per finished stage folder, with all runs that use it."""
+    used: dict[Path, list[str]] = {}
+    for run in plan.runs:
+        for stage in run.stages:
+            if (folder := finished.folder(run, stage)) is not None:
+                used.setdefault(folder, []).append(run.title)
+    for folder, titles in used.items():
+        artifact = open_artifact(folder)
+        others = len(titles) - 1
+        yield {
+            "run": titles[0] + (f" and {others} more" if others else ""),
+            "stage": artifact.card.stage,
+            "time": format_duration(artifact.run.wall_seconds),
+            "folder": str(folder),
+        }
