@@ -9,8 +9,11 @@ from vitpipe.config.read import load_recipe
 from vitpipe.contracts.errors import RecipeError
 
 
-def _method(*overrides: str, stage: str = "pretrain", profile: str = "full"):
-    return getattr(load_recipe("itpn/pixel_base", profile, overrides), stage).method
+REVCOL = "revcol/supervised/tiny"  # whose networks can be built for either supervised method
+
+
+def _method(*overrides: str, stage: str = "pretrain", profile: str = "full", recipe: str = "itpn/pixel_base"):
+    return getattr(load_recipe(recipe, profile, overrides), stage).method
 
 
 def test_options_are_those_of_the_named_method():
@@ -23,14 +26,18 @@ def test_options_are_those_of_the_named_method():
 def test_later_options_add_up_for_the_same_method_and_replace_those_of_another():
     assert _method("pretrain.method.mask_ratio=0.6").mask_ratio == 0.6
     assert _method("pretrain.method=masked_pixels", profile="demo").mask_ratio == 0.5
-    named = "finetune.method=intermediate_supervision"
-    other = _method(named, "finetune.method.class_weight=0.2", stage="finetune")
-    assert (other.name, other.class_weight, other.label_smoothing) == ("intermediate_supervision", 0.2, 0.1)
-    smooth = _method(
-        "finetune.method.label_smoothing=0.3", "finetune.method={name: classify}", stage="finetune"
+    supervised = {"stage": "finetune", "recipe": REVCOL}
+    assert _method("finetune.method.class_weight=0.2", **supervised).class_weight == 0.2
+    to_classify = "finetune.method=classify"
+    smooth = _method(to_classify, "finetune.method.label_smoothing=0.3", **supervised)
+    assert (smooth.name, smooth.label_smoothing) == ("classify", 0.3)
+    assert (
+        _method("finetune.method.label_smoothing=0.3", to_classify, **supervised).label_smoothing
+        == _method(to_classify, **supervised).label_smoothing
+        == 0.1
     )
-    assert smooth.label_smoothing == 0.3
-    assert _method("finetune.method.label_smoothing=0.3", named, stage="finetune").label_smoothing == 0.1
+    same = "finetune.method={name: intermediate_supervision}"
+    assert _method("finetune.method.label_smoothing=0.3", same, **supervised).label_smoothing == 0.3
 
 
 @pytest.mark.parametrize(

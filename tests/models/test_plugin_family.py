@@ -81,6 +81,20 @@ def test_its_options_and_capabilities_are_checked(home: Path) -> None:
     assert "choose a model of the family hivit or revcolv2" in done.stderr
 
 
+def test_what_it_states_is_held_against_what_it_builds(home: Path) -> None:
+    path = home / "mine" / "models" / "toy" / "config.py"
+    stated = 'builds = ("encoder", "dense")'
+    path.write_text(path.read_text().replace("    width: Count = 24", f"    {stated}\n    width: Count = 24"))
+    code = "from vitpipe.models.families import family; family('toy')"
+    env = {**os.environ, "VITPIPE_PLUGINS": str(home / "mine")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert "The family 'toy' builds encoder, classifier, but states encoder, dense" in done.stderr
+    said = " ".join(call(home, "recipe", "toy.yaml", "--profile", "demo").stderr.split())
+    assert (
+        "method 'classify' of stage 'finetune' needs a classifier, which 'toy_tiny' of the family toy" in said
+    )
+
+
 @pytest.mark.parametrize(
     ("part", "text", "reason"),
     [

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, SerializeAsAny
 
 from vitpipe.config.named import NamedSection, one_of, settings_of
 from vitpipe.contracts.discovery import names_in
+from vitpipe.contracts.graph import NetworkKind
 
 METHODS = "vitpipe.methods"
 
@@ -18,9 +19,11 @@ class MethodConfig(NamedSection):
     Attributes:
         gives_classifier: its result tells the classes of the training set apart: the stages intermediate and
             finetune take such methods, pretrain takes the others.
+        builds: what its `build` asks the network's family for. A recipe whose family lacks it is refused.
     """
 
     gives_classifier: ClassVar[bool] = False
+    builds: ClassVar[tuple[NetworkKind, ...]] = ()
 
 
 def _gives_classifier(wanted: bool) -> AfterValidator:

@@ -17,6 +17,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from vitpipe.config.section import Effects, Pixels, Section
 from vitpipe.contracts.discovery import names_in, part_of, source_of
 from vitpipe.contracts.errors import InputError, RecipeError
+from vitpipe.contracts.graph import NetworkKind
 from vitpipe.contracts.spelling import did_you_mean
 
 FAMILIES = "vitpipe.models"
@@ -53,7 +54,14 @@ class ModelEntry:
 
 
 class ModelConfig(Section):
-    """Which network. `name` is one of `vitpipe models`; its family's subclass adds the family's options."""
+    """Which network. `name` is one of `vitpipe models`; its family's subclass adds the family's options.
+
+    Attributes:
+        builds: what the family's `family.py` builds, so that a recipe with a stage or method that needs more
+            is refused when it is read, without torch.
+    """
+
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier")
 
     effects: ClassVar[Effects] = Effects(
         weights="name image_size",
@@ -93,6 +101,11 @@ def config_class(family: str) -> type[ModelConfig]:
     """
     found: type[ModelConfig] = part_of(FAMILIES, family, "config", "CONFIG", ModelConfig)
     return found
+
+
+def families_that_build(kind: NetworkKind) -> list[str]:
+    """Names of the families whose networks may be built as this."""
+    return [name for name in family_names() if kind in config_class(name).builds]
 
 
 def entries() -> dict[str, ModelEntry]:

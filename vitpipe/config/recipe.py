@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 from pydantic import AfterValidator, ValidationError, create_model, model_validator
 
 from vitpipe.config.data import DataConfig
-from vitpipe.config.model import AnyModel
+from vitpipe.config.model import AnyModel, families_that_build
 from vitpipe.config.section import Effects, Positive, Section
 from vitpipe.config.set_names import sets_to_prepare
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.discovery import part_of
 from vitpipe.contracts.errors import InputError
-from vitpipe.contracts.graph import STAGE_PACKAGE, all_stages, stage_config_file
+from vitpipe.contracts.graph import STAGE_PACKAGE, NetworkKind, all_stages, stage_config_file
 from vitpipe.contracts.spelling import did_you_mean
 
 
@@ -32,6 +32,13 @@ def _is_stage(name: str) -> str:
     return name
 
 
+_NETWORKS: dict[NetworkKind, str] = {
+    "encoder": "a network without a head",
+    "classifier": "a classifier",
+    "intermediate_heads": "heads at intermediate depths",
+    "pretrainer": "a network for masked pre-training",
+    "dense": "feature maps for detection and segmentation",
+}
 StageName = Annotated[str, AfterValidator(_is_stage)]
 
 
@@ -108,6 +115,23 @@ class RecipeBase(Section):
             is_possible = earlier.gives_weights and earlier.order < later.order
             if not is_possible or "weights" not in later.inputs:
                 raise ValueError(f"stage '{stage}' cannot start from '{feeder}', which has no weights for it")
+        return self
+
+    @model_validator(mode="after")
+    def _network_can_be_built(self) -> RecipeBase:
+        entry = self.model.entry
+        for stage in self.stages:
+            method = getattr(getattr(self, stage, None), "method", None)
+            needed = dict.fromkeys(all_stages()[stage].builds, f"stage '{stage}'")
+            if method is not None:
+                needed |= dict.fromkeys(method.builds, f"method '{method.name}' of stage '{stage}'")
+            for kind, by in needed.items():
+                if kind not in self.model.builds:
+                    able = ", ".join(families_that_build(kind)) or "no family here"
+                    raise ValueError(
+                        f"{by} needs {_NETWORKS[kind]}, which '{entry.name}' of the family "
+                        f"{entry.family} does not have; take a network of: {able} (`vitpipe models`)"
+                    )
         return self
 
     @model_validator(mode="after")

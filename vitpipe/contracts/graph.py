@@ -20,6 +20,8 @@ Image = Literal["train", "dense"]
 Kind = Literal["Dataset", "Model", "Artifact"]
 STAGE_PACKAGE = "vitpipe.stages"
 CLASSES = "classes"  # the kind of a dataset of images with classes
+# What a family of networks may be built as; each is a function of `models.families.Family`.
+NetworkKind = Literal["encoder", "classifier", "intermediate_heads", "pretrainer", "dense"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Stage:
             `data`: what it makes of it reaches the others as their input folder.
         reads: kind of the dataset that `dataset` of its section names, as in the catalogue: `CLASSES`, or a
             layout such as `coco`.
+        builds: what the stage itself builds of the recipe's network; what a method builds says its settings.
         kind: Kubeflow's type of the output folder.
         pages: outputs of their own in Kubeflow: stem of a file in the folder -> Kubeflow's type.
         headline: the main metric, shown in the graph and on top of the report.
@@ -73,6 +76,7 @@ class Stage:
     inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     takes_every_stage: bool = False
     reads: str = ""
+    builds: tuple[NetworkKind, ...] = ()
     pages: Mapping[str, str] = field(default_factory=dict)
     headline: str = ""
     gives_weights: bool = False

@@ -9,13 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from torch import Tensor, nn
 
-from vitpipe.config.model import FAMILIES, ModelConfig, config_class, family_names, find_model
+from vitpipe.config.model import (
+    FAMILIES,
+    ModelConfig,
+    config_class,
+    families_that_build,
+    family_names,
+    find_model,
+)
 from vitpipe.contracts.discovery import part_of, source_of
 from vitpipe.contracts.errors import InputError, RecipeError
+from vitpipe.contracts.graph import NetworkKind
 from vitpipe.models.network import (
     Classifier,
     DenseBackbone,
@@ -63,7 +71,7 @@ class Family(ABC, Generic[Options]):
     """Builds the networks of one architecture and describes, checks and resizes its weights.
 
     A family overrides what it has of `encoder`, `classifier`, `intermediate_heads`, `pretrainer` and
-    `dense`; `model` is the recipe's section, of the type that the family's config.py defines.
+    `dense`, and names the same in `builds` of its recipe section; `model` is that section.
 
     Attributes:
         name: that of its folder.
@@ -140,13 +148,13 @@ class Family(ABC, Generic[Options]):
 
 def _lacks(
     model: ModelConfig,
-    capability: str,
+    capability: NetworkKind,
     what: str,
     *,
     where: str = "stages, model.name",
     instead: str = "remove the stage",
 ) -> RecipeError:
-    able = [f.name for f in families() if getattr(type(f), capability) is not getattr(Family, capability)]
+    able = families_that_build(capability)
     return RecipeError(
         f"{model.name} {what}",
         where=where,
@@ -158,7 +166,8 @@ def family(name: str) -> Family[Any]:
     """A family by the name of its folder, imported when first used.
 
     Raises:
-        InputError: as `discovery.part_of`, or when it has another name.
+        InputError: as `discovery.part_of`, or when it has another name or builds other networks than its
+            section says.
     """
     # By import, without a table of families: a new paper changes no file that is there, and a stage of one
     # family never imports another's networks.
@@ -168,6 +177,15 @@ def family(name: str) -> Family[Any]:
             f"The network family '{found.name}' lies in the folder {name}",
             where=source_of(f"{FAMILIES}.{name}.family") or name,
             fix="give both the same name",
+        )
+    overridden = tuple(k for k in get_args(NetworkKind) if getattr(type(found), k) is not getattr(Family, k))
+    if set(overridden) != set(config_class(name).builds):
+        # Recipes are accepted or refused by `builds`, long before this is imported.
+        stated = ", ".join(config_class(name).builds) or "nothing"
+        raise InputError(
+            f"The family '{name}' builds {', '.join(overridden) or 'nothing'}, but states {stated}",
+            where=source_of(f"{FAMILIES}.{name}.config") or name,
+            fix="name in its section's `builds` what family.py overrides",
         )
     return found
 

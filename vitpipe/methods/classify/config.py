@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from vitpipe.config.method import MethodConfig
 from vitpipe.config.section import Effects, Ratio
+from vitpipe.contracts.graph import NetworkKind
 
 
 class MixedTargetsConfig(MethodConfig):
@@ -16,6 +17,7 @@ class MixedTargetsConfig(MethodConfig):
     )
 
     gives_classifier: ClassVar[bool] = True
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("classifier",)
     label_smoothing: Ratio = 0.1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from vitpipe.config.section import Effects, NotNegative
+from vitpipe.contracts.graph import NetworkKind
 from vitpipe.methods.classify.config import MixedTargetsConfig
 
 
@@ -18,6 +19,8 @@ class IntermediateSupervisionConfig(MixedTargetsConfig):
     effects: ClassVar[Effects] = Effects(
         weights="name pixel_weight class_weight",
     )
+
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("classifier", "intermediate_heads")
 
     name: Literal["intermediate_supervision"] = "intermediate_supervision"
     pixel_weight: NotNegative = 3.0

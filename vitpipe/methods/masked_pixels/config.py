@@ -8,6 +8,7 @@ from pydantic import Field
 
 from vitpipe.config.method import MethodConfig
 from vitpipe.config.section import Effects
+from vitpipe.contracts.graph import NetworkKind
 
 
 class MaskedPixelsConfig(MethodConfig):
@@ -20,6 +21,8 @@ class MaskedPixelsConfig(MethodConfig):
     effects: ClassVar[Effects] = Effects(
         weights="name mask_ratio target_norm loss_on",
     )
+
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("pretrainer",)
 
     name: Literal["masked_pixels"] = "masked_pixels"
     # As in MAE; iTPN and RevColV2 keep it.

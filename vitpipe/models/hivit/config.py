@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from vitpipe.config.model import ModelConfig, ModelEntry
 from vitpipe.config.section import Count, Effects, Positive, Section
+from vitpipe.contracts.graph import NetworkKind
 
 _ITPN = "Integrally Pre-Trained Transformer Pyramid Networks (Tian et al., arXiv 2211.12735)"
 # The layer decay of iTPN's tables 8 and 10 (0.45 ... 0.6) is stated for a ViT of 12 blocks: 13 steps from its
@@ -56,6 +57,8 @@ class HiViTConfig(ModelConfig):
     effects: ClassVar[Effects] = Effects(
         weights="pyramid decoder relative_position head_init_std",
     )
+
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "pretrainer", "dense")
 
     pyramid: PyramidConfig = PyramidConfig()
     decoder: DecoderConfig = DecoderConfig()

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from vitpipe.config.model import ModelConfig, ModelEntry
 from vitpipe.config.section import Effects, Positive, Section
+from vitpipe.contracts.graph import NetworkKind
 
 _REVCOL = "Reversible Column Networks (Cai et al., arXiv 2212.11696)"
 
@@ -35,6 +36,8 @@ class RevColConfig(ModelConfig):
     effects: ClassVar[Effects] = Effects(
         weights="columns head_init_std",
     )
+
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "intermediate_heads")
 
     columns: ReversibleConfig = ReversibleConfig()
     # MAE's value for a head on pre-trained layers; the released code has 0.02 times a head init scale.

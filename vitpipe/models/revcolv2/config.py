@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from vitpipe.config.model import ModelConfig, ModelEntry
 from vitpipe.config.section import Count, Effects, Positive
+from vitpipe.contracts.graph import NetworkKind
 from vitpipe.models.revcol.config import ReversibleConfig
 
 _REVCOLV2 = (
@@ -36,6 +37,8 @@ class RevColV2Config(ModelConfig):
     effects: ClassVar[Effects] = Effects(
         weights="columns head_init_std",
     )
+
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "pretrainer", "dense")
 
     columns: ColumnsConfig = ColumnsConfig()
     # The general std of 0.02 times the published head init of 0.001 (tables 2 to 4), as in MAE's fine-tuning.

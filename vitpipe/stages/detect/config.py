@@ -11,6 +11,7 @@ STAGE = Stage(
     summary="detection and instance segmentation on COCO",
     inputs={**DATA, "weights": ("pretrain", "finetune", "intermediate")},
     reads="coco",
+    builds=("dense",),
     sections=("seed", "model", "detect"),
     image="dense",
     kind="Model",

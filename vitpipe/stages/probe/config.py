@@ -43,6 +43,7 @@ STAGE = Stage(
     order=50,
     summary="frozen features by nearest neighbours and a linear classifier",
     inputs={**DATA, "weights": ("pretrain", "finetune")},
+    builds=("encoder",),
     sections=("seed", "model", "probe"),
     image="train",
     kind="Artifact",

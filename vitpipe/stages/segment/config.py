@@ -11,6 +11,7 @@ STAGE = Stage(
     summary="semantic segmentation on ADE20K",
     inputs={**DATA, "weights": ("pretrain", "finetune", "intermediate")},
     reads="ade20k",
+    builds=("dense",),
     sections=("seed", "model", "segment"),
     image="dense",
     kind="Model",

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from vitpipe.config.method import MethodConfig
 from vitpipe.config.multi_crop import CropsConfig
 from vitpipe.config.section import Effects, Positive, Ratio
+from vitpipe.contracts.graph import NetworkKind
 
 
 class TwoViewsConfig(MethodConfig):
@@ -15,6 +16,8 @@ class TwoViewsConfig(MethodConfig):
     effects: ClassVar[Effects] = Effects(
         weights="name crops base_momentum clip_each frozen_epochs",
     )
+
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder",)
 
     name: Literal["two_views"] = "two_views"
     crops: CropsConfig = CropsConfig()
