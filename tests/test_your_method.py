@@ -71,7 +71,7 @@ def test_the_commands_in_their_order(project):
     assert json.loads((folder / "pretrain/metrics.json").read_text())["loss"] > 0.0
     table = (project / "artifacts/tables/lab-1/demo/table.md").read_text()
     assert "no recipe claims this row" in table
-    assert "embedded data and a nano network" in table
+    assert "imagenet (embedded) has" in table
     assert (project / "dvc.lock").is_file()
     # What runs again.
     assert set(planned(project).values()) == {"cached"}

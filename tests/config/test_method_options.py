@@ -8,7 +8,6 @@ from vitpipe.config.digest import recipe_sections
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.errors import RecipeError
 
-
 REVCOL = "revcol/supervised/tiny"  # whose networks can be built for either supervised method
 
 

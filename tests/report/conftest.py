@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from prepared_tables import write_catalogue_tables
 
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
@@ -73,17 +74,23 @@ def _history(stage: str, chance: random.Random) -> list[dict[str, float | int | 
     return rows
 
 
-def _tables(stage: str, chance: random.Random, folder: Path) -> None:
+def _tables(stage: str, chance: random.Random, folder: Path, profile: str) -> None:
     write_table(folder, "history", _history(stage, chance))
     digits = [str(i) for i in range(10)]
-    if stage == "prepare":
+    if stage == "prepare" and profile == "full":
+        write_catalogue_tables(folder, ["imagenet", "coco", "ade20k"])
+    elif stage == "prepare":
+        sizes = {"imagenet": (2000, 400, 10), "coco": (200, 60, 10), "ade20k": (200, 60, 18)}
         write_table(folder, "splits", [
-            {"dataset": "imagenet", "split": "train", "num_images": 2000, "num_objects": 2000, "num_bytes": 9_000_000},
-            {"dataset": "coco", "split": "val", "num_images": 60, "num_objects": 211, "num_bytes": 5_400_000},
+            {"dataset": name, "split": split, "num_images": number, "num_annotations": number,
+             "num_classes": num_classes, "num_bytes": 9_000_000}
+            for name, (train, val, num_classes) in sizes.items()
+            for split, number in (("train", train), ("val", val))
         ])  # fmt: skip
         write_table(
             folder, "classes", [{"dataset": "imagenet", "class": d, "name": f"digit {d}"} for d in digits]
         )
+    if stage == "prepare":
         Image.new("RGB", (64, 32), (30, 120, 90)).save(folder / "contact_sheet.png")
     if stage in ("finetune", "evaluate"):
         write_table(
@@ -101,7 +108,7 @@ def _tables(stage: str, chance: random.Random, folder: Path) -> None:
         ])  # fmt: skip
 
 
-def make_run(root: Path, recipe: Recipe) -> RunResults:
+def _make_run(root: Path, recipe: Recipe) -> RunResults:
     """Write finished folders of all stages of a recipe below `root` and open them."""
     chance = random.Random(recipe.seed)
     artifacts: dict[str, Artifact] = {}
@@ -111,7 +118,7 @@ def make_run(root: Path, recipe: Recipe) -> RunResults:
         folder = root / node.name
         folder.mkdir(parents=True)
         write_metrics(folder, _metrics(node.name, chance))
-        _tables(node.name, chance, folder)
+        _tables(node.name, chance, folder, recipe.profile)
         write_card(folder, Card(
             stage=node.name, recipe=recipe.name, profile=recipe.profile, recipe_digest=f"{i:x}" * 64,
             data_digest="da" * 32, code_digest=f"c{i:x}" * 32, image=node.stage.image, identity="1d" * 32,
@@ -126,19 +133,25 @@ def make_run(root: Path, recipe: Recipe) -> RunResults:
 
 
 @pytest.fixture(scope="session")
+def make_run():
+    """Makes a finished run of a recipe in a folder."""
+    return _make_run
+
+
+@pytest.fixture(scope="session")
 def demo_run(tmp_path_factory) -> RunResults:
     """A run of the demo profile."""
-    return make_run(tmp_path_factory.mktemp("demo"), load_recipe("itpn/pixel_base", "demo"))
+    return _make_run(tmp_path_factory.mktemp("demo"), load_recipe("itpn/pixel_base", "demo"))
 
 
 @pytest.fixture(scope="session")
 def full_run(tmp_path_factory) -> RunResults:
     """A run of the full profile, so that verdicts are given."""
-    return make_run(tmp_path_factory.mktemp("full"), load_recipe("itpn/pixel_base", "full"))
+    return _make_run(tmp_path_factory.mktemp("full"), load_recipe("itpn/pixel_base", "full"))
 
 
 @pytest.fixture(scope="session")
 def seed_runs(tmp_path_factory) -> list[RunResults]:
     """Three runs that differ in the seed."""
     recipes = [load_recipe("itpn/pixel_base", "demo", [f"seed={seed}"]) for seed in range(3)]
-    return [make_run(tmp_path_factory.mktemp(f"seed{r.seed}"), r) for r in recipes]
+    return [_make_run(tmp_path_factory.mktemp(f"seed{r.seed}"), r) for r in recipes]

@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vitpipe.config.recipe import Expectation
+from vitpipe.report.comparability import Reason
 from vitpipe.report.compare import (
     JUDGEMENTS,
     counts_of,
@@ -77,8 +78,9 @@ def test_printed_digits(value, digits):
 
 @given(st.floats(allow_nan=True, allow_infinity=True), st.text(min_size=1, max_size=20))
 def test_a_run_that_cannot_be_compared_gets_no_difference_but_shows_both_numbers(ours, why):
-    verdict = verdict_of(_expectation(), ROW, {"top1": ours}, why)
-    assert (verdict.judgement, verdict.delta, verdict.reason) == ("not comparable", None, why)
+    verdict = verdict_of(_expectation(), ROW, {"top1": ours}, [Reason("other data", why)])
+    wanted = why if math.isfinite(ours) else "top1 is not a finite number"
+    assert (verdict.judgement, verdict.delta, verdict.reason) == ("not comparable", None, wanted)
     assert verdict.published == 85.5
 
 
@@ -93,14 +95,14 @@ def test_a_run_that_cannot_be_compared_gets_no_difference_but_shows_both_numbers
     ],
 )
 def test_what_is_missing_is_the_reason(metrics, value, reason):
-    verdict = verdict_of(_expectation(), {**ROW, "value": value}, metrics, "")
+    verdict = verdict_of(_expectation(), {**ROW, "value": value}, metrics)
     assert (verdict.judgement, verdict.reason) == ("not comparable", reason)
 
 
 def test_our_number_is_brought_into_the_row_s_unit():
-    assert verdict_of(_expectation(), ROW, {"top1": 0.8552}, "").judgement == "reproduced"
+    assert verdict_of(_expectation(), ROW, {"top1": 0.8552}).judgement == "reproduced"
     params = verdict_of(
-        _expectation(metric="params", scale=1e-6, tolerance=0.5), {**ROW, "value": 79}, {"params": 78.7e6}, ""
+        _expectation(metric="params", scale=1e-6, tolerance=0.5), {**ROW, "value": 79}, {"params": 78.7e6}
     )
     assert params.ours == pytest.approx(78.7)
     assert params.judgement == "reproduced"
@@ -110,7 +112,19 @@ def test_the_demo_is_not_comparable_and_says_why(demo_run):
     verdicts = verdicts_of(demo_run)
     assert verdicts
     assert {v.judgement for v in verdicts} == {"not comparable"}
-    assert {v.reason for v in verdicts} == {demo_run.recipe.not_comparable}
+    reasons = {(v.stage, v.metric): v.reason for v in verdicts}
+    assert (
+        "imagenet (embedded) has 2,000 training and 400 validation images of 10 classes, not 1,281,167 and"
+        in (reasons["evaluate", "top1"])
+    )
+    assert 'model.name is "hivit_nano", not "hivit_base"' in reasons["evaluate", "params"]
+    assert "training images" not in reasons["evaluate", "params"]  # which no image changes
+    assert {kind for v in verdicts for kind in v.kinds} == {
+        "other data",
+        "other network",
+        "other settings",
+        "other stages",
+    }
     assert all(v.ours is not None for v in verdicts)
     assert {v.published for v in verdicts} >= {85.5, 53.0}
 

@@ -65,7 +65,8 @@ def test_the_page_is_whole_and_says_everything(demo_page, demo_run):
     for anchor in ("verdict", "graph", "data", "curves", "results", "protocol", "provenance", "run0-detect"):
         assert anchor in checker.ids
     assert "not comparable" in text
-    assert "embedded data" in text
+    assert "5 of 5 published rows not comparable: other data, other network" in text
+    assert "imagenet (embedded) has 2,000 training" in text
     assert "85.5 %" in text
     assert "AP₅₀" in text
     assert text.count("data:image/png") == 1
@@ -127,7 +128,8 @@ def test_results_are_opened_from_a_folder(demo_run):
 def test_lines_for_the_terminal(demo_run, full_run):
     lines = verdict_lines([demo_run], width=100)
     assert any("top-1 accuracy, ImageNet-1K" in line and "85.5 %" in line for line in lines)
-    assert any(line.startswith("Not comparable: embedded data") for line in lines[-3:])
+    assert "5 of 5 published rows not comparable: other data" in lines[0]
+    assert any(line.startswith("Not comparable (evaluate top1): imagenet (embedded) has") for line in lines)
     assert all(len(line) <= 100 for line in lines)
     assert "\x1b[" not in "".join(lines)
     assert "\x1b[" in "".join(verdict_lines([full_run], colour=True))

@@ -189,8 +189,8 @@ def _stages(found, judgement="not comparable") -> set[str]:
 @pytest.mark.parametrize(
     ("override", "stages", "reason"),
     [
-        ("detect.epochs=1", {"detect"}, "detect.epochs is 1.0, not 3.0"),
-        ("finetune.epochs=1", {"finetune", "evaluate"}, "finetune.epochs is 1.0, not 16.0"),
+        ("detect.epochs=1", {"detect"}, "detect.epochs is 1, not 3"),
+        ("finetune.epochs=1", {"finetune", "evaluate"}, "finetune.epochs is 1, not 16"),
         (
             "finetune.weights=/own.safetensors",
             {"finetune", "evaluate"},
@@ -198,7 +198,7 @@ def _stages(found, judgement="not comparable") -> set[str]:
         ),
         # What is logged of a stage reaches no other one.
         ("pretrain.log_every_steps=3", {"pretrain"}, "pretrain.log_every_steps is 3, not 10"),
-        ("evaluate.eval_crop_ratio=0.5", {"evaluate"}, "evaluate.eval_crop_ratio is 0.5, not 1.0"),
+        ("evaluate.eval_crop_ratio=0.5", {"evaluate"}, "evaluate.eval_crop_ratio is 0.5, not 1"),
     ],
 )
 def test_another_acting_value_is_not_comparable_and_named(demo_run, recorded, override, stages, reason):
@@ -306,7 +306,7 @@ def test_the_report_shows_both_comparisons(demo_run, recorded, tmp_path):
         assert cells[4] in shown
         assert "inside the range of 5 seeds" in shown
         assert "85.5 %" in shown
-    assert "Not comparable:" in page
+    assert "9 of 9 demo references reproduced; 5 of 5 published rows not comparable: other data" in page
     with (tmp_path / "tables/reference.csv").open(newline="", encoding="utf-8") as handle:
         assert [item["verdict"] for item in csv.DictReader(handle)] == ["reproduced"] * 9
     assert report.metrics["num_reference_reproduced"] == 9
@@ -335,7 +335,7 @@ def test_the_terminal_shows_the_reference_before_the_paper_s_rows(demo_run, reco
     assert text.index("our own reference") < text.index("85.5 %")
     assert "Not comparable (pretrain, intermediate" in text
     # The reasons are wrapped to the width.
-    assert " ".join(text.split()).endswith(f"Not comparable: {demo_run.recipe.not_comparable}.")
+    assert "Not comparable (evaluate top1): imagenet (embedded) has 2,000 training" in " ".join(text.split())
     recorded(None)
     assert "no reference: run `make references`" in "\n".join(verdict_lines([demo_run]))
 

@@ -247,7 +247,7 @@ def test_the_verdict_of_a_process_shows_the_reference(call, fake, file):
         "60.00 to 62.00",
         "reproduced",
         "Toy 1",
-        "Not comparable: embedded data",
+        "Not comparable (finetune top1, evaluate params)",
     ):
         assert part in done.stdout
     (shown,) = json.loads(vitpipe("verdict", "--json").stdout)

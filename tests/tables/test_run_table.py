@@ -200,7 +200,7 @@ def test_the_command_can_be_typed(toy):
 def test_at_demo_size_every_row_says_why_it_is_not_comparable(toy, fake):
     _, found = run(profile="demo")
     assert found["plain", "top1"].judgement == "not comparable"
-    assert "embedded data" in found["plain", "top1"].reason
+    assert found["plain", "top1"].reason == "imagenet (embedded) is not among the prepared sets"
     assert found["plain", "top1"].mean == pytest.approx(60.0)
 
 

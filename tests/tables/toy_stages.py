@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prepared_tables import write_catalogue_tables
+
 from vitpipe.config.digest import digest_of
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Card, RunRecord, open_artifact, write_card, write_metrics, writing
@@ -47,6 +49,8 @@ class FakeStages:
         metrics = {"top1": 0.6 + 0.01 * recipe.seed + (0.1 if smoothing == 0.2 else 0.0), "params": 2.04e6}
         with writing(out) as folder:
             write_metrics(folder, metrics)
+            if stage == "prepare" and recipe.profile != "demo":
+                write_catalogue_tables(folder, ["imagenet"])
             write_card(folder, Card(
                 stage=stage, recipe=recipe.name, profile=recipe.profile, recipe_digest=identity["recipe_digest"],
                 data_digest="da" * 32, code_digest=identity["code_digest"], image=node.stage.image,

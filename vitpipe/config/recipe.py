@@ -85,7 +85,7 @@ class RecipeBase(Section):
 
     effects: ClassVar[Effects] = Effects(
         weights="seed start_from data model",
-        figures="name profile summary source stages expect not_comparable discrepancies",
+        figures="name profile summary source stages expect discrepancies",
     )
 
     name: str
@@ -98,7 +98,6 @@ class RecipeBase(Section):
     data: DataConfig
     model: AnyModel
     expect: tuple[Expectation, ...] = ()
-    not_comparable: str = ""
     discrepancies: tuple[str, ...] = ()
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitpipe.config.train_sections import AugmentConfig
 from vitpipe.contracts.errors import RecipeError
+from vitpipe.contracts.protocol import short_side
 from vitpipe.data.resize import (
     Box,
     PackedPixels,
@@ -224,9 +225,7 @@ def eval_transform(image_size: int, crop_ratio: float, augment: AugmentConfig) -
         crop_ratio: side of the crop over the resized shorter side, for example 224 / 256.
         augment: interpolation, mean and std, the same as in training.
     """
-    # Truncated, as timm does for `crop_pct`.
-    resize = int(image_size / crop_ratio)
-    crop = CentreCrop(resize, image_size, augment.interpolation)
+    crop = CentreCrop(short_side(image_size, crop_ratio), image_size, augment.interpolation)
     return Chain([crop, Normalise(augment.mean, augment.std)])
 
 

@@ -3,7 +3,7 @@
 reproduced      equal at the precision at which the number was published
 within noise    the difference is at most the tolerance of the recipe
 above, below    the difference is larger than the tolerance (higher or lower, not better or worse)
-not comparable  different data or network, or a stage that did not run; the reason is given
+not comparable  the facts of the run differ from those of the row (comparability.py), or there is no number
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args
 
 from vitpipe.config.recipe import Expectation, Recipe
 from vitpipe.papers.published import find_row
+from vitpipe.report.comparability import Reason, published_recipe, reasons_of
+from vitpipe.report.protocol import LedgerRow, ledger_of
 from vitpipe.report.results import RunResults
 
 Judgement = Literal["reproduced", "within noise", "above", "below", "not comparable"]
@@ -32,6 +34,8 @@ class Verdict:
         ours: None when the stage or the metric is missing.
         published: as printed; a text where the row is not a number.
         delta: ours minus published; None when not comparable.
+        ledger: how the number was measured, beside the published settings.
+        kinds: of the reasons why it is not comparable, for a summary.
     """
 
     stage: str
@@ -44,7 +48,8 @@ class Verdict:
     judgement: Judgement
     reason: str
     row: Mapping[str, Any]
-    protocol: Mapping[str, str]
+    ledger: tuple[LedgerRow, ...]
+    kinds: tuple[str, ...] = ()
 
     @property
     def decimals(self) -> int:
@@ -83,14 +88,19 @@ def num_decimals(value: float) -> int:
 
 
 def verdict_of(
-    expectation: Expectation, row: Mapping[str, Any], metrics: Mapping[str, float] | None, not_comparable: str
+    expectation: Expectation,
+    row: Mapping[str, Any],
+    metrics: Mapping[str, float] | None,
+    reasons: Sequence[Reason] = (),
+    ledger: tuple[LedgerRow, ...] = (),
 ) -> Verdict:
     """Compare one expectation of a recipe with the measured metrics.
 
     Args:
         row: the published row that the expectation selects.
         metrics: metrics of the expectation's stage; None when it did not run.
-        not_comparable: why no result of this run can be compared; empty if they can.
+        reasons: why this run's number must not be compared; empty where it may.
+        ledger: how the number was measured, beside the published settings.
     """
     published, measured = row["value"], (metrics or {}).get(expectation.metric)
     ours = None if measured is None else measured * expectation.scale
@@ -104,8 +114,10 @@ def verdict_of(
     # bool is a subclass of int in Python, and tables of settings hold `true` and `false`.
     elif isinstance(published, bool) or not isinstance(published, int | float):
         reason = "the published row is not a number"
-    # A reason that holds for the whole run is more informative than a stage that is missing.
-    reason = not_comparable or reason
+    kinds: tuple[str, ...] = ("no result",) if reason else ()
+    if not reason:
+        reason = "; ".join(item.text for item in reasons)
+        kinds = tuple(dict.fromkeys(item.kind for item in reasons))
     judgement: Judgement = "not comparable"
     delta = None
     if not reason and ours is not None:
@@ -113,7 +125,7 @@ def verdict_of(
         delta = ours - published
     return Verdict(
         expectation.stage, expectation.metric, ours, published, row["unit"], delta,
-        expectation.tolerance, judgement, reason, row, expectation.protocol,
+        expectation.tolerance, judgement, reason, row, ledger, kinds,
     )  # fmt: skip
 
 
@@ -124,15 +136,26 @@ def verdicts_of(run: RunResults) -> list[Verdict]:
         RecipeError: when an expectation does not select exactly one published row.
     """
     recipe: Recipe = run.recipe
+    published = published_recipe(recipe)
     return [
         verdict_of(
             item,
             find_row(recipe.source.paper, item.where),
             run.artifacts[item.stage].metrics if item.stage in run.artifacts else None,
-            recipe.not_comparable,
+            reasons_of(run, item, published),
+            ledger_of(item, run.artifacts.get(item.stage)),
         )
         for item in recipe.expect
     ]
+
+
+def reasons_by_row(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
+    """(reason, `evaluate top1, detect box_AP`) of what is not comparable, each reason once."""
+    found: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.judgement == "not comparable":
+            found.setdefault(verdict.reason, []).append(f"{verdict.stage} {verdict.metric}")
+    return [(reason, ", ".join(metrics)) for reason, metrics in found.items()]
 
 
 def counts_of(verdicts: Sequence[Verdict]) -> dict[str, float]:

@@ -37,6 +37,7 @@ from vitpipe.report.result_tables import (
     stage_tables,
 )
 from vitpipe.report.results import RunResults, curves, labels
+from vitpipe.report.summary import summary_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 DATA_FILES = ("report/templates/*",)  # for the identity of stages
@@ -89,7 +90,7 @@ def write_page(runs: Sequence[RunResults], path: Path) -> Path:
     curve_figures = _curve_figures(runs)
     html = template_environment(escaping=True).get_template("page.html.j2").render(
         title=" and ".join(dict.fromkeys(run.recipe.name for run in runs)),
-        runs=views, curves=curve_figures, side_by_side=side_by_side(runs),
+        runs=views, curves=curve_figures, side_by_side=side_by_side(runs), summary=_summary(views),
         style=(TEMPLATES / "style.css").read_text(encoding="utf-8"), version=__version__,
     )  # fmt: skip
     path.write_text(html, encoding="utf-8")
@@ -102,9 +103,10 @@ def write_markdown(runs: Sequence[RunResults], path: Path, pictures: Mapping[str
     Args:
         pictures: title -> PNG beside or below the report.
     """
+    views = _views(runs, with_figures=False)
     text = template_environment(escaping=False).get_template("report.md.j2").render(
         title=" and ".join(dict.fromkeys(run.recipe.name for run in runs)),
-        runs=_views(runs, with_figures=False), side_by_side=side_by_side(runs),
+        runs=views, side_by_side=side_by_side(runs), summary=_summary(views),
         pictures={name: file.relative_to(path.parent).as_posix() for name, file in pictures.items()},
         verdict_table=verdict_markdown, reference_table=reference_markdown,
     )  # fmt: skip
@@ -188,6 +190,10 @@ def template_environment(*, escaping: bool) -> Any:
         "digest": lambda text: str(text)[:_DIGEST_DIGITS], "kind": lambda text: str(text).replace(" ", "-"),
     }  # fmt: skip
     return environment
+
+
+def _summary(views: Sequence[RunView]) -> str:
+    return summary_of([v for view in views for v in view.verdicts], [view.reference for view in views])
 
 
 def _views(runs: Sequence[RunResults], *, with_figures: bool = True) -> list[RunView]:

@@ -8,21 +8,20 @@ not comparable  other acting recipe values (the seed aside), other data or other
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from vitpipe.config.digest import recipe_sections
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.errors import InputError, some
-from vitpipe.contracts.graph import Node, graph_of
+from vitpipe.contracts.graph import graph_of
 from vitpipe.papers.published import find_row
 from vitpipe.papers.recorded_results import COMMAND, PROFILE, RECIPES, Reference, ReferenceRow, find_reference
 from vitpipe.report.compare import JUDGEMENTS, Judgement
+from vitpipe.report.recipe_differences import acting_values, chain_of, differences, edges_of
 from vitpipe.report.result_tables import is_percent
 from vitpipe.report.results import RunResults
 
@@ -31,9 +30,7 @@ _PERCENT_DECIMALS, _SIGNIFICANT_DIGITS = 2, 4
 # In binary 85.5 - 85.3 is slightly more than 0.2.
 _ROUNDING = 1e-9
 # Keys of a recipe that describe it. All others decide something and are recorded.
-_DESCRIBING = {"name", "profile", "summary", "source", "expect", "not_comparable", "discrepancies", "report"}
-# Another seed is what a reference is for; data enter by the digest of what was prepared.
-_NOT_COMPARED = {"seed", "data"}
+_DESCRIBING = {"name", "profile", "summary", "source", "expect", "discrepancies", "report"}
 _SHOWN_DIGITS = 12
 
 
@@ -204,19 +201,19 @@ def _why_not(run: RunResults, stage: str, reference: Reference | None, missing: 
         return missing
     if stage not in run.artifacts:
         return f"stage {stage} did not run"
-    chain = _chain(run.nodes(), stage)
+    chain = chain_of(run.nodes(), stage)
     if found := [run.mismatches[node.name] for node in chain if node.name in run.mismatches]:
         return found[0]
     try:
         recorded = _recorded_recipe(reference)
     except (ValidationError, InputError):
         return f"this version cannot read the recipe that the reference was run with: run `{COMMAND}`"
-    theirs = _chain(graph_of(recorded.stages, recorded.start_from), stage)
-    if _edges(chain) != _edges(theirs):
+    theirs = chain_of(graph_of(recorded.stages, recorded.start_from), stage)
+    if edges_of(chain) != edges_of(theirs):
         names, others = (", ".join(node.name for node in nodes) for nodes in (chain, theirs))
         return f"the chain of {stage} is {names}; that of the reference is {others or 'without this stage'}"
-    if changed := _differences(_acting(run.recipe, chain), _acting(recorded, theirs)):
-        return f"the recipe has other values than that of the reference: {some(changed)}"
+    if changed := differences(acting_values(run.recipe, chain), acting_values(recorded, theirs)):
+        return f"the recipe has other values than that of the reference: {some(list(changed.values()))}"
     digest = run.artifacts[stage].card.data_digest
     if digest != reference.data_digest:
         shown, wanted = (text[:_SHOWN_DIGITS] or "unknown" for text in (digest, reference.data_digest))
@@ -229,49 +226,3 @@ def _recorded_recipe(reference: Reference) -> Recipe:
     described = {"name": reference.recipe, "profile": reference.profile, "summary": ""}
     source = {"paper": "", "title": ""}
     return Recipe.model_validate({**reference.values, **described, "source": source})
-
-
-def _chain(nodes: Sequence[Node], stage: str) -> list[Node]:
-    """A stage and all that feeds it, directly or not, in running order."""
-    wanted, found = {stage}, []
-    for node in reversed(nodes):
-        if node.name in wanted:
-            wanted |= set(node.inputs.values())
-            found.append(node)
-    return found[::-1]
-
-
-def _edges(chain: Sequence[Node]) -> dict[str, dict[str, str]]:
-    return {node.name: node.inputs for node in chain}
-
-
-def _acting(recipe: Recipe, chain: Sequence[Node]) -> dict[str, Any]:
-    """Dotted key -> value of all that can change a result of the chain's last stage."""
-    sections: dict[str, Any] = {}
-    for node in chain:
-        # What is measured and logged of an earlier stage does not reach the last one.
-        is_earlier = node is not chain[-1]
-        names = [name for name in node.stage.sections if name not in _NOT_COMPARED]
-        sections |= recipe_sections(recipe, names, on_weights_only=is_earlier)
-    return _flat(sections)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """`finetune.epochs is 8, not 16`, in alphabetical order."""
-    absent = object()
-    pairs = ((key, ours.get(key, absent), theirs.get(key, absent)) for key in sorted({*ours, *theirs}))
-
-    def text(value: Any) -> str:
-        return "absent" if value is absent else json.dumps(value)
-
-    return [f"{key} is {text(here)}, not {text(there)}" for key, here, there in pairs if here != there]

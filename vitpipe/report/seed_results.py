@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitpipe.config.recipe import Expectation
+from vitpipe.report.comparability import Reason
 from vitpipe.report.compare import Verdict, num_decimals, verdict_of
 from vitpipe.report.result_tables import in_unit
 
@@ -83,14 +84,14 @@ def results_over_seeds(
     expectation: Expectation,
     metrics: Mapping[int, Mapping[str, float]],
     *,
-    not_comparable: str,
+    reasons: Sequence[Reason],
     missing: str,
 ) -> SeedResults:
     """Compare the mean over the finished seeds with a published row.
 
     Args:
         metrics: seed -> metrics of the expectation's stage, of the seeds that are finished.
-        not_comparable: why no result of this recipe can be compared; empty if they can.
+        reasons: why these results must not be compared; empty where they may.
         missing: why seeds are missing; empty if none is.
     """
     ours = {
@@ -104,12 +105,12 @@ def results_over_seeds(
         measured = {}
         if ours:
             measured[expectation.metric] = statistics.fmean(ours.values()) / expectation.scale
-    verdict = verdict_of(expectation, row, measured, not_comparable)
-    reasons = [missing] if missing else []
+    verdict = verdict_of(expectation, row, measured, reasons)
+    why = [missing] if missing else []
     # "did not run" says less than why it did not.
-    if metrics or not missing or not_comparable:
-        reasons.append(verdict.reason)
-    return SeedResults(row, recipe, expectation.stage, ours, verdict, "; ".join(reasons))
+    if metrics or not missing:
+        why.append(verdict.reason)
+    return SeedResults(row, recipe, expectation.stage, ours, verdict, "; ".join(why))
 
 
 def plain_rows(results: Sequence[SeedResults]) -> list[dict[str, Any]]:

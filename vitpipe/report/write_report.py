@@ -14,7 +14,14 @@ from vitpipe.contracts.errors import ArtifactError, disk_errors, some
 from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.contracts.units import format_duration
 from vitpipe.report import figures
-from vitpipe.report.compare import Judgement, Verdict, counts_of, verdict_rows, verdicts_of
+from vitpipe.report.compare import (
+    Judgement,
+    Verdict,
+    counts_of,
+    reasons_by_row,
+    verdict_rows,
+    verdicts_of,
+)
 from vitpipe.report.page import signed, stage_panels, verdict_markdown, write_markdown, write_page
 from vitpipe.report.reference import ReferenceComparison, comparison_of, counts_by_reference
 from vitpipe.report.reference_table import (
@@ -28,6 +35,7 @@ from vitpipe.report.reference_table import (
 )
 from vitpipe.report.result_tables import in_unit
 from vitpipe.report.results import RunResults, labels
+from vitpipe.report.summary import summary_of
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
 _CSV_TABLES = (f"{TABLES}/verdict.csv", f"{TABLES}/reference.csv")
@@ -58,6 +66,7 @@ class Report:
         comparisons: of each run with its recorded results; None at profiles that have none.
         metrics: `num_expected`, `num_reproduced`, ..., `num_reference_reproduced`, ... over all runs.
         note: the verdict tables in Markdown.
+        summary: all verdicts in one sentence.
     """
 
     html: Path
@@ -67,6 +76,7 @@ class Report:
     comparisons: list[ReferenceComparison | None]
     metrics: dict[str, float]
     note: str
+    summary: str
 
 
 def build_report(runs: Sequence[RunResults], out: Path) -> Report:
@@ -97,8 +107,9 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
         write_table(out, "reference", reference_rows(comparisons))
     counts = counts_of(every) | counts_by_reference(comparisons)
     notes = [reference_markdown(found) for found in comparisons if found is not None]
-    note = "\n\n".join([*notes, verdict_markdown(every)])
-    return Report(html, text, pictures, every, comparisons, counts, note)
+    said = summary_of(every, comparisons)
+    note = "\n\n".join([said, *notes, verdict_markdown(every)])
+    return Report(html, text, pictures, every, comparisons, counts, note, said)
 
 
 def _refuse_foreign_files(out: Path) -> None:
@@ -146,6 +157,8 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
     # Rendered into text, because a stage writes the lines to its logger and a verb to the terminal.
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=colour, no_color=not colour, highlight=False)
+    every = [verdict for run in runs for verdict in verdicts_of(run)]
+    console.print(summary_of(every, [comparison_of(run) for run in runs]), markup=False)
     for label, run in zip(labels(runs), runs, strict=True):
         if (found := comparison_of(run)) is not None:
             if found.reference is not None:
@@ -160,7 +173,8 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
         for heading in ("ours", "published", "difference", "tolerance"):
             table.add_column(heading, justify="right")
         table.add_column("verdict")
-        for verdict in verdicts_of(run):
+        verdicts = verdicts_of(run)
+        for verdict in verdicts:
             table.add_row(
                 verdict.title,
                 in_unit(verdict.ours, verdict.unit),
@@ -170,8 +184,8 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
                 Text(verdict.judgement, style=COLOURS[verdict.judgement]),
             )
         console.print(table)
-        if run.recipe.not_comparable:
-            console.print(f"Not comparable: {run.recipe.not_comparable}.")
+        for reason, titles in reasons_by_row(verdicts):
+            console.print(f"Not comparable ({titles}): {reason}.", markup=False)
     return screen.getvalue().rstrip("\n").split("\n")
 
 

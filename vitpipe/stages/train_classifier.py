@@ -9,10 +9,12 @@ import json
 from functools import partial
 
 from vitpipe.config.train_sections import ClassifyConfig
+from vitpipe.contracts.protocol import NOT_AVERAGED, PROTOCOL
 from vitpipe.models.network import Network
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import (
     EMA_WEIGHTS,
+    accuracy_protocol,
     build_method,
     fit,
     judge,
@@ -49,9 +51,14 @@ def run(ctx: StageContext) -> dict[str, float]:
     )
     save_results(ctx, method, classes=classes)
     metrics = measured()
+    measured_by = partial(accuracy_protocol, ctx, val_set=sets[1], augment=section.augment)
+    protocol = measured_by(metrics, crop_ratio=section.eval_crop_ratio, EMA=NOT_AVERAGED)
     if state.average:
         # After the raw weights have been saved: the average takes their place in the same network.
         method.model.load_state_dict(state.average.shadow)
         save_result(ctx, method.model, EMA_WEIGHTS, classes=classes)
-        metrics |= measured(prefix="ema_")
+        averaged = measured(prefix="ema_")
+        protocol += measured_by(averaged, crop_ratio=section.eval_crop_ratio, EMA=section.ema_decay)
+        metrics |= averaged
+    ctx.logger.table(PROTOCOL, protocol)
     return metrics

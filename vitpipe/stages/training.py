@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,7 @@ from vitpipe.config.resolve import Reason, TrainPlan, num_workers, train_plan
 from vitpipe.config.train_sections import AugmentConfig, LoopConfig, TrainConfig
 from vitpipe.contracts.artifact import WEIGHTS
 from vitpipe.contracts.graph import all_stages
+from vitpipe.contracts.protocol import centre_crop, protocol_rows
 from vitpipe.contracts.seeds import seed_of
 from vitpipe.data.augment import eval_transform
 from vitpipe.data.batches import Batch, ImageSet, eval_batches, train_batches
@@ -214,6 +215,25 @@ def centre_batches(
         workers=num_workers(ctx.recipe.data),
         seed=ctx.recipe.seed,
     )
+
+
+def accuracy_protocol(
+    ctx: StageContext,
+    metrics: Iterable[str],
+    val_set: ImageSet,
+    augment: AugmentConfig,
+    crop_ratio: float,
+    **settings: object,
+) -> list[dict[str, str]]:
+    """Rows of the table `protocol`: crop, interpolation, images and classes of these accuracies.
+
+    Args:
+        augment: gave the interpolation.
+        settings: further ones by name.
+    """
+    crop = centre_crop(ctx.recipe.model.image_size, crop_ratio, augment.interpolation)
+    counted = {"images": len(val_set), "classes": len(val_set.classes)}
+    return protocol_rows(metrics, {**crop, **counted, **settings})
 
 
 def judge(

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.units import format_duration
+from vitpipe.report.comparability import Reason, published_recipe, reasons_of
+from vitpipe.report.results import RunResults
 from vitpipe.report.seed_results import SeedResults, results_over_seeds, without_recipe
 from vitpipe.report.table_page import TableReport
 from vitpipe.tables.claims import Claim, TableRow
 from vitpipe.tables.run_table import Failure
-from vitpipe.tables.table_plan import FinishedStages, TablePlan
+from vitpipe.tables.table_plan import FinishedStages, TablePlan, TableRun
 
 
 def table_report(plan: TablePlan, failures: Mapping[str, Failure]) -> TableReport:
@@ -61,6 +63,8 @@ def _compared(
     failures: Mapping[str, Failure],
 ) -> SeedResults:
     metrics: dict[int, Mapping[str, float]] = {}
+    reasons: dict[Reason, None] = {}  # an ordered set
+    published = published_recipe(claim.recipe)
     why: list[str] = []
     not_run: list[str] = []
     stage = claim.expectation.stage
@@ -68,6 +72,8 @@ def _compared(
         folder = finished.folder(run, stage) if stage in run.stages else None
         if folder is not None:
             metrics[run.recipe.seed] = open_artifact(folder, stage).metrics
+            results = _results_of(run, finished)
+            reasons |= dict.fromkeys(reasons_of(results, claim.expectation, published))
         elif stage not in run.stages:
             why.append(f"the recipe has no stage {stage} at profile {plan.profile}")
         elif run.title in failures:
@@ -82,9 +88,16 @@ def _compared(
         claim.name,
         claim.expectation,
         metrics,
-        not_comparable=claim.recipe.not_comparable,
+        reasons=tuple(reasons),
         missing=", ".join(dict.fromkeys(why)),
     )
+
+
+def _results_of(run: TableRun, finished: FinishedStages) -> RunResults:
+    """The finished stages of a run, wherever they lie; identities and inputs were compared to find them."""
+    folders = {stage: finished.folder(run, stage) for stage in run.stages}
+    found = {stage: open_artifact(folder, stage) for stage, folder in folders.items() if folder is not None}
+    return RunResults(run.recipe, found)
 
 
 def _run_rows(plan: TablePlan, finished: FinishedStages) -> Iterator[dict[str, str]]:

@@ -286,7 +286,7 @@ def _origin(
 ) -> Origin:
     whole = recipe.model_dump(mode="json")
     # Descriptions and expected values, not parameters of the run.
-    described = {"summary", "source", "expect", "discrepancies", "not_comparable", "report"}
+    described = {"summary", "source", "expect", "discrepancies", "report"}
     flat = flatten({key: value for key, value in whole.items() if key not in described})
     key = (
         pipeline

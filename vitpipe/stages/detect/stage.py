@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vitpipe.config.dense_sections import DetectConfig
+from vitpipe.contracts.protocol import COCO_AP, PROTOCOL, protocol_rows
 from vitpipe.data.image_grid import (
     DrawnObject,
     Section,
@@ -110,12 +111,27 @@ def _evaluate(
     ctx.logger.table(f"{prefix}per_class", _class_rows(boxes, masks))
     with optional_figure(f"{prefix}predictions", ctx.logger.say):
         _draw(ctx, val_set, drawn, len(folder.classes), f"{prefix}predictions")
-    return {
+    metrics = {
         f"{prefix}{kind}_{name}": value
         for kind, result in (("box", boxes), ("mask", masks))
         for name, value in result.numbers.items()
         if not math.isnan(value)
     }
+    long_side, short_side = ctx.section.test_size
+    ctx.logger.table(
+        f"{prefix}{PROTOCOL}",
+        protocol_rows(
+            metrics,
+            {
+                "test size": f"{long_side}x{short_side}",
+                "flips": "none",
+                "AP": COCO_AP,
+                "images": len(val_set),
+                "classes": len(folder.classes),
+            },
+        ),
+    )
+    return metrics
 
 
 def _class_rows(boxes: CocoResult, masks: CocoResult) -> list[dict[str, Any]]:

@@ -10,13 +10,14 @@ from torch import Tensor
 from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.benchmarks.throughput import images_per_second
 from vitpipe.contracts.errors import CheckpointError
+from vitpipe.contracts.protocol import NOT_AVERAGED, PROTOCOL, protocol_rows
 from vitpipe.evaluate.accuracy import evaluate_classifier
 from vitpipe.models.build import as_stored, build_classifier
 from vitpipe.models.network import Classifier
 from vitpipe.models.transfer import describe, load_same
 from vitpipe.models.weights import load_state
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.training import centre_batches, open_sets, trained_augment
+from vitpipe.stages.training import accuracy_protocol, centre_batches, open_sets, trained_augment
 
 # float32 here against the training's precision there: more than this is not rounding.
 _AGREES_WITHIN = 0.002
@@ -26,7 +27,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     """Evaluate the `weights` input in float32.
 
     Tables: `per_class`, `confusion` (pairs that occur), `cost` (with conventions), `agreement` (beside
-    what the training stage measured).
+    what the training stage measured), `protocol`.
 
     Returns:
         `top1`, `top5`, `loss`, `params`, `gmacs`, `images_per_second`.
@@ -34,7 +35,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     Raises:
         CheckpointError: when the weights are not those of a classifier of this recipe's model.
     """
-    section, ranks = ctx.recipe.evaluate, ctx.ranks
+    section, ranks, side = ctx.recipe.evaluate, ctx.ranks, ctx.recipe.model.image_size
     _, val_set = open_sets(ctx, used=("val",))
     build, state = _described_classifier(ctx)
     model = build()
@@ -50,7 +51,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     )
     speed = images_per_second(
         model,
-        image_size=ctx.recipe.model.image_size,
+        image_size=side,
         batch=section.throughput_batch,
         rounds=section.throughput_rounds,
         device=ranks.device,
@@ -58,6 +59,20 @@ def run(ctx: StageContext) -> dict[str, float]:
     ctx.logger.table("per_class", accuracy.class_rows(val_set.classes))
     ctx.logger.table("confusion", accuracy.confusion_rows(val_set.classes))
     _compare(ctx, accuracy.metrics())
+    measured = accuracy_protocol(
+        ctx,
+        accuracy.metrics(),
+        val_set,
+        trained_augment(ctx),
+        section.eval_crop_ratio,
+        EMA=NOT_AVERAGED,
+    )
+    head = f"classifier with its {model.num_classes}-class head"
+    counted = protocol_rows(["params"], {"counted": head})
+    counted += protocol_rows(
+        ["gmacs"], {"counted": f"multiply-adds of the {head}", "image": f"{side} pixels"}
+    )
+    ctx.logger.table(PROTOCOL, measured + counted)
     return {**accuracy.metrics(), **_cost(ctx, build), "images_per_second": speed}
 
 

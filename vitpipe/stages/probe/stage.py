@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vitpipe.contracts.protocol import PROTOCOL
 from vitpipe.data.batches import ImageSet
 from vitpipe.data.mixup import Mixup
 from vitpipe.evaluate.accuracy import evaluate_classifier
@@ -18,7 +19,15 @@ from vitpipe.models.transfer import describe, transfer_weights
 from vitpipe.models.weights import load_state, save_weights
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.probe.config import LinearConfig, ProbeConfig
-from vitpipe.stages.training import centre_batches, fit, make_plan, open_sets, seed_model, trained_augment
+from vitpipe.stages.training import (
+    accuracy_protocol,
+    centre_batches,
+    fit,
+    make_plan,
+    open_sets,
+    seed_model,
+    trained_augment,
+)
 
 _BATCH = 64  # forward only: its size changes speed and memory, not the numbers
 LINEAR_WEIGHTS = "linear.safetensors"
@@ -39,6 +48,12 @@ def run(ctx: StageContext) -> dict[str, float]:
     network, random = (net.to(ctx.ranks.device).eval() for net in _frozen_networks(ctx))
     (knn, linear), (random_knn, random_linear) = (_on_features(ctx, net, sets) for net in (network, random))
     found = {"knn_top1": knn, "random_knn_top1": random_knn}
+    augment = trained_augment(ctx) if section.linear is None else section.linear.augment
+    trained = "on features computed once" if section.linear is None else "on augmented images"
+    rows = accuracy_protocol(
+        ctx, ["linear_top1"], sets[1], augment, section.eval_crop_ratio, classifier=trained
+    )
+    ctx.logger.table(PROTOCOL, rows)
     if section.linear is None:
         return found | {"linear_top1": linear, "random_linear_top1": random_linear}
     found |= {"cached_linear_top1": linear, "random_cached_linear_top1": random_linear}

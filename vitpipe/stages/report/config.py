@@ -29,7 +29,6 @@ STAGE = Stage(
         "summary",
         "source",
         "expect",
-        "not_comparable",
         "discrepancies",
         "report",
         "stages",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import CARD, open_artifact
-from vitpipe.contracts.errors import ArtifactError
+from vitpipe.contracts.errors import ArtifactError, RecipeError
 from vitpipe.contracts.graph import all_stages
 from vitpipe.report.compare import verdict_rows, verdicts_of
 from vitpipe.report.reference import comparison_of
@@ -111,10 +112,19 @@ def results_of_folder(folder: Path) -> RunResults:
 
     Raises:
         ArtifactError: when no stage is finished there.
+        RecipeError: when the recipe of the run cannot be read any more.
     """
     kept = folder / "report" / RECIPE_FILE
     if kept.is_file():
-        return _with_mismatches(open_results(Recipe.model_validate_json(kept.read_bytes()), folder))
+        try:
+            recipe = Recipe.model_validate_json(kept.read_bytes())
+        except ValidationError as error:
+            raise RecipeError(
+                f"This version cannot read the recipe that the run kept ({error.errors()[0]['msg']})",
+                where=kept,
+                fix="run the stage report again (`dvc repro report`)",
+            ) from error
+        return _with_mismatches(open_results(recipe, folder))
     for stage in all_stages():
         if (folder / stage / CARD).is_file():
             card = open_artifact(folder / stage).card
@@ -141,14 +151,8 @@ def _with_mismatches(run: RunResults) -> RunResults:
 def _print_summary(ctx: StageContext, report: Report) -> None:
     # The folder is renamed from `.report.partial` to `report` when the stage has finished.
     name = ctx.folder.name.removeprefix(".").removesuffix(".partial")
-    counts = Counter(verdict.judgement for verdict in report.verdicts)
-    found = ", ".join(f"{number} {judgement}" for judgement, number in sorted(counts.items()))
-    ctx.logger.say(
-        f"Beside the published rows: {found or 'nothing expected'}. `vitpipe verdict` shows the table"
-    )
+    ctx.logger.say(f"{report.summary} `vitpipe verdict` shows the table")
     for comparison in report.comparisons:
-        if comparison is not None:
-            judged = Counter(item.judgement for item in comparison.verdicts)
-            texts = ", ".join(f"{number} {judgement}" for judgement, number in sorted(judged.items()))
-            ctx.logger.say(comparison.missing or f"Beside our own reference: {texts}")
+        if comparison is not None and comparison.missing:
+            ctx.logger.say(comparison.missing)
     ctx.logger.say(f"Report: {ctx.folder.parent / name / report.html.name}")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vitpipe.config.dense_sections import SegmentConfig
+from vitpipe.contracts.protocol import PIXEL_IOU, PROTOCOL, protocol_rows
 from vitpipe.data.image_grid import (
     Section,
     Tile,
@@ -113,7 +115,26 @@ def _evaluate(
     if ctx.is_main:
         with optional_figure(f"{prefix}predictions", ctx.logger.say):
             _draw(ctx, drawn, len(folder.classes), f"{prefix}predictions")
-    return {f"{prefix}{name}": value for name, value in _metrics(result).items()}
+    metrics = {f"{prefix}{name}": value for name, value in _metrics(result).items()}
+    rows = _protocol(ctx, metrics, len(val_set), folder)
+    if ratios := ctx.section.multi_scale_ratios:
+        multi_scale = [f"{prefix}multi_scale_{name}" for name in _metrics(result)]
+        rows += _protocol(ctx, multi_scale, len(val_set), folder, num_sizes=len(ratios))
+    ctx.logger.table(f"{prefix}{PROTOCOL}", rows)
+    return metrics
+
+
+def _protocol(
+    ctx: StageContext, metrics: Iterable[str], num_images: int, folder: DenseFolder, num_sizes: int = 0
+) -> list[dict[str, str]]:
+    """How these numbers were measured; `num_sizes` of every picture, or its own size alone."""
+    section: SegmentConfig = ctx.section
+    size = f"{section.crop_size}x{section.crop_size}"
+    slides = (section.inference or segmentation_head(section.head).inference) == "slide"
+    window = f"sliding {size}, stride {section.stride}" if slides else "whole picture"
+    scales = f"{num_sizes} scales and their mirror images" if num_sizes else "single scale"
+    settings = {"inference": f"{window}, {scales}", "IoU": PIXEL_IOU}
+    return protocol_rows(metrics, {**settings, "images": num_images, "classes": len(folder.classes)})
 
 
 def _evaluate_multi_scale(
