@@ -7,8 +7,9 @@ import csv
 import pytest
 from prepared_tables import catalogue_rows
 
-from vitpipe.config.read import load_recipe
+from vitpipe.config.read import load_recipe, recipe_names
 from vitpipe.contracts.artifact import open_artifact, write_card, write_metrics, write_table
+from vitpipe.contracts.protocol import COCO_AP, PIXEL_IOU, PROTOCOL, centre_crop, protocol_rows
 from vitpipe.report.compare import verdicts_of
 from vitpipe.report.results import RunResults
 
@@ -172,3 +173,39 @@ def test_a_demo_with_own_pictures_is_not_said_to_be_embedded(tmp_path, make_run)
     verdict = found(make_run(tmp_path / "run", recipe))
     assert "embedded" not in verdict.reason
     assert "imagenet has 2,000 training and 400 validation images of 10 classes" in verdict.reason
+
+
+def test_how_a_number_was_measured_is_read_from_the_run(ran):
+    run = ran()
+    finished = run.artifacts["evaluate"]
+    recorded = protocol_rows(
+        ["top1"], {"crop": "224 of a 224 short side", "EMA": "off", "images": 50_000, "ours": 1}
+    )
+    write_table(finished.path, PROTOCOL, recorded)
+    write_card(finished.path, finished.card, finished.run)
+    again = RunResults(run.recipe, {**run.artifacts, "evaluate": open_artifact(finished.path, "evaluate")})
+    verdict = found(again)
+    assert verdict.kinds == ("other protocol",)
+    assert verdict.reason == "crop is 224 of a 224 short side, not 224 of a 256 short side"
+    rows = {row.setting: (row.ours, row.published, row.differs) for row in verdict.ledger}
+    assert rows["crop"] == ("224 of a 224 short side", "224 of a 256 short side", True)
+    assert rows["images"] == ("50000", "50000", False)
+    # What only one of the two says is shown and is no difference.
+    assert rows["interpolation"] == ("", "bicubic", False)
+    assert rows["ours"] == ("1", "", False)
+    # Rows are those of one metric: nothing was recorded for the parameters.
+    assert {row.ours for row in found(again, "params").ledger} == {""}
+
+
+def test_recipes_state_published_settings_in_the_words_of_the_stages():
+    words = {"crop", "interpolation", "EMA", "images", "classes", "classifier", "counted", "image"}
+    words |= {"test size", "flips", "AP", "inference", "IoU"}
+    for name in recipe_names():
+        for item in load_recipe(name, "full").expect:
+            assert set(item.protocol) <= words, name
+            assert item.protocol.get("AP", COCO_AP) == COCO_AP
+            assert item.protocol.get("IoU", PIXEL_IOU) == PIXEL_IOU
+            assert (
+                item.protocol.get("crop", "224 of a 256 short side")
+                == centre_crop(224, 224 / 256, "")["crop"]
+            )

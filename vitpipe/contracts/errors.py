@@ -46,10 +46,10 @@ class VitpipeError(Exception):
         super().__init__(" ".join(parts))
 
 
-def some(names: Sequence[object]) -> str:
+def some(names: Sequence[object], shown: int = _NAMED) -> str:
     """The first few names of many, for a message."""
-    more = len(names) - _NAMED
-    return ", ".join(str(name) for name in names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(names) - shown
+    return ", ".join(str(name) for name in names[:shown]) + (f" and {more:,} more" if more > 0 else "")
 
 
 class InputError(VitpipeError):

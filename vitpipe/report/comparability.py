@@ -31,6 +31,7 @@ COSTS = {"params", "gmacs"}
 # How a step is divided and what it keeps in memory: results agree to rounding (docs/reversible.md, and the
 # tests of micro-batches), and no paper has these values.
 _MACHINE = {"micro_batch", "memory_mode", "reversible_autocast"}
+_NUM_NAMED = 2  # of the values that differ; of a demo dozens do
 _AS_IN_SOURCE = "as in the source"
 # A set's row in the table `splits` of `prepare`: dataset, split -> that row.
 Splits = Mapping[tuple[str, str], Mapping[str, str]]
@@ -78,9 +79,11 @@ def _recipe_reasons(
     shared = [node for node in chain if node.name in {other.name for other in theirs}]
     differing = differences(acting_values(recipe, shared), acting_values(published, shared))
     changed = {key: text for key, text in differing.items() if key.rpartition(".")[2] not in _MACHINE}
-    network = [text for key, text in changed.items() if key.startswith("model.")]
+    network = {key: text for key, text in changed.items() if key.startswith("model.")}
     if network:
-        yield Reason("other network", some(network))
+        # The name first: what else differs usually follows from it.
+        named = sorted(network, key=lambda key: key != "model.name")
+        yield Reason("other network", some([network[key] for key in named], _NUM_NAMED))
     if expectation.metric in COSTS:
         return
     if edges_of(chain) != edges_of(theirs):
@@ -88,7 +91,7 @@ def _recipe_reasons(
         yield Reason("other stages", f"the stages are {names or 'none'}, not {others or 'none'}")
     settings = [text for key, text in changed.items() if not key.startswith("model.")]
     if settings:
-        yield Reason("other settings", some(settings))
+        yield Reason("other settings", some(settings, _NUM_NAMED))
 
 
 def _data_reasons(run: RunResults, chain: list[Node], is_cost: bool) -> Iterator[Reason]:
