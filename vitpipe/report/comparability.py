@@ -19,7 +19,7 @@ from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.errors import RecipeError, some
 from vitpipe.contracts.graph import Node, graph_of
 from vitpipe.datasets.catalogue import FACTS, DatasetFacts, class_order
-from vitpipe.report.protocol import differences_in, ledger_of
+from vitpipe.report.protocol_ledger import differences_in, ledger_of
 from vitpipe.report.recipe_differences import acting_values, chain_of, differences, edges_of
 from vitpipe.report.results import RunResults
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from vitpipe.config.recipe import Expectation, Recipe
 from vitpipe.papers.published import find_row
 from vitpipe.report.comparability import Reason, published_recipe, reasons_of
-from vitpipe.report.protocol import LedgerRow, ledger_of
+from vitpipe.report.protocol_ledger import LedgerRow, ledger_of
 from vitpipe.report.results import RunResults
 
 Judgement = Literal["reproduced", "within noise", "above", "below", "not comparable"]

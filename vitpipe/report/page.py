@@ -37,7 +37,7 @@ from vitpipe.report.result_tables import (
     stage_tables,
 )
 from vitpipe.report.results import RunResults, curves, labels
-from vitpipe.report.summary import summary_of
+from vitpipe.report.verdict_summary import summary_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 DATA_FILES = ("report/templates/*",)  # for the identity of stages

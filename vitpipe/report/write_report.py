@@ -35,7 +35,7 @@ from vitpipe.report.reference_table import (
 )
 from vitpipe.report.result_tables import in_unit
 from vitpipe.report.results import RunResults, labels
-from vitpipe.report.summary import summary_of
+from vitpipe.report.verdict_summary import summary_of
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
 _CSV_TABLES = (f"{TABLES}/verdict.csv", f"{TABLES}/reference.csv")
