@@ -2,9 +2,82 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
 import subprocess
 import sys
+import time
+
+import pytest
+
+# A rank that a signal ends in order, one that fails, one that is killed.
+RANKS = {
+    "waits": (
+        "import os, signal, sys, time\n"
+        "rank = os.environ['RANK']\n"
+        "def end(number, frame):\n"
+        "    open(f'stopped{rank}', 'w').write(str(number)); sys.exit(128 + number)\n"
+        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, end)\n"
+        "open(f'started{rank}', 'w').close()\n"
+        "time.sleep(120)\n"
+    ),
+    "fails": "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(2)\ntime.sleep(120)\n",
+    "is killed": "import os, signal, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
+    "time.sleep(120)\n",
+}
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Starts two ranks of one of `RANKS` as a child in `tmp_path`."""
+    started = []
+
+    def start(kind: str) -> subprocess.Popen:
+        (tmp_path / "rank.py").write_text(RANKS[kind])
+        command = [sys.executable, "-m", "vitpipe.stages.ranks_launcher", "--standalone"]
+        child = subprocess.Popen(
+            [*command, "--nproc-per-node=2", "rank.py"],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            # As in a terminal, also where the tests run in the background, which ignores SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_ranks_and_ends_without_a_traceback(launch, tmp_path, number):
+    child = launch("waits")
+    deadline = time.monotonic() + 60
+    while not all((tmp_path / f"started{rank}").exists() for rank in (0, 1)):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(number)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 128 + number
+    assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == [str(int(number))] * 2
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "said"), [("fails", 2, ""), ("is killed", 137, "killed by signal 9")]
+)
+def test_the_exit_code_is_that_of_the_rank_that_failed(launch, kind, code, said):
+    child = launch(kind)
+    shown = child.communicate(timeout=60)[1]
+    assert child.returncode == code
+    assert said in shown
+    assert "Traceback" not in shown
 
 
 def test_freed_memory_is_used_again():

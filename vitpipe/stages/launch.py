@@ -84,7 +84,7 @@ def restart_under_torchrun(num_ranks: int) -> None:
     torchrun forwards SIGTERM to its children, so a stage saves its state as it would alone.
     """
     # --standalone: a rendezvous on a free port of this machine, so that two stages can share a node.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", "vitpipe.stages.ranks_launcher", "--standalone"]
     command += [f"--nproc-per-node={num_ranks}", "-m", "vitpipe", *sys.argv[1:]]
     # exec, not a child: the engine's signals and the exit code belong to torchrun then.
     os.execv(sys.executable, command)
