@@ -9,8 +9,12 @@ from prepared_tables import catalogue_rows
 
 from vitpipe.config.read import load_recipe, recipe_names
 from vitpipe.contracts.artifact import open_artifact, write_card, write_metrics, write_table
+from vitpipe.contracts.graph import graph_of
 from vitpipe.contracts.protocol import COCO_AP, PIXEL_IOU, PROTOCOL, centre_crop, protocol_rows
+from vitpipe.datasets.catalogue import FACTS
+from vitpipe.report.comparability import _has_published_size
 from vitpipe.report.compare import verdicts_of
+from vitpipe.report.recipe_differences import acting_values, differences
 from vitpipe.report.results import RunResults
 
 PIXEL = "itpn/pixel_base"
@@ -209,3 +213,20 @@ def test_recipes_state_published_settings_in_the_words_of_the_stages():
                 item.protocol.get("crop", "224 of a 256 short side")
                 == centre_crop(224, 224 / 256, "")["crop"]
             )
+
+
+def test_the_training_images_of_a_set_without_validation_images_may_be_held_out():
+    known = FACTS["imagenet22k"]
+    whole_set, num_classes = known.num_train_images, known.num_classes
+    assert known.num_val_images == 0
+    assert _has_published_size(known, whole_set - 5000, 5000, num_classes, 0)
+    assert not _has_published_size(known, whole_set - 5001, 5000, num_classes, 0)
+
+
+def test_reasons_are_told_in_the_same_order_by_every_process():
+    recipes = [load_recipe(PIXEL, profile) for profile in ("demo", "full")]
+    values = [acting_values(r, graph_of(r.stages)) for r in recipes]
+    shuffled = dict(sorted(values[0].items(), key=lambda item: hash(item[0])))
+    assert (
+        list(differences(*values)) == list(differences(shuffled, values[1])) == sorted(differences(*values))
+    )

@@ -81,16 +81,18 @@ def _recipe_reasons(
     changed = {key: text for key, text in differing.items() if key.rpartition(".")[2] not in _MACHINE}
     network = {key: text for key, text in changed.items() if key.startswith("model.")}
     if network:
-        # The name first: what else differs usually follows from it.
-        named = sorted(network, key=lambda key: key != "model.name")
+        # Name and size first: what else differs usually follows from them.
+        named = sorted(network, key=lambda key: (key != "model.name", key != "model.image_size", key))
         yield Reason("other network", some([network[key] for key in named], _NUM_NAMED))
     if expectation.metric in COSTS:
         return
     if edges_of(chain) != edges_of(theirs):
-        names, others = (", ".join(node.name for node in nodes) for nodes in (chain, theirs))
-        yield Reason("other stages", f"the stages are {names or 'none'}, not {others or 'none'}")
-    settings = [text for key, text in changed.items() if not key.startswith("model.")]
-    if settings:
+        here, there = (", ".join(node.name for node in nodes) for nodes in (chain, theirs))
+        yield Reason("other stages", f"the stages are {here or 'none'}, not {there or 'none'}")
+    others = sorted(key for key in changed if not key.startswith("model."))
+    # The length of a training first, which readers look for.
+    others.sort(key=lambda key: not key.endswith((".epochs", ".steps")))
+    if settings := [changed[key] for key in others]:
         yield Reason("other settings", some(settings, _NUM_NAMED))
 
 
@@ -149,12 +151,15 @@ def _set_text(name: str, prepared: Artifact, splits: Splits) -> str:
 def _has_published_size(known: DatasetFacts, train: int, val: int, num_classes: int, left_out: int) -> bool:
     sizes = [(known.num_train_images, known.num_val_images, known.num_classes)]
     sizes += [(r.num_train_images, r.num_val_images, r.num_classes) for r in known.releases]
-    # Unreadable training images are left out and listed; a validation set has to be whole.
-    return any(
-        num_train - left_out <= train <= num_train and val == num_val and num_classes in (of, 0)
-        for num_train, num_val, of in sizes
-        if num_train
-    ) or not any(num_train for num_train, _, _ in sizes)
+    published = [size for size in sizes if size[0]]
+    # Unreadable training images are left out and listed; a validation set has to be whole. A set without one,
+    # as ImageNet-22K, has ours held out of its training images.
+    return not published or any(
+        num_classes == of
+        and val == (num_val or val)
+        and num_train - left_out <= (train if num_val else train + val) <= num_train
+        for num_train, num_val, of in published
+    )
 
 
 def _num_left_out(prepared: Artifact) -> int:

@@ -51,9 +51,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, str]:
-    """Key -> `finetune.epochs is 8, not 16` of each key whose values differ, in the order of the recipe."""
+    """Key -> `finetune.epochs is 8, not 16` of each key whose values differ, in alphabetical order."""
     absent = object()
-    pairs = ((key, ours.get(key, absent), theirs.get(key, absent)) for key in dict.fromkeys((*ours, *theirs)))
+    pairs = ((key, ours.get(key, absent), theirs.get(key, absent)) for key in sorted({*ours, *theirs}))
 
     def text(value: Any) -> str:
         # Numbers as people write them: whole floats (epochs) without a point.
