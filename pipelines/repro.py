@@ -6,6 +6,7 @@ more; this module does that, in the order of the graph.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -52,6 +53,7 @@ def repro(nodes: Sequence[Node], jobs: int, say: Callable[[str], None]) -> None:
         EngineError: a stage failed.
         StoppedError: Ctrl-C or SIGTERM; the stages that were running have saved their states.
     """
+    _drop_cut_lock()
     # First and once: DVC would run `identity` in every call, and all others read what it writes.
     needs = {IDENTITY: set[str]()} | {node.name: {IDENTITY, *node.inputs.values()} for node in nodes}
     urgent, calls = _urgency(nodes), _Calls(say)
@@ -85,6 +87,32 @@ def repro(nodes: Sequence[Node], jobs: int, say: Callable[[str], None]) -> None:
             where="dvc repro",
             fix="correct the cause and run the same command again; finished stages are kept",
         )
+
+
+def _drop_cut_lock() -> None:
+    """Remove DVC's list of locked files if a killed process left it half-written.
+
+    DVC 3.67 overwrites the list in place and refuses to start while it is no JSON; entries of processes that
+    have ended it drops by itself.
+    """
+    listing = Path(".dvc/tmp/rwlock")
+    if not listing.is_file() or _is_json(listing):
+        return
+    # Imported here, because it takes a second and is needed after a kill only.
+    from dvc.lock import make_lock
+
+    # Under DVC's own guard: without it the file may only be half-written *yet*, by a DVC that is alive.
+    with make_lock(str(listing.with_suffix(".lock")), tmp_dir=str(listing.parent)):
+        if not _is_json(listing):
+            listing.unlink()
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _urgency(nodes: Sequence[Node]) -> dict[str, tuple[int, int]]:
