@@ -151,7 +151,7 @@ def test_a_users_folder_is_used_in_place(raw_copy, tmp_path):
     assert dense.digest == manifest.digest
     assert not (tmp_path / "scratch").exists()
 
-    (raw_copy / "ade20k" / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n")
+    (raw_copy / "ade20k" / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")
     other = point_dense(verify_ade20k(raw_copy / "ade20k"), tmp_path / "again" / "ade20k")
     assert other.digest != manifest.digest
 

@@ -141,13 +141,13 @@ def test_layer_decay(detector, full_recipe):
 def test_missing_annotations_are_named(raw_sets, tmp_path):
     from types import SimpleNamespace
 
-    empty = SimpleNamespace(root=tmp_path, classes=("one",))
+    empty = SimpleNamespace(root=tmp_path, classes=("one",), scratch=tmp_path, digest="0" * 64)
     with pytest.raises(DatasetError, match="instances_train2017"):
         coco_dataset(empty, "train", [])
     place = tmp_path / "annotations" / "instances_train2017.json"
     place.parent.mkdir()
     (tmp_path / "train2017").mkdir()
-    for content, message in (("{", "cannot be read"), ('{"images": []}', "annotations, categories")):
+    for content, message in (("{", "damaged"), ('{"images": []}', "'annotations'")):
         place.write_text(content)
         with pytest.raises(DatasetError, match=message):
             coco_dataset(empty, "train", [])

@@ -138,6 +138,7 @@ class DenseManifest(_Frozen):
         store: s3://bucket/prefix, or a folder.
         size_bytes: of the archive or of the files at `root`.
         root: the user's folder, where nothing was packed.
+        notes: what is not used, and what was repaired in its annotations.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -151,6 +152,7 @@ class DenseManifest(_Frozen):
     store: str | None = None
     size_bytes: int
     root: Path | None = None
+    notes: tuple[str, ...] = ()
     digest: str
 
 

@@ -25,12 +25,14 @@ class DenseFolder:
     Attributes:
         classes: category names in label order; label 0 (other) of ADE20K is not included.
         counts: numbers of images and annotations by name, for example `train_images`.
+        scratch: folder for what is derived from the set; may be shared by runs and ranks.
     """
 
     root: Path
     classes: tuple[str, ...]
     digest: str
     counts: dict[str, int]
+    scratch: Path
 
 
 def open_dense(prepare_folder: Path, dataset: str, scratch: Path, kind: str = "") -> DenseFolder:
@@ -63,7 +65,7 @@ def open_dense(prepare_folder: Path, dataset: str, scratch: Path, kind: str = ""
             _unpack(folder, manifest, root)
     else:
         root = _checked_root(manifest, folder)
-    return DenseFolder(root, manifest.classes, manifest.digest, manifest.counts)
+    return DenseFolder(root, manifest.classes, manifest.digest, manifest.counts, scratch)
 
 
 def check_dense(prepare_folder: Path, dataset: str, *, checksums: bool) -> DenseManifest:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.config.dense_sections import DetectConfig
-from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.errors import DatasetError, disk_errors
+from vitpipe.contracts.files import write_whole
 from vitpipe.datasets.dense_folder import DenseFolder
+from vitpipe.datasets.layouts.coco_annotations import instances_of, read_annotations
+from vitpipe.datasets.layouts.file_tree import FolderTree
 
 # Pixels, as in DETR (arXiv 2005.12872) and iTPN's released configurations.
 _CROP_RANGE = (384, 600)
@@ -26,12 +29,17 @@ _KEPT_META = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "f
 def train_pipeline(detect: DetectConfig) -> list[dict[str, Any]]:
     """Random flip, then random resizing with or without a crop, as the recipe chooses."""
     return [
-        {"type": "LoadImageFromFile"},
+        _load_image(),
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
         {"type": "RandomFlip", "prob": detect.flip_probability},
         *(_large_scale_jitter(detect) if detect.augment == "large_scale_jitter" else [_multi_scale(detect)]),
         {"type": "PackDetInputs", "meta_keys": _KEPT_META},
     ]
+
+
+def _load_image() -> dict[str, Any]:
+    # As stored, as the annotations' pixels and `prepare` have it: mmcv would turn it by its EXIF tag.
+    return {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
 
 
 def _multi_scale(detect: DetectConfig) -> dict[str, Any]:
@@ -80,7 +88,7 @@ def _any_size(short_sides: tuple[int, ...], long_side: int) -> dict[str, Any]:
 def eval_pipeline(detect: DetectConfig) -> list[dict[str, Any]]:
     """Resize to the test size, without flip; annotations are read by the evaluator, not here."""
     return [
-        {"type": "LoadImageFromFile"},
+        _load_image(),
         {"type": "Resize", "scale": detect.test_size, "keep_ratio": True},
         {"type": "PackDetInputs", "meta_keys": _KEPT_META[:5]},
     ]
@@ -100,12 +108,12 @@ def coco_dataset(folder: DenseFolder, split: str, pipeline: list[dict[str, Any]]
     """
     from mmdet.registry import DATASETS
 
-    annotations, images = coco_places(folder.root, split)
+    annotations = coco_annotations(folder, split)
     training = split == "train"
     config = {
         "type": "CocoDataset",
         "ann_file": str(annotations),
-        "data_prefix": {"img": str(images)},
+        "data_prefix": {"img": str(folder.root / f"{split}2017")},
         # mmdet's own class list is COCO's 80; the folder may have others.
         "metainfo": {"classes": folder.classes},
         "filter_cfg": {"filter_empty_gt": True, "min_size": _MIN_IMAGE_SIDE} if training else None,
@@ -114,7 +122,14 @@ def coco_dataset(folder: DenseFolder, split: str, pipeline: list[dict[str, Any]]
     }
     # pycocotools prints "loading annotations into memory..." to stdout.
     with contextlib.redirect_stdout(io.StringIO()):
-        return DATASETS.build(config)
+        dataset = DATASETS.build(config)
+    if not len(dataset):
+        raise DatasetError(
+            f"No image of {split} has an object that can be trained on",
+            where=annotations,
+            fix=f"use images of at least {_MIN_IMAGE_SIDE} pixels a side, and objects of at least one",
+        )
+    return dataset
 
 
 def padding_groups(detect: DetectConfig, dataset: Any) -> list[int]:
@@ -129,32 +144,21 @@ def padding_groups(detect: DetectConfig, dataset: Any) -> list[int]:
     return [int(info["height"] > info["width"]) for info in infos]
 
 
-def coco_places(root: Path, split: str) -> tuple[Path, Path]:
-    """Return annotation file and image folder of a split.
+def coco_annotations(folder: DenseFolder, split: str) -> Path:
+    """The annotation file of a split: the set's own, or a repaired copy where `prepare` had to repair it.
 
     Raises:
-        DatasetError: when one is missing or the annotations are not in COCO's format.
+        DatasetError: when it is missing, damaged or of no use.
+        StorageError: when the copy cannot be written.
     """
-    annotations = root / "annotations" / f"instances_{split}2017.json"
-    images = root / f"{split}2017"
-    fix = (
-        "a COCO folder has annotations/instances_train2017.json, annotations/instances_val2017.json, "
-        "train2017/ and val2017/; run the prepare stage again"
-    )
-    if not annotations.is_file():
-        raise DatasetError("The annotation file is missing", where=annotations, fix=fix)
-    if not images.is_dir():
-        raise DatasetError("The image folder is missing", where=images, fix=fix)
-    # Checked here, since pycocotools reports a damaged file by a bare KeyError or an assertion.
-    try:
-        content = json.loads(annotations.read_bytes())
-        missing = {"images", "annotations", "categories"} - set(content)
-    except (ValueError, TypeError) as error:
-        raise DatasetError(
-            f"The annotation file cannot be read ({error})", where=annotations, fix=fix
-        ) from error
-    if missing:
-        raise DatasetError(
-            f"The annotation file has no {', '.join(sorted(missing))}", where=annotations, fix=fix
-        )
-    return annotations, images
+    tree = FolderTree(folder.root)
+    annotations = read_annotations(tree, split, outlines=True)
+    if not annotations.is_repaired:
+        return folder.root / instances_of(split)
+    # Named by the set's content: another version of the set gets another file.
+    copy = folder.scratch / f"annotations-{folder.digest[:16]}-{split}.json"
+    # Several ranks write the same bytes; each replaces the file at once.
+    with disk_errors(copy):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(copy, json.dumps(annotations.content))
+    return copy

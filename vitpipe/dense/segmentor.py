@@ -62,12 +62,17 @@ def segmentor_config(
     }
 
 
+def _load_image() -> dict[str, Any]:
+    # As stored, as its label map and `prepare` have it: mmcv would turn the image by its EXIF tag.
+    return {"type": "LoadImageFromFile", "color_type": "color_ignore_orientation"}
+
+
 def train_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
     """Resize, crop, flip and, by the recipe, photometric distortion."""
     crop = (segment.crop_size, segment.crop_size)
     distortion = [{"type": "PhotoMetricDistortion"}] if segment.photometric else []
     return [
-        {"type": "LoadImageFromFile"},
+        _load_image(),
         {"type": "LoadAnnotations"},
         {
             "type": "RandomResize",
@@ -86,7 +91,7 @@ def train_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
 def eval_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
     """Resize to one size; the label map keeps the original size, at which predictions are evaluated."""
     return [
-        {"type": "LoadImageFromFile"},
+        _load_image(),
         {"type": "Resize", "scale": segment.scale, "keep_ratio": True},
         # After the resizing, which would resize the label map as well.
         {"type": "LoadAnnotations"},
@@ -103,7 +108,7 @@ def multi_scale_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
     ]
     flips = [{"type": "RandomFlip", "prob": probability} for probability in (0.0, 1.0)]
     return [
-        {"type": "LoadImageFromFile"},
+        _load_image(),
         {
             "type": "TestTimeAug",
             # The label map is loaded after the flip and stays as it is: predictions are flipped back.

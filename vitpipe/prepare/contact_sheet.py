@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from vitpipe.contracts.seeds import generator_of
 from vitpipe.data.image_grid import (
@@ -28,6 +27,9 @@ from vitpipe.data.image_grid import (
 from vitpipe.data.manifest import ShardManifest
 from vitpipe.data.shards import open_shards
 from vitpipe.datasets.dense_folder import DenseFolder, open_dense
+from vitpipe.datasets.layouts.coco_annotations import read_annotations
+from vitpipe.datasets.layouts.coco_outlines import mask_of
+from vitpipe.datasets.layouts.file_tree import FolderTree
 from vitpipe.prepare.set_summary import read_prepared
 
 # Six tiles are about 1,000 pixels, which a page shows without shrinking their captions. With the default of
@@ -101,7 +103,7 @@ def _class_section(folder: Path, dataset: str, num_images: int, seed: int) -> Se
 def _coco_tiles(dense: DenseFolder, num_images: int, seed: int) -> list[Tile]:
     tiles: list[Tile] = []
     for split, count in (("train", num_images - num_images // 2), ("val", num_images // 2)):
-        content = json.loads((dense.root / "annotations" / f"instances_{split}2017.json").read_bytes())
+        content = read_annotations(FolderTree(dense.root), split, outlines=True).content
         names = {category["id"]: category["name"] for category in content["categories"]}
         annotations: dict[int, list[dict[str, Any]]] = {}
         for annotation in content["annotations"]:
@@ -127,26 +129,9 @@ def _drawn_object(
     return DrawnObject(
         number % len(_OBJECT_COLOURS),
         (x, y, x + width, y + height),
-        _mask_of(annotation["segmentation"], image.shape[0], image.shape[1]),
+        mask_of(annotation["segmentation"], image.shape[0], image.shape[1]),
         f"crowd of {name}" if annotation["iscrowd"] else name,
     )
-
-
-def _mask_of(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """Polygons or uncompressed run lengths as a mask (H, W); compressed run lengths give an empty one."""
-    if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        # Compressed counts are a string that only pycocotools' C code reads, which the train image lacks.
-        # COCO's own annotation files have none.
-        if not isinstance(counts, list):
-            return np.zeros((height, width), bool)
-        # COCO counts column by column, background first.
-        flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return flat.reshape(segmentation["size"][::-1]).T
-    mask = Image.new("L", (width, height))
-    for polygon in segmentation:
-        ImageDraw.Draw(mask).polygon(polygon, fill=1)
-    return np.asarray(mask).astype(bool)
 
 
 def _ade_tiles(dense: DenseFolder, num_images: int, seed: int) -> list[Tile]:
@@ -162,7 +147,11 @@ def _ade_tiles(dense: DenseFolder, num_images: int, seed: int) -> list[Tile]:
             place = dense.root / "annotations" / folders[split] / f"{images[position].stem}.png"
             # Label 0 is "other objects": not a class, hence without a colour (index -1).
             labels = _read_labels(place) - 1
-            present = [dense.classes[label] for label in np.unique(labels).tolist() if label >= 0]
+            present = [
+                dense.classes[label]
+                for label in np.unique(labels).tolist()
+                if 0 <= label < len(dense.classes)
+            ]
             tiles.append(Tile(fit(image, _TILE), split))
             tinted = draw_labels(image, labels, colours)
             tiles.append(Tile(fit(tinted, _TILE), ", ".join(present) or "other"))

@@ -190,6 +190,8 @@ def _examine_layout(report: DatasetReport, root: Path, *, deep: bool, checksums:
     compare_counts(report, facts(name), _FIX_COUNTS)
     for note in layout.notes:
         report.add("note", note)
+    for remark in layout.remarks:
+        report.add("warning", remark.what, remark.where, remark.fix)
     # The embedded datasets have a subset of the classes, whose order cannot be compared.
     if set(layout.classes) == set(class_names(name)):
         compare_classes(report, layout.classes, class_names(name), layout.root)

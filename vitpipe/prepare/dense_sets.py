@@ -48,6 +48,7 @@ def pack_dense(layout: DenseLayout, out: Path) -> DenseManifest:
             counts=layout.counts,
             archive=name,
             form=layout.form,
+            notes=notes_of(layout),
             archive_sha256=sha256.hexdigest(),
             size_bytes=size,
             digest="",
@@ -83,12 +84,18 @@ def point_dense(layout: DenseLayout, out: Path) -> DenseManifest:
             classes=layout.classes,
             counts=layout.counts,
             form=layout.form,
+            notes=notes_of(layout),
             archive_sha256=digest_of(listing),
             size_bytes=sum(sizes.values()),
             root=layout.root.resolve(),
             digest="",
         )
         return _finish(manifest, out)
+
+
+def notes_of(layout: DenseLayout) -> tuple[str, ...]:
+    """What is said about a set: files that are not used, repairs of its annotations."""
+    return (*layout.notes, *(remark.what for remark in layout.remarks))
 
 
 def _finish(manifest: DenseManifest, out: Path) -> DenseManifest:

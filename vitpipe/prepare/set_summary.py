@@ -69,7 +69,7 @@ def source_rows(
             "form": manifest.form,
             "encoding": _described(manifest),
             "kept_in": _place(manifest),
-            "notes": "; ".join(manifest.notes) if isinstance(manifest, ShardManifest) else "",
+            "notes": "; ".join(manifest.notes),
             "digest": manifest.digest,
             **{key: revisions.get(name, {}).get(key, "") for key in keys},
         }

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.datasets.layouts.coco_annotations import ANNOTATIONS, SPLITS, instances_of, read_annotations
 from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
-    FileTree,
     Layout,
     OriginalArchive,
+    Remark,
     evenly_spaced,
     open_tree,
     require_files,
     require_folder,
 )
-from vitpipe.datasets.layouts.image_headers import Look, size_of
+from vitpipe.datasets.layouts.image_headers import Look, sizes_of
 
-_ANNOTATIONS = "annotations_trainval2017.zip"
-_INSTANCES = tuple(f"annotations/instances_{split}2017.json" for split in ("train", "val"))
-# The fields that are used below. Others (license, coco_url, ...) may be absent.
-_FIELDS: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str, "width": int, "height": int},
-    "annotations": {"image_id": int, "category_id": int},
-    "categories": {"id": int, "name": str},
-}
 ARCHIVES = (
     OriginalArchive("train2017.zip", ("train2017",)),
     OriginalArchive("val2017.zip", ("val2017",)),
-    OriginalArchive(_ANNOTATIONS, _INSTANCES),
+    OriginalArchive(ANNOTATIONS, tuple(instances_of(split) for split in SPLITS)),
 )
 
 
@@ -46,18 +37,21 @@ def verify_coco(root: Path, dataset: str = "coco") -> DenseLayout:
     counts: dict[str, int] = {}
     files: list[str] = []
     notes: list[str] = []
+    remarks: list[Remark] = []
     classes: tuple[str, ...] = ()
-    for split, instances in zip(("train", "val"), _INSTANCES, strict=True):
-        content = _read_annotations(tree, instances)
+    for split in SPLITS:
+        instances, folder = instances_of(split), f"{split}2017"
+        annotations = read_annotations(tree, split)
+        content, remarks = annotations.content, [*remarks, *annotations.remarks]
         found = tuple(category["name"] for category in content["categories"])
         # One list of classes serves both splits (`DenseLayout.classes`).
         if classes and found != classes:
             raise DatasetError(
-                "The train and val annotations have different categories",
+                "The train and val annotations have different categories, or other ids for them",
                 where=tree.where(instances),
-                fix=f"use both files of the same {_ANNOTATIONS}",
+                fix=f"use both files of the same {ANNOTATIONS}",
             )
-        classes, folder = found, f"{split}2017"
+        classes = found
         require_folder(tree, folder, dataset, f"put {folder}.zip into the set's folder, or unpack it there")
         listed = [image["file_name"] for image in content["images"]]
         fix = f"unpack {folder}.zip completely, or remove the folder and keep {folder}.zip"
@@ -66,31 +60,30 @@ def verify_coco(root: Path, dataset: str = "coco") -> DenseLayout:
         require_files(listed, present, tree.where(folder), fix)
         if extra := sorted(set(present) - set(listed)):
             notes.append(f"{len(extra)} files of {folder}/ are not in the annotations: {some(extra)}")
-        _check_references(content, tree.where(instances))
         counts[f"{split}_images"], counts[f"{split}_annotations"] = len(listed), len(content["annotations"])
         files += [instances, *(f"{folder}/{name}" for name in listed)]
-    return DenseLayout(dataset, "coco", root, classes, counts, tuple(sorted(files)), tree, tuple(notes))
+    return DenseLayout(
+        dataset, "coco", root, classes, counts, tuple(sorted(files)), tree, tuple(notes), tuple(remarks)
+    )
 
 
 def look_into_coco(layout: DenseLayout, number: int | None) -> Look:
     """Compare the sizes of images with those in the annotations, for `number` images or all."""
     problems: list[DatasetError] = []
     num_looked = 0
-    for instances in _INSTANCES:
-        images = _read_annotations(layout.tree, instances)["images"]
-        folder = instances.rpartition("_")[2].removesuffix(".json")
-        stated = {f"{folder}/{image['file_name']}": (image["width"], image["height"]) for image in images}
+    for split in SPLITS:
+        images = read_annotations(layout.tree, split).content["images"]
+        stated = {f"{split}2017/{image['file_name']}": (image["width"], image["height"]) for image in images}
         # The sample is divided between the splits by their sizes, at least one image each.
         looked = evenly_spaced(sorted(stated), number and max(1, number * len(images) // _num_images(layout)))
         wrong, broken = [], []
-        for name in looked:
-            size = size_of(layout.tree, name)
+        for name, size in zip(looked, sizes_of(layout.tree, looked), strict=True):
             if isinstance(size, str):
                 broken.append(f"{name} ({size})")
             elif size != stated[name]:
                 wrong.append("{} ({}x{} instead of {}x{})".format(name, *size, *stated[name]))
         num_looked += len(looked)
-        problems += _size_problems(layout, instances, wrong, broken)
+        problems += _size_problems(layout, instances_of(split), wrong, broken)
     return Look(num_looked, tuple(problems))
 
 
@@ -114,50 +107,6 @@ def _size_problems(
 
 def _num_images(layout: DenseLayout) -> int:
     return layout.counts["train_images"] + layout.counts["val_images"]
-
-
-def _read_annotations(tree: FileTree, name: str) -> dict[str, Any]:
-    if not tree.is_file(name):
-        raise DatasetError(
-            "The annotations are missing",
-            where=tree.where(name),
-            fix=f"put {_ANNOTATIONS} into the set's folder, or unpack it there",
-        )
-    try:
-        content = json.loads(tree.read(name), object_hook=_without_polygons)
-        kept = {key: content[key] for key in ("images", "annotations", "categories")}
-        for listing, fields in _FIELDS.items():
-            for field, kind in fields.items():
-                if not all(isinstance(entry[field], kind) for entry in kept[listing]):
-                    raise TypeError(f"'{field}' of {listing} must be {kind.__name__}")
-        return kept
-    # Damaged, cut off, of another structure, or nested without end (RecursionError of `json`).
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DatasetError(
-            f"The annotations are damaged ({type(error).__name__}: {error})",
-            where=tree.where(name),
-            fix=f"unpack {_ANNOTATIONS} again",
-        ) from error
-
-
-def _without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
-    """Drop the segmentation of an annotation."""
-    # While parsing, to save memory: polygons are nine tenths of the file of 0.5 GB and are not checked here.
-    entry.pop("segmentation", None)
-    return entry
-
-
-def _check_references(content: dict[str, Any], where: str) -> None:
-    """Check that every annotation refers to a listed image and category."""
-    for key, listed in (("image_id", "images"), ("category_id", "categories")):
-        known = {entry["id"] for entry in content[listed]}
-        unknown = sorted({a[key] for a in content["annotations"]} - known)
-        if unknown:
-            raise DatasetError(
-                f"Annotations refer to {len(unknown)} {listed} that are not listed, for example {unknown[0]}",
-                where=where,
-                fix="use annotations and images of the same release",
-            )
 
 
 LAYOUT = Layout(verify_coco, look_into_coco)

@@ -16,7 +16,7 @@ from vitpipe.datasets.layouts.file_tree import (
     require_files,
     require_folder,
 )
-from vitpipe.datasets.layouts.image_headers import Look, labels_of, size_of
+from vitpipe.datasets.layouts.image_headers import Look, label_maps_of, sizes_of
 
 _ZIP = "DAVIS-2017-trainval-480p.zip"
 _AGAIN = f"unpack {_ZIP} again"
@@ -60,27 +60,42 @@ def look_into_davis(layout: DenseLayout, number: int | None) -> Look:
     """Compare label maps with frames, and frames with the first of their sequence, for `number` or all."""
     frames = [name for name in layout.files if name.startswith(_FRAMES)]
     looked = evenly_spaced(frames, number)
+    label_names = [_label_of(name) for name in looked]
     # All frames of a sequence have one size: masks are propagated from frame to frame on one grid.
-    firsts: dict[str, object] = {}
+    # Its objects are those of its first label map.
+    firsts = dict[str, str]()
     for name in frames:
         firsts.setdefault(name.rpartition("/")[0], name)
-    sizes = {folder: size_of(layout.tree, str(first)) for folder, first in firsts.items()}
+    first_names = list(firsts.values())
+    sizes = dict(zip(firsts, sizes_of(layout.tree, first_names), strict=True))
+    objects = dict(
+        zip(firsts, label_maps_of(layout.tree, [_label_of(name) for name in first_names]), strict=True)
+    )
     broken, wrong, odd = [], [], []
-    for name in looked:
-        label_name = f"{_LABELS}{name.removeprefix(_FRAMES)[:-4]}.png"
-        size, labels = size_of(layout.tree, name), labels_of(layout.tree, label_name)
+    pairs = zip(sizes_of(layout.tree, looked), label_maps_of(layout.tree, label_names), strict=True)
+    for name, label_name, (size, labels) in zip(looked, label_names, pairs, strict=True):
+        sequence = name.rpartition("/")[0]
         if isinstance(size, str):
             broken.append(f"{name} ({size})")
         elif isinstance(labels, str):
             broken.append(f"{label_name} ({labels})")
-        elif labels.shape != size[::-1]:
-            wrong.append("{} ({}x{} instead of {}x{})".format(label_name, *labels.shape[::-1], *size))
-        elif size != sizes[name.rpartition("/")[0]]:
+        elif labels.size != size:
+            wrong.append("{} ({}x{} instead of {}x{})".format(label_name, *labels.size, *size))
+        elif size != sizes[sequence]:
             odd.append(name)
+    maps = {name: found for name, found in objects.items() if not isinstance(found, str)}
+    empty = [name for name, found in maps.items() if not set(found.values) - {0}]
+    binary = [name for name, found in maps.items() if {255} <= set(found.values) <= {0, 255}]
     problems = [
-        (broken, "files cannot be decoded", _AGAIN),
+        (broken, "files cannot be used", f"{_AGAIN}, with one-channel label maps"),
         (wrong, "label maps have another size than their frames", f"use both from {_ZIP}, at 480p"),
         (odd, "frames have another size than the first of their sequence", f"use all frames from {_ZIP}"),
+        (empty, "sequences have no object in their first label map", f"{_AGAIN}: its objects are propagated"),
+        (
+            binary,
+            "sequences have labels 0 and 255 only, as the masks of DAVIS 2016",
+            "use the label maps of DAVIS 2017, which number the objects from 1",
+        ),
     ]
     found = (
         DatasetError(f"{len(names)} {what}: {some(names)}", where=layout.root, fix=fix)
@@ -88,6 +103,10 @@ def look_into_davis(layout: DenseLayout, number: int | None) -> Look:
         if names
     )
     return Look(len(looked), tuple(found))
+
+
+def _label_of(frame: str) -> str:
+    return f"{_LABELS}{frame.removeprefix(_FRAMES)[:-4]}.png"
 
 
 def _frames_of(tree: FileTree, sequence: str, listing: str) -> list[str]:

@@ -223,6 +223,21 @@ class LayeredTree(FileTree):
 
 
 @dataclass(frozen=True)
+class Remark:
+    """A finding that stops nothing: what was repaired, or is left out of training.
+
+    Attributes:
+        what: with its count and examples, one sentence without a full stop.
+        where: the file or folder.
+        fix: an imperative; empty if there is nothing to do.
+    """
+
+    what: str
+    where: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
 class OriginalArchive:
     """An archive as published.
 
@@ -247,6 +262,7 @@ class DenseLayout:
         files: every file that belongs to it, relative to the set, sorted.
         tree: access to them.
         notes: files that were found and are not used.
+        remarks: what was repaired in the annotations, or is left out.
     """
 
     dataset: str
@@ -257,6 +273,7 @@ class DenseLayout:
     files: tuple[str, ...]
     tree: FileTree
     notes: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def is_folder(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,10 @@ from vitpipe.data.image_grid import (
     write_grid,
 )
 from vitpipe.datasets.dense_folder import DenseFolder, open_dense
+from vitpipe.datasets.layouts.coco_outlines import mask_of
 from vitpipe.dense.coco_ap import NUMBERS, CocoResult, coco_ap, coco_results
 from vitpipe.dense.coco_dataset import (
     coco_dataset,
-    coco_places,
     eval_pipeline,
     padding_groups,
     train_pipeline,
@@ -103,7 +104,7 @@ def _evaluate(
     if not ctx.is_main:
         return {}
     # Evaluated against the annotation file itself, with its crowds and areas, not against mmdet's samples.
-    annotations, _ = coco_places(folder.root, "val")
+    annotations = Path(val_set.ann_file)
     boxes, masks = coco_ap(annotations, results, "bbox"), coco_ap(annotations, results, "segm")
     for kind, result in (("box", boxes), ("mask", masks)):
         rows = [{"metric": name, "value": _cell(result.numbers[name])} for name in NUMBERS]
@@ -181,15 +182,11 @@ def _count(objects: list[DrawnObject]) -> str:
 
 
 def _true_objects(info: dict[str, Any], names: tuple[str, ...]) -> list[DrawnObject]:
-    from faster_coco_eval import mask as coding
-
     objects = []
     for instance in info["instances"]:
-        # A list of polygons becomes one code each, a crowd's run lengths one code alone.
-        codes = coding.frPyObjects(instance["mask"], info["height"], info["width"])
-        mask = coding.decode(coding.merge(codes) if isinstance(codes, list) else codes).astype(bool)
         label = instance["bbox_label"]
         text = "crowd of " + names[label] if instance["ignore_flag"] else names[label]
+        mask = mask_of(instance["mask"], info["height"], info["width"])
         objects.append(DrawnObject(label, instance["bbox"], mask, text))
     return objects
 

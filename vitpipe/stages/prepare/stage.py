@@ -28,13 +28,13 @@ from vitpipe.data.manifest import (
 )
 from vitpipe.datasets.catalogue import facts
 from vitpipe.datasets.embedded.write import write_embedded
-from vitpipe.datasets.layouts import DenseLayout, verified
+from vitpipe.datasets.layouts import DenseLayout, inspected, verified
 from vitpipe.datasets.sources.detect_format import find_source
 from vitpipe.datasets.sources.source import Source
 from vitpipe.datasets.subsets import views_among
 from vitpipe.prepare.class_views import check_whole_sets, write_view
 from vitpipe.prepare.contact_sheet import contact_sheet
-from vitpipe.prepare.dense_sets import pack_dense, point_dense
+from vitpipe.prepare.dense_sets import notes_of, pack_dense, point_dense
 from vitpipe.prepare.duplicate_report import report_duplicates
 from vitpipe.prepare.dvc_pull import dvc_revision, pull
 from vitpipe.prepare.examine_parallel import PackOptions
@@ -102,10 +102,13 @@ def prepare_sets(ctx: StageContext, root: Path) -> None:
     data, views = ctx.recipe.data, views_among(ctx.recipe.data.names)
     check_whole_sets(root, views.items())
     known = {name: facts(name, data) for name in data.names if name not in views}
-    # All of them before the first is packed: a missing COCO must not show after hours of packing ImageNet.
+    # All of them before the first is packed: what is wrong with COCO must not show after hours of packing
+    # ImageNet.
     sources = {name: find_source(root, name, own) for name, own in known.items() if own.has_classes}
     layouts = {
-        name: verified(own.kind, root / name, name) for name, own in known.items() if not own.has_classes
+        name: _examined(ctx, verified(own.kind, root / name, name))
+        for name, own in known.items()
+        if not own.has_classes
     }
     # One limit for all datasets: data.max_corrupt_images is a number for the whole stage.
     quarantine = Quarantine(data.max_corrupt_images)
@@ -157,6 +160,13 @@ def _pack(ctx: StageContext, source: Source, quarantine: Quarantine) -> ShardMan
     done = f"packed in {seconds:,.0f} s" if packed else "unchanged, shards of the earlier run reused"
     ctx.logger.say(f"{name}: {done}")
     return manifest
+
+
+def _examined(ctx: StageContext, layout: DenseLayout) -> DenseLayout:
+    """Look at every image and label map, and say what of the annotations was repaired or left out."""
+    for text in notes_of(layout):
+        ctx.logger.say(f"{layout.dataset}: {text}")
+    return inspected(layout)
 
 
 def _prepare_dense(data: DataConfig, layout: DenseLayout, out: Path) -> Manifest:
