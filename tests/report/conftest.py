@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -108,8 +109,14 @@ def _tables(stage: str, chance: random.Random, folder: Path, profile: str) -> No
         ])  # fmt: skip
 
 
-def _make_run(root: Path, recipe: Recipe) -> RunResults:
-    """Write finished folders of all stages of a recipe below `root` and open them."""
+def _make_run(
+    root: Path, recipe: Recipe, changed: Mapping[tuple[str, str], list[dict[str, object]]] | None = None
+) -> RunResults:
+    """Write finished folders of all stages of a recipe below `root` and open them.
+
+    Args:
+        changed: (stage, table) -> rows, instead of the usual ones.
+    """
     chance = random.Random(recipe.seed)
     artifacts: dict[str, Artifact] = {}
     for i, node in enumerate(graph_of(recipe.stages)):
@@ -119,6 +126,9 @@ def _make_run(root: Path, recipe: Recipe) -> RunResults:
         folder.mkdir(parents=True)
         write_metrics(folder, _metrics(node.name, chance))
         _tables(node.name, chance, folder, recipe.profile)
+        for (stage, table), rows in (changed or {}).items():
+            if stage == node.name:
+                write_table(folder, table, rows)
         write_card(folder, Card(
             stage=node.name, recipe=recipe.name, profile=recipe.profile, recipe_digest=f"{i:x}" * 64,
             data_digest="da" * 32, code_digest=f"c{i:x}" * 32, image=node.stage.image, identity="1d" * 32,

@@ -7,6 +7,7 @@ input was wrong. Anything that is not a `VitpipeError` is a defect of ours and k
 from __future__ import annotations
 
 import errno
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ class VitpipeError(Exception):
 
     def __init__(self, what: str, *, where: str | Path = "", fix: str = "") -> None:
         # Reasons come from libraries, which quote addresses as they were given them.
-        self.what, self.where, self.fix = hidden(what), hidden(str(where)), hidden(fix)
+        self.what, self.where, self.fix = hidden(_without_addresses(what)), hidden(str(where)), hidden(fix)
         parts = [self.what.rstrip(".") + "."]
         if self.where:
             parts.append(f"Where: {self.where.rstrip('.')}.")
@@ -50,6 +51,16 @@ def some(names: Sequence[object], shown: int = _NAMED) -> str:
     """The first few names of many, for a message."""
     more = len(names) - shown
     return ", ".join(str(name) for name in names[:shown]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def reason_of(error: BaseException, limit: int = 120) -> str:
+    """A library's error as a part of a message: one line, the same in every run."""
+    return _without_addresses(" ".join(str(error).split()))[:limit] or type(error).__name__
+
+
+def _without_addresses(text: str) -> str:
+    # Pillow, torch and others quote objects, as in `<_io.BytesIO object at 0x7fb17adb2970>`.
+    return re.sub(r" (?:object )?at 0x[0-9a-fA-F]+", "", text)
 
 
 class InputError(VitpipeError):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitpipe.contracts.errors import VitpipeError, disk_errors
+from vitpipe.contracts.errors import StorageError, disk_errors, reason_of
 
 if TYPE_CHECKING:
     # torch and torchvision take two to four seconds to import: they are imported where something is drawn.
@@ -196,18 +196,19 @@ def write_grid(path: Path, sections: Sequence[Section], *, columns: int) -> None
 def optional_figure(name: str, say: Callable[[str], None]) -> Iterator[None]:
     """Report an error inside the context instead of raising it: no figure is worth the loss of a result.
 
-    Figures are drawn after hours of training, from predictions that may hold anything. The pipeline's own
-    errors (a full disk, for example) are raised: they would meet the results as well.
+    Figures are drawn after hours of training, from predictions that may hold anything. A disk that refuses a
+    write is reported as an error: it would meet the results as well.
 
     Args:
         say: takes the report, one line.
     """
     try:
         yield
-    except VitpipeError:
+    except StorageError:
         raise
     except Exception as error:
-        say(f"The figure {name} was not drawn ({type(error).__name__}: {error}); all results are complete")
+        why = f"{type(error).__name__}: {reason_of(error)}"
+        say(f"The figure {name} was not drawn ({why}); all results are complete")
 
 
 def _cells(tiles: Sequence[Tile], width: int, columns: int) -> list[Tensor]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from vitpipe.contracts.errors import DatasetError, disk_errors
+from vitpipe.contracts.errors import DatasetError, disk_errors, reason_of
 from vitpipe.datasets.tar_headers import Member, Names, damaged, plain_name, refused, walk_tar
 
 # Images and annotations inflate by a factor below 30. The largest factor of deflate is 1,032 (zlib.net,
@@ -313,7 +313,7 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     # `zipfile` raises NotImplementedError for a member that requires a later version of the format.
     except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile, NotImplementedError) as error:
-        raise damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
+        raise damaged(path, reason_of(error)) from error
     except OSError as error:
         if error.errno is None:  # `bz2` raises OSError("Invalid data stream") without a number
             raise damaged(path, str(error)) from error

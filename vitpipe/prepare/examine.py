@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from vitpipe.contracts.errors import reason_of
 from vitpipe.data.manifest import Encoding
 from vitpipe.data.shards import read_at_once
 
@@ -66,7 +67,7 @@ def examine(content: bytes, name: str, *, encoding: Encoding | None = None, hash
             return _examine(content, name, encoding, hashed)
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others on bad bytes.
-        return _left_out(" ".join(str(error).split())[:120] or type(error).__name__)
+        return _left_out(reason_of(error))
 
 
 def _examine(content: bytes, name: str, encoding: Encoding | None, hashed: bool) -> Examined:

@@ -105,7 +105,7 @@ def draw_stage_curves(stage_panels: Sequence[Panel], palette: Palette) -> Any:
     for axes, panel in zip(grid, stage_panels, strict=True):
         _style(axes, palette)
         axes.set_title(
-            f"{panel.stage}: {metric_label(panel.title)}", fontsize=9, color=palette.ink, loc="left"
+            _plain(f"{panel.stage}: {metric_label(panel.title)}"), fontsize=9, color=palette.ink, loc="left"
         )
         _draw_lines(axes, panel, palette)
     return figure
@@ -143,7 +143,7 @@ def draw_confusion(
             # White on dark cells. The cell's colour is the series at `alpha` over the page.
             strong = "#ffffff" if share > 0.55 else palette.ink
             axes.text(x, y, str(count), ha="center", va="center", fontsize=7.5, color=strong)
-    texts = [(class_names or {}).get(name, name) for name in names]
+    texts = [_plain((class_names or {}).get(name, name)) for name in names]
     axes.set_xticks(range(len(names)), texts, rotation=90 if max(map(len, texts)) > 3 else 0)
     axes.set_yticks(range(len(names)), texts)
     # The y axis points down, so that correct predictions are on the diagonal from the top left.
@@ -164,7 +164,9 @@ def draw_times(seconds: Mapping[str, float], texts: Mapping[str, str], palette: 
     """
     names = list(seconds)
     figure, axes = _axes(6.4, 0.45 + 0.3 * len(names), palette, grid=False)
-    bars = axes.barh(names, list(seconds.values()), height=0.58, color=palette.series[0])
+    bars = axes.barh(
+        [_plain(name) for name in names], list(seconds.values()), height=0.58, color=palette.series[0]
+    )
     axes.bar_label(bars, [texts[name] for name in names], padding=5, fontsize=8.5, color=palette.ink)
     axes.invert_yaxis()
     axes.set_xlim(0, max(seconds.values(), default=1.0) * 1.22)  # room for the label of the longest bar
@@ -248,7 +250,7 @@ def _draw_lines(axes: Any, panel: Panel, palette: Palette) -> None:
     for i, (legend, curve) in enumerate(panel.lines.items()):
         steps, values = _thinned(curve)
         axes.plot(
-            steps, values, label=legend, linewidth=1.7, color=palette.series[i % NUM_SERIES],
+            steps, values, label=_plain(legend), linewidth=1.7, color=palette.series[i % NUM_SERIES],
             linestyle=("-", "--", ":")[(i // NUM_SERIES) % 3], solid_capstyle="round",
         )  # fmt: skip
     axes.margins(x=0.01)
@@ -269,6 +271,16 @@ def _draw_lines(axes: Any, panel: Panel, palette: Palette) -> None:
     if len(panel.lines) > 1:
         columns = 2 if len(panel.lines) > 4 else 1
         axes.legend(fontsize=9, frameon=False, labelcolor=palette.muted, ncols=columns, handlelength=1.4)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is.
+
+    Between two dollars it would read a formula, and end the drawing where it cannot; a legend leaves out what
+    starts with an underscore; a font has no picture for control characters.
+    """
+    shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
 
 
 def _thinned(curve: Curve) -> tuple[tuple[int, ...], tuple[float, ...]]:

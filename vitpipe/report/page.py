@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from vitpipe import __version__
+from vitpipe.contracts.errors import reason_of
 from vitpipe.contracts.units import format_duration
 from vitpipe.report import figures
 from vitpipe.report.compare import Verdict, verdicts_of
@@ -29,6 +32,7 @@ from vitpipe.report.result_tables import (
     headline,
     in_unit,
     markdown,
+    markdown_text,
     metric_label,
     metric_table,
     show,
@@ -97,18 +101,21 @@ def write_page(runs: Sequence[RunResults], path: Path) -> Path:
     return path
 
 
-def write_markdown(runs: Sequence[RunResults], path: Path, pictures: Mapping[str, Path]) -> Path:
+def write_markdown(
+    runs: Sequence[RunResults], path: Path, pictures: Mapping[str, Path], undrawn: Sequence[str] = ()
+) -> Path:
     """Write the Markdown report.
 
     Args:
         pictures: title -> PNG beside or below the report.
+        undrawn: what is said of figures that could not be drawn.
     """
     views = _views(runs, with_figures=False)
     text = template_environment(escaping=False).get_template("report.md.j2").render(
         title=" and ".join(dict.fromkeys(run.recipe.name for run in runs)),
         runs=views, side_by_side=side_by_side(runs), summary=_summary(views),
         pictures={name: file.relative_to(path.parent).as_posix() for name, file in pictures.items()},
-        verdict_table=verdict_markdown, reference_table=reference_markdown,
+        verdict_table=verdict_markdown, reference_table=reference_markdown, undrawn=undrawn,
     )  # fmt: skip
     path.write_text(text, encoding="utf-8")
     return path
@@ -123,13 +130,14 @@ def verdict_markdown(verdicts: Sequence[Verdict]) -> str:
             in_unit(v.published, v.unit, v.decimals),
             signed(v.delta),
             f"{v.tolerance:g}",
-            f"**{v.judgement}**: {v.reason}",
+            f"**{v.judgement}**: {markdown_text(v.reason)}",
             v.row["source"],
         )
         for v in verdicts
     )
     columns = ("metric", "ours", "published", "difference", "tolerance", "verdict", "source")
-    return markdown(ShownTable("verdict", "", columns, (False, True, True, True, True, False, False), rows))
+    numeric = (False, True, True, True, True, False, False)
+    return markdown(ShownTable("verdict", "", columns, numeric, rows), has_markup=True)
 
 
 def signed(value: float | None) -> str:
@@ -184,7 +192,7 @@ def template_environment(*, escaping: bool) -> Any:
     )  # fmt: skip
     environment.globals |= {"rows_of": rows_of, "reference_cells": reference_cells}
     environment.filters |= {
-        "in_unit": in_unit, "signed": signed, "gauge": gauge, "markdown": markdown,
+        "in_unit": in_unit, "signed": signed, "gauge": gauge, "markdown": markdown, "text": markdown_text,
         "duration": format_duration, "provenance": provenance, "notes_of": notes_of,
         "metric_label": metric_label,
         "digest": lambda text: str(text)[:_DIGEST_DIGITS], "kind": lambda text: str(text).replace(" ", "-"),
@@ -242,9 +250,12 @@ def _stage_view(run: RunResults, name: str, anchor: str) -> StageView:
         files = sorted(artifact.path.glob("*.png"))
         pictures = [(file.stem.replace("_", " "), data_uri(file)) for file in files]
         pictures += [(title, data_uri(file)) for title, file in duplicate_pictures(artifact)]
-        drawn = figures.draw_confusion(artifact.tables().get("confusion", []), figures.THEMED, class_names)
-        if drawn is not None:
-            confusion = figures.inline_svg(drawn, f"{name} confusion matrix", f"{anchor} {name} confusion")
+        rows = artifact.tables().get("confusion", [])
+        confusion = _svg(
+            lambda: figures.draw_confusion(rows, figures.THEMED, class_names),
+            f"{name} confusion matrix",
+            f"{anchor} {name} confusion",
+        )
     return StageView(
         name, _duration(artifact.run.wall_seconds), metric_table(artifact),
         coco_table(artifact.metrics), stage_tables(artifact, class_names), pictures, confusion, artifact.card,
@@ -305,8 +316,21 @@ def _times(run: RunResults, anchor: str) -> str:
     if not seconds:
         return ""
     texts = {name: format_duration(value) for name, value in seconds.items()}
-    drawn = figures.draw_times(seconds, texts, figures.THEMED)
-    return figures.inline_svg(drawn, f"{run.title}: time per stage", f"{anchor} times")
+    return _svg(
+        lambda: figures.draw_times(seconds, texts, figures.THEMED),
+        f"{run.title}: time per stage",
+        f"{anchor} times",
+    )
+
+
+def _svg(draw: Callable[[], Any], label: str, key: str = "") -> str:
+    """A figure as SVG, nothing if there is none to draw, or the reason why it cannot be drawn."""
+    try:
+        drawn = draw()
+        return "" if drawn is None else figures.inline_svg(drawn, label, key)
+    except Exception as error:  # no figure is worth the page with all results
+        said = f"{label}: not drawn ({type(error).__name__}: {reason_of(error)})"
+        return f'<p class="muted">{escape(said)}</p>'
 
 
 def _curve_figures(runs: Sequence[RunResults]) -> dict[str, list[tuple[str, str, str]]]:
@@ -314,8 +338,7 @@ def _curve_figures(runs: Sequence[RunResults]) -> dict[str, list[tuple[str, str,
     found: dict[str, list[tuple[str, str, str]]] = {"main": [], "aside": []}
     for stage, of_stage in stage_panels(runs).items():
         for panel in of_stage:
-            drawn = figures.draw_panel(panel, figures.THEMED)
-            svg = figures.inline_svg(drawn, f"{stage} {panel.title}")
+            svg = _svg(partial(figures.draw_panel, panel, figures.THEMED), f"{stage} {panel.title}")
             found["aside" if panel.is_aside else "main"].append((stage, panel.title, svg))
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitpipe.papers.recorded_results import Reference
 from vitpipe.report.reference import ReferenceComparison, ReferenceVerdict
-from vitpipe.report.result_tables import ShownTable, in_unit, markdown, metric_label
+from vitpipe.report.result_tables import ShownTable, in_unit, markdown, markdown_text, metric_label
 
 COLUMNS = ("metric", "ours", "mean", "sd", "range", "difference", "verdict")
 NUMERIC = (False, True, True, True, True, True, False)
@@ -82,9 +82,9 @@ def reference_markdown(comparison: ReferenceComparison) -> str:
     if comparison.reference is None:
         return "\n\n".join(notes)
     rows = tuple(
-        (*cells[:-1], f"**{item.judgement}**: {item.reason}")
+        (*cells[:-1], f"**{item.judgement}**: {markdown_text(item.reason)}")
         for item in comparison.verdicts
         for cells in (reference_cells(item),)
     )
     head = f"Reference of {comparison.recipe}: {provenance(comparison.reference)}."
-    return f"{head}\n\n{markdown(ShownTable('reference', '', COLUMNS, NUMERIC, rows))}"
+    return f"{head}\n\n{markdown(ShownTable('reference', '', COLUMNS, NUMERIC, rows), has_markup=True)}"

@@ -223,15 +223,29 @@ def side_by_side(runs: Sequence[RunResults]) -> ShownTable | None:
     )
 
 
-def markdown(table: ShownTable) -> str:
-    """The table in Markdown (GitHub's syntax)."""
+def markdown(table: ShownTable, *, has_markup: bool = False) -> str:
+    """The table in Markdown (GitHub's syntax).
+
+    Args:
+        has_markup: the cells are ours and use Markdown; else they are text, such as names of classes.
+    """
 
     # A pipe or a line break inside a cell would end it.
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        texts = cells if has_markup else map(markdown_text, cells)
+        return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
 
     rule = "|" + "|".join(" ---: " if right else " --- " for right in table.numeric) + "|"
     return "\n".join([line(table.columns), rule, *(line(row) for row in table.rows)])
+
+
+def markdown_text(text: object) -> str:
+    """Text for Markdown that is shown as it is: no HTML, link, emphasis, code or formula starts in it."""
+    plain = " ".join(str(text).splitlines())
+    for sign, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\\", "\\\\")):
+        plain = plain.replace(sign, shown)
+    # An underscore inside a word, as in most of our names, starts nothing and stays readable.
+    return re.sub(r"[*`\[\]$~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", plain)
 
 
 def _mean_and_spread(name: str, values: Sequence[float]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vitpipe.contracts.artifact import TABLES, is_being_written, is_marked, writ
 from vitpipe.contracts.errors import ArtifactError, disk_errors, some
 from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.contracts.units import format_duration
+from vitpipe.data.image_grid import optional_figure
 from vitpipe.report import figures
 from vitpipe.report.compare import (
     Judgement,
@@ -100,9 +102,10 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
     comparisons = [comparison_of(run) for run in runs]
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        pictures = _write_figures(runs, out / FIGURES)
+        undrawn: list[str] = []
+        pictures = _write_figures(runs, out / FIGURES, undrawn.append)
         html = write_page(runs, out / PAGE)
-        text = write_markdown(runs, out / TEXT, pictures)
+        text = write_markdown(runs, out / TEXT, pictures, undrawn)
         write_table(out, "verdict", verdict_rows(every))
         write_table(out, "reference", reference_rows(comparisons))
     counts = counts_of(every) | counts_by_reference(comparisons)
@@ -204,26 +207,30 @@ def _reference_table(label: str, found: ReferenceComparison) -> Any:
     return table
 
 
-def _write_figures(runs: Sequence[RunResults], folder: Path) -> dict[str, Path]:
-    found = {}
+def _write_figures(runs: Sequence[RunResults], folder: Path, say: Callable[[str], None]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+
+    def write(title: str, name: str, draw: Callable[[], Any]) -> None:
+        with optional_figure(name, say):
+            if (drawn := draw()) is not None:
+                found[title] = figures.save_png(drawn, folder / f"{name}.png")
+
     for stage, panels in stage_panels(runs).items():
         main = [panel for panel in panels if not panel.is_aside][:3]  # one row that fits into a page
         if main:
-            figure = figures.draw_stage_curves(main, figures.PAPER)
-            found[f"Learning curves of {stage}"] = figures.save_png(figure, folder / f"curves_{stage}.png")
+            draw = partial(figures.draw_stage_curves, main, figures.PAPER)
+            write(f"Learning curves of {stage}", f"curves_{stage}", draw)
     for label, run in zip(labels(runs), runs, strict=True):
         # A label may hold characters that a file name or a Markdown link cannot.
         suffix = "" if len(runs) == 1 else f"_{re.sub(r'[^A-Za-z0-9]+', '_', label)}"
         where = "" if len(runs) == 1 else f" ({label})"
         for stage, artifact in run.stages():
-            confusion = artifact.tables().get("confusion", [])
-            drawn = figures.draw_confusion(confusion, figures.PAPER, run.class_names())
-            if drawn is not None:
-                path = folder / f"confusion_{stage}{suffix}.png"
-                found[f"Confusion matrix of {stage}{where}"] = figures.save_png(drawn, path)
+            rows = artifact.tables().get("confusion", [])
+            draw = partial(figures.draw_confusion, rows, figures.PAPER, run.class_names())
+            write(f"Confusion matrix of {stage}{where}", f"confusion_{stage}{suffix}", draw)
         seconds = run.known_seconds()
         if seconds:
             texts = {name: format_duration(value) for name, value in seconds.items()}
-            figure = figures.draw_times(seconds, texts, figures.PAPER)
-            found[f"Time per stage{where}"] = figures.save_png(figure, folder / f"times{suffix}.png")
+            draw = partial(figures.draw_times, seconds, texts, figures.PAPER)
+            write(f"Time per stage{where}", f"times{suffix}", draw)
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.errors import DatasetError, reason_of, some
 from vitpipe.datasets.archives import ZipEntry, safe_zip_members
 
 if TYPE_CHECKING:  # image_headers imports this module
@@ -59,7 +59,7 @@ class FileTree(ABC):
                     yield chunk
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise DatasetError(
-                f"A file cannot be read ({' '.join(str(error).split()) or type(error).__name__})",
+                f"A file cannot be read ({reason_of(error)})",
                 where=self.where(name),
                 fix="download this file again; for an archive, compare its checksum with the published one",
             ) from error

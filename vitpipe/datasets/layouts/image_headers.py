@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.errors import DatasetError, reason_of
 from vitpipe.datasets.layouts.file_tree import FileTree
 
 # "P" has a palette (DAVIS), "L" has none (ADE20K), "1" is a mask; "I" and "I;16" come from 16-bit PNGs. In
@@ -70,7 +70,7 @@ def _size_of(tree: FileTree, name: str) -> tuple[int, int] | str:
             picture.load()
             return size
     except Exception as error:  # decoders raise errors of many classes on bad bytes
-        return _reason(error)
+        return reason_of(error)
 
 
 def _labels_of(tree: FileTree, name: str) -> Labels | str:
@@ -82,8 +82,4 @@ def _labels_of(tree: FileTree, name: str) -> Labels | str:
                 return f"{picture.width}x{picture.height} pixels"
             return Labels(picture.size, tuple(np.unique(np.asarray(picture)).tolist()))
     except Exception as error:  # decoders raise errors of many classes on bad bytes
-        return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+        return reason_of(error)

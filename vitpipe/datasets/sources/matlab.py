@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.errors import DatasetError, reason_of
 
 # The largest one, SVHN's train_32x32.mat, holds 225 MB: 73,257 x 32 x 32 x 3 bytes.
 MAX_MAT_BYTES = 2**30
@@ -50,7 +50,7 @@ def read_mat(source: Path | bytes, names: Sequence[str], where: Path) -> dict[st
         ) from error
     except Exception as error:
         # scipy raises ValueError, TypeError, struct.error, zlib.error, MatReadError and others on bad bytes.
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = reason_of(error)
         raise DatasetError(
             f"The MATLAB file is damaged ({reason})", where=where, fix="download it again"
         ) from error

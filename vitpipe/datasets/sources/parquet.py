@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.errors import DatasetError, reason_of, some
 from vitpipe.datasets.catalogue import class_order
 from vitpipe.datasets.sources.byte_ranges import Inline
 from vitpipe.datasets.sources.class_listing import shown_below, visible_names
@@ -169,7 +169,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def _damaged(path: Path, error: Exception) -> DatasetError:
-    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    reason = reason_of(error)
     return DatasetError(f"The parquet file is damaged ({reason})", where=path, fix="download it again")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.errors import DatasetError, reason_of
 
 
 class ByteArray:
@@ -92,7 +92,7 @@ def load_pickle(content: bytes, where: Path) -> Any:
         return _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:
         # A damaged pickle can raise nearly anything: EOFError, KeyError, TypeError, MemoryError, ...
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = reason_of(error, 160)
         raise DatasetError(
             f"The pickle is unsafe or damaged ({reason})",
             where=where,
