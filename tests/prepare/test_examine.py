@@ -90,6 +90,75 @@ def test_sixteen_bit_grey_keeps_its_upper_byte_instead_of_being_clipped_to_white
     np.testing.assert_array_equal(as_trained_on(examined.content)[..., 0], (values >> 8).astype(np.uint8))
 
 
+def test_a_dark_sixteen_bit_image_stays_dark():
+    """By the same rule as every other: the images of a set keep their relative brightness."""
+    pixels = as_trained_on(examine(sixteen_bits(np.full((60, 90), 4095)), "a.png").content)
+    assert pixels.max() == 15
+    assert as_trained_on(examine(sixteen_bits(np.full((60, 90), 200)), "a.png").content).max() == 0
+
+
+def test_values_that_are_not_finite_become_black():
+    values = np.linspace(0, 1, 60 * 90, dtype=np.float32).reshape(60, 90)
+    values[0, 0], values[0, 1] = np.nan, np.inf
+    pixels = as_trained_on(examine(saved(Image.fromarray(values), "TIFF"), "a.tif").content)
+    assert (pixels[0, 0, 0], pixels[0, 1, 0], pixels[-1, -1, 0]) == (0, 0, 255)
+    nothing = as_trained_on(examine(saved(Image.fromarray(values * np.nan), "TIFF"), "a.tif").content)
+    assert nothing.max() == 0
+
+
+def exif_segment(payload):
+    """A JPEG with this as its EXIF data."""
+    data = saved(photo(), "JPEG")
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 8) + b"Exif\0\0" + payload + data[2:]
+
+
+BROKEN_EXIF = {
+    "empty": b"",
+    "zeros": bytes(8),
+    "an index that is cut": b"II*\0\x08\0\0\0\x05\0\x12\x01\x03\0",
+    "an index far away": b"II*\0\xff\xff\0\0",
+    "a text as orientation": b"II*\0\x08\0\0\0\x01\0"
+    + struct.pack("<HHI4s", 0x0112, 2, 4, b"top\0")
+    + bytes(4),
+    "orientation 9": b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x0112, 3, 1, 9) + bytes(4),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_EXIF)
+def test_broken_exif_never_costs_an_image(name, recwarn):
+    content = exif_segment(BROKEN_EXIF[name])
+    examined = examine(content, "a.jpg")
+    assert examined.content == content
+    assert "rotated" not in examined.finding
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"tEXt", b"Raw profile type exif\0\nexif\n  20\nnot hex at all!\n"),
+        (b"zTXt", b"comment\0\0" + zlib.compress(bytes(70_000_000))),
+        (b"iCCP", b"profile\0\0not compressed"),
+        (b"pHYs", b"\0"),
+    ],
+)
+def test_a_broken_profile_of_a_png_never_costs_an_image(kind, body):
+    data = saved(photo(), "PNG")
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    examined = examine(data[:33] + chunk + data[33:], "a.png")  # behind the header
+    np.testing.assert_array_equal(as_trained_on(examined.content), as_trained_on(data))
+
+
+def test_a_png_with_a_profile_and_damaged_pixels_is_left_out():
+    data = saved(photo(), "PNG")
+    chunk = struct.pack(">I", 4) + b"tEXt" + b"a\0bc" + struct.pack(">I", 7)
+    assert examine((data[:33] + chunk + data[33:])[:-400], "a.png").treatment == "left out"
+
+
+def test_messages_are_the_same_in_every_run():
+    assert "0x" not in examine(b"no image", "a.jpg").finding
+
+
 def test_floats_are_scaled_to_their_own_range():
     values = np.linspace(-2.0, 3.0, 60 * 90, dtype=np.float32).reshape(60, 90)
     pixels = as_trained_on(examine(saved(Image.fromarray(values), "TIFF"), "a.tif").content)

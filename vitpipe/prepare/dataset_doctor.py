@@ -23,9 +23,10 @@ from vitpipe.data.manifest import (
 )
 from vitpipe.datasets.catalogue import FACTS, class_names, facts
 from vitpipe.datasets.layouts import layout_of, verified
-from vitpipe.datasets.sources.class_listing import IMAGE_SUFFIXES
+from vitpipe.datasets.sources.class_listing import is_no_picture
 from vitpipe.datasets.sources.detect_format import find_source, folder_of, forms_of
 from vitpipe.datasets.sources.source import ImageEntry, Source
+from vitpipe.prepare.examine import NO_PICTURE
 from vitpipe.prepare.examine_parallel import PackOptions, examined
 from vitpipe.prepare.expectations import (
     Say,
@@ -130,14 +131,14 @@ def _examine_source(report: DatasetReport, root: Path, *, deep: bool, checksums:
     known, keys = expected_of(report.dataset, len(source.classes))
     for note in source.notes:
         report.add("note", note)
-    counts, suffixes, sample = {}, _Examples(), _Sample(SAMPLE)
+    counts, others, sample = {}, _Examples(), _Sample(SAMPLE)
     for split in source.splits:
         # Classes without images must be counted as 0, or `name_short_classes` would miss them.
         per_class: Counter[str] = Counter(dict.fromkeys(source.classes, 0))
         for entry in source.entries(split):
             per_class[source.classes[entry.label]] += 1
-            if not entry.name.lower().endswith(IMAGE_SUFFIXES):
-                suffixes.add(entry.shown)
+            if is_no_picture(entry.name):
+                others.add(entry.shown)
             sample.add(entry)
         counts[split] = per_class
     report.num_train, report.num_val = (counts[split].total() for split in ("train", "val"))
@@ -145,14 +146,10 @@ def _examine_source(report: DatasetReport, root: Path, *, deep: bool, checksums:
     compare_classes(report, source.classes, keys, source.root)
     for split, per_class in counts.items():
         name_short_classes(report, split, per_class, known, source.root)
-    if suffixes.number:
-        fix = "remove them from the class folders, or increase data.max_corrupt_images by their number"
-        report.add(
-            "error",
-            f"{suffixes.number:,} files do not have the extension of an image: {suffixes}",
-            source.root,
-            fix,
-        )
+    if others.number:
+        fix = "remove them from the class folders, so that the counts are those of images"
+        what = f"{others.number:,} files are no pictures by their kind and are left out: {others}"
+        report.add("warning", what, source.root, fix)
     _decode(report, source, sample.entries, deep=deep)
 
 
@@ -166,7 +163,7 @@ def _decode(report: DatasetReport, source: Source, sample: Sequence[ImageEntry],
     # `shard_bytes` is 1 because nothing is written.
     for entry, image in examined(everything if deep else iter(sample), PackOptions(1, workers=workers)):
         number += 1
-        if image.treatment == "left out":
+        if image.treatment == "left out" and image.finding != NO_PICTURE:
             corrupt.add(f"{entry.shown} ({image.finding})")
         elif image.finding:
             anomalies[image.finding] += 1

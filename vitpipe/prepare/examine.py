@@ -20,7 +20,11 @@ from vitpipe.data.manifest import Encoding
 from vitpipe.data.shards import read_at_once
 
 Treatment = Literal["", "kept", "converted", "left out"]
-_ORIENTATION = 0x0112  # EXIF tag `Orientation`; 1 is upright
+_ORIENTATION = 0x0112  # EXIF tag `Orientation`; 1 is upright, 2 to 8 are turned or mirrored
+NO_PICTURE = "no picture"
+"""The finding of a file that is no image by its kind; it is left out and does not count as damaged."""
+# Chunks that a PNG's pixels depend on; the others are profiles, texts, times (PNG specification, chapter 11).
+_PNG_START, _PNG_CHUNKS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 # Pillow's modes with more than 8 bits per value: 32-bit integers, 16-bit in several byte orders, floats.
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _SUFFIXES = {
@@ -62,9 +66,17 @@ def examine(content: bytes, name: str, *, encoding: Encoding | None = None, hash
         return _left_out("empty file")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF data, which is a finding here
             # Pillow only warns between its limit (89 megapixels) and twice that, where it raises.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _examine(content, name, encoding, hashed)
+            try:
+                return _examine(content, name, encoding, hashed)
+            except Exception:
+                if not (pixels := _png_pixels(content)):
+                    raise
+                # A damaged profile or text: without it every program reads the image.
+                found = _examine(pixels, name, encoding, hashed)
+                return found._replace(finding="damaged profile or text", treatment="converted")
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others on bad bytes.
         return _left_out(reason_of(error))
@@ -97,7 +109,11 @@ def _anomaly(picture: Image.Image, name: str) -> str:
         return "more than 8 bits per value"
     if picture.mode in ("CMYK", "YCCK"):
         return "CMYK"
-    if picture.getexif().get(_ORIENTATION, 1) not in (0, 1):
+    try:
+        turned = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # as many classes of errors as there are ways to damage it
+        return "EXIF data that cannot be read"
+    if turned in range(2, 9):
         return "rotated by EXIF"
     if getattr(picture, "is_animated", False):
         return "several frames"
@@ -113,13 +129,34 @@ def _anomaly(picture: Image.Image, name: str) -> str:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits as 8 bits: the upper byte of 16-bit values, else the range of the image."""
+    """Grey of more than 8 bits as 8 bits.
+
+    16-bit values become their upper byte, whatever the image holds, so that the images of a set keep their
+    relative brightness. Floats and 32-bit integers have no full scale: the range of the image's finite values
+    becomes 0 to 255, values that are not finite become 0.
+    """
     values = np.asarray(picture)
     if picture.mode == "F" or values.max(initial=0) > 0xFFFF or values.min(initial=0) < 0:
-        low, high = float(values.min()), float(values.max())
-        return Image.fromarray(((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8))
-    # A 16-bit file whose values all fit into 8 bits is taken for 8-bit data.
-    return Image.fromarray((values >> 8).astype(np.uint8) if values.max() > 255 else values.astype(np.uint8))
+        finite = np.where(np.isfinite(values), values, np.nan)
+        low, high = (
+            (0.0, 0.0) if np.isnan(finite).all() else (float(np.nanmin(finite)), float(np.nanmax(finite)))
+        )
+        scaled = (finite - low) * (255.0 / max(high - low, 1e-12))
+        return Image.fromarray(np.nan_to_num(scaled).astype(np.uint8))
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _png_pixels(content: bytes) -> bytes:
+    """A PNG with only the chunks that its pixels depend on; empty if it has no others, or is no PNG."""
+    if not content.startswith(_PNG_START):
+        return b""
+    kept, place = bytearray(_PNG_START), len(_PNG_START)
+    while place + 12 <= len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        if content[place + 4 : place + 8] in _PNG_CHUNKS:
+            kept += content[place:end]
+        place = end
+    return bytes(kept) if len(kept) < len(content) else b""
 
 
 def _as_png(picture: Image.Image) -> bytes:

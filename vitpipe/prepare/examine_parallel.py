@@ -16,8 +16,9 @@ from vitpipe.config.digest import digest_of
 from vitpipe.contracts.errors import RunError
 from vitpipe.data.manifest import Encoding
 from vitpipe.datasets.sources.byte_ranges import ByteRange
+from vitpipe.datasets.sources.class_listing import is_no_picture
 from vitpipe.datasets.sources.source import ImageEntry
-from vitpipe.prepare.examine import Examined, examine
+from vitpipe.prepare.examine import NO_PICTURE, Examined, examine
 
 # Increase it when the same source would give other bytes: shards of earlier versions are then not reused.
 PACK_VERSION = 1
@@ -89,6 +90,8 @@ def _examine_many(work: Sequence[tuple[ByteRange, str]], options: PackOptions) -
 
 
 def _examine_one(place: ByteRange, name: str, options: PackOptions) -> Examined:
+    if is_no_picture(name):
+        return Examined(b"", "", NO_PICTURE, "left out")
     try:
         content = place.read()
     except OSError as error:

@@ -37,6 +37,7 @@ from vitpipe.data.manifest import (
 from vitpipe.data.shards import files_of
 from vitpipe.data.storage.open_storage import storage_of
 from vitpipe.datasets.sources.source import ImageEntry, Source
+from vitpipe.prepare.examine import NO_PICTURE
 from vitpipe.prepare.examine_parallel import PackOptions, examined
 from vitpipe.prepare.shard_writer import ClosedShard, PackJournal, is_whole, open_cut, open_writer
 
@@ -287,7 +288,7 @@ def _count_findings(findings: Path, quarantine: Quarantine) -> dict[str, int]:
     counts: Counter[str] = Counter()
     with findings.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            left_out = row["treatment"] == "left out"
+            left_out = row["treatment"] == "left out" and row["finding"] != NO_PICTURE
             counts["left out" if left_out else row["finding"]] += 1
             if left_out:
                 quarantine.add(row["file"], row["finding"])

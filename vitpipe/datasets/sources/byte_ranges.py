@@ -6,8 +6,10 @@ visible without reading it; packing resumes after an interruption only if the st
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -52,7 +54,10 @@ class FileSpan:
             OSError: when it cannot be read, or the file is shorter.
         """
         if self.size_bytes is None:
-            with open(self.path, "rb") as file:  # noqa: PTH123  # twice as fast as Path.read_bytes
+            # Not blocking: a named pipe among the images would otherwise be waited for without end.
+            with open(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "not a regular file", self.path)
                 return file.read()
         # `pread` takes the offset as an argument: threads may share the descriptor, which has only one
         # position.

@@ -21,6 +21,11 @@ from vitpipe.datasets.sources.source import ImageEntry, Source
 
 # Those of torchvision's ImageFolder (IMG_EXTENSIONS), without .pgm.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+# Files that lie among images and are none by their kind; what has another name is opened as an image.
+_OTHER_SUFFIXES = (
+    ".csv", ".db", ".htm", ".html", ".ini", ".json", ".log", ".lnk", ".md", ".md5", ".mat", ".npy", ".npz",
+    ".pdf", ".py", ".sha256", ".svg", ".tsv", ".txt", ".url", ".xml", ".yaml", ".yml",
+)  # fmt: skip
 # ImageNet-22K has no validation set: one image in this many is kept out of training to evaluate on, about
 # 71,000 of 14.2 million. Changing it changes what a published number means (tests hold it).
 HELD_OUT_ONE_IN = 200
@@ -143,6 +148,11 @@ class ClassSource(Source):
                     yield ImageEntry(name, label, byte_range, shown)
 
 
+def is_no_picture(name: str) -> bool:
+    """Whether a file is no image by its kind: text, drawings (SVG), databases of thumbnails."""
+    return name.lower().endswith(_OTHER_SUFFIXES)
+
+
 def is_held_out(name: str) -> bool:
     """Whether an image of a set without val belongs to the held-out share, by its file name alone."""
     # CRC-32 and not `hash`, which is seeded per process. By name, so that the share is the same in every
@@ -179,6 +189,14 @@ def class_folders_of(folder: Path) -> tuple[str, ...]:
             where=folder,
             fix="unpack each tar into a folder of its name, or remove the folders: tars are read directly",
         )
+    # The names go into manifests, tables and reports, which are UTF-8. Names of files may be any bytes.
+    if odd := [name for name in classes if name != name.encode(errors="replace").decode()]:
+        shown = some([ascii(name)[1:-1] for name in odd])
+        raise DatasetError(
+            f"{len(odd)} class folders have names that are not UTF-8: {shown}",
+            where=ascii(str(folder))[1:-1],
+            fix="rename them, for example by `convmv -f latin1 -t utf8`",
+        )
     if not classes:
         raise DatasetError(
             "There are no class folders", where=folder, fix="unpack the set as <class>/<image>"
@@ -213,4 +231,4 @@ def first_existing(*paths: Path) -> Path | None:
 
 def _has_entries(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        return any(not entry.name.startswith(".") for entry in entries)
+        return any(not entry.name.startswith(".") and not is_no_picture(entry.name) for entry in entries)
