@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vitpipe.config.recipe import Recipe
+from vitpipe.config.yaml_core import plain, read_yaml
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.graph import Resources, Stage
 
@@ -76,7 +77,7 @@ def read_placement(path: Path) -> Placement:
         InputError: when the file is missing, not YAML, or has unknown keys or wrong values.
     """
     try:
-        return Placement.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        return Placement.model_validate(plain(read_yaml(path.read_text(encoding="utf-8"))) or {})
     except (OSError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not YAML"
         raise InputError(

@@ -199,11 +199,13 @@ def _chosen(
 def _arguments(texts: list[str] | None) -> dict[str, Any]:
     import yaml
 
+    from vitpipe.config.yaml_core import plain, read_yaml
+
     # YAML, because a pipeline parameter is typed: a list must arrive as a list, not as its text.
     arguments = {}
     for name, value in _pairs(texts, "--argument").items():
         try:
-            arguments[name] = yaml.safe_load(value)
+            arguments[name] = plain(read_yaml(value))
         except yaml.YAMLError as error:
             raise InputError(
                 f"The value of '{name}' is not YAML",

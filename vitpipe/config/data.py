@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,7 +26,12 @@ def _not_an_address(value: Any) -> Any:
     return value
 
 
-LocalPath = Annotated[Path, BeforeValidator(_not_an_address)]
+def _at_home(value: Any) -> Any:
+    """`~/data` as a shell has it: in a file, and behind the = of `--set`, no shell replaces it."""
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111  (before pydantic)
+
+
+LocalPath = Annotated[Path, BeforeValidator(_at_home), BeforeValidator(_not_an_address)]
 PlainName = Annotated[str, BeforeValidator(_not_an_address)]
 
 

@@ -66,7 +66,7 @@ class DetectConfig(DenseConfig):
     epochs: Positive
     optim: DetectOptimConfig
     # DETR's sizes, which the detection rows of all papers train with.
-    short_sides: tuple[Pixels, ...] = tuple(range(480, 801, 32))
+    short_sides: Annotated[tuple[Pixels, ...], Field(min_length=1)] = tuple(range(480, 801, 32))
     long_side: Pixels = 1333
     crop_branch: bool = True
     augment: Literal["multi_scale", "large_scale_jitter"] = "multi_scale"

@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import SerializeAsAny, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vitpipe.config.section import Effects, Pixels, Section
@@ -59,9 +65,11 @@ class ModelConfig(Section):
     Attributes:
         builds: what the family's `family.py` builds, so that a recipe with a stage or method that needs more
             is refused when it is read, without torch.
+        stride: pixels that the sides of an image must be a multiple of.
     """
 
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier")
+    stride: ClassVar[int] = 1
 
     effects: ClassVar[Effects] = Effects(
         weights="name image_size",
@@ -69,6 +77,14 @@ class ModelConfig(Section):
 
     name: str
     image_size: Pixels = 224
+
+    @field_validator("image_size")
+    @classmethod
+    def _is_divided(cls, side: int) -> int:
+        """The networks check it, too; here it costs no torch and comes before anything is prepared."""
+        if side % cls.stride:
+            raise ValueError(f"the network needs a multiple of {cls.stride} pixels")
+        return side
 
     @property
     def entry(self) -> ModelEntry:

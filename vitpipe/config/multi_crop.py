@@ -12,6 +12,7 @@ from vitpipe.config.section import (
     Pixels,
     Range,
     Ratio,
+    RatioRange,
     Section,
 )
 from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
@@ -35,8 +36,8 @@ class CropsConfig(Section):
     global_size: Pixels = 224
     local_size: Pixels = 96
     num_local: Annotated[int, Field(ge=0)] = 8
-    global_scale: tuple[Ratio, Ratio] = (0.25, 1.0)
-    local_scale: tuple[Ratio, Ratio] = (0.05, 0.25)
+    global_scale: RatioRange = (0.25, 1.0)
+    local_scale: RatioRange = (0.05, 0.25)
     crop_ratio: Range = (0.75, 4.0 / 3.0)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip_probability: Ratio = 0.5

@@ -48,8 +48,10 @@ def _read(params: Path) -> dict[str, Any]:
         return {}
     import yaml
 
+    from vitpipe.config.yaml_core import read_yaml
+
     try:
-        values = yaml.safe_load(params.read_text(encoding="utf-8"))
+        values = read_yaml(params.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from vitpipe.config.mistakes import all_mistakes, remedy
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.variants import merge, variants_of, with_choices
+from vitpipe.config.yaml_core import read_yaml
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.discovery import files_in
 from vitpipe.contracts.errors import RecipeError
@@ -46,21 +47,6 @@ class Params:
 
 
 PARAMS_KEYS = ("recipe", "profile", "overrides", "plugins")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, except that a key given twice is an error: PyYAML takes the last one silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def recipe_files() -> dict[str, Path]:
@@ -231,7 +217,7 @@ def parse_override(text: str) -> dict[str, Any]:
         )
     # YAML, so that numbers, lists, null and true mean the same here as in a recipe file.
     try:
-        nested: Any = yaml.safe_load(value)
+        nested: Any = read_yaml(value)
     except yaml.YAMLError as error:
         raise RecipeError(
             f"The value of the override '{text}' is not YAML",
@@ -314,7 +300,7 @@ def _shown(text: str) -> str:
 def _parsed(text: str) -> Any:
     # Kept by content: a table reads one file and one profile for each of a hundred variants, 10 ms a time.
     # Nobody changes what is returned: `merge` copies.
-    return yaml.load(text, Loader=_UniqueKeyLoader)
+    return read_yaml(text)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

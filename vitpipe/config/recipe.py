@@ -134,6 +134,15 @@ class RecipeBase(Section):
         return self
 
     @model_validator(mode="after")
+    def _crops_fit_the_network(self) -> RecipeBase:
+        section, stride = getattr(self, "segment", None), self.model.stride
+        if "segment" in self.stages and section is not None and section.crop_size % stride:
+            raise ValueError(
+                f"segment.crop_size is {section.crop_size}, '{self.model.name}' needs a multiple of {stride}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _names_its_sets(self) -> RecipeBase:
         # `auto` is replaced here, so that what is prepared is part of the identity of `prepare`. Past the
         # frozen model's own assignment: a validator has to return the same object.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from vitpipe.config.written_values import as_field
 
 Auto = Literal["auto"]
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -13,7 +15,16 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 # At least one 16-pixel unit; beyond 4096 a typing mistake is likelier than such an image.
 Pixels = Annotated[int, Field(ge=16, le=4096)]
-Range = tuple[Positive, Positive]
+
+
+def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"the lower end {pair[0]:g} is above the upper end {pair[1]:g}")
+    return pair
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_in_order)]
+RatioRange = Annotated[tuple[Ratio, Ratio], AfterValidator(_in_order)]
 
 
 class Effects:
@@ -39,7 +50,16 @@ class Section(BaseModel):
 
     effects: ClassVar[Effects] = Effects()
     # Not strict: YAML reads `lr: 1` as an int where a float is meant. Defaults are validated, too.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
+    # Infinity and NaN are no values of any key: a run of infinite epochs, a rate that is no number.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """A text takes the scalar as it was written; a number takes no true or false."""
+        return as_field(value, cls.model_fields[str(info.field_name)].annotation)
 
     def acting(self, *, on_weights_only: bool = False) -> dict[str, Any]:
         """The values that can change a result, as plain values.

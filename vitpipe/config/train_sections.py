@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from vitpipe.config.data import LocalPath
 from vitpipe.config.method import METHODS, SupervisedMethod
@@ -18,9 +19,16 @@ from vitpipe.config.section import (
     Positive,
     Range,
     Ratio,
+    RatioRange,
     Section,
 )
 from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
+
+
+def _rising(epochs: tuple[float, ...]) -> tuple[float, ...]:
+    if list(epochs) != sorted(set(epochs)):
+        raise ValueError("the epochs of the drops must rise")
+    return epochs
 
 
 class OptimConfig(Section):
@@ -71,9 +79,25 @@ class OptimConfig(Section):
     schedule_start: Literal["after_warmup", "run"] = "after_warmup"
     schedule_unit: Literal["step", "epoch"] = "step"
     # May be fractions: the drops of ViTDet's schedule are 8/9 and 26/27 of the run.
-    drop_epochs: tuple[Positive, ...] = ()
+    drop_epochs: Annotated[tuple[Positive, ...], AfterValidator(_rising)] = ()
     drop_factor: Ratio = 0.1
     poly_power: Positive = 1.0
+
+
+# The notation of timm's `rand_augment_transform`, without what it ignores silently: magnitude, its standard
+# deviation and its upper bound, number of layers, probability, rising severity, set of operations.
+_RAND_AUGMENT = re.compile(
+    r"rand(?:-(?:m\d+|mstd\d+(?:\.\d+)?|mmax\d+|n\d+|p(?:0?\.\d+|[01](?:\.0+)?)|inc[01]|t(?:weights|3aw|3a)))*"
+)
+
+
+def _rand_augment(text: str) -> str:
+    if not _RAND_AUGMENT.fullmatch(text):
+        raise ValueError("not a policy in timm's notation; write for example rand-m9-mstd0.5-inc1")
+    return text
+
+
+RandAugment = Annotated[str, AfterValidator(_rand_augment)]
 
 
 class AugmentConfig(Section):
@@ -88,14 +112,14 @@ class AugmentConfig(Section):
     )
 
     # Area and aspect ratio of the Inception crop; the defaults of torchvision's RandomResizedCrop.
-    crop_scale: tuple[Ratio, Ratio] = (0.08, 1.0)
+    crop_scale: RatioRange = (0.08, 1.0)
     crop_ratio: Range = (0.75, 4.0 / 3.0)
     # Only these two: the compiled resampling agrees with Pillow to the last bit for them.
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip_probability: Ratio = 0.5
     color_jitter: NotNegative = 0.0
     # timm's notation, for example rand-m9-mstd0.5-inc1: the papers state theirs in it.
-    rand_augment: str | None = None
+    rand_augment: RandAugment | None = None
     erase_probability: Ratio = 0.0
     mixup_alpha: NotNegative = 0.0
     cutmix_alpha: NotNegative = 0.0

@@ -59,6 +59,7 @@ class HiViTConfig(ModelConfig):
     )
 
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "pretrainer", "dense")
+    stride: ClassVar[int] = 16
 
     pyramid: PyramidConfig = PyramidConfig()
     decoder: DecoderConfig = DecoderConfig()

@@ -38,6 +38,7 @@ class RevColConfig(ModelConfig):
     )
 
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "intermediate_heads")
+    stride: ClassVar[int] = 32
 
     columns: ReversibleConfig = ReversibleConfig()
     # MAE's value for a head on pre-trained layers; the released code has 0.02 times a head init scale.

@@ -39,6 +39,7 @@ class RevColV2Config(ModelConfig):
     )
 
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "pretrainer", "dense")
+    stride: ClassVar[int] = 16
 
     columns: ColumnsConfig = ColumnsConfig()
     # The general std of 0.02 times the published head init of 0.001 (tables 2 to 4), as in MAE's fine-tuning.

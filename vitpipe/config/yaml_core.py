@@ -1,0 +1,123 @@
+"""Read what users write as YAML 1.2, and keep a number's text for fields that are texts.
+
+PyYAML reads YAML 1.1, where `off` is false, `1:40` is 100 and `0100` is 64. The core schema of YAML 1.2
+(chapter 10.3) has no such scalars, and DVC reads params.yaml by it, too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Self, TypeVar
+
+import yaml
+
+
+class _Written:
+    """A number that remembers how it was written: `0123456` may be a revision, not 123,456."""
+
+    written: str
+
+    @classmethod
+    def of(cls, number: Any, text: str) -> Self:
+        """The number with its text."""
+        made = cls(number)  # type: ignore[call-arg]  # int or float, see below
+        made.written = text
+        return made
+
+
+class WrittenInt(_Written, int):
+    """An integer of a YAML text."""
+
+
+class WrittenFloat(_Written, float):
+    """A floating-point number of a YAML text."""
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """PyYAML's safe loader with YAML 1.2's scalars; a key that stands twice is an error."""
+
+    # PyYAML's own name: without it those of YAML 1.1 would be inherited.
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            # Recipes have no other keys; a list cannot be one in Python.
+            if isinstance(key, list | dict | set):
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be a single text, not a list", problem_mark=key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_SCALARS = {
+    "null": (r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    "bool": (r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    "int": (r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)", list("-+0123456789")),
+    "float": (
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))",
+        list("-+0123456789."),
+    ),
+    "merge": (r"(?:<<)", ["<"]),
+}
+for _name, (_pattern, _first) in _SCALARS.items():
+    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^{_pattern}$"), _first)
+
+
+def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> WrittenInt:
+    text = str(loader.construct_scalar(node))
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    # Not base 0, by which Python refuses leading zeros.
+    return WrittenInt.of(int(text[2:] if base != 10 else text, base), text)
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> WrittenFloat:
+    text = str(loader.construct_scalar(node))
+    return WrittenFloat.of(float(text.lower().replace(".inf", "inf").replace(".nan", "nan")), text)
+
+
+def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
+    return str(loader.construct_scalar(node)).lower() == "true"
+
+
+_CoreLoader.add_constructor("tag:yaml.org,2002:int", _int)
+_CoreLoader.add_constructor("tag:yaml.org,2002:float", _float)
+_CoreLoader.add_constructor("tag:yaml.org,2002:bool", _bool)
+
+
+def read_yaml(text: str) -> Any:
+    """One YAML document as plain values; numbers carry their text.
+
+    Raises:
+        yaml.YAMLError: when it is none, a key stands twice or is a list, or it is nested too deeply.
+    """
+    try:
+        return yaml.load(text, Loader=_CoreLoader)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
+    # An integer of thousands of digits, a tag of Python, a date that does not exist.
+    except (ValueError, OverflowError) as error:
+        raise yaml.YAMLError(str(error)) from error
+
+
+T = TypeVar("T")
+
+
+def plain(value: T) -> T:
+    """The same values without the texts of numbers."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}  # type: ignore[return-value]
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    if isinstance(value, WrittenInt):
+        return int(value)  # type: ignore[return-value]
+    if isinstance(value, WrittenFloat):
+        return float(value)  # type: ignore[return-value]
+    return value
