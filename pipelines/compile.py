@@ -99,6 +99,7 @@ def compile_pipeline(
     chosen = load_recipe(recipe, profile, overrides)
     check_texts((recipe, profile, *overrides), "recipe, profile and overrides")
     check_package_path(out)
+    chosen.data.require_root(f"recipe {recipe}, profile {profile}")
 
     # After all checks of the input: importing kfp costs 3 s.
     from pipelines.reproduce import reproduce

@@ -39,6 +39,8 @@ def compile_table(
     """
     check_texts((plan.name, plan.profile, *plan.overrides), "table, profile and overrides")
     check_package_path(out)
+    for recipe in (run.recipe for run, _ in plan.started_runs()):
+        recipe.data.require_root(f"recipe {recipe.name}, profile {plan.profile}")
     chosen = {**default_images(), **(images or {})}
     return write_package(table_pipeline(plan, chosen, placement or Placement()), out)
 

@@ -74,6 +74,7 @@ def compile_verb(
         from vitpipe.contracts.graph import graph_of
 
         loaded = load_recipe(*_chosen(recipe, profile, overrides, params))
+        loaded.data.require_root(f"recipe {loaded.name}, profile {loaded.profile}")
         # No --out: DVC finds stages only in files of this name.
         changed = write_dvc(graph_of(loaded.stages, loaded.start_from), Path("dvc.yaml"))
         print("dvc.yaml written" if changed else "dvc.yaml is up to date")
@@ -104,6 +105,7 @@ def repro_verb(
 
     # The file that the commands in dvc.yaml read.
     loaded = load_recipe(*_chosen(None, None, None, Path("params.yaml")))
+    loaded.data.require_root("params.yaml")
     repro(graph_of(loaded.stages, loaded.start_from), jobs or jobs_for(loaded), print_progress)
 
 

@@ -182,3 +182,31 @@ def test_resolved_recipe_as_json_gives_every_reason():
     assert derived["pretrain.peak_lr"]["value"] == pytest.approx(2.4e-3)
     assert all(row["why"] for row in derived.values())
     assert shown["recipe"]["model"]["name"] == "hivit_base"
+
+
+def test_raw_data_without_a_folder_stop_nothing_late(tmp_path):
+    """`plan` counts and marks the row; whatever starts or writes something refuses. Compiling looks at no path."""
+    full = ["--recipe", "itpn/pixel_base", "--profile", "full"]
+    unset = json.loads(_run("plan", *full, "--json", cwd=tmp_path).stdout)["stages"]
+    assert (unset[0]["stage"], unset[0]["runs"], unset[0]["why"]) == (
+        "prepare", "cannot run", "data.root is not set",
+    )  # fmt: skip
+    assert next(row["steps"] for row in unset if row["stage"] == "pretrain") == 499_200
+    for verb in (["compile", "--dvc"], ["compile", "--out", "p.yaml"], ["identity", "--out", "ids"]):
+        done = _run(*verb, *full, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "data.root is not set, and data.source is 'folders'" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    absent = [*full, "--set", "data.root=/nowhere/data"]
+    assert json.loads(_run("plan", *absent, "--json", cwd=tmp_path).stdout)["stages"][0]["why"] == (
+        "data.root does not exist: /nowhere/data"
+    )
+    assert _run("compile", "--dvc", *absent, cwd=tmp_path).returncode == 0
+    stopped = _run("run", "prepare", *absent, "--out", "prepared", cwd=tmp_path)
+    assert stopped.returncode == 2
+    assert "/nowhere/data" in stopped.stderr
+    demo = ["--recipe", "itpn/pixel_base", "--profile", "demo"]
+    weights = _run("plan", *demo, "--set", "finetune.weights=/nowhere/w.safetensors", "--json", cwd=tmp_path)
+    rows = {row["stage"]: row for row in json.loads(weights.stdout)["stages"]}
+    assert rows["finetune"]["why"] == "finetune.weights does not exist: /nowhere/w.safetensors"

@@ -198,9 +198,9 @@ def plan(
     rows = [
         {
             "stage": item.stage,
-            "runs": "runs" if item.runs else "cached",
+            "runs": "cannot run" if item.missing else "runs" if item.runs else "cached",
             "steps": steps.get(item.stage, ""),
-            "why": item.why,
+            "why": item.missing or item.why,
         }
         for item in forecast(loaded, run_folder(chosen.recipe, chosen.profile, artifacts))
     ]

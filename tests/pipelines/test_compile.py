@@ -158,7 +158,9 @@ def test_compiling_twice_gives_the_same_bytes(package, tmp_path):
 @pytest.mark.parametrize("profile", profile_names())
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_compiles(name, profile, tmp_path):
-    package = compile_pipeline(name, profile, [], tmp_path / "pipeline.yaml", placement=PLACEMENT)
+    package = compile_pipeline(
+        name, profile, ["data.root=/data"], tmp_path / "pipeline.yaml", placement=PLACEMENT
+    )
     assert package.stages == tuple(node.name for node in graph_of(load_recipe(name, profile).stages))
 
 

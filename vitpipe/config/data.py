@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from vitpipe.config.section import Auto, Count, Effects, Pixels, Section
 from vitpipe.config.set_names import check_own_sets, check_set_name
 from vitpipe.contracts.address import Address, hidden
+from vitpipe.contracts.errors import RecipeError
 
 _EMBEDDED_CLASSES = {"imagenet": 10, "imagenet22k": 50}  # see datasets/embedded/write.py
 EMBEDDED_SETS = ("imagenet", "imagenet22k", "coco", "ade20k", "davis")
@@ -146,6 +147,32 @@ class DataConfig(Section):
                 "credentials are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
         return self
+
+    def root_problem(self, *, looks: bool) -> str:
+        """Why `prepare` could not find the raw data; empty if it could.
+
+        Args:
+            looks: whether the folder has to be on this machine; a compiled pipeline's is on another.
+        """
+        if self.source != "folders":
+            return ""
+        if self.root is None:
+            return "data.root is not set"
+        return f"data.root does not exist: {self.root}" if looks and not self.root.is_dir() else ""
+
+    def require_root(self, where: str) -> None:
+        """Refuse raw data without a folder before anything is written or started.
+
+        Raises:
+            RecipeError: when `data.root` is not set.
+        """
+        if problem := self.root_problem(looks=False):
+            raise RecipeError(
+                f"{problem}, and data.source is 'folders': nothing could be prepared",
+                where=where,
+                fix="set data.root to the folder that contains imagenet/, coco/, ... (in params.yaml, or by "
+                "--set data.root=/data), or use the profile demo",
+            )
 
     @property
     def names(self) -> tuple[str, ...]:

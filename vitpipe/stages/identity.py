@@ -19,7 +19,7 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import CARD, RunRecord, open_artifact
 from vitpipe.contracts.errors import ArtifactError, RecipeError, some
 from vitpipe.contracts.files import write_whole
-from vitpipe.contracts.graph import Node, all_stages, graph_of
+from vitpipe.contracts.graph import Node, Stage, all_stages, graph_of
 from vitpipe.stages.output_folders import check_result_folder
 from vitpipe.stages.run import identity_of, raw_data_of
 
@@ -50,11 +50,12 @@ def identity_file(node: Node, run: Path) -> Path:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Whether a stage would run: `why` is a sentence."""
+    """Whether a stage would run: `why` is a sentence, `missing` what it would stop at."""
 
     stage: str
     runs: bool
     why: str
+    missing: str = ""
 
 
 def write_identities(recipe: Recipe, out: Path) -> None:
@@ -64,7 +65,9 @@ def write_identities(recipe: Recipe, out: Path) -> None:
 
     Raises:
         ArtifactError: when there is one.
+        RecipeError: when the raw data are in no folder.
     """
+    recipe.data.require_root(f"recipe {recipe.name}, profile {recipe.profile}")
     out = check_result_folder("--out", out)
     out.mkdir(parents=True, exist_ok=True)
     wanted = {}
@@ -139,8 +142,18 @@ def forecast(recipe: Recipe, run: Path) -> list[Forecast]:
         why = why_it_runs(node, folders_of(node, run), identity, raw_data, reruns)
         if why:
             reruns.add(node.name)
-        forecasts.append(Forecast(node.name, bool(why), why or "nothing that it reads has changed"))
+        # What is finished needs no raw data any more.
+        missing = _missing_files(recipe, node.stage) if why else ""
+        forecasts.append(Forecast(node.name, bool(why), why or "nothing that it reads has changed", missing))
     return forecasts
+
+
+def _missing_files(recipe: Recipe, stage: Stage) -> str:
+    """The recipe's path that the stage would look for in vain; empty if there is none."""
+    weights: Path | None = getattr(getattr(recipe, stage.name, None), "weights", None)
+    if weights is not None and not weights.exists():
+        return f"{stage.name}.weights does not exist: {weights}"
+    return recipe.data.root_problem(looks=True) if "data" in stage.sections else ""
 
 
 def why_it_runs(
