@@ -273,6 +273,9 @@ def convert(
 
     report = convert_file(checkpoint, out, entry=entry)
     print_rows(report.table(), as_json, f"{checkpoint.name}: {report.summary()}")
+    if report.note:
+        # Not on stdout, which --json leaves to the rows.
+        print(report.note, file=sys.stderr)
 
 
 @app.command()

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
+import functools
 import hashlib
+import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
 
-from vitpipe.contracts.errors import CheckpointError
+from vitpipe.contracts.errors import CheckpointError, StorageError
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
 from vitpipe.models.convert import convert, convert_state, read_checkpoint
 from vitpipe.models.hivit.conversion import our_name
@@ -155,8 +163,7 @@ class _Evil:
 
 def test_code_in_a_file_is_not_run(tmp_path):
     torch.save({"model": {"a": torch.zeros(1)}, "extra": _Evil(tmp_path / "owned")}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match="only running code could restore"):
-        read_checkpoint(tmp_path / "evil.pth")
+    assert list(read_checkpoint(tmp_path / "evil.pth")) == ["a"]
     assert not (tmp_path / "owned").exists()
 
 
@@ -179,3 +186,194 @@ def test_files_without_weights_are_named(tmp_path):
         read_checkpoint(tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match="does not exist"):
         read_checkpoint(tmp_path / "c.pth")
+
+
+def converted(content, folder, **options) -> dict[str, torch.Tensor]:
+    """What `convert` writes of a file with this content, into a folder that does not exist yet."""
+    torch.save(content, folder / "a.pth", **options)
+    convert(folder / "a.pth", folder / "new" / "folder" / "x.safetensors")
+    return load_state(folder / "new" / "folder" / "x.safetensors")
+
+
+def with_prefix(prefix, state):
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+class _History:
+    """As mmengine's HistoryBuffer: an object with attributes, arrays among them."""
+
+    def __init__(self) -> None:
+        self.values, self.counts = np.ones(3), [1, 2]
+
+
+class _Settings(dict):
+    """As mmengine's and yacs's: a dict with attributes."""
+
+
+class _Scores(list):
+    """A list with items that pickle appends."""
+
+
+BESIDE = {
+    "namespace": argparse.Namespace(lr=1e-3, output_dir=Path("x")),
+    "numpy scalars": {"max_accuracy": np.float64(83.2), "epoch": np.int64(3), "name": np.str_("a")},
+    "history": {"train/loss": _History()},
+    "settings": _Settings(model=_Settings(depth=3)),
+    "lists": [_Scores([1.0, 2.0]), {Path("a"), Path("b")}, collections.deque([1]), collections.Counter("ab")],
+    "a path as key": {Path("a"): 1, ("b", 2): datetime.timedelta(1)},
+    "classes and functions": [nn.GELU, functools.partial(max, 1), torch.float16, torch.Size([2])],
+    "optimiser": torch.optim.AdamW([nn.Parameter(torch.zeros(1))]).state_dict(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_the_weights_is_no_obstacle(official_nano, tmp_path, name, zipped):
+    state = official_nano["pixel_base_classifier"]
+    plain = convert_state(state).state
+    found = converted(
+        {"extra": BESIDE[name], "model": state, "more": BESIDE[name]},
+        tmp_path,
+        _use_new_zipfile_serialization=zipped,
+    )
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[key], plain[key]) for key in plain)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "encoder.",
+        "backbone.",
+        "module._orig_mod.model.",
+        "teacher.backbone.",
+        "net.module.",
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_prefixes_in_any_nesting_are_taken_off(official_nano, tmp_path, prefix, suffix):
+    state = official_nano["pixel_base_classifier"]
+    file = tmp_path / f"a{suffix}"
+    content = {**with_prefix(prefix, state), "optimizer_step": torch.tensor(3)}
+    if prefix.rstrip(".").rpartition(".")[2] in ("module", "_orig_mod"):
+        content.pop("optimizer_step")  # then the network is the whole file, and has nothing of that name
+    save_file(content, file) if suffix == ".safetensors" else torch.save({"model": content}, file)
+    report = convert(file, tmp_path / "x.safetensors")
+    assert load_state(tmp_path / "x.safetensors").keys() == convert_state(state).state.keys()
+    # Every name of the file has its row, what is dropped, too.
+    assert len(report.rows) == len(content)
+
+
+def test_of_several_entries_the_choice_is_said_and_can_be_made(official_nano, tmp_path):
+    state = official_nano["pixel_base_classifier"]
+    averaged = {name: tensor * 2 for name, tensor in state.items()}
+    torch.save({"model": state, "model_ema": averaged, "epoch": 3}, tmp_path / "a.pth")
+    report = convert(tmp_path / "a.pth", tmp_path / "x.safetensors")
+    assert report.note == "Took the entry 'model'; --entry chooses another: model_ema"
+    assert load_metadata(tmp_path / "x.safetensors")["entry"] == "model"
+    convert(tmp_path / "a.pth", tmp_path / "y.safetensors", entry="model_ema")
+    one, two = (load_state(tmp_path / name) for name in ("x.safetensors", "y.safetensors"))
+    assert all(torch.equal(2 * one[name], two[name]) for name in one)
+    with pytest.raises(CheckpointError, match="no weights in its entry teacher") as refused:
+        convert(tmp_path / "a.pth", tmp_path / "z.safetensors", entry="teacher")
+    assert "model, model_ema" in refused.value.fix
+    torch.save(
+        {"student": with_prefix("module.backbone.", state), "teacher": with_prefix("backbone.", averaged)},
+        tmp_path / "b.pth",
+    )
+    assert convert(tmp_path / "b.pth", tmp_path / "t.safetensors").note.startswith("Took the entry 'teacher'")
+    assert torch.equal(load_state(tmp_path / "t.safetensors")["head.weight"], averaged["head.weight"])
+
+
+def test_a_classifier_with_its_head_beside_the_backbone(official_nano, tmp_path):
+    state = official_nano["pixel_base_classifier"]
+    body = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    head = {
+        f"head.fc.{name.removeprefix('head.')}": t for name, t in state.items() if name.startswith("head.")
+    }
+    found = converted({"state_dict": {**with_prefix("backbone.", body), **head}}, tmp_path)
+    assert torch.equal(found["head.weight"], state["head.weight"])
+
+
+def test_a_pickle_of_arrays(official_nano, tmp_path):
+    state = official_nano["pixel_base_classifier"]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": {name: t.numpy() for name, t in state.items()}}))
+    convert(tmp_path / "a.pkl", tmp_path / "x.safetensors")
+    assert torch.equal(load_state(tmp_path / "x.safetensors")["head.weight"], state["head.weight"])
+
+
+VIT = {
+    "cls_token": torch.zeros(1, 1, 768),
+    "patch_embed.proj.weight": torch.zeros(768, 3, 16, 16),
+    **{f"blocks.{n}.attn.qkv.weight": torch.zeros(3, 768) for n in range(12)},
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "named"),
+    [
+        (VIT, "a ViT of 12 blocks and 768 channels, patches of 16 pixels"),
+        (with_prefix("module.backbone.", VIT), "a ViT of 12 blocks and 768 channels"),
+        (
+            {
+                "layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(9, 3),
+                "layers.1.x": torch.zeros(1),
+            },
+            "a Swin Transformer of 2 stages",
+        ),
+        ({"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)}, "a ResNet"),
+    ],
+)
+def test_another_network_is_named_as_what_it_is(state, named):
+    with pytest.raises(CheckpointError, match=f"is of {named}.*which vitpipe does not have"):
+        convert_state(state)
+
+
+def test_weights_that_are_not_finite_are_refused(official_nano):
+    state = dict(official_nano["pixel_base_classifier"])
+    state["head.weight"] = state["head.weight"] * float("nan")
+    with pytest.raises(
+        CheckpointError, match=r"1 of \d+ tensors have values that are not finite: head.weight"
+    ):
+        convert_state(state)
+
+
+def test_a_scalar_and_a_whole_network_are_no_weights(tmp_path):
+    torch.save(torch.tensor(3.0), tmp_path / "scalar.pth")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        read_checkpoint(tmp_path / "scalar.pth")
+    torch.save(nn.Linear(2, 2), tmp_path / "network.pth")
+    with pytest.raises(CheckpointError, match=r"whole object \(torch.nn.modules.linear.Linear\)"):
+        read_checkpoint(tmp_path / "network.pth")
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_no_call_in_a_pickle_is_made(tmp_path, protocol):
+    """By every protocol, as a call, as a class, as a state: nothing of the file runs."""
+
+    class _Calls:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'owned')!r}, 'w')",))
+
+    content = {"model": {"a": np.zeros(2)}, "x": [_Calls(), {"k": _Calls()}, (_Calls(),)], "f": os.system}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+    assert list(read_checkpoint(tmp_path / "a.pkl")) == ["a"]
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_refused_write_is_one_paragraph(official_nano, tmp_path, monkeypatch):
+    torch.save({"model": official_nano["pixel_base_classifier"]}, tmp_path / "a.pth")
+    (tmp_path / "file").write_text("")
+    from vitpipe.models import weights
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        convert(tmp_path / "a.pth", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()

@@ -7,6 +7,7 @@ input was wrong. Anything that is not a `VitpipeError` is a defect of ours and k
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
@@ -141,7 +142,11 @@ def _refused_write(error: Exception) -> Exception | None:
         # torch.save closes its archive on a full disk and raises that failure instead of the first one,
         # which is left as the context.
         link = link.__cause__ or link.__context__
-    # safetensors and torch's C++ writers raise their own classes, without a number.
+    # safetensors quotes the system's number in its own class.
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    if quoted and int(quoted[1]) in _REFUSED:
+        return OSError(int(quoted[1]), os.strerror(int(quoted[1])))
+    # torch's C++ writers raise their own classes, without a number.
     return error if "No space left" in str(error) or "file write failed" in str(error) else None
 
 

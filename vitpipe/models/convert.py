@@ -7,18 +7,24 @@ Each family's rules are in its `conversion.py`, where it has official checkpoint
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from vitpipe.config.model import FAMILIES, family_names
 from vitpipe.contracts.discovery import part_of, source_of
-from vitpipe.contracts.errors import CheckpointError
-from vitpipe.models.official import Conversion, misfit
+from vitpipe.contracts.errors import CheckpointError, disk_errors, some
+from vitpipe.models.foreign import foreign_network
+from vitpipe.models.official import Conversion, Renamed, misfit, open_checkpoint
 from vitpipe.models.official import read_checkpoint as read_checkpoint
-from vitpipe.models.weights import LoadReport, is_safetensors, save_weights
+from vitpipe.models.weights import KeyRow, LoadReport, is_safetensors, save_weights
+
+# Parts of a larger model that a network may be, in any nesting: a wrapper's, DINO's, a detector's.
+_PARTS = (
+    "model.", "backbone.", "encoder.", "network.", "net.", "teacher.", "student.", "module.", "_orig_mod.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,10 @@ def convert(path: Path, out: Path, *, kind: str = "auto", entry: str | None = No
     """
     # First: reading a large checkpoint takes long, and a wrong --out can be reported at once.
     _check_target(path, out)
-    converted = convert_state(read_checkpoint(path, entry), kind=kind, where=path)
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = open_checkpoint(path, entry)
+    converted = convert_state(checkpoint.state, kind=kind, where=path)
     # Of the whole file as released, so that it can be compared with what the authors publish.
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -65,8 +74,11 @@ def convert(path: Path, out: Path, *, kind: str = "auto", entry: str | None = No
         "source": path.name,
         "source_sha256": digest,
     }
-    save_weights(converted.state, out, metadata)
-    return converted.report
+    if checkpoint.entry:
+        metadata["entry"] = checkpoint.entry
+    with disk_errors(out):
+        save_weights(converted.state, out, metadata)
+    return replace(converted.report, note=checkpoint.choice)
 
 
 def _check_target(path: Path, out: Path) -> None:
@@ -107,14 +119,21 @@ def convert_state(official: Mapping[str, Tensor], *, kind: str = "auto", where: 
         CheckpointError: as `convert`.
     """
     known = conversions()
-    renamed = next((found for each in known if (found := each.rename(official, where)) is not None), None)
+    kinds = ", ".join(kind for each in known for kind in each.kinds)
+    if foreign := foreign_network(official):
+        raise CheckpointError(
+            f"The checkpoint is of {foreign}, which vitpipe does not have",
+            where=where,
+            fix=f"give a checkpoint of one of the known kinds: {kinds}",
+        )
+    renamed = _renamed(official, known, where)
     if renamed is None:
-        kinds = ", ".join(kind for each in known for kind in each.kinds)
         raise CheckpointError(
             f"The checkpoint is of no known kind (first keys: {', '.join(sorted(official)[:3])})",
             where=where,
             fix=f"give a checkpoint of one of the known kinds: {kinds}",
         )
+    _refuse_not_finite(official, where)
     if kind not in ("auto", renamed.kind):
         raise CheckpointError(
             f"The checkpoint is of kind {renamed.kind}, not {kind}",
@@ -124,6 +143,44 @@ def convert_state(official: Mapping[str, Tensor], *, kind: str = "auto", where: 
     _check(renamed.state, renamed.network, where)
     report = LoadReport(str(where), renamed.rows)
     return Converted(dict(renamed.state), renamed.kind, renamed.model, report)
+
+
+def _renamed(
+    official: Mapping[str, Tensor], known: Sequence[Conversion], where: str | Path
+) -> Renamed | None:
+    """The state under our names, also where the network is one part of a larger model."""
+    for each in known:
+        if (found := each.rename(official, where)) is not None:
+            return found
+    for prefix in _PARTS:
+        full = {name.removeprefix(prefix): name for name in official if name.startswith(prefix)}
+        if full and prefix == "backbone.":  # mmpretrain's classifiers have their head beside it
+            head = "head.fc."
+            full |= {f"head.{name.removeprefix(head)}": name for name in official if name.startswith(head)}
+        inside = {name: official[there] for name, there in full.items()}
+        if not inside or (found := _renamed(inside, known, where)) is None:
+            continue
+        rows = [replace(row, source=full.get(row.source, row.source)) for row in found.rows]
+        rows += [
+            KeyRow(name, "", tuple(tensor.shape), "dropped", f"outside of {prefix}*")
+            for name, tensor in official.items()
+            if name not in full.values()
+        ]
+        return replace(found, rows=tuple(rows))
+    return None
+
+
+def _refuse_not_finite(official: Mapping[str, Tensor], where: str | Path) -> None:
+    """Refuse weights of a training that has diverged: whatever starts from them gives NaN."""
+    wrong = [
+        name for name, tensor in official.items() if not tensor.is_meta and not bool(tensor.isfinite().all())
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} of {len(official)} tensors have values that are not finite: {some(wrong, 2)}",
+            where=where,
+            fix="give a checkpoint from before the training diverged",
+        )
 
 
 def _check(state: Mapping[str, Tensor], network: nn.Module, where: str | Path) -> None:

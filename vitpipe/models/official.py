@@ -1,30 +1,52 @@
-"""Read the tensors of official checkpoint files without running code in them.
-
-torch's safe loader (`weights_only=True`) restores tensors, numbers, text and plain containers, and refuses
-everything that only running code could restore. Some released files hold such objects beside the weights.
-Those that are known and harmless are replaced by placeholders, so that their code does not run either.
-"""
+"""Read the tensors of checkpoint files as people have them, without running code in them."""
 
 from __future__ import annotations
 
-import argparse
 import pickle
-import re
-from collections import OrderedDict
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitpipe.contracts.errors import CheckpointError
+from vitpipe.models import inert_pickle
+from vitpipe.models.inert_pickle import StandIn
 from vitpipe.models.weights import MAX_NAMED, KeyRow, load_state
 
-# Where released files keep their weights: `model` (MAE, iTPN, RevCol), `module` (second choice of iTPN's
-# tools), `state_dict` (detectors and segmentors of mmdet and mmseg), `state_dict_ema` (RevCol; may be None).
-_ENTRIES = ("model", "module", "state_dict", "state_dict_ema")
+# Where files keep their weights, in the order of preference: `model` (MAE, iTPN, RevCol), `module` (iTPN's
+# tools), `state_dict` (OpenMMLab), averaged weights under several names, DINO's teacher and student.
+_ENTRIES = (
+    "model", "module", "state_dict", "state_dict_ema", "model_ema", "ema", "teacher", "student",
+)  # fmt: skip
+# Wrappers whose names say nothing about the network: DistributedDataParallel, torch.compile.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file.
+
+    Attributes:
+        state: name -> tensor, without the prefixes of wrappers.
+        entry: where in the file they are; empty for its top level.
+        others: entries of the file that hold weights, too.
+    """
+
+    state: dict[str, Tensor]
+    entry: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def choice(self) -> str:
+        """What was chosen, where there was a choice; empty else."""
+        if not self.others:
+            return ""
+        return f"Took the entry '{self.entry}'; --entry chooses another: {', '.join(self.others)}"
 
 
 @dataclass(frozen=True)
@@ -60,22 +82,6 @@ class Conversion:
     rename: Callable[[Mapping[str, Tensor], str | Path], Renamed | None]
 
 
-class _Placeholder:
-    """Created in place of an object that is not needed, with any arguments."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-
-# iTPN's files hold the command line (`args`); RevCol's their settings (a dict subclass of yacs, restored as a
-# dict without importing yacs) and, by mistake, Python's function `input`. A file may also *call* what it
-# names: calling the placeholder does nothing, calling `input` would ask the user.
-_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    argparse.Namespace,
-    (OrderedDict, "yacs.config.CfgNode"),
-    (_Placeholder, "builtins.input"),
-]
-
 # What torch and pickle raise for truncated files and altered bytes; tests alter random bytes to find others.
 # Not `Exception`: that would hide defects of this program.
 _FROM_DAMAGED_FILES = (
@@ -83,61 +89,90 @@ _FROM_DAMAGED_FILES = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     OSError,
+    OverflowError,
+    pickle.PickleError,
     RuntimeError,
     TypeError,
     ValueError,
+    struct.error,
 )
 
 
 def read_checkpoint(path: Path, entry: str | None = None) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint file.
+    """The named tensors of a checkpoint file, see `open_checkpoint`."""
+    return open_checkpoint(path, entry).state
+
+
+def open_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
+    """Read a checkpoint file; no code in it is run.
 
     Args:
-        path: .pth, or .safetensors, which has no entries.
-        entry: the one that holds them; without it the first of `model`, `module`, `state_dict` and
-            `state_dict_ema` (averaged weights) with tensors, or else the file's top level.
+        path: of `torch.save` in any version, a pickle of numpy arrays, or .safetensors, which has no entries.
+        entry: the one that holds them; without it the first of `model`, `module`, `state_dict`, averaged
+            weights, `teacher`, `student` with tensors, or else the file's top level or its only entry.
 
     Raises:
-        CheckpointError: when the file is missing, truncated, holds code or holds no weights.
+        CheckpointError: when the file is missing, truncated or holds no weights.
     """
     # safetensors holds tensors and text only, so it needs no precautions.
     if path.suffix == ".safetensors":
-        return load_state(path)
+        return Checkpoint(_unwrapped(load_state(path)))
     if not path.is_file():
         raise CheckpointError("The checkpoint does not exist", where=path, fix="correct the path")
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch names the first object that it refuses ("Unsupported global: GLOBAL a.b ..."). Its own advice,
-        # several lines long, is not passed on: it includes weights_only=False for the whole file.
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        objects = f"{named[1]} and perhaps more" if named else "objects"
-        raise CheckpointError(
-            f"The checkpoint is damaged, or holds {objects} that only running code could restore",
-            where=path,
-            fix="download it again; if you trust its source, save only the tensors, where its authors' "
-            "code is installed, and convert those: python -c \"import torch; c = torch.load('FILE', 'cpu', "
-            "weights_only=False); torch.save({'model': c['model']}, 'tensors.pth')\"",
-        ) from error
+        content = _content_of(path)
     except _FROM_DAMAGED_FILES as error:
         raise CheckpointError(
             f"The checkpoint is truncated or is no torch file ({type(error).__name__})",
             where=path,
             fix="download or copy it again and compare its size",
         ) from error
-    return _tensors_of(content, path, entry)
+    return _weights_of(content, path, entry)
 
 
-def _tensors_of(content: Any, path: Path, entry: str | None) -> dict[str, Tensor]:
+def _content_of(path: Path) -> Any:
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    try:
+        # Not torch's own safe loader, which refuses a file for one object beside the weights: here such an
+        # object becomes a stand-in.
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert_pickle)
+    except _FROM_DAMAGED_FILES:
+        if is_zip:
+            raise
+        with path.open("rb") as file:  # a pickle without torch's frame, as Detectron2's
+            return inert_pickle.load(file, encoding="latin1")
+
+
+def _weights_of(content: Any, path: Path, entry: str | None) -> Checkpoint:
+    if isinstance(content, StandIn) and not _is_state(content):
+        raise CheckpointError(
+            f"The checkpoint is a whole object ({content.stands_for}), which only its own code could restore",
+            where=path,
+            fix="save the named tensors where the code is installed: torch.save(network.state_dict(), FILE)",
+        )
     if isinstance(content, dict):
-        found = (content[name] for name in ([entry] if entry else _ENTRIES) if _is_state(content.get(name)))
-        inner = next(found, {} if entry else content)
-        tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
-        if tensors:
-            # Files saved from inside DistributedDataParallel or DataParallel have this prefix on every name.
-            return {name.removeprefix("module."): value for name, value in tensors.items()}
+        states = [name for name, value in content.items() if isinstance(name, str) and _is_state(value)]
+        known = [name for name in _ENTRIES if name in states]
+        ordered = known + [name for name in states if name not in known]
+        if entry is not None:
+            chosen = {entry: content[entry]} if entry in states else {}
+        # At the top level the tensors themselves: its entries that are states are something else.
+        elif _is_state(content) and not known:
+            return Checkpoint(_unwrapped(_tensors(content)))
+        else:
+            chosen = {name: content[name] for name in ordered[:1]}
+        for name, state in chosen.items():
+            others = tuple(other for other in ordered if other != name)
+            return Checkpoint(_unwrapped(_tensors(state)), name, others)
+        if entry is not None and states:
+            raise CheckpointError(
+                f"The checkpoint holds no weights in its entry {entry}",
+                where=path,
+                fix=f"give one of --entry {', '.join(ordered)}",
+            )
     raise CheckpointError(
         f"The checkpoint holds no weights{f' in its entry {entry}' if entry else ''}",
         where=path,
@@ -146,7 +181,31 @@ def _tensors_of(content: Any, path: Path, entry: str | None) -> dict[str, Tensor
 
 
 def _is_state(value: object) -> bool:
-    return isinstance(value, dict) and any(isinstance(tensor, Tensor) for tensor in value.values())
+    return isinstance(value, dict) and any(isinstance(item, Tensor | np.ndarray) for item in value.values())
+
+
+def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a state; numpy's arrays as tensors."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            found[str(name)] = value.detach()
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            found[str(name)] = torch.from_numpy(np.ascontiguousarray(value))
+    return found
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without the prefixes of wrappers, in any nesting."""
+
+    def plain(name: str) -> str:
+        while prefix := next((each for each in _WRAPPERS if name.startswith(each)), ""):
+            name = name.removeprefix(prefix)
+        return name
+
+    # Of different wrappers, two names could become one: then nothing is taken off.
+    names = [plain(name) for name in state]
+    return dict(zip(names if len(set(names)) == len(names) else state, state.values(), strict=True))
 
 
 def misfit(problems: list[str], where: str | Path) -> CheckpointError:

@@ -53,10 +53,16 @@ class KeyRow:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened at loading: one row per key of the file and of the network; `where` is the file."""
+    """What happened at loading: one row per key of the file and of the network.
+
+    Attributes:
+        where: the file.
+        note: what was chosen from the file, where there was a choice.
+    """
 
     where: str
     rows: tuple[KeyRow, ...]
+    note: str = ""
 
     def count(self, outcome: Outcome) -> int:
         """Number of rows with this outcome."""
