@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitpipe.config.model import find_model, model_config
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.build import build_classifier
 from vitpipe.models.network import Pretrainer
 
@@ -106,7 +108,14 @@ def cost_of(name: str, *, image_size: int | None = None, num_classes: int = 1000
         InputError: when the network does not accept the size.
     """
     size = image_size or find_model(name).image_size
-    model = model_config({"name": name, "image_size": size})
+    try:
+        model = model_config({"name": name, "image_size": size})
+    except ValidationError as error:
+        raise InputError(
+            f"{name} cannot take images of {size} pixels: {error.errors()[0]['msg']}",
+            where="--image-size",
+            fix="give another size",
+        ) from error
     return measure_cost(lambda: build_classifier(model, num_classes=num_classes), size)
 
 
