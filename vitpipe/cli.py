@@ -188,13 +188,18 @@ def plan(
 ) -> None:
     """Show which stages would run and why, their steps, and disk and time of the data. Starts nothing."""
     from vitpipe.config.read import run_folder
+    from vitpipe.datasets.set_sizes import prepared_train_sizes
     from vitpipe.prepare.packing_cost import pack_speed, plan_rows, shown_rows
     from vitpipe.stages.identity import forecast
     from vitpipe.stages.resolved import training_steps
 
     chosen = _chosen(recipe, profile, overrides, params)
     loaded = _load(chosen)
-    steps = training_steps(loaded, ranks)
+    run = run_folder(chosen.recipe, chosen.profile, artifacts)
+    found = forecast(loaded, run)
+    # What `prepare` has counted, unless it would run again.
+    is_prepared = any(item.stage == "prepare" and not item.runs for item in found)
+    steps = training_steps(loaded, ranks, prepared_train_sizes(run / "prepare") if is_prepared else None)
     rows = [
         {
             "stage": item.stage,
@@ -202,7 +207,7 @@ def plan(
             "steps": steps.get(item.stage, ""),
             "why": item.missing or item.why,
         }
-        for item in forecast(loaded, run_folder(chosen.recipe, chosen.profile, artifacts))
+        for item in found
     ]
     if as_json:
         print(json.dumps({"stages": rows, "data": plan_rows(loaded.data)}, indent=2, default=str))

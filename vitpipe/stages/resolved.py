@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import UNKNOWN, Accelerator, Reason, resolve, train_plan
 from vitpipe.config.set_names import sets_read
@@ -35,12 +37,17 @@ def resolved_rows(recipe: Recipe, num_ranks: int) -> tuple[Reason, ...]:
     )
 
 
-def training_steps(recipe: Recipe, num_ranks: int) -> dict[str, int | str]:
-    """Optimiser steps of each training stage; a text where the images of its set are not counted yet."""
+def training_steps(
+    recipe: Recipe, num_ranks: int, prepared: Mapping[str, int] | None = None
+) -> dict[str, int | str]:
+    """Optimiser steps of each training stage; a text where the images of its set are not counted yet.
+
+    Args:
+        prepared: training images of the sets that are prepared; the others are counted or looked up.
+    """
     check_kinds(recipe)
-    # From the catalogue, not from a prepared folder: `plan` answers before any data is there.
     read = sets_read(recipe)
-    sizes = train_sizes(recipe.data, read.values())
+    sizes = {**train_sizes(recipe.data, read.values()), **(prepared or {})}
     steps: dict[str, int | str] = {}
     for stage, dataset in read.items():
         section = getattr(recipe, stage)
