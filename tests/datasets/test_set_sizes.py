@@ -30,6 +30,11 @@ def test_class_folders_are_counted_instead_of_looked_up(own_imagenet):
     assert train_sizes(elsewhere, ["imagenet"]) == {"imagenet": 1_281_167}
 
 
+def test_a_folder_of_millions_is_not_listed(own_imagenet, monkeypatch):
+    monkeypatch.setattr("vitpipe.datasets.set_sizes._MAX_LISTED", 5)
+    assert train_sizes(own_imagenet, ["imagenet"]) == {"imagenet": 1_281_167}
+
+
 def test_a_set_that_is_wrong_is_planned_by_the_release_s_numbers(own_imagenet):
     (own_imagenet.root / "imagenet" / "train" / "n09999999").mkdir()
     assert train_sizes(own_imagenet, ["imagenet"]) == {"imagenet": 1_281_167}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,7 @@ def prepared_train_sizes(folder: Path) -> dict[str, int]:
 def _is_quickly_counted(known: DatasetFacts, folder: Path) -> bool:
     """Whether a set of the catalogue is counted within seconds: not from archives, not COCO's large files."""
     if known.has_classes:
-        return (folder / "train").is_dir() and known.num_train_images <= _MAX_LISTED
+        return (folder / "train").is_dir() and not _has_more_files(folder / "train", _MAX_LISTED)
     size_bytes = sum(path.stat().st_size for path in folder.glob("annotations/*.json"))
     return size_bytes <= _MAX_ANNOTATION_BYTES and any(path.is_dir() for path in folder.iterdir())
 
@@ -71,6 +72,18 @@ def train_sizes(data: DataConfig, names: Iterable[str]) -> dict[str, int]:
     """
     sizes = {name: sized_facts(name, data).num_train_images for name in names}
     return {name: number for name, number in sizes.items() if number}
+
+
+def _has_more_files(folder: Path, number: int) -> bool:
+    """Whether the folders in it hold more entries than this; ends with the first one too much."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                with os.scandir(entry.path) as files:
+                    number -= sum(1 for _ in files)
+            if number < 0:
+                return True
+    return False
 
 
 # Once per process: `plan` asks for steps, and again for the cost of packing.
