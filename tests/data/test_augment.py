@@ -130,4 +130,4 @@ def test_rand_augment_survives_a_thousand_images():
 
 def test_a_string_that_timm_does_not_know_is_refused():
     with pytest.raises(RecipeError, match=r"'rand-x9'.*rand-m9-mstd0\.5-inc1"):
-        train_transform(AugmentConfig(rand_augment="rand-x9"), 32)
+        train_transform(AugmentConfig().model_copy(update={"rand_augment": "rand-x9"}), 32)

@@ -72,7 +72,10 @@ def test_a_misspelt_name_is_one_of_the_recipes_mistakes():
     said = str(caught.value)
     assert "'model.name': There is no model 'hivit_larg' (did you mean 'hivit_large'?) (give one of" in said
     assert "'finetune.epochs': Input should be greater than 0" in said
-    for wrong in ("model.name=null", "model.name=3", "model.name=[hivit_base]"):
+    # A text is the scalar as written: 3 is a name, which no network has.
+    with pytest.raises(RecipeError, match=r"'model\.name': There is no model '3'"):
+        load_recipe("itpn/pixel_base", "full", ["model.name=3"])
+    for wrong in ("model.name=null", "model.name=[hivit_base]"):
         with pytest.raises(RecipeError, match=r"'model\.name': Input should be a valid string"):
             load_recipe("itpn/pixel_base", "full", [wrong])
     with pytest.raises(RecipeError, match="'model': Input should be a valid dictionary"):

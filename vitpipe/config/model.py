@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vitpipe.config.section import Effects, Pixels, Section
+from vitpipe.config.written_values import as_field
 from vitpipe.contracts.discovery import names_in, part_of, source_of
 from vitpipe.contracts.errors import InputError, RecipeError
 from vitpipe.contracts.graph import NetworkKind
@@ -171,7 +172,8 @@ def model_config(values: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ValidationError: for an unknown name, and for options and values that the family does not have.
     """
-    name = values.get("name")
+    # A number is the text as it was written, as for every other text.
+    name = as_field(values.get("name"), str)
     if not isinstance(name, str):
         # Raises for the name alone: without it nothing can be said about the options.
         return ModelConfig.model_validate(
