@@ -173,7 +173,10 @@ def test_a_byte_order_mark_is_removed(root):
     assert found.content == plain("train")
 
 
-@pytest.mark.parametrize("outline", [None, [], [[]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], "absent"])
+@pytest.mark.parametrize(
+    "outline",
+    [None, [], [[]], 3, "x", [[10**400] * 6], [{"a": 1}], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], "absent"],
+)
 def test_objects_without_an_outline_are_left_out_with_their_count(root, outline):
     content = plain("train")
     if outline == "absent":
@@ -192,6 +195,11 @@ def test_objects_without_an_outline_are_left_out_with_their_count(root, outline)
 
 REFUSED = {
     "no box": (each(lambda a: a.pop("bbox")), r"'bbox' is not four finite numbers \(6\)"),
+    "a number beyond floats": (
+        one(lambda a: a.update(bbox=[1, 2, 10**400, 4])),
+        r"'bbox' is not four finite numbers \(1\)",
+    ),
+    "an area beyond floats": (one(lambda a: a.update(area=10**400)), "'area' is not a number"),
     "three numbers": (one(lambda a: a.update(bbox=[1, 2, 3])), r"'bbox' is not four finite numbers \(1\)"),
     "not a number": (one(lambda a: a.update(bbox=[1, 2, float("nan"), 4])), "'bbox' is not four finite"),
     "text": (one(lambda a: a.update(bbox=["1", 2, 3, 4])), "'bbox' is not four finite numbers"),
@@ -234,6 +242,14 @@ REFUSED = {
     "runs of another picture": (
         one(lambda a: a.update(segmentation={"counts": [5, 5], "size": [2, 5]})),
         "run lengths of another size than the picture",
+    ),
+    "runs beyond integers": (
+        one(lambda a: a.update(segmentation={"counts": [10**30], "size": [SIDE, SIDE]})),
+        "run lengths that do not fill their size",
+    ),
+    "runs of nothing": (
+        one(lambda a: a.update(segmentation={"counts": None, "size": [SIDE, SIDE]})),
+        "run lengths that do not fill their size",
     ),
     "damaged runs": (
         one(lambda a: a.update(segmentation={"counts": "\x00é", "size": [SIDE, SIDE]})),
@@ -345,3 +361,55 @@ def test_classes_have_one_order_in_both_splits(root):
     write(root, "val", content)
     with pytest.raises(DatasetError, match="different categories, or other ids"):
         verified("coco", root, "coco")
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([0, 1, 1.0, 96, "1", "person"]),
+    lambda part: st.lists(part, max_size=6) | st.dictionaries(st.sampled_from(["counts", "size", "a"]), part),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["images", "annotations", "categories"]),
+            st.integers(0, 1),
+            st.sampled_from(sorted({key for part in plain("train").values() for key in part[0]})),
+            ODD,
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_any_value_anywhere_is_used_or_refused_in_one_paragraph(tmp_path_factory, changes):
+    root = tmp_path_factory.getbasetemp() / "any"
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    content = plain("train")
+    for listing, place, key, value in changes:
+        content[listing][place][key] = value
+    write(root, "train", content)
+    try:
+        found = read(root)
+    except DatasetError as error:
+        refused = error
+    else:
+        refused = None
+    if refused is not None:
+        assert refused.fix
+        assert "\n" not in str(refused)
+        return
+    # What is used has what mmdet and the evaluation read.
+    for annotation in found.content["annotations"]:
+        assert isinstance(annotation["segmentation"], list | dict)
+        assert len(annotation["bbox"]) == 4
+        assert annotation["iscrowd"] in (0, 1)
+    numbers = [annotation["id"] for annotation in found.content["annotations"]]
+    assert len(set(numbers)) == len(numbers)

@@ -61,8 +61,6 @@ def convert(path: Path, out: Path, *, kind: str = "auto", entry: str | None = No
     """
     # First: reading a large checkpoint takes long, and a wrong --out can be reported at once.
     _check_target(path, out)
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = open_checkpoint(path, entry)
     converted = convert_state(checkpoint.state, kind=kind, where=path)
     # Of the whole file as released, so that it can be compared with what the authors publish.
@@ -76,7 +74,9 @@ def convert(path: Path, out: Path, *, kind: str = "auto", entry: str | None = No
     }
     if checkpoint.entry:
         metadata["entry"] = checkpoint.entry
+    # Only now: a refused checkpoint leaves no empty folder behind.
     with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
         save_weights(converted.state, out, metadata)
     return replace(converted.report, note=checkpoint.choice)
 

@@ -109,19 +109,18 @@ def look_into_ade20k(layout: DenseLayout, number: int | None) -> Look:
         for names, what, fix in problems
         if names
     ]
-    # What no single map shows. A sample shows it only by chance, but never wrongly.
-    found += _numbering_problems(layout, values, complete=len(looked) == len(images)) if not found else []
+    # What no single map shows, and a sample of them does not either.
+    if not found and len(looked) == len(images):
+        found += _numbering_problems(layout, values)
     return Look(len(looked), tuple(found))
 
 
-def _numbering_problems(
-    layout: DenseLayout, values: dict[str, set[int]], *, complete: bool
-) -> Iterator[DatasetError]:
+def _numbering_problems(layout: DenseLayout, values: dict[str, set[int]]) -> Iterator[DatasetError]:
     """Label maps without labels, and maps whose classes count from 0 with 255 for "other"."""
     num_classes = len(layout.classes)
     for folder, found in values.items():
         where = layout.tree.where(f"annotations/{folder}")
-        if found <= {0, _IGNORED} and complete:
+        if found <= {0, _IGNORED}:
             yield DatasetError(
                 "No label map has a labelled pixel: all are 0 (other) or 255 (ignored)",
                 where=where,
@@ -131,12 +130,13 @@ def _numbering_problems(
     everything = set[int]().union(*values.values())
     # Counted from 1, the last class is number `num_classes`, and 0 is what has no class: 255 is not needed.
     counts_from_zero = {0, _IGNORED} <= everything or everything >= set(range(num_classes))
-    if complete and num_classes not in everything and counts_from_zero:
+    if num_classes not in everything and counts_from_zero:
         yield DatasetError(
             f"The label maps seem to count classes from 0: {num_classes}, the last class, never occurs, "
             "0 does" + (", and 255 stands for what has no class" if _IGNORED in everything else ""),
             where=layout.tree.where("annotations"),
-            fix="add 1 to every label but 255, so that 0 is what has no class, as in ADEChallengeData2016",
+            fix="add 1 to every label but 255, so that 0 is what has no class, as in ADEChallengeData2016; "
+            f"if they are right and the last class does not occur, take it out of {_CLASSES}",
         )
 
 

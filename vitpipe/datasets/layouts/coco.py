@@ -38,6 +38,7 @@ def verify_coco(root: Path, dataset: str = "coco") -> DenseLayout:
     files: list[str] = []
     notes: list[str] = []
     remarks: list[Remark] = []
+    sizes: dict[str, tuple[int, int]] = {}
     classes: tuple[str, ...] = ()
     for split in SPLITS:
         instances, folder = instances_of(split), f"{split}2017"
@@ -61,9 +62,21 @@ def verify_coco(root: Path, dataset: str = "coco") -> DenseLayout:
         if extra := sorted(set(present) - set(listed)):
             notes.append(f"{len(extra)} files of {folder}/ are not in the annotations: {some(extra)}")
         counts[f"{split}_images"], counts[f"{split}_annotations"] = len(listed), len(content["annotations"])
+        sizes |= {
+            f"{folder}/{image['file_name']}": (image["width"], image["height"]) for image in content["images"]
+        }
         files += [instances, *(f"{folder}/{name}" for name in listed)]
     return DenseLayout(
-        dataset, "coco", root, classes, counts, tuple(sorted(files)), tree, tuple(notes), tuple(remarks)
+        dataset,
+        "coco",
+        root,
+        classes,
+        counts,
+        tuple(sorted(files)),
+        tree,
+        tuple(notes),
+        tuple(remarks),
+        stated_sizes=sizes,
     )
 
 
@@ -72,10 +85,10 @@ def look_into_coco(layout: DenseLayout, number: int | None) -> Look:
     problems: list[DatasetError] = []
     num_looked = 0
     for split in SPLITS:
-        images = read_annotations(layout.tree, split).content["images"]
-        stated = {f"{split}2017/{image['file_name']}": (image["width"], image["height"]) for image in images}
+        prefix = f"{split}2017/"
+        stated = {name: size for name, size in layout.stated_sizes.items() if name.startswith(prefix)}
         # The sample is divided between the splits by their sizes, at least one image each.
-        looked = evenly_spaced(sorted(stated), number and max(1, number * len(images) // _num_images(layout)))
+        looked = evenly_spaced(sorted(stated), number and max(1, number * len(stated) // _num_images(layout)))
         wrong, broken = [], []
         for name, size in zip(looked, sizes_of(layout.tree, looked), strict=True):
             if isinstance(size, str):

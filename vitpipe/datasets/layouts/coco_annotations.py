@@ -9,13 +9,12 @@ API's evaluation for AP. A file without anything to repair is used as it is, byt
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from vitpipe.contracts.errors import DatasetError
-from vitpipe.datasets.layouts.coco_outlines import Outline, area_of, outline_of
+from vitpipe.datasets.layouts.coco_outlines import Outline, area_of, is_finite, outline_of
 from vitpipe.datasets.layouts.file_tree import FileTree, Remark
 
 ANNOTATIONS = "annotations_trainval2017.zip"
@@ -25,6 +24,9 @@ _SHOWN = 2  # examples per kind of finding
 _SLACK = 2.0
 # Share of boxes that leave the picture from which on they are taken for corners, if as corners all fit.
 _CORNERS_SHARE = 0.1
+# Up to here floats, and so most JSON readers, hold every whole number.
+_MAX_WHOLE = 2**53
+_Level = Literal["refused", "omitted", "repaired"]
 _SAME_RELEASE = "use annotations and images of the same release"
 _DETECTS_MASKS = "detection here trains masks: use annotations with a segmentation per object"
 
@@ -70,7 +72,7 @@ def read_annotations(tree: FileTree, split: str, *, outlines: bool = False) -> C
     content, has_mark = _parsed(tree.read(name), where, outlines=outlines)
     tally = _Tally(where)
     if has_mark:
-        tally.repair("a byte order mark at the start", "")
+        tally.repaired("a byte order mark at the start")
     images = _images(content["images"], f"{split}2017/", tally)
     categories = _categories(content["categories"], tally)
     tally.refuse()  # before the objects, which refer to both
@@ -87,53 +89,65 @@ def read_annotations(tree: FileTree, split: str, *, outlines: bool = False) -> C
 
 
 class _Tally:
-    """Counts findings by kind with two examples each: refusals, omissions and repairs."""
+    """Counts findings by kind: refusals, omissions (the file stays as it is) and repairs (it does not)."""
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self._refused: dict[str, tuple[str, list[str]]] = {}
-        self._omitted: dict[str, tuple[str, list[str]]] = {}
-        self._repaired: dict[str, tuple[str, list[str]]] = {}
+        self._found: dict[_Level, dict[str, _Kind]] = {"refused": {}, "omitted": {}, "repaired": {}}
 
     @property
     def is_repaired(self) -> bool:
         """Whether the content differs from the file."""
-        return bool(self._repaired)
+        return bool(self._found["repaired"])
 
     def refused(self, kind: str, example: str, fix: str) -> None:
         """Count something that cannot be used."""
-        self._refused.setdefault(kind, (fix, []))[1].append(example)
+        self._count("refused", kind, example, fix)
 
-    def omitted(self, kind: str, example: str, fix: str) -> None:
+    def omitted(self, kind: str, example: str = "", fix: str = "", number: int = 1) -> None:
         """Count something that is not used, while the file stays as it is."""
-        self._omitted.setdefault(kind, (fix, []))[1].append(example)
+        self._count("omitted", kind, example, fix, number)
 
-    def repair(self, kind: str, example: str, fix: str = "") -> None:
+    def repaired(self, kind: str, example: str = "", fix: str = "") -> None:
         """Count something that is used otherwise than the file has it."""
-        self._repaired.setdefault(kind, (fix, []))[1].append(example)
+        self._count("repaired", kind, example, fix)
 
     def refuse(self) -> None:
         """Raise one error for everything that was refused."""
-        if self._refused:
-            fixes = dict.fromkeys(fix for fix, _ in self._refused.values())
+        if kinds := self._found["refused"]:
             raise DatasetError(
-                "; ".join(_counted(kind, examples) for kind, (_, examples) in self._refused.items()),
+                "; ".join(kind.described(name) for name, kind in kinds.items()),
                 where=self.where,
-                fix="; ".join(fixes),
+                fix="; ".join(dict.fromkeys(kind.fix for kind in kinds.values())),
             )
 
     def remarks(self) -> tuple[Remark, ...]:
         """One remark per kind of omission and repair."""
         return tuple(
-            Remark(_counted(kind, examples), self.where, fix)
-            for kinds in (self._omitted, self._repaired)
-            for kind, (fix, examples) in kinds.items()
+            Remark(kind.described(name), self.where, kind.fix)
+            for level in ("omitted", "repaired")
+            for name, kind in self._found[level].items()
         )
 
+    def _count(self, level: _Level, name: str, example: str, fix: str, number: int = 1) -> None:
+        kind = self._found[level].setdefault(name, _Kind(fix))
+        kind.number += number
+        if example and len(kind.examples) < _SHOWN:
+            kind.examples.append(example)
 
-def _counted(kind: str, examples: list[str]) -> str:
-    named = "; ".join(example for example in examples[:_SHOWN] if example)
-    return f"{kind} ({len(examples):,})" + (f", for example {named}" if named else "")
+
+@dataclass
+class _Kind:
+    """One kind of finding: how often, the first examples, what to do about it."""
+
+    fix: str
+    number: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def described(self, name: str) -> str:
+        """The kind with its number and its examples, for a message."""
+        shown = f", for example {'; '.join(self.examples)}" if self.examples else ""
+        return f"{name} ({self.number:,}){shown}"
 
 
 def _parsed(data: bytes, where: str, *, outlines: bool) -> tuple[dict[str, list[dict[str, Any]]], bool]:
@@ -143,7 +157,7 @@ def _parsed(data: bytes, where: str, *, outlines: bool) -> tuple[dict[str, list[
         # While parsing, to save memory: polygons are nine tenths of COCO's file of 0.5 GB.
         if "segmentation" in entry:
             outline = outline_of(entry.pop("segmentation"))
-            if "area" not in entry:
+            if entry.get("area") is None:
                 entry["computed_area"] = area_of(outline)
             entry["outline"] = outline if outlines else outline._replace(usable=outline.usable and [])
         return entry
@@ -171,7 +185,7 @@ def _images(listing: list[dict[str, Any]], folder: str, tally: _Tally) -> list[d
         if not isinstance(name, str):
             tally.refused("an image without a file_name", _shown(image), _SAME_RELEASE)
         elif name.startswith(folder):
-            tally.repair("a file name with its folder, which is left out", name)
+            tally.repaired("a file name with its folder, which is left out", name)
             image["file_name"] = name.removeprefix(folder)
         for side in ("width", "height"):
             if type(image.get(side)) is int and image[side] < 1:
@@ -192,7 +206,7 @@ def _categories(listing: list[dict[str, Any]], tally: _Tally) -> list[dict[str, 
         return listing  # refused above
     ordered = sorted(listing, key=lambda category: int(category["id"]))
     if ordered != listing:
-        tally.repair("categories that are not in the order of their ids, sorted", "")
+        tally.repaired("categories that are not in the order of their ids, sorted")
     return ordered
 
 
@@ -200,26 +214,24 @@ def _take_whole_numbers(
     listing: list[dict[str, Any]], what: str, fields: Iterable[str], tally: _Tally
 ) -> None:
     """Require whole numbers; 96.0, as pandas and MATLAB write them, is one."""
-    for field in fields:
+    for key in fields:
         for entry in listing:
-            value = entry.get(field)
-            if type(value) is float and value.is_integer():
-                entry[field] = int(value)
-                tally.repair(f"a whole number with a decimal point as '{field}' of {what}", str(value))
-            elif type(value) is not int:
-                kind = f"'{field}' of {what} is not a whole number"
-                tally.refused(kind, _shown(entry), f"write '{field}' of {what} as a number, without quotes")
+            value = entry.get(key)
+            if type(value) is float and value.is_integer() and abs(value) < _MAX_WHOLE:
+                entry[key] = int(value)
+                tally.repaired(f"a whole number with a decimal point as '{key}' of {what}", str(value))
+            elif type(value) is not int or abs(value) >= _MAX_WHOLE:
+                kind = f"'{key}' of {what} is not a whole number"
+                tally.refused(kind, _shown(entry), f"write '{key}' of {what} as a number, without quotes")
 
 
 def _refuse_equal(listing: list[dict[str, Any]], what: str, fields: Iterable[str], tally: _Tally) -> None:
-    for field in fields:
+    for key in fields:
         seen: set[Any] = set()
         for entry in listing:
-            value = entry.get(field)
+            value = entry.get(key)
             if isinstance(value, int | str) and value in seen:
-                tally.refused(
-                    f"'{field}' of {what} occurs again", str(value), f"give {what} different {field}s"
-                )
+                tally.refused(f"'{key}' of {what} occurs again", str(value), f"give {what} different {key}s")
             elif isinstance(value, int | str):
                 seen.add(value)
 
@@ -228,12 +240,12 @@ def _check_references(
     objects: list[dict[str, Any]], listed: dict[str, list[dict[str, Any]]], tally: _Tally
 ) -> None:
     """Every annotation refers to a listed image and category."""
-    for field, what in (("image_id", "images"), ("category_id", "categories")):
+    for key, what in (("image_id", "images"), ("category_id", "categories")):
         known = {entry.get("id") for entry in listed[what]}
         for entry in objects:
-            if type(entry.get(field)) is int and entry[field] not in known:
+            if type(entry.get(key)) is int and entry[key] not in known:
                 kind = f"annotations refer to {what} that are not listed"
-                tally.refused(kind, str(entry[field]), _SAME_RELEASE)
+                tally.refused(kind, str(entry[key]), _SAME_RELEASE)
 
 
 def _objects(
@@ -258,10 +270,10 @@ def _objects(
             continue
         if outline.usable is None:
             kind = f"an object with {outline.problem}, left out"
-            tally.repair(kind, _shown(entry), _DETECTS_MASKS)
+            tally.repaired(kind, _shown(entry), _DETECTS_MASKS)
             continue
         if outline.problem:
-            tally.repair(f"an outline with {outline.problem}, which was mended", _shown(entry))
+            tally.repaired(f"an outline with {outline.problem}, which was mended", _shown(entry))
         if outlines:
             entry["segmentation"] = outline.usable
         kept.append(entry)
@@ -279,24 +291,23 @@ def _objects(
             fix="use annotations whose objects have a box and a segmentation, or take the set from data.sets",
         )
     empty = len(sizes.keys() - {entry["image_id"] for entry in kept})
-    if split == "train":
-        for _ in range(empty):
-            tally.omitted("images without objects, which are not used for training", "", "")
+    if empty and split == "train":
+        tally.omitted("images without objects, which are not used for training", number=empty)
     return kept
 
 
 def _complete(entry: dict[str, Any], tally: _Tally) -> None:
-    """Fill in what has one reading: no `iscrowd` is 0, no `area` is that of the outline."""
-    if "iscrowd" not in entry:
+    """Fill in what has one reading: no `iscrowd`, or null, is 0, no `area` is that of the outline."""
+    if entry.get("iscrowd") is None:
         entry["iscrowd"] = 0
-        tally.repair("no 'iscrowd', taken as 0", "")
+        tally.repaired("no 'iscrowd', taken as 0")
     elif entry["iscrowd"] not in (0, 1):
         tally.refused("'iscrowd' is neither 0 nor 1", _shown(entry), "set 'iscrowd' to 0 for single objects")
     computed = entry.pop("computed_area", 0.0)
-    if "area" not in entry:
+    if entry.get("area") is None:
         entry["area"] = computed
-        tally.repair("no 'area', computed from the outline", "")
-    elif not _is_finite(entry["area"]):
+        tally.repaired("no 'area', computed from the outline")
+    elif not _is_number(entry["area"]):
         tally.refused(
             "'area' is not a number", _shown(entry), "remove 'area': it is computed from the outline"
         )
@@ -310,7 +321,7 @@ def _number(objects: list[dict[str, Any]], tally: _Tally) -> None:
         return
     for number, entry in enumerate(objects, 1):
         entry["id"] = number
-    tally.repair("ids of annotations that are missing, equal or not positive; numbered from 1", "")
+    tally.repaired("ids of annotations that are missing, equal or not positive; numbered from 1")
 
 
 class _Boxes:
@@ -324,7 +335,7 @@ class _Boxes:
     def is_usable(self, entry: dict[str, Any], width: int, height: int) -> bool:
         """Whether mmdet trains on the object: box and area of at least a pixel inside the picture."""
         box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             self._tally.refused(
                 "'bbox' is not four finite numbers", _shown(entry), "write boxes as [x, y, width, height]"
             )
@@ -335,7 +346,8 @@ class _Boxes:
             0, min(y + box_height, height) - max(y, 0)
         )
         # mmdet 3.3, `CocoDataset.parse_data_info`.
-        if not inside or box_width < 1 or box_height < 1 or entry["area"] <= 0:
+        has_area = _is_number(entry["area"]) and entry["area"] > 0
+        if not inside or box_width < 1 or box_height < 1 or not has_area:
             kind = "an object below one pixel, without area or outside of its picture, which training skips"
             self._tally.omitted(kind, _shown(entry), "correct bbox and area, unless they are meant so")
             return False
@@ -363,8 +375,8 @@ class _Boxes:
             )
 
 
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and is_finite(value)
 
 
 def _shown(entry: dict[str, Any]) -> str:

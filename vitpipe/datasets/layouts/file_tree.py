@@ -6,8 +6,8 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -263,6 +263,7 @@ class DenseLayout:
         tree: access to them.
         notes: files that were found and are not used.
         remarks: what was repaired in the annotations, or is left out.
+        stated_sizes: (width, height) of an image by its file, where annotations state it.
     """
 
     dataset: str
@@ -274,6 +275,7 @@ class DenseLayout:
     tree: FileTree
     notes: tuple[str, ...] = ()
     remarks: tuple[Remark, ...] = ()
+    stated_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_folder(self) -> bool:
