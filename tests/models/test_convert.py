@@ -377,3 +377,27 @@ def test_a_refused_write_is_one_paragraph(official_nano, tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="No space left on device"):
         convert(tmp_path / "a.pth", tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+ODD_TENSORS = {
+    "sparse": torch.eye(2).to_sparse(),
+    "complex": torch.zeros(2, dtype=torch.complex64),
+    "meta": torch.zeros(2, device="meta"),
+    "quantised": torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8),
+    "big-endian": np.ones(3, ">f4"),
+    "long floats": np.ones(3, np.longdouble),
+    "objects": np.array([None, "a"], object),
+    "a structure": np.zeros(2, [("a", "f4")]),
+    "empty": torch.zeros(0),
+    "strings": np.array(["a"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse|.*sparse")
+@pytest.mark.parametrize("name", ODD_TENSORS)
+def test_odd_tensors_among_the_weights_are_a_checkpoint_error_at_most(official_nano, tmp_path, name):
+    state = official_nano["pixel_base_classifier"]
+    torch.save({"model": {**state, "head.bias": ODD_TENSORS[name]}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"head\.bias"):
+        convert(tmp_path / "a.pth", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()

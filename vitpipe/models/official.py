@@ -23,6 +23,7 @@ from vitpipe.models.weights import MAX_NAMED, KeyRow, load_state
 _ENTRIES = (
     "model", "module", "state_dict", "state_dict_ema", "model_ema", "ema", "teacher", "student",
 )  # fmt: skip
+_MAX_ITEM = 8  # bytes of a number: numpy's longer floats have no type in torch
 # Wrappers whose names say nothing about the network: DistributedDataParallel, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -157,17 +158,14 @@ def _weights_of(content: Any, path: Path, entry: str | None) -> Checkpoint:
         states = [name for name, value in content.items() if isinstance(name, str) and _is_state(value)]
         known = [name for name in _ENTRIES if name in states]
         ordered = known + [name for name in states if name not in known]
-        if entry is not None:
-            chosen = {entry: content[entry]} if entry in states else {}
-        # At the top level the tensors themselves: its entries that are states are something else.
-        elif _is_state(content) and not known:
+        # The tensors themselves at the top level: its entries that are states are something else.
+        if entry is None and _is_state(content) and not known:
             return Checkpoint(_unwrapped(_tensors(content)))
-        else:
-            chosen = {name: content[name] for name in ordered[:1]}
-        for name, state in chosen.items():
-            others = tuple(other for other in ordered if other != name)
-            return Checkpoint(_unwrapped(_tensors(state)), name, others)
-        if entry is not None and states:
+        chosen = next(iter(ordered), None) if entry is None else entry
+        if chosen in states:
+            others = tuple(name for name in ordered if name != chosen)
+            return Checkpoint(_unwrapped(_tensors(content[chosen])), str(chosen), others)
+        if states:
             raise CheckpointError(
                 f"The checkpoint holds no weights in its entry {entry}",
                 where=path,
@@ -185,13 +183,23 @@ def _is_state(value: object) -> bool:
 
 
 def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors of a state; numpy's arrays as tensors."""
+    """The plain tensors of a state; numpy's arrays as tensors.
+
+    Sparse, quantised and complex ones, and those without memory, are no weights of our networks: one that
+    needs the name is then reported as incomplete.
+    """
     found: dict[str, Tensor] = {}
     for name, value in state.items():
-        if isinstance(value, Tensor):
+        is_array = isinstance(value, np.ndarray)
+        if is_array and value.dtype.kind in "biuf" and value.dtype.itemsize <= _MAX_ITEM:
+            native = value.astype(value.dtype.newbyteorder("="), copy=False)
+            found[str(name)] = torch.from_numpy(np.ascontiguousarray(native))
+        elif (
+            isinstance(value, Tensor)
+            and value.layout == torch.strided
+            and not (value.is_quantized or value.is_complex() or value.is_meta)
+        ):
             found[str(name)] = value.detach()
-        elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            found[str(name)] = torch.from_numpy(np.ascontiguousarray(value))
     return found
 
 
