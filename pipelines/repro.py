@@ -20,16 +20,17 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import num_threads
 from vitpipe.contracts.errors import EngineError, StoppedError
 from vitpipe.contracts.graph import Node
-from vitpipe.contracts.processes import TIED_VARIABLE, sigterm_interrupts, start_reading
+from vitpipe.contracts.processes import sigterm_interrupts, start_reading
 from vitpipe.stages.identity import IDENTITY
 
 _BIN = Path(sys.executable).parent
-# Dies with this process, and can be interrupted: a shell's background job, such as `nohup make demo &`,
-# ignores SIGINT, and so would all that it starts.
+# DVC: dies with this process, its stage with it, and it can be interrupted: a shell's background job, such as
+# `nohup make demo &`, ignores SIGINT, and so would all that it starts.
 _STARTED = (
     "import os, sys; from signal import SIG_DFL, SIGINT, signal; "
-    "from vitpipe.contracts.processes import die_with_parent; "
-    "die_with_parent(int(sys.argv[1])); signal(SIGINT, SIG_DFL); os.execv(sys.argv[2], sys.argv[2:])"
+    "from vitpipe.contracts.processes import TIED_VARIABLE, die_with_parent; "
+    "die_with_parent(int(sys.argv[1])); signal(SIGINT, SIG_DFL); "
+    "os.environ[TIED_VARIABLE] = str(os.getpid()); os.execv(sys.argv[2], sys.argv[2:])"
 )
 
 
@@ -143,7 +144,7 @@ class _Calls:
         process = start_reading(
             [sys.executable, "-c", _STARTED, str(os.getpid()), *command],
             # `dvc` runs `vitpipe` from the PATH.
-            {"PATH": os.pathsep.join((str(_BIN), os.environ.get("PATH", ""))), TIED_VARIABLE: "1"},
+            {"PATH": os.pathsep.join((str(_BIN), os.environ.get("PATH", "")))},
         )
         self._running.add(process)
         assert process.stdout is not None  # stdout=PIPE

@@ -110,10 +110,10 @@ def run(
 
     share_the_cores()  # sets OMP_WAIT_POLICY, which OpenMP reads when torch is imported
     keep_freed_memory()
-    die_with_starter()
     # Before the recipe is read: torchrun starts this very command again, once per GPU.
     if not under_torchrun() and (num_ranks := num_ranks_wanted(stage, ranks)) > 1:
         restart_under_torchrun(num_ranks)
+    die_with_starter()  # after the restart, which would end the watch
     if executor_input is not None:
         from vitpipe.stages.executor import ExecutorIO
 

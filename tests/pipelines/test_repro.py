@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,16 @@ def write(**commands: str) -> None:
             "outs": [f"{name}.out"],
         }
     Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+
+
+@pytest.fixture(params=["bash", "dash"])
+def shell(request, monkeypatch):
+    """What DVC runs a command with; bash turns into it, dash (Debian's sh) waits for it."""
+    path = shutil.which(request.param)
+    if path is None:
+        pytest.skip(f"no {request.param} here")
+    monkeypatch.setenv("SHELL", path)
+    return path
 
 
 def in_a_process() -> subprocess.Popen[str]:
@@ -154,7 +165,7 @@ def test_a_second_interrupt_ends_what_does_not_end_by_itself(folder):
     assert "StoppedError: Stopped" in child.communicate(timeout=60)[1]
 
 
-def test_stages_die_with_a_killed_repro(folder):
+def test_stages_die_with_a_killed_repro(folder, shell):
     """After `kill -9` a stage that lived on would hold its folder against the next start."""
     (folder / "stage.py").write_text(
         "import os, pathlib, time\n"
@@ -166,7 +177,7 @@ def test_stages_die_with_a_killed_repro(folder):
     )
     write()
     graph = yaml.safe_load(Path("dvc.yaml").read_text())
-    # Alone in its command, as in our dvc.yaml: the shell becomes the stage.
+    # Alone in its command, as in our dvc.yaml: bash becomes the stage.
     graph["stages"]["left"]["cmd"] = f"{sys.executable} stage.py"
     Path("dvc.yaml").write_text(yaml.safe_dump(graph))
     child = in_a_process()

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from vitpipe.contracts.processes import TIED_VARIABLE
+
 # A rank that a signal ends in order, one that fails, one that is killed.
 RANKS = {
     "waits": (
@@ -33,7 +35,7 @@ def launch(tmp_path):
     """Starts two ranks of one of `RANKS` as a child in `tmp_path`."""
     started = []
 
-    def start(kind: str) -> subprocess.Popen:
+    def start(kind: str, **variables: str) -> subprocess.Popen:
         (tmp_path / "rank.py").write_text(RANKS[kind])
         command = [sys.executable, "-m", "vitpipe.stages.ranks_launcher", "--standalone"]
         child = subprocess.Popen(
@@ -41,7 +43,7 @@ def launch(tmp_path):
             cwd=tmp_path,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables},
             # As in a terminal, also where the tests run in the background, which ignores SIGINT.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
@@ -54,19 +56,33 @@ def launch(tmp_path):
         child.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_ranks_and_ends_without_a_traceback(launch, tmp_path, number):
-    child = launch("waits")
+def wait_for_ranks(child, folder):
     deadline = time.monotonic() + 60
-    while not all((tmp_path / f"started{rank}").exists() for rank in (0, 1)):
+    while not all((folder / f"started{rank}").exists() for rank in (0, 1)):
         assert child.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_ranks_and_ends_without_a_traceback(launch, tmp_path, number):
+    child = launch("waits")
+    wait_for_ranks(child, tmp_path)
     child.send_signal(number)
     said = child.communicate(timeout=60)[1]
     assert child.returncode == 128 + number
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == [str(int(number))] * 2
     assert "Traceback" not in said
+
+
+def test_the_launcher_dies_with_the_process_that_it_is_tied_to(launch, tmp_path):
+    """Which is not its parent: between DVC and a stage there may be a shell."""
+    starter = subprocess.Popen(["sleep", "120"])
+    child = launch("waits", **{TIED_VARIABLE: str(starter.pid)})
+    wait_for_ranks(child, tmp_path)
+    starter.kill()
+    starter.wait()
+    assert child.wait(timeout=60) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Set for a stage that shall die with the process that started it, although others stand between the two.
-TIED_VARIABLE = "VITPIPE_DIES_WITH_PARENT"
+# The number of the process that a stage shall die with, although others may stand between the two.
+TIED_VARIABLE = "VITPIPE_DIES_WITH"
 
 
 def die_with_parent(parent: int) -> None:
@@ -32,6 +33,30 @@ def die_with_parent(parent: int) -> None:
     # The parent may have died between fork and prctl: the kernel then never sends the signal.
     if os.getppid() != parent:
         os._exit(1)
+
+
+def die_with_ancestor(number: int) -> None:
+    """Kill this process when process `number` dies, its parent or not. Linux 5.3 or later, else nothing.
+
+    The kernel ties a process to its parent only. Between DVC and a stage there may be a shell that waits for
+    it: bash turns into the only command that it is given, dash stays.
+
+    A new program (exec) ends the watch.
+    """
+    try:
+        watched = os.pidfd_open(number)
+    except ProcessLookupError:
+        os._exit(1)
+    except (AttributeError, OSError):  # another system, an older kernel
+        return
+
+    def wait_for_its_end() -> None:
+        poll = select.poll()
+        poll.register(watched, select.POLLIN)
+        poll.poll()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait_for_its_end, name="die_with_ancestor", daemon=True).start()
 
 
 def start_reading(

@@ -13,7 +13,7 @@ from pathlib import Path
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import num_threads
 from vitpipe.contracts.graph import all_stages
-from vitpipe.contracts.processes import TIED_VARIABLE, die_with_parent
+from vitpipe.contracts.processes import TIED_VARIABLE, die_with_ancestor, die_with_parent
 
 
 def num_ranks_wanted(stage: str, asked: int | None) -> int:
@@ -68,13 +68,15 @@ def under_torchrun() -> bool:
 
 
 def die_with_starter() -> None:
-    """End this process when torchrun or `vitpipe repro` dies that started it.
+    """End this process when torchrun dies that started it, or the DVC of `vitpipe repro`.
 
     After a `kill -9` of torchrun a rank would wait for ever; a stage that outlived `vitpipe repro` would hold
     its folders against the next one.
     """
-    # Removed, so that the children of a stage do not tie themselves to whatever started them.
-    if os.environ.pop(TIED_VARIABLE, "") or under_torchrun():
+    # Removed, so that the children of a stage do not tie themselves to what ended long before them.
+    if starter := os.environ.pop(TIED_VARIABLE, ""):
+        die_with_ancestor(int(starter))
+    if under_torchrun():
         die_with_parent(os.getppid())
 
 

@@ -14,6 +14,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
+from vitpipe.stages.launch import die_with_starter
+
 
 def main() -> None:
     """Run torchrun with this process's arguments.
@@ -21,6 +23,7 @@ def main() -> None:
     Raises:
         SystemExit: with the exit code of the rank that failed first; 128 + N where signal N ended the ranks.
     """
+    die_with_starter()
     try:
         torchrun()
     except SignalException as stop:
