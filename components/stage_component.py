@@ -3,6 +3,7 @@
 All components have the same parameters:
 
     recipe, profile     names of a recipe and of a profile (size)
+    recipe_values       the values of that recipe which decide this stage, compressed (`config.carried`)
     overrides           `section.key=value`, for every stage of the run
     stage_overrides     `section.key=value` of this stage and those upstream; other stages stay cached
     code_digest         of the code of this stage: KFP's cache does not see the content of an image
@@ -28,6 +29,7 @@ from vitpipe.contracts.graph import Stage, all_stages
 _PARAMETERS = {
     "recipe": str,
     "profile": str,
+    "recipe_values": str,
     "overrides": list[str],
     "stage_overrides": list[str],
     "code_digest": str,
@@ -46,8 +48,8 @@ def component_of(stage: Stage) -> BaseComponent:
             image=f"vitpipe-{stage.image}",
             # Always set: on a cluster, KFP's launcher replaces the entrypoint of the image by this command.
             command=["vitpipe", "run", stage.name],
-            # Overrides and digests are not passed here: `vitpipe run` reads them from the executor input,
-            # where lists stay lists. As arguments they would be one JSON text each.
+            # Values, overrides and digests are not passed here: `vitpipe run` reads them from the executor
+            # input, where lists stay lists. As arguments they would be one JSON text each.
             args=["--recipe", recipe, "--profile", profile, "--executor-input", EXECUTOR_INPUT],
         )
 

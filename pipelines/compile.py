@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipelines.placement import Placement
-from vitpipe.config.read import load_recipe
+from vitpipe.config.carried import recipe_from
+from vitpipe.config.read import load_recipe, recipe_values
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.files import written_aside
@@ -37,6 +38,7 @@ class Task:
 
     Attributes:
         name: the stage's, with `-2`, `-3`, ... where a table's package runs the stage several times.
+        constants: parameters that the package has fixed.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Task:
     image: str
     command: tuple[str, ...]
     inputs: dict[str, str]
+    constants: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,16 @@ def compile_pipeline(
     """
     chosen = load_recipe(recipe, profile, overrides)
     check_texts((recipe, profile, *overrides), "recipe, profile and overrides")
+    check_carried_texts(recipe, profile)
     check_package_path(out)
     chosen.data.require_root(f"recipe {recipe}, profile {profile}")
 
     # After all checks of the input: importing kfp costs 3 s.
     from pipelines.reproduce import reproduce
 
-    pipeline = reproduce(chosen, overrides, {**default_images(), **(images or {})}, placement or Placement())
+    pipeline = reproduce(
+        recipe, chosen, overrides, {**default_images(), **(images or {})}, placement or Placement()
+    )
     return write_package(pipeline, out)
 
 
@@ -132,7 +138,9 @@ def write_package(pipeline: BaseComponent, out: Path) -> Package:
         out.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(out) as partial:
         compiler.Compiler().compile(pipeline, str(partial))
-        validate_package(partial)
+        package = validate_package(partial)
+        # Every task reads what it carries, as it will in its pod.
+        check_arguments(package, {"overrides": package.parameters["overrides"]})
     return validate_package(out)
 
 
@@ -189,7 +197,12 @@ def validate_package(path: Path) -> Package:
             continue
         command = (*executors[label].command, *executors[label].args)
         feeders = {k: v.task_output_artifact.producer_task for k, v in task.inputs.artifacts.items()}
-        tasks.append(Task(name, _NUMBER.sub("", name), executors[label].image, command, feeders))
+        constants = {
+            key: json_format.MessageToDict(value.runtime_value.constant)
+            for key, value in task.inputs.parameters.items()
+            if value.HasField("runtime_value")
+        }
+        tasks.append(Task(name, _NUMBER.sub("", name), executors[label].image, command, feeders, constants))
     found += [problem for task in tasks for problem in _problems(task, {t.name for t in tasks})]
     if found or not tasks:
         what = "; ".join(found) or "it has no tasks"
@@ -204,10 +217,11 @@ def validate_package(path: Path) -> Package:
 
 
 def check_arguments(package: Package, arguments: Mapping[str, Any]) -> None:
-    """Refuse parameters that the package does not have, and values that `check_texts` refuses.
+    """Refuse parameters that the package does not have, and values that a task would refuse hours later.
 
     Raises:
-        InputError: names all unknown parameters, or the first refused value.
+        InputError: names all unknown parameters, or the first value that `check_texts` refuses.
+        RecipeError: an override is none of the recipe of a task, or changes what the package has fixed.
     """
     check_texts(_texts_in(list(arguments.values())), "--argument")
     unknown = sorted(set(arguments) - set(package.parameters))
@@ -217,6 +231,19 @@ def check_arguments(package: Package, arguments: Mapping[str, Any]) -> None:
             where=package.path,
             fix=f"use one of its parameters: {', '.join(sorted(package.parameters))}",
         )
+    overrides = arguments.get("overrides", [])
+    if not isinstance(overrides, list) or any(not isinstance(text, str) for text in overrides):
+        raise InputError(
+            "'overrides' is not a list of texts",
+            where="--argument",
+            fix="write for example --argument 'overrides=[seed=1, finetune.epochs=50]'",
+        )
+    for task in package.tasks:
+        given = task.constants
+        # Not there in a package of an earlier version.
+        if carried := given.get("recipe_values"):
+            every = [*given["stage_overrides"], *overrides]
+            recipe_from(given["recipe"], given["profile"], carried, every)
 
 
 def check_texts(texts: Iterable[str], where: str) -> None:
@@ -229,18 +256,7 @@ def check_texts(texts: Iterable[str], where: str) -> None:
         InputError: names the first such text.
     """
     for text in texts:
-        # Kubeflow stores packages and parameters in plain text and shows them on its pages.
-        if hidden(text) != text or _CREDENTIALS.search(text):
-            # Only the key is named: the message must not repeat the password.
-            name, equals, _ = text.partition("://")[0].partition("=")
-            subject = f"The address of {name}" if equals else "An address"
-            raise InputError(
-                f"{subject} contains credentials, which others could read in the package and in Kubeflow",
-                where=where,
-                fix="remove them from the address; in a pod, give git a credential helper in a configuration "
-                "file (a mounted secret named by GIT_CONFIG_GLOBAL), and S3 the variables AWS_ACCESS_KEY_ID "
-                "and AWS_SECRET_ACCESS_KEY or a role",
-            )
+        _refuse_credentials(text, where)
         # Every parameter becomes an argument of a container. No shell reads it, but Kubernetes expands
         # $(NAME) in arguments to environment variables, and Kubeflow and Argo replace text between double
         # braces.
@@ -251,6 +267,31 @@ def check_texts(texts: Iterable[str], where: str) -> None:
                     where=where,
                     fix=f"write the value without {found}",
                 )
+
+
+def check_carried_texts(recipe: str, profile: str) -> None:
+    """Refuse credentials in a recipe's own values, which a package carries; what it carries is not replaced.
+
+    Raises:
+        InputError: as `check_texts`.
+    """
+    for text in _texts_in(recipe_values(recipe, profile)):
+        _refuse_credentials(text, f"recipe {recipe}")
+
+
+def _refuse_credentials(text: str, where: str) -> None:
+    # Kubeflow stores packages and parameters in plain text and shows them on its pages.
+    if hidden(text) != text or _CREDENTIALS.search(text):
+        # Only the key is named: the message must not repeat the password.
+        name, equals, _ = text.partition("://")[0].partition("=")
+        subject = f"The address of {name}" if equals else "An address"
+        raise InputError(
+            f"{subject} contains credentials, which others could read in the package and in Kubeflow",
+            where=where,
+            fix="remove them from the address; in a pod, give git a credential helper in a configuration "
+            "file (a mounted secret named by GIT_CONFIG_GLOBAL), and S3 the variables AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY or a role",
+        )
 
 
 def _texts_in(value: Any) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """One recipe as a Kubeflow pipeline: its stages in running order, each fed by the stages before it.
 
-Recipe, profile and overrides stay parameters of the run.
+The recipe's values travel in the package; overrides stay a parameter of the run.
 """
 
 # No `from __future__ import annotations` here: kfp's decorators read the annotations as objects, not as
@@ -13,17 +13,19 @@ from kfp.dsl.base_component import BaseComponent
 
 from components.stage_component import component_of
 from pipelines.placement import Placement, place, resources_of
+from vitpipe.config.carried import carried_recipe, is_fixed
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.graph import Image, Node, graph_of
 from vitpipe.stages.run import identity_of
 
 
 def reproduce(
-    chosen: Recipe, overrides: Sequence[str], images: Mapping[Image, str], placement: Placement
+    name: str, chosen: Recipe, overrides: Sequence[str], images: Mapping[Image, str], placement: Placement
 ) -> BaseComponent:
     """Build the pipeline of one recipe.
 
     Args:
+        name: by which the recipe was read.
         chosen: the recipe with the overrides in it; its stages are the tasks.
         overrides: the same overrides as texts, `section.key=value`.
         images: image reference by kind, preferably with a digest.
@@ -36,16 +38,15 @@ def reproduce(
 
     @dsl.pipeline(name=pipeline_name(chosen), description=chosen.summary)
     def pipeline(
-        recipe: str = chosen.name,
-        profile: str = chosen.profile,
         overrides: list[str] = for_all,
         data_digest: str = "",
     ) -> None:
         tasks: dict[str, dsl.PipelineTask] = {}
         for node in nodes:
             task = component_of(node.stage)(
-                recipe=recipe,
-                profile=profile,
+                recipe=name,
+                profile=chosen.profile,
+                recipe_values=carried_recipe(name, chosen, node, nodes),
                 overrides=overrides,
                 stage_overrides=for_one[node.name],
                 # KFP's cache key is made of component, image reference, command and inputs. It sees neither
@@ -71,27 +72,15 @@ def split_overrides(
     """
     # KFP runs a task again when one of its parameters changes, so a task must get no override of a section
     # that it does not depend on. The tasks downstream run again anyway, and they read the same recipe.
+    overrides = [text for text in overrides if not is_fixed(text)]  # carried with the recipe
     before: dict[str, set[str]] = {}
     for node in nodes:
         before[node.name] = {node.name}.union(*(before[feeder] for feeder in node.inputs.values()))
     for_all = [text for text in overrides if _section(text) not in before]
     for_one = {
-        name: [
-            text
-            for text in overrides
-            if _section(text) in sections
-            # What `prepare` makes follows from the datasets that all later stages name.
-            or (name == "prepare" and _section(text) in before and _names_a_dataset(text))
-        ]
-        for name, sections in before.items()
+        name: [text for text in overrides if _section(text) in sections] for name, sections in before.items()
     }
     return for_all, for_one
-
-
-def _names_a_dataset(override: str) -> bool:
-    """Whether it sets `dataset` of a section, alone or within a mapping."""
-    key, _, value = override.partition("=")
-    return "dataset" in (key if "." in key else value)
 
 
 def _section(override: str) -> str:

@@ -1,6 +1,6 @@
 """The rows of a published table as one Kubeflow pipeline: a stage that several rows share is one task.
 
-Recipe and seed of a task are fixed when the pipeline is compiled; profile and overrides stay parameters.
+Recipe and seed of a task are fixed when the pipeline is compiled; overrides stay a parameter of the run.
 """
 
 # No `from __future__ import annotations` here: kfp's decorators read the annotations as objects, not as
@@ -13,9 +13,17 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.stage_component import component_of
-from pipelines.compile import Package, check_package_path, check_texts, default_images, write_package
+from pipelines.compile import (
+    Package,
+    check_carried_texts,
+    check_package_path,
+    check_texts,
+    default_images,
+    write_package,
+)
 from pipelines.placement import Placement, place, resources_of
-from vitpipe.contracts.graph import Image
+from vitpipe.config.carried import carried_recipe, is_fixed
+from vitpipe.contracts.graph import Image, graph_of
 from vitpipe.tables.table_plan import StageWork, TablePlan
 
 
@@ -39,8 +47,9 @@ def compile_table(
     """
     check_texts((plan.name, plan.profile, *plan.overrides), "table, profile and overrides")
     check_package_path(out)
-    for recipe in (run.recipe for run, _ in plan.started_runs()):
-        recipe.data.require_root(f"recipe {recipe.name}, profile {plan.profile}")
+    for run, _ in plan.started_runs():
+        check_carried_texts(run.name, plan.profile)
+        run.recipe.data.require_root(f"recipe {run.name}, profile {plan.profile}")
     chosen = {**default_images(), **(images or {})}
     return write_package(table_pipeline(plan, chosen, placement or Placement()), out)
 
@@ -52,26 +61,27 @@ def table_pipeline(plan: TablePlan, images: Mapping[Image, str], placement: Plac
         images: image reference by kind, preferably with a digest.
         placement: which nodes the tasks may run on.
     """
-    for_all = list(plan.overrides)
+    for_all = [text for text in plan.overrides if not is_fixed(text)]
 
     @dsl.pipeline(
         name=table_pipeline_name(plan),
         description=f"Table {plan.name}, profile {plan.profile}, {plan.num_seeds} seeds",
     )
     def pipeline(
-        profile: str = plan.profile,
         overrides: list[str] = for_all,
         data_digest: str = "",
     ) -> None:
         tasks: dict[str, dsl.PipelineTask] = {}
         for run, stages in plan.started_runs():
+            nodes = graph_of(run.recipe.stages, run.recipe.start_from)
             for work in stages:
                 if work.key in tasks:
                     continue  # the same work on the same inputs: its output serves this run, too
                 inputs = {name: run.stages[feeder].key for name, feeder in work.node.inputs.items()}
                 task = component_of(work.node.stage)(
                     recipe=run.name,
-                    profile=profile,
+                    profile=plan.profile,
+                    recipe_values=carried_recipe(run.name, work.recipe, work.node, nodes),
                     overrides=overrides,
                     stage_overrides=_seed_of(work, plan),
                     # As in `reproduce`: KFP's cache sees neither the code in an image nor a volume's files.

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,7 +119,8 @@ def run(
         from vitpipe.stages.executor import ExecutorIO
 
         io = ExecutorIO(executor_input)
-        loaded = _load(_chosen(recipe, profile, [*io.overrides(), *(overrides or ())], params))
+        chosen = _chosen(recipe, profile, overrides, params)
+        loaded = io.recipe(chosen.recipe, chosen.profile, chosen.overrides)
         io.check_code(loaded, stage)  # before any work: Kubeflow's cache would keep a result of other code
         io.finish(run_stage(stage, loaded, io.inputs(), io.output_folder(), state=state))
         return
@@ -354,6 +356,10 @@ def _mount_engine_verbs() -> None:
 
 def main() -> None:
     """Entry point: run a verb; a typed error becomes one paragraph and an exit code."""
+    # A name in somebody's file may hold what the terminal's encoding has not, half a surrogate pair for
+    # example; where output is no terminal it may be replaced by an object that cannot change.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         use_plugins_of(params_of(sys.argv[1:]))
         _mount_engine_verbs()

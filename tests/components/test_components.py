@@ -15,7 +15,15 @@ KIND = {
     "Model": "system.Model",
     "Artifact": "system.Artifact",
 }
-PARAMETERS = {"recipe", "profile", "overrides", "stage_overrides", "code_digest", "data_digest"}
+PARAMETERS = {
+    "recipe",
+    "profile",
+    "recipe_values",
+    "overrides",
+    "stage_overrides",
+    "code_digest",
+    "data_digest",
+}
 
 
 def schema(spec) -> str:

@@ -12,7 +12,6 @@ STAND_IN = """\
 #!{python}
 import os, sys
 sys.path.insert(0, {root!r})
-from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Card, write_card, write_metrics, writing
 from vitpipe.contracts.errors import VitpipeError
 from vitpipe.stages.executor import ExecutorIO
@@ -26,7 +25,7 @@ if stage == os.environ.get("FAIL_STAGE"):
     sys.exit(3)
 io = ExecutorIO(options["--executor-input"])
 try:
-    io.check_code(load_recipe(options["--recipe"], options["--profile"], io.overrides()), stage)
+    io.check_code(io.recipe(options["--recipe"], options["--profile"]), stage)
 except VitpipeError as error:
     sys.exit(f"vitpipe: {{error}}")
 metrics = {{"num_inputs": float(len(io.inputs())), "num_overrides": float(len(io.overrides()))}}

@@ -48,13 +48,10 @@ def test_the_tasks_are_the_recipes_graph(package):
     assert package.name == "itpn-pixel-base-demo"
 
 
-def test_recipe_profile_and_overrides_are_parameters_of_the_run(package):
-    assert package.parameters == {
-        "recipe": RECIPE,
-        "profile": PROFILE,
-        "overrides": ["seed=2"],
-        "data_digest": "",
-    }
+def test_overrides_are_a_parameter_of_the_run_and_the_recipe_is_fixed(package):
+    assert package.parameters == {"overrides": ["seed=2"], "data_digest": ""}
+    for task in tasks(package.path).values():
+        assert (constant(task, "recipe"), constant(task, "profile")) == (RECIPE, PROFILE)
     check_arguments(package, {"overrides": []})
     with pytest.raises(InputError, match="no parameter 'epochs'"):
         check_arguments(package, {"epochs": 3})
@@ -92,21 +89,12 @@ def test_every_override_reaches_its_stage_and_those_behind_it(overrides):
         "pretrain": {"pretrain", "finetune", "evaluate", "report"},
         "finetune": {"finetune", "evaluate", "report"},
     }
+    # The graph is carried with the recipe.
+    overrides = [text for text in overrides if not text.startswith("stages")]
     for node in nodes:
         reaching = [o for o in overrides if node.name in behind.get(o.split(".")[0], {node.name})]
         assert sorted([*for_all, *for_one[node.name]]) == sorted(reaching)
-    assert set(for_all) <= {"seed=1", "data.root=/d", "probe.epochs=1", "stages=[report]"}
-
-
-def test_the_datasets_of_all_stages_reach_prepare():
-    """It makes what they read; a stage upstream of the one that reads another set is not touched."""
-    nodes = graph_of(["prepare", "pretrain", "finetune", "evaluate"])
-    overrides = ["finetune.dataset=cifar100", "pretrain={dataset: cifar10, epochs: 1}", "finetune.epochs=2"]
-    for_all, for_one = split_overrides(overrides, nodes)
-    assert for_all == []
-    assert for_one["prepare"] == overrides[:2]
-    assert for_one["pretrain"] == overrides[1:2]
-    assert for_one["evaluate"] == overrides
+    assert set(for_all) <= {"seed=1", "data.root=/d", "probe.epochs=1"}
 
 
 def test_commands_are_lists_of_arguments_that_no_shell_reads(package):

@@ -73,9 +73,8 @@ def test_a_task_reads_the_weights_of_its_own_run(package):
             assert constant(own, "stage_overrides") == constant(feeder, "stage_overrides")
 
 
-def test_profile_and_overrides_are_parameters_and_the_code_is_in_the_cache_key(package, plan):
+def test_overrides_are_a_parameter_and_the_code_is_in_the_cache_key(package, plan):
     assert package.parameters == {
-        "profile": "full",
         "overrides": ["data.workers=0", "data.root=/data"],
         "data_digest": "",
     }

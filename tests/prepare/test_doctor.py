@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from importlib.metadata import version
@@ -364,3 +366,16 @@ def test_a_folder_of_the_users_own(raw_copy):
     assert not of_level(report, "warning"), "nothing is published about it"
     with pytest.raises(DatasetError, match="no dataset 'birdz'"):
         examine(raw_copy, ["birdz"])
+
+
+def test_a_name_that_no_terminal_can_show(raw_copy):
+    """Half of a surrogate pair is valid JSON, and no encoding has it."""
+    path = raw_copy / "coco" / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = "\ud800.jpg"
+    path.write_text(json.dumps(content))
+    command = [sys.executable, "-m", "vitpipe", "doctor", "--data", str(raw_copy), "--set", "coco"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "1 files are missing: \\ud800.jpg" in " ".join(done.stdout.split())

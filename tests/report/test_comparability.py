@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import pytest
 from prepared_tables import catalogue_rows
 
-from vitpipe.config.read import load_recipe, recipe_names
+from vitpipe.config.read import load_recipe, recipe_files, recipe_names
+from vitpipe.config.recipe import Expectation
 from vitpipe.contracts.artifact import open_artifact, write_card, write_metrics, write_table
 from vitpipe.contracts.graph import graph_of
 from vitpipe.contracts.protocol import COCO_AP, PIXEL_IOU, PROTOCOL, centre_crop, protocol_rows
 from vitpipe.datasets.catalogue import FACTS
+from vitpipe.papers.published import find_row, rows
 from vitpipe.report.comparability import _has_published_size
 from vitpipe.report.compare import verdicts_of
 from vitpipe.report.recipe_differences import acting_values, differences
@@ -162,11 +165,8 @@ def test_a_set_that_was_not_prepared_and_data_that_are_not_here(ran):
     assert found(without).reason == "the data are unknown: the output of prepare is not here"
 
 
-def test_a_recipe_that_is_not_here_any_more_and_outputs_that_do_not_fit(ran):
+def test_outputs_that_do_not_fit(ran):
     run = ran()
-    moved = run.recipe.model_copy(update={"name": "gone.yaml"})
-    verdict = found(RunResults(moved, run.artifacts))
-    assert verdict.reason == "the recipe gone.yaml cannot be read at profile full"
     mixed = RunResults(run.recipe, run.artifacts, {"pretrain": "the output of pretrain was made elsewhere"})
     assert found(mixed).reason == "the output of pretrain was made elsewhere"
     assert found(mixed).kinds == ("unknown",)
@@ -229,4 +229,56 @@ def test_reasons_are_told_in_the_same_order_by_every_process():
     shuffled = dict(sorted(values[0].items(), key=lambda item: hash(item[0])))
     assert (
         list(differences(*values)) == list(differences(shuffled, values[1])) == sorted(differences(*values))
+    )
+
+
+def own_file(folder, *changes: tuple[str, str]):
+    """A copy of our recipe as a file of the user's, with other values in it."""
+    text = recipe_files()["itpn/pixel_base"].read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_copy_of_our_recipe_is_judged_as_ours(ran, tmp_path):
+    run = ran()
+    own = dataclasses.replace(run, recipe=load_recipe(str(own_file(tmp_path)), "full", ["data.root=/d"]))
+    assert [(v.judgement, v.reason) for v in verdicts_of(own)] == [
+        (v.judgement, v.reason) for v in verdicts_of(run)
+    ]
+
+
+def test_other_values_in_an_own_file_are_other_settings(ran, tmp_path):
+    """The file claims our rows, too, and must not be what it is compared with."""
+    path = own_file(tmp_path, ("epochs: 1600", "epochs: 16"))
+    run = dataclasses.replace(
+        ran("pretrain.epochs=16"), recipe=load_recipe(str(path), "full", ["data.root=/d"])
+    )
+    assert found(run).judgement == "not comparable"
+    assert found(run).reason == "pretrain.epochs is 16, not 1600"
+
+
+def test_a_row_that_only_an_own_file_claims_has_no_known_settings(ran, tmp_path):
+    row = next(
+        row for row in rows("itpn")
+        if row["metric"] == "top-1 accuracy" and not claimed_by_ours(row)
+    )  # fmt: skip
+    where = {
+        key: value for key, value in row.items() if isinstance(value, str | int | float) and key != "value"
+    }
+    recipe = load_recipe(str(own_file(tmp_path)), "full", ["data.root=/d"])
+    expectation = Expectation(stage="evaluate", metric="top1", where=where, tolerance=0.3)
+    run = dataclasses.replace(ran(), recipe=recipe.model_copy(update={"expect": (expectation,)}))
+    (verdict,) = verdicts_of(run)
+    assert verdict.judgement == "not comparable"
+    assert "no recipe of vitpipe or of a plugin claims this row" in verdict.reason
+
+
+def claimed_by_ours(row) -> bool:
+    recipes = [load_recipe(name, "full") for name in recipe_names()]
+    return any(
+        find_row("itpn", item.where) == row for r in recipes if r.source.paper == "itpn" for item in r.expect
     )

@@ -12,7 +12,7 @@ import functools
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,51 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
     Raises:
         RecipeError: unknown name or profile, bad YAML, or any number of wrong keys and values, all named.
     """
+    path, _ = _recipe_path(name, "recipe")
+    shown = str(path.name if path.is_absolute() else path)
+    return recipe_of(recipe_values(name, profile), overrides, name, profile, shown)
+
+
+def recipe_of(
+    values: Mapping[str, Any], overrides: Sequence[str], name: str, profile: str, shown: str
+) -> Recipe:
+    """Lay overrides over a recipe's values and validate it.
+
+    Args:
+        values: as `recipe_values`.
+        name, profile: by which the values were read.
+        shown: what messages call the recipe.
+
+    Raises:
+        RecipeError: any number of wrong keys and values, all named.
+    """
+    values = dict(values)
+    for override in overrides:
+        change = parse_override(override)
+        if wrong := [key for key in ("name", "profile") if key in change]:
+            raise RecipeError(
+                f"'{override}' is no value of a recipe: the run's {wrong[0]} is chosen beside them",
+                where="--set or overrides in params.yaml",
+                fix="use --recipe and --profile, or the keys recipe and profile of params.yaml",
+            )
+        values = merge(values, change)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(
+            all_mistakes(error, values),
+            where=f"recipe {shown}, profile {profile}",
+            fix=f"{remedy(error, values)}correct these keys in the recipe, params.yaml or --set; "
+            f"`vitpipe recipe {shlex.quote(name)} --profile {profile}` shows a recipe once it is valid",
+        ) from error
+
+
+def recipe_values(name: str, profile: str) -> dict[str, Any]:
+    """The values of a recipe before overrides and validation: file, variant and profiles merged.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
     path, choices = _recipe_path(name, "recipe")
     check_profile(profile, f"profile of recipe {name}")
     # Later files win: a profile scales every recipe; the family's and the recipe's own correct that.
@@ -173,19 +218,8 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
     values = merge(values, _read_yaml(_profile_files()[profile]))
     for own in _own_profiles(path, profile):
         values = merge(values, _read_yaml(own))
-    for override in overrides:
-        values = merge(values, parse_override(override))
-    for key, value in (("name", name), ("profile", profile)):
-        values.setdefault(key, value)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError(
-            all_mistakes(error, values),
-            where=f"recipe {path.name if path.is_absolute() else path}, profile {profile}",
-            fix=f"{remedy(error, values)}correct these keys in the recipe, params.yaml or --set; "
-            f"`vitpipe recipe {shlex.quote(name)} --profile {profile}` shows a recipe once it is valid",
-        ) from error
+    # Its size is the chosen one, also where the file is what `vitpipe recipe` showed at another.
+    return {"name": name} | values | {"profile": profile}
 
 
 def _own_profiles(path: Path, profile: str) -> list[Path]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from vitpipe.config.yaml_core import WrittenFloat, WrittenInt, plain
+
+# No seed, size in bytes or number of steps comes near it, and products of two such numbers stay finite.
+_LARGEST = 10**18
 
 
 def as_field(value: Any, annotation: Any) -> Any:
@@ -16,13 +20,16 @@ def as_field(value: Any, annotation: Any) -> Any:
     A number that is given for a text is its text as written, `0123456` or `12e4567` for a revision.
 
     Raises:
-        ValueError: true or false for a number, which pydantic would take for 1 or 0.
+        ValueError: true or false for a number, which pydantic would take for 1 or 0; a number that is too
+            large to compute with.
     """
     kinds = list(_kinds(annotation))
     if isinstance(value, bool):
         if _takes_numbers(kinds) and bool not in kinds and Any not in kinds:
             raise ValueError(f"{str(value).lower()} is no number")
         return value
+    if isinstance(value, int | float) and _takes_numbers(kinds) and _LARGEST < abs(value) < math.inf:
+        raise ValueError("a number beyond 1e18 is a mistake")
     if isinstance(value, WrittenInt | WrittenFloat):
         is_text = not _takes_numbers(kinds) and any(_is_text(kind) for kind in kinds)
         return value.written if is_text else plain(value)

@@ -107,6 +107,33 @@ def read_yaml(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from error
 
 
+class _CoreDumper(yaml.SafeDumper):
+    """Writes every text in quotes, and every number as it was written, so that `read_yaml` gives the same."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No aliases: a list that stands twice is written twice."""
+        return True
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+
+
+def _as_written(dumper: yaml.SafeDumper, number: _Written) -> yaml.ScalarNode:
+    kind = "int" if isinstance(number, int) else "float"
+    return dumper.represent_scalar(f"tag:yaml.org,2002:{kind}", number.written)
+
+
+_CoreDumper.add_representer(str, _quoted)
+_CoreDumper.add_representer(WrittenInt, _as_written)
+_CoreDumper.add_representer(WrittenFloat, _as_written)
+
+
+def write_yaml(value: Any) -> str:
+    """The text of values that `read_yaml` gave, in one line; numbers keep their text."""
+    return yaml.dump(value, Dumper=_CoreDumper, default_flow_style=True, width=float("inf"), sort_keys=False)
+
+
 T = TypeVar("T")
 
 

@@ -1,9 +1,9 @@
 """Why a result cannot be compared with a published row: derived from the facts of its run.
 
-A published row is claimed by a recipe as its file stands at profile `full`. A run is compared with the row
-only where everything that its number depends on is the same there: the stages that lead to it, every acting
-recipe value, the network, the data as they were prepared, which have to be those of the catalogue, and how
-the number was measured.
+A published row is claimed by a recipe, ours or a plugin's, as its file stands at profile `full`. A run is
+compared with the row only where everything that its number depends on is the same there: the stages that
+lead to it, every acting recipe value, the network, the data as they were prepared, which have to be those of
+the catalogue, and how the number was measured.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from vitpipe.config.read import load_recipe
+from vitpipe.config.read import load_recipe, recipe_files, recipe_names, variant_names
 from vitpipe.config.recipe import Expectation, Recipe
 from vitpipe.config.set_names import dataset_of
 from vitpipe.contracts.artifact import Artifact
+from vitpipe.contracts.discovery import PACKAGE
 from vitpipe.contracts.errors import RecipeError, some
 from vitpipe.contracts.graph import Node, graph_of
 from vitpipe.datasets.catalogue import FACTS, DatasetFacts, class_order
+from vitpipe.papers.published import find_row
 from vitpipe.report.protocol_ledger import differences_in, ledger_of
 from vitpipe.report.recipe_differences import acting_values, chain_of, differences, edges_of
 from vitpipe.report.results import RunResults
@@ -45,12 +47,50 @@ class Reason:
     text: str
 
 
-def published_recipe(recipe: Recipe) -> Recipe | Reason:
-    """The recipe of the rows that this one claims: its file at profile `full`, without overrides."""
+def published_recipe(recipe: Recipe, expectation: Expectation) -> Recipe | Reason:
+    """The recipe of a published row: the one that claims it, at profile `full`, without overrides.
+
+    One of ours goes before the run's own: a file of the user's may be a copy of ours with other values, and
+    then claims the same rows.
+
+    Args:
+        recipe: of the run.
+        expectation: one of its own.
+    """
+    names = [recipe.name] if recipe.name in _names_of_ours() else _claiming(recipe, expectation)
     try:
-        return load_recipe(recipe.name, PROFILE)
+        found = [load_recipe(name, PROFILE) for name in names]
     except RecipeError:
-        return Reason("unknown", f"the recipe {recipe.name} cannot be read at profile {PROFILE}")
+        return Reason("unknown", f"the recipe {' or '.join(names)} cannot be read at profile {PROFILE}")
+    if not found:
+        return Reason(
+            "unknown", "no recipe of vitpipe or of a plugin claims this row: its settings are unknown"
+        )
+    # Several recipes may claim one number: the nearest one tells best what is different.
+    sections = [node for node in graph_of(recipe.stages, recipe.start_from) if node.name != "prepare"]
+    mine = acting_values(recipe, sections)
+    return min(found, key=lambda other: len(differences(mine, acting_values(other, sections))))
+
+
+def _names_of_ours() -> set[str]:
+    ours = (file for file, path in recipe_files().items() if path.is_relative_to(PACKAGE))
+    return {name for file in ours for name in variant_names(file)}
+
+
+def _claiming(recipe: Recipe, expectation: Expectation) -> list[str]:
+    """Names of the recipes that claim a row: ours, else those of plugins."""
+    row = find_row(recipe.source.paper, expectation.where)
+    found: dict[bool, list[str]] = {True: [], False: []}
+    ours = _names_of_ours()
+    for name in recipe_names():
+        try:
+            other = load_recipe(name, PROFILE)
+        except RecipeError:
+            continue  # a plugin's; whoever runs it is told
+        claims = other.expect if other.source.paper == recipe.source.paper else ()
+        if any(find_row(other.source.paper, item.where) == row for item in claims):
+            found[name in ours].append(name)
+    return found[True] or found[False]
 
 
 def reasons_of(run: RunResults, expectation: Expectation, published: Recipe | Reason) -> tuple[Reason, ...]:

@@ -136,13 +136,12 @@ def verdicts_of(run: RunResults) -> list[Verdict]:
         RecipeError: when an expectation does not select exactly one published row.
     """
     recipe: Recipe = run.recipe
-    published = published_recipe(recipe)
     return [
         verdict_of(
             item,
             find_row(recipe.source.paper, item.where),
             run.artifacts[item.stage].metrics if item.stage in run.artifacts else None,
-            reasons_of(run, item, published),
+            reasons_of(run, item, published_recipe(recipe, item)),
             ledger_of(item, run.artifacts.get(item.stage)),
         )
         for item in recipe.expect

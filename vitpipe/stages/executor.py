@@ -15,11 +15,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitpipe.config.carried import recipe_from
 from vitpipe.config.digest import file_digest
+from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import CARD, METRICS, Artifact, open_artifact
 from vitpipe.contracts.errors import ArtifactError, InputError, disk_errors
@@ -82,6 +84,22 @@ class ExecutorIO:
         """
         given = [*self._list("stage_overrides"), *self._list("overrides")]
         return tuple(given)
+
+    def recipe(self, name: str, profile: str, more: Sequence[str] = ()) -> Recipe:
+        """The recipe of the task: the values that the package carries, with the run's overrides.
+
+        Args:
+            name: with a package that carries no values, a recipe that is here.
+            more: overrides after those of the run.
+
+        Raises:
+            InputError: the carried values are damaged.
+            RecipeError: a value is wrong, or an override changes what a package has fixed.
+        """
+        overrides = [*self.overrides(), *more]
+        if carried := self._parameters.get("recipe_values"):
+            return recipe_from(name, profile, str(carried), overrides)
+        return load_recipe(name, profile, overrides)
 
     def inputs(self) -> dict[str, Path]:
         """Input name -> folder, for the input artifacts that were given."""

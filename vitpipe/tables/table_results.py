@@ -64,7 +64,7 @@ def _compared(
 ) -> SeedResults:
     metrics: dict[int, Mapping[str, float]] = {}
     reasons: dict[Reason, None] = {}  # an ordered set
-    published = published_recipe(claim.recipe)
+    published = published_recipe(claim.recipe, claim.expectation)
     why: list[str] = []
     not_run: list[str] = []
     stage = claim.expectation.stage
