@@ -11,16 +11,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import num_threads
-from vitpipe.contracts.errors import EngineError, StoppedError
+from vitpipe.contracts.errors import ArtifactError, EngineError, StoppedError
 from vitpipe.contracts.graph import Node
 from vitpipe.contracts.processes import sigterm_interrupts, start_reading
+from vitpipe.stages.folder_lock import holder_of, locked_folders
 from vitpipe.stages.identity import IDENTITY
 
 _BIN = Path(sys.executable).parent
@@ -31,6 +32,19 @@ _STARTED = (
     "from vitpipe.contracts.processes import TIED_VARIABLE, die_with_parent; "
     "die_with_parent(int(sys.argv[1])); signal(SIGINT, SIG_DFL); "
     "os.environ[TIED_VARIABLE] = str(os.getpid()); os.execv(sys.argv[2], sys.argv[2:])"
+)
+# What DVC says of its own work in every call. Its errors and warnings stay, which --quiet would hide, too.
+_USUAL = (
+    "Running stage '",
+    "> ",
+    "Updating lock file ",
+    "Generating lock file ",
+    "Use `dvc push` ",
+    "To track the changes with git",
+    "git add ",
+    "To enable auto staging",
+    "dvc config core.autostage",
+    "Data and pipelines are up to date",
 )
 
 
@@ -51,10 +65,38 @@ def repro(nodes: Sequence[Node], jobs: int, say: Callable[[str], None]) -> None:
         say: gets every line that DVC and the stages print, with the stage's name in front.
 
     Raises:
-        EngineError: a stage failed.
+        EngineError: a stage failed, this is no DVC repository, or another process does this here.
         StoppedError: Ctrl-C or SIGTERM; the stages that were running have saved their states.
     """
-    _drop_cut_lock()
+    if not Path(".dvc").is_dir():
+        raise EngineError(
+            "There is no DVC repository here",
+            where=Path.cwd(),
+            fix="go to the folder of params.yaml and dvc.yaml, or make one by `dvc init`",
+        )
+    with _alone():
+        _drop_cut_lock()
+        _run_all(nodes, jobs, say)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the folder: of two processes, one would find the other's stages locked by DVC in the middle."""
+    lock = Path(".dvc/tmp/repro")
+    holder = holder_of(lock)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked_folders(lock, wait_seconds=0, say=lambda line: None))
+        except ArtifactError as error:
+            raise EngineError(
+                f"`vitpipe repro` runs here already{f' ({holder})' if holder else ''}",
+                where=Path.cwd(),
+                fix="wait for it or stop it",
+            ) from error
+        yield
+
+
+def _run_all(nodes: Sequence[Node], jobs: int, say: Callable[[str], None]) -> None:
     # First and once: DVC would run `identity` in every call, and all others read what it writes.
     needs = {IDENTITY: set[str]()} | {node.name: {IDENTITY, *node.inputs.values()} for node in nodes}
     urgent, calls = _urgency(nodes), _Calls(say)
@@ -129,6 +171,13 @@ def _urgency(nodes: Sequence[Node]) -> dict[str, tuple[int, int]]:
     return {IDENTITY: (0, 0), **keys}
 
 
+def _is_usual(line: str) -> bool:
+    # Of a failed stage we say ourselves that it failed.
+    is_repeated = line.startswith("ERROR: failed to reproduce") and "failed to run:" in line
+    is_skipped = line.startswith("Stage '") and line.endswith("didn't change, skipping")
+    return line.startswith(_USUAL) or is_skipped or is_repeated
+
+
 class _Calls:
     """Calls of `dvc repro` for one stage each; all of them can be interrupted."""
 
@@ -140,7 +189,7 @@ class _Calls:
         """Run a stage if it has changed; the exit code."""
         # --single-item, because what feeds it has been run before, and the stage `identity` would run again.
         # The lock is held for moments only: while a stage works, DVC gives it back.
-        command = [str(_BIN / "dvc"), "--wait-for-lock", "repro", "--quiet", "--single-item", stage]
+        command = [str(_BIN / "dvc"), "--wait-for-lock", "repro", "--single-item", stage]
         process = start_reading(
             [sys.executable, "-c", _STARTED, str(os.getpid()), *command],
             # `dvc` runs `vitpipe` from the PATH.
@@ -150,8 +199,8 @@ class _Calls:
         assert process.stdout is not None  # stdout=PIPE
         for line in process.stdout:
             text = line.strip("\r\n")
-            # The lines of training have it already.
-            if text.strip():
+            if text.strip() and not _is_usual(text.strip()):
+                # The lines of training have it already.
                 self._say(text if text.startswith(f"{stage}:") else f"{stage}: {text}")
         code = process.wait()
         self._running.discard(process)

@@ -172,6 +172,48 @@ def test_a_signal_to_the_process_group_leaves_the_loader_alone(prepared):
     assert (ended.returncode, ended.stdout.split()) == (0, ["11", "True"]), ended.stderr
 
 
+NO_ROOM = """
+import os, resource, signal, sys
+from pathlib import Path
+from vitpipe.config.train_sections import AugmentConfig
+from vitpipe.contracts.errors import VitpipeError
+from vitpipe.data.augment import train_transform
+from vitpipe.data.batches import train_batches
+from vitpipe.data.loader_processes import loader_errors
+from vitpipe.data.shards import open_shards
+
+shards = open_shards(Path(sys.argv[1]), "imagenet", "train")
+place = dict(seed=0, global_batch=4, micro_batch=4, rank=0, num_ranks=1, start_step=0, num_steps=12)
+if sys.argv[2] == "limit":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with loader_errors():
+        for batch in train_batches(shards, train_transform(AugmentConfig(), 32), workers=1, **place):
+            if sys.argv[2] == "kill":
+                (worker,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+                os.kill(int(worker), signal.SIGKILL)
+except VitpipeError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("limit", "StorageError: A loader process found no shared memory for a batch. Where: /dev/shm"),
+        ("kill", "RunError: A loader process "),  # was killed, or ended: whichever is noticed first
+    ],
+)
+def test_a_loader_process_that_cannot_go_on_ends_the_run_with_a_message(prepared, how, said):
+    """torch's worker drops a batch that finds no room, and the trainer would wait for it for ever."""
+    command = [sys.executable, "-c", NO_ROOM, str(prepared), how]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_multi_crop_gives_all_views_of_every_image(prepared):
     from vitpipe.config.multi_crop import CropsConfig
     from vitpipe.data.crops import MultiCrop

@@ -216,6 +216,45 @@ def test_a_lock_list_that_a_kill_left_half_written_is_no_obstacle(folder):
     repro(nodes()[:1], 1, print)
 
 
+def test_what_dvc_itself_refuses_is_said(folder):
+    """Not only that something failed: with --quiet DVC hides its errors, too."""
+    write()
+    graph = yaml.safe_load(Path("dvc.yaml").read_text())
+    graph["stages"]["first"]["deps"] = ["absent.txt"]
+    Path("dvc.yaml").write_text(yaml.safe_dump(graph))
+    lines: list[str] = []
+    with pytest.raises(EngineError, match=r"Failed: 'first' .*its own message is above"):
+        repro(nodes(), 2, lines.append)
+    assert any("absent.txt" in line and line.startswith("first: ERROR") for line in lines)
+    write(left="echo wrong; exit 3")
+    lines.clear()
+    with pytest.raises(EngineError):
+        repro(nodes(), 2, lines.append)
+    # Nothing of DVC's usual talk, and the failure once.
+    assert lines == ["left: wrong"]
+
+
+def test_a_second_one_in_the_same_folder_is_refused_at_once(folder):
+    write(left="touch left.started; sleep 3000")
+    child = in_a_process()
+    try:
+        wait_for(folder, "left.started")
+        with pytest.raises(EngineError, match=rf"runs here already \(process {child.pid} on "):
+            repro(nodes(), 2, print)
+    finally:
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=60)
+    write()
+    repro(nodes(), 2, print)
+
+
+def test_a_folder_without_dvc(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EngineError, match="There is no DVC repository here"):
+        repro(nodes(), 2, print)
+    assert not list(tmp_path.iterdir())
+
+
 def test_small_networks_share_the_cores_and_large_ones_do_not():
     alone = Path("/dev/nvidia0").exists()
     assert jobs_for(load_recipe("itpn/pixel_base", "demo")) == (1 if alone else len(os.sched_getaffinity(0)))

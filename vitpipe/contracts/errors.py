@@ -20,6 +20,8 @@ from vitpipe.contracts.address import hidden
 _REFUSED = {
     errno.ENOSPC: "free some space or choose another --out folder",
     errno.EDQUOT: "free some of your quota or choose another --out folder",
+    errno.EFBIG: "raise the limit on the size of files (`ulimit -f unlimited`)",
+    errno.EIO: "check the disk (`dmesg`), or choose another --out folder",
     errno.EROFS: "choose a folder on a file system that is not mounted read-only",
     errno.EACCES: "give this user the right to write there or choose another --out folder",
 }

@@ -5,10 +5,8 @@ Shapes: B images of this rank's micro-batch, C = 3 colour channels, H and W pixe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from multiprocessing import parent_process
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitpipe.contracts.errors import VitpipeError
-from vitpipe.contracts.processes import die_with_parent
 from vitpipe.contracts.seeds import kept_random_state, seed_everything
 from vitpipe.data.augment import Chain, Transform
+from vitpipe.data.loader_processes import begin_worker
 from vitpipe.data.moment import Moment
 from vitpipe.data.order import Chunk, epoch_steps, eval_chunks, train_chunks
 
@@ -251,18 +249,6 @@ def _load(reader: _Reader, chunks: Callable[[], Iterator[Chunk]], workers: int) 
         if isinstance(batch, VitpipeError):
             raise batch
         yield batch
-
-
-def begin_worker(worker: int) -> None:
-    """Move a loader process to a process group of its own (`worker_init_fn` of a DataLoader)."""
-    # A scheduler or Ctrl-C signals the whole group. The trainer finishes its step and saves; a worker that
-    # was killed meanwhile would make DataLoader raise before that.
-    os.setpgid(0, 0)
-    # A `kill -9` of the trainer's group no longer reaches this process. It would wait for ever, with half a
-    # gigabyte of memory, so the kernel ends it with its parent.
-    trainer = parent_process()
-    if trainer is not None and trainer.pid is not None:
-        die_with_parent(trainer.pid)
 
 
 def _unchanged(batch: Batch | VitpipeError) -> Batch | VitpipeError:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitpipe.config.resolve import TrainPlan
 from vitpipe.contracts.seeds import kept_random_state, seed_everything
-from vitpipe.data.batches import begin_worker
+from vitpipe.data.loader_processes import begin_worker
 from vitpipe.data.moment import Moment
 from vitpipe.data.order import epoch_steps, eval_chunks, train_chunks
 

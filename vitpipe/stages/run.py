@@ -31,6 +31,7 @@ from vitpipe.contracts.discovery import part_of
 from vitpipe.contracts.errors import ArtifactError, RecipeError, some
 from vitpipe.contracts.graph import STAGE_PACKAGE, Node, Stage, all_stages, graph_of
 from vitpipe.contracts.logger import RunLogger
+from vitpipe.data.loader_processes import loader_errors
 from vitpipe.stages.card import make_card, make_run_record, process_started
 from vitpipe.stages.chosen_code import chosen_data, chosen_values, stage_closure
 from vitpipe.stages.context import StageContext
@@ -89,11 +90,13 @@ def run_stage(
         RecipeError: the recipe has no such stage.
         ArtifactError: an input is missing or not what it should be, a folder may not be written, or another
             process writes it.
+        StorageError, RunError: as `loader_errors`, beside what the stage itself raises.
     """
     started = process_started()
     choose_threads(recipe)  # before torch is imported
     job = _open_job(name, recipe, inputs, out, state)
     with (
+        loader_errors(),
         # Left in reverse: the ranks part, the logger writes its last records, the folder is renamed, and only
         # then the state is reduced and the lock released. A kill in between loses nothing.
         _claimed(job) as claim,
