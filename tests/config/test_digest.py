@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from vitpipe.config import digest
 from vitpipe.config.libraries import installed, recorded_libraries
 from vitpipe.config.read import load_recipe
+from vitpipe.contracts.git import ask_git
 from vitpipe.contracts.graph import graph_of
 from vitpipe.stages.run import identity_of
 
@@ -52,6 +56,23 @@ def test_the_seed_reaches_every_stage_but_the_report():
 )
 def test_digest_ignores_key_order(values):
     assert digest.digest_of(values) == digest.digest_of(dict(reversed(values.items())))
+
+
+def test_asking_git_does_not_write_its_index(tmp_path):
+    """`git status` does by itself, under a lock that somebody's commit would meet."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("1")
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    # Same content, other time: git would refresh its record of the file.
+    os.utime(tmp_path / "file", (1, 1))
+    assert ask_git(tmp_path, "status", "--porcelain") == ""
+    assert index.read_bytes() == before
+    (index.parent / "index.lock").touch()
+    (tmp_path / "file").write_text("2")
+    assert ask_git(tmp_path, "status", "--porcelain") == "M file"
 
 
 def test_git_and_machine_are_told():

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.discovery import PACKAGE, plugin_folders
+from vitpipe.contracts.git import ask_git
 
 # What decides a result: the package, and the two packages beside it that call it. Not params.yaml, dvc.yaml
 # or docs/, which every user edits.
@@ -114,9 +115,9 @@ def hardware() -> dict[str, str | int | float]:
 def git_commit() -> str:
     """The commit of the code, with `+changes` when code differs from it; `unknown` outside git."""
     try:
-        head = _git(PACKAGE, "rev-parse", "HEAD")
+        head = ask_git(PACKAGE, "rev-parse", "HEAD")
         # New files count: one that is imported decides as much as one that is edited.
-        changed = _git(PACKAGE, "status", "--porcelain", "--untracked-files=all", "--", *_code_folders())
+        changed = ask_git(PACKAGE, "status", "--porcelain", "--untracked-files=all", "--", *_code_folders())
         return f"{head}+changes" if changed or any(map(_is_changed, plugin_folders())) else head
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -130,14 +131,9 @@ def _code_folders() -> list[str]:
 def _is_changed(plugin: Path) -> bool:
     """Whether a plugin has files that its own repository does not hold; without one, nobody can tell."""
     try:
-        return bool(_git(plugin, "status", "--porcelain", "--untracked-files=all", "--", "."))
+        return bool(ask_git(plugin, "status", "--porcelain", "--untracked-files=all", "--", "."))
     except subprocess.CalledProcessError:
         return False
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
 def _processor() -> str:

@@ -23,6 +23,7 @@ from vitpipe.config.digest import digest_of, file_digest
 from vitpipe.contracts.address import Address, hidden
 from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.contracts.files import move_aside
+from vitpipe.contracts.git import ask_git
 from vitpipe.contracts.provenance import UNTRACKED
 from vitpipe.data.manifest import (
     MANIFEST,
@@ -337,15 +338,9 @@ def _dvc_root(place: Path) -> Path:
 
 
 def _commit_of(file: Path) -> dict[str, str]:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(file.parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_SECONDS)
-        return done.stdout.strip()
-
     try:
-        commit = git("rev-parse", "HEAD")
-        return {
-            "dvc_commit": f"{commit}+changes" if git("status", "--porcelain", "--", file.name) else commit
-        }
+        commit = ask_git(file.parent, "rev-parse", "HEAD", seconds=_GIT_SECONDS)
+        changed = ask_git(file.parent, "status", "--porcelain", "--", file.name, seconds=_GIT_SECONDS)
+        return {"dvc_commit": f"{commit}+changes" if changed else commit}
     except (OSError, subprocess.SubprocessError):
         return {}
