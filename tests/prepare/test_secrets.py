@@ -104,22 +104,26 @@ def test_listing_planning_and_compiling(project):
     call(project, 0, "plan", "--set", f"data.pinned.repo={NOT_OPEN}")
     call(project, 0, "identity")
     call(project, 0, "compile", "--dvc")
-    call(project, 0, "compile")
+    # A package carries the values of the recipe's file, and with them what stands in its addresses.
+    assert "contains credentials" in call(project, 2, "compile")
     assert "contains credentials" in call(project, 2, "compile", "--set", f"data.pinned.repo={NOT_OPEN}")
     call(project, 2, "verdict")
     call(project, 2, "plan", "--set", f"data.store=s3://me:{TOKENS[10]}@bucket/a")
     call(project, 2, "run", "prepare", "--recipe", f"https://me:{TOKENS[10]}@host/a.yaml")
 
 
+CLEAN = ("--recipe", "itpn/pixel_base")
+
+
 def test_submitting(project):
     endpoint = f"http://me:{TOKENS[10]}@{CLOSED}"
-    assert "cannot be reached" in call(project, 1, "submit", "--endpoint", endpoint, "--json")
-    assert "cannot be reached" in call(project, 1, "submit", KF_PIPELINES_ENDPOINT=endpoint)
-    call(project, 1, "submit", "--endpoint", f"http://{CLOSED}", KFP_TOKEN=TOKENS[11])
-    call(project, 2, "submit", "--endpoint", endpoint, KFP_TOKEN=TOKENS[11])
+    assert "cannot be reached" in call(project, 1, "submit", *CLEAN, "--endpoint", endpoint, "--json")
+    assert "cannot be reached" in call(project, 1, "submit", *CLEAN, KF_PIPELINES_ENDPOINT=endpoint)
+    call(project, 1, "submit", *CLEAN, "--endpoint", f"http://{CLOSED}", KFP_TOKEN=TOKENS[11])
+    call(project, 2, "submit", *CLEAN, "--endpoint", endpoint, KFP_TOKEN=TOKENS[11])
     for quote, words in (("", "not YAML"), ("'", "contains credentials")):
         argument = f"overrides=[{quote}data.pinned.repo={NOT_OPEN}{quote}]"
-        said = call(project, 2, "submit", "--endpoint", f"http://{CLOSED}", "--argument", argument)
+        said = call(project, 2, "submit", *CLEAN, "--endpoint", f"http://{CLOSED}", "--argument", argument)
         assert words in said
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from vitpipe.config.yaml_core import WrittenFloat, WrittenInt, plain
 
 # No seed, size in bytes or number of steps comes near it, and products of two such numbers stay finite.
-_LARGEST = 10**18
+_LARGEST = 10**36
 
 
 def as_field(value: Any, annotation: Any) -> Any:
@@ -29,7 +29,7 @@ def as_field(value: Any, annotation: Any) -> Any:
             raise ValueError(f"{str(value).lower()} is no number")
         return value
     if isinstance(value, int | float) and _takes_numbers(kinds) and _LARGEST < abs(value) < math.inf:
-        raise ValueError("a number beyond 1e18 is a mistake")
+        raise ValueError("a number beyond 1e36 is a mistake")
     if isinstance(value, WrittenInt | WrittenFloat):
         is_text = not _takes_numbers(kinds) and any(_is_text(kind) for kind in kinds)
         return value.written if is_text else plain(value)
