@@ -111,6 +111,7 @@ def test_overrides_that_are_no_list_of_texts(tmp_path, wrong):
         "{}",
         '{"outputs": {"outputFile": "/x"}}',
         '{"outputs": {"artifacts": {"out": {}}}}',
+        '{"inputs": {"parameterValues": null}, "outputs": {"outputFile": "/x", "artifacts": {"out": {}}}}',
     ],
 )
 def test_what_is_no_executor_input(text):

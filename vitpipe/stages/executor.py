@@ -61,6 +61,8 @@ class ExecutorIO:
         try:
             message = json.loads(text)
             self._parameters: dict[str, Any] = message.get("inputs", {}).get("parameterValues", {})
+            if not isinstance(self._parameters, dict):
+                raise TypeError("'parameterValues' is not a mapping")
             self._inputs = _artifacts(message.get("inputs", {}))
             self._outputs = _artifacts(message["outputs"])
             self._output_file = Path(message["outputs"]["outputFile"])
@@ -128,7 +130,7 @@ class ExecutorIO:
             ArtifactError: when the digests differ.
             RecipeError: when the recipe has no such stage.
         """
-        promised = self._parameters.get("code_digest") or ""
+        promised = str(self._parameters.get("code_digest") or "")
         found = identity_of(recipe, node_of(recipe, stage).stage)["code_digest"]
         if promised and promised != found:
             raise ArtifactError(
