@@ -19,6 +19,7 @@ from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.files import written_aside
 from vitpipe.contracts.graph import Image, all_stages
+from vitpipe.papers.published import check_expected
 
 if TYPE_CHECKING:
     from kfp.dsl.base_component import BaseComponent
@@ -102,6 +103,7 @@ def compile_pipeline(
     chosen = load_recipe(recipe, profile, overrides)
     check_texts((recipe, profile, *overrides), "recipe, profile and overrides")
     check_carried_texts(recipe, profile)
+    check_expected(chosen)
     check_package_path(out)
     chosen.data.require_root(f"recipe {recipe}, profile {profile}")
 

@@ -72,8 +72,11 @@ def repro(nodes: Sequence[Node], jobs: int, say: Callable[[str], None]) -> None:
         raise EngineError(
             "There is no DVC repository here",
             where=Path.cwd(),
-            fix="go to the folder of params.yaml and dvc.yaml, or make one by `dvc init`",
+            fix="go to the folder of params.yaml and dvc.yaml, or run `dvc init` (outside of git "
+            "`dvc init --no-scm`)",
         )
+    if not Path("dvc.yaml").is_file():
+        raise EngineError("There is no dvc.yaml here", where=Path.cwd(), fix="run `vitpipe compile --dvc`")
     with _alone():
         _drop_cut_lock()
         _run_all(nodes, jobs, say)

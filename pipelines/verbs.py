@@ -72,9 +72,11 @@ def compile_verb(
         from pipelines.dvc import write_dvc
         from vitpipe.config.read import load_recipe
         from vitpipe.contracts.graph import graph_of
+        from vitpipe.papers.published import check_expected
 
         loaded = load_recipe(*_chosen(recipe, profile, overrides, params))
         loaded.data.require_root(f"recipe {loaded.name}, profile {loaded.profile}")
+        check_expected(loaded)
         # No --out: DVC finds stages only in files of this name.
         changed = write_dvc(graph_of(loaded.stages, loaded.start_from), Path("dvc.yaml"))
         print("dvc.yaml written" if changed else "dvc.yaml is up to date")

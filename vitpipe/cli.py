@@ -169,11 +169,13 @@ def identity(
 ) -> None:
     """Write each stage's identity (digests of recipe, code, image); DVC depends on these files."""
     from vitpipe.config.read import run_folder
+    from vitpipe.papers.published import check_expected
     from vitpipe.stages.identity import IDENTITY, check_dvc_file, write_identities
 
     chosen = _chosen(recipe, profile, overrides, params)
     loaded = _load(chosen)
     # DVC runs this verb first, so a graph that does not fit stops before any stage.
+    check_expected(loaded)
     check_dvc_file(loaded, Path("dvc.yaml"))
     write_identities(loaded, out or run_folder(chosen.recipe, chosen.profile) / IDENTITY)
 
@@ -191,12 +193,14 @@ def plan(
     """Show which stages would run and why, their steps, and disk and time of the data. Starts nothing."""
     from vitpipe.config.read import run_folder
     from vitpipe.datasets.set_sizes import prepared_train_sizes
+    from vitpipe.papers.published import check_expected
     from vitpipe.prepare.packing_cost import pack_speed, plan_rows, shown_rows
     from vitpipe.stages.identity import forecast
     from vitpipe.stages.resolved import training_steps
 
     chosen = _chosen(recipe, profile, overrides, params)
     loaded = _load(chosen)
+    check_expected(loaded)
     run = run_folder(chosen.recipe, chosen.profile, artifacts)
     found = forecast(loaded, run)
     # What `prepare` has counted, unless it would run again.

@@ -317,30 +317,6 @@ def test_run_lengths_in_both_codings_are_outlines(root, coding, iscrowd):
         assert area_of(outline_of(annotation["segmentation"])) == width * height
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
-@settings(max_examples=150, deadline=None)
-def test_compressed_run_lengths_are_those_of_the_coco_api(seed, height, width, share):
-    from faster_coco_eval import mask as coding
-
-    mask = np.random.default_rng(seed).random((height, width)) < share
-    code = coding.encode(np.asfortranarray(mask.astype(np.uint8)))
-    segmentation = {"size": [height, width], "counts": code["counts"].decode()}
-    assert np.array_equal(mask_of(segmentation, height, width), mask)
-    outline = outline_of(segmentation)
-    assert area_of(outline) == mask.sum()
-    assert (outline.problem == "no outline") == (not mask.any())
-
-
-@given(st.text(max_size=12))
-@settings(max_examples=200, deadline=None)
-def test_no_text_of_run_lengths_raises(text):
-    assert outline_of({"size": [3, 4], "counts": text}).problem in (
-        "",
-        "no outline",
-        "run lengths that do not fill their size",
-    )
-
-
 def test_cut_and_foreign_pictures_are_found_before_they_are_packed(root):
     first, second = sorted((root / "train2017").iterdir())[:2]
     first.write_bytes(first.read_bytes()[:-200])

@@ -146,7 +146,7 @@ def test_an_override_of_another_stage_changes_nothing():
 )
 def test_a_damaged_text(damage):
     text = carried(RECIPE, PROFILE)["probe"]
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is damaged"):
         recipe_from(RECIPE, PROFILE, damage(text), [])
 
 

@@ -255,6 +255,11 @@ def test_a_folder_without_dvc(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_without_the_graph(folder):
+    with pytest.raises(EngineError, match=r"There is no dvc\.yaml here.*vitpipe compile --dvc"):
+        repro(nodes(), 2, print)
+
+
 def test_small_networks_share_the_cores_and_large_ones_do_not():
     alone = Path("/dev/nvidia0").exists()
     assert jobs_for(load_recipe("itpn/pixel_base", "demo")) == (1 if alone else len(os.sched_getaffinity(0)))

@@ -23,6 +23,7 @@ from vitpipe.contracts.graph import Node, all_stages
 # Kubeflow refuses parameters of more characters.
 MAX_CHARACTERS = 10_000
 _GRAPH_KEYS = ("stages", "start_from")
+_WHERE = "pipeline parameter 'overrides'"
 
 
 def is_fixed(override: str) -> bool:
@@ -102,13 +103,13 @@ def recipe_from(name: str, profile: str, text: str, overrides: Sequence[str]) ->
     # ValueError includes text that is not UTF-8.
     except (binascii.Error, zlib.error, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(
-            f"The recipe of the package cannot be read ({type(error).__name__})",
+            "The recipe that the package carries is damaged",
             where=f"parameter 'recipe_values', recipe {name}",
             fix="compile the package again",
         ) from error
     kept = []
     for override in overrides:
-        ((section, value),) = parse_override(override).items()
+        ((section, value),) = parse_override(override, _WHERE).items()
         keys = value if isinstance(value, Mapping) else {}
         dataset = keys.get("dataset") if section in all_stages() else None
         problem = ""
@@ -121,7 +122,7 @@ def recipe_from(name: str, profile: str, text: str, overrides: Sequence[str]) ->
         if problem:
             raise RecipeError(
                 f"'{override}' {problem}",
-                where="pipeline parameter 'overrides'",
+                where=_WHERE,
                 fix="give it when the package is compiled: vitpipe compile --set",
             )
         # Another stage's override changes nothing here.

@@ -38,6 +38,7 @@ def _line(item: Any, values: Mapping[str, Any]) -> str:
     path = ".".join((*shown, *_key(section, last)))
     if item["type"] == "extra_forbidden":
         keys = _keys_of(section)
+        path = ".".join((*shown, str(last)))  # as given, brackets included
         return f"'{path}' is not a known key{did_you_mean(str(last), keys, keys)}"
     if item["type"] == "missing":
         return f"'{path}' is missing"

@@ -218,8 +218,24 @@ def recipe_values(name: str, profile: str) -> dict[str, Any]:
     values = merge(values, _read_yaml(_profile_files()[profile]))
     for own in _own_profiles(path, profile):
         values = merge(values, _read_yaml(own))
-    # Its size is the chosen one, also where the file is what `vitpipe recipe` showed at another.
-    return {"name": name} | values | {"profile": profile}
+    _check_own_name(values, path, profile)
+    return {"name": name, "profile": profile} | values
+
+
+def _check_own_name(values: Mapping[str, Any], path: Path, profile: str) -> None:
+    """Refuse a file that calls itself as another recipe, or is written for another profile.
+
+    Raises:
+        RecipeError: its results would be shown under a name that is not theirs.
+    """
+    file = recipe_files().get("/".join(str(values.get("name", "")).split("/")[:2]))
+    problem = ""
+    if file is not None and file.resolve() != path.resolve():
+        problem = f"'name' is '{values['name']}', which is another recipe"
+    elif values.get("profile", profile) != profile:
+        problem = f"'profile' is '{_shown(str(values['profile']))}', and the run's is '{profile}'"
+    if problem:
+        raise RecipeError(problem, where=path, fix="take that line out of the file")
 
 
 def _own_profiles(path: Path, profile: str) -> list[Path]:
@@ -235,8 +251,11 @@ def _own_profiles(path: Path, profile: str) -> list[Path]:
     return found
 
 
-def parse_override(text: str) -> dict[str, Any]:
+def parse_override(text: str, where: str = "--set or overrides in params.yaml") -> dict[str, Any]:
     """`a.b=c` as a nested mapping; the value is read as YAML.
+
+    Args:
+        where: where the text comes from, for messages.
 
     Raises:
         RecipeError: without an equals sign or with an empty key.
@@ -246,7 +265,7 @@ def parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(keys):
         raise RecipeError(
             f"The override '{text}' is not of the form section.key=value",
-            where="--set or overrides in params.yaml",
+            where=where,
             fix="write for example pretrain.epochs=10",
         )
     # YAML, so that numbers, lists, null and true mean the same here as in a recipe file.
@@ -255,7 +274,7 @@ def parse_override(text: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise RecipeError(
             f"The value of the override '{text}' is not YAML",
-            where="--set or overrides in params.yaml",
+            where=where,
             fix="quote text that holds special characters",
         ) from error
     for key in reversed(keys):
@@ -282,6 +301,8 @@ def _recipe_path(name: str, where: str) -> tuple[Path, tuple[str, ...]]:
         # Path.is_file raises for a name that is too long, os.path.isfile does not.
         if Path(path).suffix in (".yaml", ".yml") and os.path.isfile(path):  # noqa: PTH113
             return Path(path), tuple(parts[i:])
+    if Path(name).suffix in (".yaml", ".yml") and os.path.isdir(name):  # noqa: PTH112
+        raise RecipeError(f"The recipe '{_shown(name)}' is a folder", where=where, fix="give a file in it")
     if any(Path(part).suffix in (".yaml", ".yml") for part in parts):
         raise RecipeError(
             f"The recipe file '{_shown(name)}' does not exist", where=where, fix="check the path"

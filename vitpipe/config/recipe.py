@@ -102,6 +102,8 @@ class RecipeBase(Section):
 
     @model_validator(mode="after")
     def _stages_have_sections(self) -> RecipeBase:
+        if not self.stages:
+            raise ValueError("'stages' names no stage")
         for stage in self.stages:
             if stage in _SECTIONS and getattr(self, stage) is None:
                 raise ValueError(

@@ -11,13 +11,16 @@ import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from vitpipe.contracts.discovery import files_in
 from vitpipe.contracts.errors import RecipeError
 from vitpipe.contracts.spelling import did_you_mean
+
+if TYPE_CHECKING:
+    from vitpipe.config.recipe import Recipe
 
 # For the identity of stages (config/code_identity.py): only the recipe's own paper counts.
 DATA_FILES = ("papers/{paper}.yaml",)
@@ -75,6 +78,16 @@ def find_row(paper: str, where: Mapping[str, Any]) -> dict[str, Any]:
         )
         fix = f"correct `where`; `vitpipe table {paper}/{nearest[0]['table']}` lists the rows of that table"
     raise RecipeError(what, where=f"expect of a recipe of paper {paper}", fix=fix)
+
+
+def check_expected(recipe: Recipe) -> None:
+    """Check that each row of a recipe's `expect` is there: before its training, not in the report.
+
+    Raises:
+        RecipeError: as `find_row`.
+    """
+    for item in recipe.expect:
+        find_row(recipe.source.paper, item.where)
 
 
 def tables(paper: str) -> dict[str, str]:

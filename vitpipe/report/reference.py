@@ -9,6 +9,7 @@ not comparable  other acting recipe values (the seed aside), other data or other
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,7 +156,7 @@ def comparison_of(run: RunResults) -> ReferenceComparison | None:
     if recipe.profile != PROFILE:
         return None
     reference = find_reference(recipe.name, recipe.profile)
-    command = COMMAND if recipe.name in RECIPES else f"vitpipe references --recipe {recipe.name}"
+    command = COMMAND if recipe.name in RECIPES else f"vitpipe references --recipe {shlex.quote(recipe.name)}"
     missing = "" if reference else f"no reference: run `{command}`"
     metrics = compared_metrics(recipe)
     why = {

@@ -11,7 +11,10 @@ from vitpipe.report.reference import ReferenceComparison
 
 def summary_of(verdicts: Sequence[Verdict], comparisons: Sequence[ReferenceComparison | None]) -> str:
     """`8 of 8 demo references reproduced; 5 of 5 published rows not comparable: other data.`"""
-    recorded = [item for found in comparisons if found is not None for item in found.verdicts]
+    # Without recorded results there is nothing to count; the note below the table says so.
+    recorded = [
+        item for found in comparisons if found is not None and found.reference for item in found.verdicts
+    ]
     parts = [
         _counted("demo references", [item.judgement for item in recorded]),
         _counted("published rows", [item.judgement for item in verdicts]),

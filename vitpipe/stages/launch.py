@@ -73,7 +73,7 @@ def die_with_starter() -> None:
     After a `kill -9` of torchrun a rank would wait for ever; a stage that outlived `vitpipe repro` would hold
     its folders against the next one.
     """
-    # Removed, so that the children of a stage do not tie themselves to what ended long before them.
+    # Removed: a child of the stage, a loader process for example, is tied to the stage itself.
     if starter := os.environ.pop(TIED_VARIABLE, ""):
         die_with_ancestor(int(starter))
     if under_torchrun():

@@ -35,11 +35,12 @@ def print_rows(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", header_style="bold", show_header=shows_header)
+    # Text, not str: names may contain brackets, which rich interprets as markup.
+    shown_title = Text(title, style="table.title") if title else None
+    table = Table(title=shown_title, title_justify="left", header_style="bold", show_header=shows_header)
     for name in rows[0] if rows else ():
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name in unbroken)
     for row in rows:
-        # Text, not str: file names may contain brackets, which rich interprets as markup.
         table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 
