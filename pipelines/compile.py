@@ -236,7 +236,7 @@ def check_arguments(package: Package, arguments: Mapping[str, Any]) -> None:
     overrides = arguments.get("overrides", [])
     if not isinstance(overrides, list) or any(not isinstance(text, str) for text in overrides):
         raise InputError(
-            "'overrides' is not a list of texts",
+            "'overrides' has no value" if overrides is None else "'overrides' is not a list of texts",
             where="--argument",
             fix="write for example --argument 'overrides=[seed=1, finetune.epochs=50]'",
         )
@@ -334,5 +334,7 @@ def _parse_errors(path: Path, parse_error: type[Exception]) -> Iterator[None]:
     except (parse_error, yaml.YAMLError, KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"The file is not a Kubeflow pipeline package ({first})", where=path, fix=_RECOMPILE
+            f"The file is no Kubeflow pipeline package, or a part of one ({first})",
+            where=path,
+            fix=_RECOMPILE,
         ) from error

@@ -88,3 +88,10 @@ def test_a_folder_and_an_empty_graph(tmp_path):
         load_recipe(str(tmp_path / "a.yaml"), "demo")
     with pytest.raises(RecipeError, match="'stages' names no stage"):
         compile_pipeline(RECIPE, "demo", ["stages=[]"], tmp_path / "p.yaml")
+
+
+def test_a_file_that_is_no_text_is_not_called_a_matter_of_rights(tmp_path):
+    file = tmp_path / "weights.yaml"
+    file.write_bytes(b"\x89PNG\r\n\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"not text in UTF-8 \(byte 0\).*give a YAML file"):
+        load_recipe(str(file), "demo")

@@ -174,4 +174,8 @@ def test_no_other_policy_passes(text):
 def test_the_home_folder_is_filled_in(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     assert str(overridden("data.root=~/data").data.root) == "/somewhere/data"
+    assert str(overridden("data.store=~/store").data.store) == "/somewhere/store"
+    pinned = overridden("data.source=pinned", "data.pinned={repo: ~/made, revision: v1, path: x}").data.pinned
+    assert pinned is not None
+    assert str(pinned.repo) == "/somewhere/made"
     assert math.isfinite(overridden("pretrain.epochs=1e1").pretrain.epochs)

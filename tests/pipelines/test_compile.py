@@ -211,20 +211,20 @@ def executors(spec):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s, p: s.update(pipelineInf={}), "not a Kubeflow pipeline package"),
+        (lambda s, p: s.update(pipelineInf={}), "no Kubeflow pipeline package"),
         (
             lambda s, p: executors(s)["exec-probe"]["container"].update(imag="x"),
-            "not a Kubeflow pipeline package",
+            "no Kubeflow pipeline package",
         ),
         (
             lambda s, p: s["root"]["dag"]["tasks"]["probe"].update(retryPolicy=3),
-            "not a Kubeflow pipeline package",
+            "no Kubeflow pipeline package",
         ),
         (
             lambda s, p: p[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-probe"].update(
                 nodeSelectr={}
             ),
-            "not a Kubeflow pipeline package",
+            "no Kubeflow pipeline package",
         ),
         (lambda s, p: executors(s).pop("exec-probe"), "'exec-probe' of task 'probe' does not exist"),
         (
@@ -256,6 +256,13 @@ def test_what_is_no_package_at_all(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError):
+        validate_package(path)
+
+
+def test_a_package_that_was_cut(package, tmp_path):
+    path = tmp_path / "cut.yaml"
+    path.write_bytes(package.path.read_bytes()[:2000])
+    with pytest.raises(InputError, match="or a part of one"):
         validate_package(path)
 
 

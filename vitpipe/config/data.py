@@ -33,6 +33,7 @@ def _at_home(value: Any) -> Any:
 
 
 LocalPath = Annotated[Path, BeforeValidator(_at_home), BeforeValidator(_not_an_address)]
+HomeAddress = Annotated[Address, BeforeValidator(_at_home)]
 PlainName = Annotated[str, BeforeValidator(_not_an_address)]
 
 
@@ -79,7 +80,7 @@ class PinnedConfig(Section):
         weights="repo revision path remote digest",
     )
 
-    repo: Address
+    repo: HomeAddress
     revision: str
     path: str
     remote: PlainName | None = None
@@ -131,7 +132,7 @@ class DataConfig(Section):
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
     near_duplicates: bool = False
     keep_dense: Literal["auto", "pack", "point"] = "auto"
-    store: Address | None = None
+    store: HomeAddress | None = None
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"
 
     @model_validator(mode="after")

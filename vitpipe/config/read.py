@@ -363,9 +363,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError("The file does not exist", where=path, fix="check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise RecipeError(
-            "The file cannot be read as text", where=path, fix="check path and rights"
+            f"The file cannot be read ({error.strerror})", where=path, fix="check path and rights"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"The file is not text in UTF-8 (byte {error.start})",
+            where=path,
+            fix="give a YAML file, or save this one as UTF-8",
         ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
