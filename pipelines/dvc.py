@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from vitpipe.config.read import run_folder
+from vitpipe.contracts.artifact import CURVES, METRICS
 from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.files import write_whole
 from vitpipe.contracts.graph import Node
@@ -31,7 +32,8 @@ _IDENTITY = "what decides each stage, that is its recipe sections, code and libr
 
 def render_dvc(nodes: Sequence[Node]) -> str:
     """The text of `dvc.yaml` for a recipe's graph."""
-    return "\n".join([_HEAD + "stages:", _identity(nodes), *(_stage(node) for node in nodes)])
+    stages = [_HEAD + "stages:", _identity(nodes), *(_stage(node) for node in nodes)]
+    return "\n".join([*stages, _shown(nodes)])
 
 
 def write_dvc(nodes: Sequence[Node], path: Path) -> bool:
@@ -76,7 +78,8 @@ def _ignore_untracked(path: Path) -> None:
 
 def _identity(nodes: Iterable[Node]) -> str:
     # Runs every time (always_changed) and rewrites the identity files. DVC compares their checksums, so a
-    # file with the same content re-runs nothing.
+    # file with the same content re-runs nothing. Those of the first stages are its outputs, so that it runs
+    # before them and so before all; with the others `dvc dag` would draw an edge to every stage.
     lines = [
         "  identity:",
         f"    desc: {_IDENTITY}",
@@ -84,9 +87,40 @@ def _identity(nodes: Iterable[Node]) -> str:
         "    always_changed: true",
         "    outs:",
         # Small text that is written anew each time: not worth a copy in DVC's cache.
-        *(f"      - {identity_file(node, _RUN)}: {{cache: false}}" for node in nodes),
+        *(f"      - {identity_file(node, _RUN)}: {{cache: false}}" for node in nodes if not node.inputs),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _shown(nodes: Iterable[Node]) -> str:
+    """What `dvc metrics`, `dvc plots`, `dvc params` and `dvc exp show` read, at the top level.
+
+    As outputs of their stages they would lie inside another output, the stage's folder, which DVC refuses.
+    """
+    nodes = list(nodes)
+    lines = [
+        "params:",
+        "  - params.yaml",
+        "",
+        "metrics:",
+        *(f"  - {folders_of(node, _RUN).out}/{METRICS}" for node in nodes),
+    ]
+    drawn = [(node, column) for node in nodes for column in node.stage.curves]
+    if drawn:
+        lines += ["", "plots:"]
+    for node, column in drawn:
+        lines += [
+            f"  - {_scalar(f'{node.name} {column}')}:",
+            "      x: step",
+            "      y:",
+            f"        {folders_of(node, _RUN).out}/{CURVES}: {_scalar(column)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _drawn(node: Node, folders: list[Path]) -> list[Path]:
+    """Input folders in the order that `dvc dag` draws well: the report's last first, 221 columns, not 241."""
+    return folders[::-1] if node.stage.takes_every_stage else folders
 
 
 def _scalar(text: str) -> str:
@@ -105,7 +139,7 @@ def _stage(node: Node) -> str:
         f"    cmd: vitpipe run {node.name}",
         "    deps:",
         f"      - {identity_file(node, _RUN)}",
-        *(f"      - {folder}" for folder in folders.inputs.values()),
+        *(f"      - {folder}" for folder in _drawn(node, list(folders.inputs.values()))),
         "    outs:",
         # DVC deletes an output before it runs the stage, unless it is persistent.
         f"      - {folders.out}" + (": {persist: true}" if node.stage.keeps_output else ""),

@@ -194,7 +194,7 @@ def _chosen(
     recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path
 ) -> tuple[str, str, tuple[str, ...]]:
     """Recipe, profile and overrides from the command line, else from params.yaml."""
-    from vitpipe.config.read import choose
+    from vitpipe.config.params_file import choose
 
     chosen = choose(recipe, profile, overrides or (), params, default_profile="demo")
     return chosen.recipe, chosen.profile, chosen.overrides

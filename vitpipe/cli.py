@@ -24,7 +24,7 @@ from vitpipe.config.plugins import params_of, use_plugins_of
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import VitpipeError
 from vitpipe.contracts.shell import with_typed_commands
-from vitpipe.verbs import benchmark, clean, datasets, doctor, recipes, references, table
+from vitpipe.verbs import benchmark, clean, datasets, doctor, finished_runs, recipes, references, table
 from vitpipe.verbs.show import print_rows
 
 
@@ -64,13 +64,13 @@ PROFILE = "demo"
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="recipe name or a path ending in .yaml")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="demo, full, ...")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")]
-ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile, overrides, plugins")]
+ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile and what is changed")]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
 def _chosen(recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path) -> Any:
-    """Recipe, profile and overrides of the command line, else of params.yaml (`config.read.Params`)."""
-    from vitpipe.config.read import choose
+    """Recipe, profile and overrides of the command line, else of params.yaml (`params_file.Params`)."""
+    from vitpipe.config.params_file import choose
 
     return choose(recipe, profile, overrides or (), params, default_profile=PROFILE)
 
@@ -80,6 +80,23 @@ def _load(chosen: Any) -> Any:
     from vitpipe.config.read import load_recipe
 
     return load_recipe(chosen.recipe, chosen.profile, chosen.overrides)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"vitpipe {version('vitpipe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="show the version")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -122,7 +139,8 @@ def run(
         chosen = _chosen(recipe, profile, overrides, params)
         loaded = io.recipe(chosen.recipe, chosen.profile, chosen.overrides)
         io.check_code(loaded, stage)  # before any work: Kubeflow's cache would keep a result of other code
-        io.finish(run_stage(stage, loaded, io.inputs(), io.output_folder(), state=state))
+        out = io.output_folder()
+        io.finish(run_stage(stage, loaded, io.inputs(), out, state=state, place=io.place(stage)))
         return
     folders = _named_folders(inputs or ())
     chosen = _chosen(recipe, profile, overrides, params)
@@ -170,6 +188,7 @@ def identity(
     """Write each stage's identity (digests of recipe, code, image); DVC depends on these files."""
     from vitpipe.config.read import run_folder
     from vitpipe.papers.published import check_expected
+    from vitpipe.stages.chain_run import begin_chain
     from vitpipe.stages.identity import IDENTITY, check_dvc_file, write_identities
 
     chosen = _chosen(recipe, profile, overrides, params)
@@ -177,7 +196,10 @@ def identity(
     # DVC runs this verb first, so a graph that does not fit stops before any stage.
     check_expected(loaded)
     check_dvc_file(loaded, Path("dvc.yaml"))
-    write_identities(loaded, out or run_folder(chosen.recipe, chosen.profile) / IDENTITY)
+    run = run_folder(chosen.recipe, chosen.profile)
+    if out is None:
+        begin_chain(loaded, run)
+    write_identities(loaded, out or run / IDENTITY)
 
 
 @app.command()
@@ -290,42 +312,6 @@ def convert(
 
 
 @app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(help="folders of runs: artifacts/RECIPE/PROFILE")],
-    out: Annotated[Path, typer.Option("--out", help="output folder")],
-) -> None:
-    """One self-contained page and Markdown from one or many runs."""
-    from vitpipe.stages.report.stage import report_of_folders
-
-    print(report_of_folders(runs, out))
-
-
-@app.command()
-def verdict(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(help="folders of runs; else the one of params.yaml")
-    ] = None,
-    params: ParamsOption = Path("params.yaml"),
-    as_json: JsonOption = False,
-) -> None:
-    """Show finished runs beside the published rows, demos beside our own reference; where the report is."""
-    from vitpipe.config.read import load_params, run_folder
-    from vitpipe.stages.report.stage import verdict_values_of_folders, verdicts_of_folders
-    from vitpipe.track.server import store_address, ui_command
-
-    if not runs:
-        chosen = load_params(params)
-        runs = [run_folder(chosen.recipe, chosen.profile)]
-    if as_json:
-        print(json.dumps(verdict_values_of_folders(runs), indent=2))
-        return
-    print("\n".join(verdicts_of_folders(runs)))
-    for folder in runs:
-        print(f"Report: {folder / 'report' / 'report.html'}")
-    print(f"MLflow: {ui_command(store_address(Path.cwd()))}")
-
-
-@app.command()
 def sync(
     folder: Annotated[Path, typer.Argument(help="folder with undelivered records")] = Path("artifacts"),
 ) -> None:
@@ -345,7 +331,7 @@ def send(folder: Annotated[Path, typer.Argument()] = Path("artifacts")) -> None:
     sync(folder)
 
 
-for verbs in (recipes, table, references, datasets, doctor, benchmark, clean):
+for verbs in (recipes, table, references, finished_runs, datasets, doctor, benchmark, clean):
     verbs.register(app)
 
 

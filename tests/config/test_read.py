@@ -9,13 +9,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitpipe.config.params_file import load_params
 from vitpipe.config.read import (
     NAME,
-    load_params,
     load_recipe,
     merge,
     parse_override,
     profile_names,
+    read_mapping,
     recipe_names,
     run_folder,
 )
@@ -155,6 +156,62 @@ def test_params_file_of_the_repository_is_valid():
 def test_params_file_mistakes(text: str, part: str, tmp_path: Path):
     path = tmp_path / "params.yaml"
     path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_params(path)
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("seed: 3", ["seed=3"]),
+        ("seed: null\nfinetune: {epochs: null, optim: {base_lr: null}}", []),
+        ("finetune:\n  epochs: 5\n  optim: {base_lr: 1e-4}", ["finetune.epochs=5", "finetune.optim.base_lr=1e-4"]),
+        ("stages: [prepare, report]", ['stages=["prepare", "report"]']),
+        ("pretrain: {method: {mask_ratio: 0.5}}", ["pretrain.method.mask_ratio=0.5"]),
+        ("data: {root: '~/data', pinned: {revision: '0123'}}", ["data.root=~/data", 'data.pinned.revision="0123"']),
+        ("finetune: {precision: off}", ["finetune.precision=off"]),
+        ("summary: 'null'", ['summary="null"']),
+        ("seed: 1\noverrides: [seed=2, probe.weights=null]", ["seed=1", "seed=2", "probe.weights=null"]),
+        ("finetune: {}", []),
+    ],
+)  # fmt: skip
+def test_keys_of_the_recipe_in_the_params_file(text, overrides, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"recipe: itpn/pixel_base\nprofile: demo\n{text}\n")
+    assert list(load_params(path).overrides) == overrides
+
+
+VALUES = st.recursive(
+    st.integers() | st.floats(allow_nan=False) | st.booleans() | st.text(),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["seed", "model", "finetune"]), VALUES, max_size=3))
+def test_values_of_the_params_file_are_read_as_they_were_written(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    path.write_text(yaml.safe_dump({"recipe": "itpn/pixel_base", "profile": "demo", **values}), "utf-8")
+    written = read_mapping(path)
+    for text in load_params(path).overrides:
+        ((key, value),) = parse_override(text).items()
+        assert value == written.pop(key)
+    assert set(written) == {"recipe", "profile"}
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("finetun: {epochs: 3}", "'finetun' is not a key of params.yaml (did you mean 'finetune'?)"),
+        ("finetune.epochs: 3", "write `finetune: {epochs: ...}`"),
+        ("finetune: {optim.base_lr: 3}", "the key 'optim.base_lr' below 'finetune' holds . or ="),
+        ("name: x", "'name' is not a key of params.yaml"),
+    ],
+)
+def test_wrong_keys_in_the_params_file(line, part, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"recipe: itpn/pixel_base\nprofile: demo\n{line}\n")
     with pytest.raises(RecipeError) as caught:
         load_params(path)
     assert part in str(caught.value)

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitpipe.config.read import load_params, load_recipe, parse_override
+from vitpipe.config.params_file import load_params
+from vitpipe.config.read import load_recipe, parse_override
 from vitpipe.config.train_sections import AugmentConfig
 from vitpipe.config.yaml_core import plain, read_yaml
 from vitpipe.contracts.errors import RecipeError

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from vitpipe.contracts.address import Address
 from vitpipe.contracts.shell import typed, with_typed_commands
-from vitpipe.track.server import ui_command
+from vitpipe.track.ui_address import ui_lines
 
 
 @pytest.fixture
@@ -75,7 +76,8 @@ def test_only_commands_in_code_are_changed(environment, monkeypatch):
 def test_the_address_of_the_store_is_one_word(environment, monkeypatch):
     monkeypatch.chdir(environment.parent)
     database = environment.parent / "a b.db"
-    assert said_by(ui_command(f"sqlite:///{database}")) == "mlflow ui --backend-store-uri sqlite:///a b.db"
+    command = ui_lines(Address(f"sqlite:///{database}"))[0].removeprefix("MLflow: ")
+    assert said_by(command) == "mlflow ui --backend-store-uri sqlite:///a b.db"
 
 
 def test_the_command_line_prints_them_so(tmp_path):

@@ -14,7 +14,8 @@ import yaml
 from engine_trials import ROOT, TINY
 
 from pipelines.dvc import render_dvc, write_dvc
-from vitpipe.config.read import load_params, load_recipe, profile_names, recipe_names
+from vitpipe.config.params_file import load_params
+from vitpipe.config.read import load_recipe, profile_names, recipe_names
 from vitpipe.contracts.graph import graph_of
 from vitpipe.contracts.provenance import UNTRACKED
 
@@ -41,16 +42,34 @@ def test_commands_dependencies_and_outputs_agree(name, profile):
     assert list(found) == ["identity", *(node.name for node in nodes)]
     assert found["identity"]["cmd"] == "vitpipe identity"
     assert [next(iter(out)) for out in found["identity"]["outs"]] == [
-        f"{folder}/identity/{node.name}.json" for node in nodes
+        f"{folder}/identity/{node.name}.json" for node in nodes if not node.inputs
     ]
     for node in nodes:
         stage = found[node.name]
         assert stage["cmd"] == f"vitpipe run {node.name}"
         feeders = [f"{folder}/{feeder}" for feeder in node.inputs.values()]
-        assert stage["deps"] == [f"{folder}/identity/{node.name}.json", *feeders]
+        assert stage["deps"][0] == f"{folder}/identity/{node.name}.json"
+        assert sorted(stage["deps"][1:]) == sorted(feeders)
         out = f"{folder}/{node.name}"
         # The prepare stage takes unchanged sets from its earlier output.
         assert stage["outs"] == [{out: {"persist": True}} if node.name == "prepare" else out]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_metrics_and_plots_are_files_of_the_stages(name):
+    nodes = graph_of(load_recipe(name, "demo").stages)
+    found = yaml.safe_load(render_dvc(nodes))
+    folder = "artifacts/${recipe}/${profile}"
+    assert found["params"] == ["params.yaml"]
+    assert found["metrics"] == [f"{folder}/{node.name}/metrics.json" for node in nodes]
+    drawn = {
+        file: column
+        for plot in found.get("plots", ())
+        for p in plot.values()
+        for file, column in p["y"].items()
+    }
+    trained = [node.name for node in nodes if node.name not in ("prepare", "probe", "evaluate", "report")]
+    assert drawn == {f"{folder}/{name}/curves.csv": "train/loss" for name in trained}
 
 
 def test_it_is_written_once(tmp_path):

@@ -21,10 +21,10 @@ from vitpipe.track.server import (
     connect,
     experiment_id,
     store_address,
-    ui_command,
 )
 from vitpipe.track.stage_run import stage_run
 from vitpipe.track.sync import keep_unsent, sync_pending
+from vitpipe.track.ui_address import ui_lines
 
 SECRET = "PLANTED"
 PLACE = f"https://me:{SECRET}@data.example/set?token={SECRET}"
@@ -141,9 +141,13 @@ def test_credentials_go_to_their_own_server_only():
 
 def test_addresses_are_shown_without_credentials(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@host:5000")
-    assert str(store_address(tmp_path)) == ui_command(store_address(tmp_path)) == "http://me:***@host:5000"
+    assert str(store_address(tmp_path)) == "http://me:***@host:5000"
+    # Nothing listens there.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:9")
+    assert ui_lines(store_address(tmp_path)) == ["MLflow: http://me:***@127.0.0.1:9/#/experiments"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@host:5000")
     assert store_address(tmp_path).secret.endswith(f"{SECRET}@host:5000")
-    assert SECRET not in ui_command(f"postgresql://me:{SECRET}@db/mlflow")
+    assert SECRET not in "".join(ui_lines(Address(f"postgresql://me:{SECRET}@db/mlflow")))
 
 
 def test_an_explicit_address_reaches_the_uploader_by_its_environment_only(monkeypatch):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from vitpipe.contracts.address import Address
 from vitpipe.track.mlflow_errors import TrackingError, tracking_errors
-from vitpipe.track.server import OFF, connect, experiment_id, store_address, ui_command
+from vitpipe.track.server import OFF, connect, experiment_id, store_address
+from vitpipe.track.ui_address import ui_lines
 
 
 def test_the_address(tmp_path, monkeypatch):
@@ -26,12 +28,20 @@ def test_the_command_that_shows_the_runs(tmp_path, monkeypatch):
     monkeypatch.setenv(
         "VIRTUAL_ENV", sys.prefix
     )  # activated; tests/contracts/test_shell.py has the other case
-    assert (
-        ui_command(f"sqlite:///{tmp_path}/mlflow.db") == "mlflow ui --backend-store-uri sqlite:///mlflow.db"
-    )
-    assert ui_command("sqlite:////else/where.db").endswith("sqlite:////else/where.db")
-    assert ui_command("http://mlflow:5000") == "http://mlflow:5000"
-    assert "off" in ui_command(OFF)
+    command, page = ui_lines(Address(f"sqlite:///{tmp_path}/mlflow.db"))
+    assert command == "MLflow: mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    assert page.endswith("then http://127.0.0.1:5000/#/experiments")  # there is none yet
+    assert not (tmp_path / "mlflow.db").exists()
+    assert ui_lines(Address("sqlite:////else/where.db"))[0].endswith("sqlite:////else/where.db")
+    assert "off" in ui_lines(OFF)[0]
+
+
+def test_the_page_is_the_runs_table_of_our_experiment(store, client, monkeypatch):
+    number = experiment_id(client, store, "vitpipe")
+    assert ui_lines(Address(store))[1].endswith(f"#/experiments/{number}/runs?workflowType=machine_learning")
+    other = experiment_id(client, store, "mine")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    assert f"#/experiments/{other}/runs?" in ui_lines(Address(store))[1]
 
 
 def test_an_experiment_is_created_once_with_its_artifacts_beside_the_database(store, client):
@@ -65,3 +75,12 @@ def test_two_stages_may_start_at_once_on_a_new_database(tmp_path):
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outcomes = [(p.communicate()[1], p.returncode) for p in processes]
     assert [code for _, code in outcomes] == [0, 0], outcomes
+
+
+@pytest.mark.parametrize("below", ["tmp_ab12/artifacts", "standalone/tmpx", "tmp_ab12"])
+def test_a_queued_experiment_of_dvc_uses_the_store_of_its_repository(tmp_path, monkeypatch, below):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / ".dvc" / "tmp" / "exps" / below
+    assert str(store_address(folder)) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    other = tmp_path / "dvc" / "tmp" / "exps" / below
+    assert str(store_address(other)) == f"sqlite:///{other.resolve()}/mlflow.db"

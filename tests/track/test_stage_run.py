@@ -17,7 +17,8 @@ from vitpipe.contracts.errors import DivergenceError, StoppedError, StorageError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.track.delivery import Delivery
 from vitpipe.track.outbox import Outbox
-from vitpipe.track.stage_run import SilentLogger, flatten, stage_run
+from vitpipe.track.run_values import flatten
+from vitpipe.track.stage_run import SilentLogger, stage_run
 from vitpipe.track.summary import log_pipeline_summary
 from vitpipe.track.sync import sync_pending
 
@@ -275,7 +276,10 @@ def test_a_dataset_is_sent_once(uploader_in_process, store, client, recipe, tmp_
     (used,) = found.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.source_type) == ("imagenet train", "local")
     assert json.loads(used.dataset.profile) == {"num_images": 7, "digest": "5" * 64}
-    assert [r.info.run_id for r in _runs(client) if r.inputs.dataset_inputs] == [found.info.run_id]
+    parent = found.data.tags["mlflow.parentRunId"]
+    having = [run for run in _runs(client) if run.inputs.dataset_inputs]
+    assert {run.info.run_id for run in having} == {found.info.run_id, parent}
+    assert [len(run.inputs.dataset_inputs) for run in having] == [1, 1]
 
 
 def test_without_tracking_no_uploader_is_started_and_the_history_is_written(recipe, tmp_path, monkeypatch):

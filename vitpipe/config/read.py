@@ -2,7 +2,7 @@
 
 Order of precedence, later wins: recipe file, the choices of its variant (`variants.py`),
 `recipes/profiles/<profile>.yaml`, the paper's `recipes/<paper>/profiles/<profile>.yaml`, the recipe's own
-`.../profiles/<recipe>.<profile>.yaml`, overrides from params.yaml, `--set` on the command line.
+`.../profiles/<recipe>.<profile>.yaml`, keys and overrides of params.yaml, `--set` on the command line.
 Mappings are merged key by key; anything else is replaced.
 """
 
@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,6 @@ ARTIFACTS = Path("artifacts")
 NAME = re.compile(r"[A-Za-z0-9_\-./]+")
 # A wrong value may be a whole file pasted into params.yaml; a message shows its beginning.
 _SHOWN_CHARACTERS = 120
-
-
-@dataclass(frozen=True)
-class Params:
-    """What `params.yaml` chooses: a recipe, a profile, overrides in the form `a.b=c`."""
-
-    recipe: str
-    profile: str
-    overrides: tuple[str, ...] = ()
-
-
-PARAMS_KEYS = ("recipe", "profile", "overrides", "plugins")
 
 
 def recipe_files() -> dict[str, Path]:
@@ -73,8 +60,8 @@ def variant_names(file: str) -> tuple[str, ...]:
     Raises:
         RecipeError: as `recipe_names`, or when there is no such file.
     """
-    path, _ = _recipe_path(file, "recipe")
-    variants = variants_of(_read_yaml(path), path)
+    path, _ = recipe_path(file, "recipe")
+    variants = variants_of(read_mapping(path), path)
     if variants is None:
         return (file,)
     return tuple("/".join((file, *combination)) for combination in variants.combinations)
@@ -87,49 +74,6 @@ def profile_names() -> tuple[str, ...]:
 
 def _profile_files() -> dict[str, Path]:
     return {path.stem: path for path in files_in(f"recipes/{_PROFILES}", "*.yaml")}
-
-
-def load_params(path: Path) -> Params:
-    """Read `params.yaml`; its key `plugins` has been read when vitpipe started (`cli.main`).
-
-    Raises:
-        RecipeError: when the file is missing, not YAML, or has other keys than recipe, profile, overrides,
-            plugins; or when there is no such recipe or profile.
-    """
-    values = _read_yaml(path)
-    wrong = [
-        f"'{key}' is not a key of params.yaml{did_you_mean(key, PARAMS_KEYS)}"
-        for key in values
-        if key not in PARAMS_KEYS
-    ]
-    required = PARAMS_KEYS[:2]
-    wrong += [f"'{key}' is missing or not a text" for key in required if not isinstance(values.get(key), str)]
-    overrides = values.get("overrides") or []
-    if not isinstance(overrides, list) or any(not isinstance(item, str) for item in overrides):
-        wrong.append("'overrides' must be a list of texts in the form \"section.key=value\"")
-    if wrong:
-        raise RecipeError("; ".join(wrong), where=path, fix="give recipe, profile and, if needed, overrides")
-    _recipe_path(values["recipe"], f"'recipe' in {path}")
-    check_profile(values["profile"], f"'profile' in {path}")
-    return Params(values["recipe"], values["profile"], tuple(overrides))
-
-
-def choose(
-    recipe: str | None, profile: str | None, overrides: Sequence[str], params: Path, *, default_profile: str
-) -> Params:
-    """What the command line names, else what `params.yaml` names; overrides of both.
-
-    Args:
-        recipe: as given; with one, `params` is not read.
-        default_profile: of a recipe that is given without a profile.
-
-    Raises:
-        RecipeError: as `load_params`.
-    """
-    if recipe is not None:
-        return Params(recipe, profile or default_profile, tuple(overrides))
-    chosen = load_params(params)
-    return Params(chosen.recipe, profile or chosen.profile, (*chosen.overrides, *overrides))
 
 
 def run_folder(recipe: str, profile: str, root: Path = ARTIFACTS) -> Path:
@@ -166,7 +110,7 @@ def load_recipe(name: str, profile: str, overrides: Sequence[str] = ()) -> Recip
     Raises:
         RecipeError: unknown name or profile, bad YAML, or any number of wrong keys and values, all named.
     """
-    path, _ = _recipe_path(name, "recipe")
+    path, _ = recipe_path(name, "recipe")
     shown = str(path.name if path.is_absolute() else path)
     return recipe_of(recipe_values(name, profile), overrides, name, profile, shown)
 
@@ -211,13 +155,13 @@ def recipe_values(name: str, profile: str) -> dict[str, Any]:
     Raises:
         RecipeError: as `load_recipe`.
     """
-    path, choices = _recipe_path(name, "recipe")
+    path, choices = recipe_path(name, "recipe")
     check_profile(profile, f"profile of recipe {name}")
     # Later files win: a profile scales every recipe; the family's and the recipe's own correct that.
-    values = with_choices(_read_yaml(path), choices, name.removesuffix("/".join(("", *choices))), path)
-    values = merge(values, _read_yaml(_profile_files()[profile]))
+    values = with_choices(read_mapping(path), choices, name.removesuffix("/".join(("", *choices))), path)
+    values = merge(values, read_mapping(_profile_files()[profile]))
     for own in _own_profiles(path, profile):
-        values = merge(values, _read_yaml(own))
+        values = merge(values, read_mapping(own))
     _check_own_name(values, path, profile)
     return {"name": name, "profile": profile} | values
 
@@ -282,7 +226,7 @@ def parse_override(text: str, where: str = "--set or overrides in params.yaml") 
     return dict(nested)
 
 
-def _recipe_path(name: str, where: str) -> tuple[Path, tuple[str, ...]]:
+def recipe_path(name: str, where: str) -> tuple[Path, tuple[str, ...]]:
     """The file of a recipe, one of ours by its name or one of the user's by its path, and what follows it.
 
     Raises:
@@ -358,7 +302,12 @@ def _parsed(text: str) -> Any:
     return read_yaml(text)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; none of an empty one.
+
+    Raises:
+        RecipeError: when it is missing, unreadable, not YAML or no mapping.
+    """
     try:
         values = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -43,7 +43,8 @@ from vitpipe.contracts.provenance import read_card as read_card
 
 METRICS, TABLES, WEIGHTS = "metrics.json", "tables", "weights.safetensors"
 MANIFEST = "manifest.json"
-HISTORY = "history"  # the table of learning curves
+HISTORY = "history"  # the table of learning curves, a point a row
+CURVES = "curves.csv"  # the same, a step a row, as `dvc plots` and spreadsheets read it
 TEMPORARY = ("partial", "replaced")  # endings of the hidden folders beside an output that `writing` uses
 # In a folder that is being written, so that nobody else's folder is ever taken for one.
 _WRITING = ".being-written-by-vitpipe"
@@ -365,12 +366,23 @@ def read_metrics(folder: Path) -> dict[str, float]:
 def write_table(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `tables/NAME.csv` with the columns of the first row; an empty table writes nothing.
 
-    Rows of the history that measure time or memory go to a file that DVC does not hash.
+    The history is also written by step. Its rows that measure time or memory go to a file that DVC does not
+    hash.
     """
     if name == HISTORY:
         _write_csv(folder / RUN_HISTORY, [row for row in rows if is_measured(str(row["name"]))])
         rows = [row for row in rows if not is_measured(str(row["name"]))]
+        _write_csv(folder / CURVES, _by_step(rows))
     _write_csv(folder / TABLES / f"{name}.csv", rows)
+
+
+def _by_step(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per step, one column per name; empty where a step has no such value."""
+    columns = dict.fromkeys(sorted({str(row["name"]) for row in rows}), "")
+    steps: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        steps.setdefault(row["step"], {"step": row["step"], **columns})[str(row["name"])] = row["value"]
+    return [steps[step] for step in sorted(steps)]
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+
+from vitpipe.contracts.address import hidden
 
 _SECONDS = 20
 
@@ -24,3 +27,15 @@ def ask_git(folder: Path, *arguments: str, seconds: float = _SECONDS) -> str:
         command, env=environment, capture_output=True, text=True, check=True, timeout=seconds
     )
     return done.stdout.strip()
+
+
+def git_links(folder: Path) -> dict[str, str]:
+    """`git_branch` and `git_remote` of a checkout, as far as there are any; for showing."""
+    found = {}
+    for name, question in (
+        ("git_branch", ("rev-parse", "--abbrev-ref", "HEAD")),
+        ("git_remote", ("remote", "get-url", "origin")),
+    ):
+        with suppress(OSError, subprocess.SubprocessError):
+            found[name] = hidden(ask_git(folder, *question))
+    return found

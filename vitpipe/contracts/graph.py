@@ -62,6 +62,7 @@ class Stage:
         kind: Kubeflow's type of the output folder.
         pages: outputs of their own in Kubeflow: stem of a file in the folder -> Kubeflow's type.
         headline: the main metric, shown in the graph and on top of the report.
+        curves: columns of its `curves.csv` that `dvc plots` draws.
         gives_weights: later stages may start from its weights.
         keeps_output: the earlier output is there while it runs again, so that unchanged parts are reused.
     """
@@ -79,6 +80,7 @@ class Stage:
     builds: tuple[NetworkKind, ...] = ()
     pages: Mapping[str, str] = field(default_factory=dict)
     headline: str = ""
+    curves: tuple[str, ...] = ()
     gives_weights: bool = False
     keeps_output: bool = False
 

@@ -117,6 +117,16 @@ class ExecutorIO:
                 self._output_file.unlink(missing_ok=True)
         return self._folder
 
+    def place(self, task: str) -> str:
+        """Where all outputs of this pipeline run lie; empty when the address does not show it.
+
+        Args:
+            task: the task's name, or its beginning: `ROOT/PIPELINE/RUN/TASK/...` is the address of an output.
+        """
+        parts = str(self._outputs[OUT].get("uri", "")).split("/")
+        ends = [i for i, part in enumerate(parts) if part == task or part.startswith(f"{task}-")]
+        return "/".join(parts[: ends[-1]]) if ends else ""
+
     def check_code(self, recipe: Recipe, stage: str) -> None:
         """Refuse to work when this code is not the code that the pipeline was compiled from.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitpipe.config.code_identity import code_digest
 from vitpipe.config.digest import digest_of, file_fingerprint, git_commit, recipe_sections, stage_identity
@@ -27,8 +27,9 @@ from vitpipe.contracts.artifact import (
     write_metrics,
     writing,
 )
-from vitpipe.contracts.discovery import part_of
+from vitpipe.contracts.discovery import PACKAGE, part_of
 from vitpipe.contracts.errors import ArtifactError, RecipeError, some
+from vitpipe.contracts.git import git_links
 from vitpipe.contracts.graph import STAGE_PACKAGE, Node, Stage, all_stages, graph_of
 from vitpipe.contracts.logger import RunLogger
 from vitpipe.data.loader_processes import loader_errors
@@ -75,6 +76,7 @@ def run_stage(
     out: Path,
     *,
     state: Path | None = None,
+    place: str = "",
 ) -> dict[str, float]:
     """Run a stage of a recipe from input folders to an output folder.
 
@@ -82,6 +84,7 @@ def run_stage(
         inputs: input name -> folder, as `graph_of(recipe.stages, recipe.start_from)` names them.
         out: the output folder; it appears when the stage is complete.
         state: folder of the resumable training states; beside `out` by default.
+        place: of a pipeline run, see `chain_key`.
 
     Returns:
         The stage's flat metrics.
@@ -101,7 +104,7 @@ def run_stage(
         # then the state is reduced and the lock released. A kill in between loses nothing.
         _claimed(job) as claim,
         _output_folder(job) as folder,
-        _logger(job, folder) as logger,
+        _logger(job, folder, place) as logger,
         _joined(job.stage) as ranks,
     ):
         remarks = [artifact.remark for artifact in job.inputs.values() if artifact.remark]
@@ -184,7 +187,8 @@ def _output_folder(job: _Job) -> Iterator[Path]:
 
 
 @contextmanager
-def _logger(job: _Job, folder: Path) -> Iterator[RunLogger]:
+def _logger(job: _Job, folder: Path, place: str) -> Iterator[RunLogger]:
+    from vitpipe.stages.chain_run import chain_key
     from vitpipe.track.stage_run import SilentLogger, stage_run
 
     if job.rank != 0:
@@ -195,20 +199,19 @@ def _logger(job: _Job, folder: Path) -> Iterator[RunLogger]:
         recipe=job.recipe,
         folder=folder,
         state=job.folders.state,
-        tags=_tags(job),
+        tags={"git_commit": git_commit(), **git_links(PACKAGE)},
+        provenance=_provenance(job),
         params=recipe_sections(job.recipe, job.stage.sections),
+        pipeline=chain_key(job.recipe, job.folders.out, place),
     ) as logger:
         yield logger
 
 
-def _tags(job: _Job) -> dict[str, str]:
-    """What the tracker keeps beside the numbers: where code, data and inputs come from."""
-    parents = {f"parent.{name}": digest for name, digest in job.parents.items()}
-    tags = {**job.identity, "git_commit": git_commit(), **parents}
+def _provenance(job: _Job) -> dict[str, Any]:
+    """Digests of code, recipe, data and inputs, which the tracker keeps as one file beside the numbers."""
     # Any input: all of them go back to the same prepared data.
-    if job.inputs:
-        tags["data_digest"] = next(iter(job.inputs.values())).card.data_digest
-    return tags
+    data = next((artifact.card.data_digest for artifact in job.inputs.values()), "")
+    return {**job.identity, "data_digest": data, "parents": job.parents, "libraries": job.libraries}
 
 
 @contextmanager

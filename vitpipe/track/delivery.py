@@ -258,7 +258,10 @@ class Delivery:
             profile=json.dumps({**without_credentials(used.facts), "digest": used.digest}),
         )
         context = InputTag(key="mlflow.data.context", value=used.context)
-        self._client.log_inputs(self.sent.run_id, datasets=[DatasetInput(dataset=dataset, tags=[context])])
+        # The pipeline's run lists them, too; MLflow drops what a run has already.
+        for run_id in dict.fromkeys((self.sent.run_id, self.sent.parent_id)):
+            if run_id:
+                self._client.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset, tags=[context])])
 
     def _send_file(self, run_id: str, path: str) -> None:
         local = self.outbox.files / path

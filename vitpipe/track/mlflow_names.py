@@ -32,7 +32,8 @@ def dataset_source(source: str) -> tuple[str, dict[str, str]]:
 
 def stage_tags(origin: Origin) -> dict[str, str]:
     """Tags of a stage's run."""
-    tags = {PREFIX + key: value for key, value in origin.tags.items()}
+    links = {"git_branch": "mlflow.source.git.branch", "git_remote": "mlflow.source.git.repoURL"}
+    tags = {links.get(key, PREFIX + key): value for key, value in origin.tags.items()}
     tags |= {f"{PREFIX}pipeline": origin.pipeline, f"{PREFIX}role": "stage", f"{PREFIX}stage": origin.stage}
     if "git_commit" in origin.tags:
         # `git_commit` ends in "+changes" for a modified checkout; MLflow's own tag holds a commit hash only.

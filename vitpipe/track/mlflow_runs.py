@@ -7,6 +7,8 @@ at which it was true: an older status never replaces a later one.
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,16 @@ _BATCH_SIZE = (
 # them.
 OUTBOX_TAG = f"{PREFIX}box"
 STATUS_TIME, STATUS_OUTBOX = f"{PREFIX}status_ms", f"{PREFIX}status_box"
+
+
+def _user() -> dict[str, str]:
+    # A container may run as a number that has no name: KeyError, from Python 3.13 on OSError.
+    with contextlib.suppress(KeyError, OSError):
+        return {"mlflow.user": getpass.getuser()}
+    return {}
+
+
+_WHO = _user()
 
 
 class Runs:
@@ -54,7 +66,7 @@ class Runs:
         found = self._search(experiment, tags)
         if found:
             return found[0]
-        made = self._create(experiment, tags, self._origin.pipeline_title)
+        made = self._create(experiment, tags, self._origin.pipeline_title, "vitpipe")
         # MLflow cannot create a run only if none exists, so two stages may create one each at the same time.
         # Both then see both runs and choose the same one, the oldest; the other is deleted by its creator.
         first = (self._search(experiment, tags) or [made])[0]
@@ -69,7 +81,8 @@ class Runs:
             self.set_parent(found[0], parent_id)
             return found[0]
         tags = {OUTBOX_TAG: self._origin.id, "mlflow.parentRunId": parent_id}
-        return self._create(experiment, tags, self._origin.stage)
+        title = f"{self._origin.stage}: {self._origin.pipeline_title}"
+        return self._create(experiment, tags, title, f"vitpipe run {self._origin.stage}")
 
     def set_parent(self, run_id: str, parent_id: str) -> None:
         """Nest a run below another one."""
@@ -138,13 +151,13 @@ class Runs:
 
         return [RunTag(STATUS_TIME, str(time_ms)), RunTag(STATUS_OUTBOX, self._origin.id)]
 
-    def _create(self, experiment: str, tags: Mapping[str, str], title: str) -> str:
+    def _create(self, experiment: str, tags: Mapping[str, str], title: str, source: str) -> str:
         run = self._client.create_run(
             experiment,
             # The start of the stage. By default MLflow takes the present, which may be days later for an
             # outbox that is sent by `vitpipe sync`.
             start_time=self._started_ms,
-            tags={**tags, "mlflow.source.name": "vitpipe", "mlflow.source.type": "LOCAL"},
+            tags={**tags, **_WHO, "mlflow.source.name": source, "mlflow.source.type": "LOCAL"},
             run_name=title,
         )
         return str(run.info.run_id)

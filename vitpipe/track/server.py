@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vitpipe.contracts.address import Address
-from vitpipe.contracts.shell import typed
 from vitpipe.track.mlflow_errors import TrackingError, error_code, tracking_errors
 
 OFF = Address("off")
@@ -38,11 +36,25 @@ _MLFLOW_DEFAULTS = {
 
 
 def store_address(folder: Path) -> Address:
-    """Tracking URI from the environment, else the sqlite file in `folder`; `OFF` when tracking is off."""
+    """Tracking URI from the environment, else the sqlite file in `folder`; `OFF` when tracking is off.
+
+    In a temporary checkout of `dvc exp run --temp` or `--queue`, which DVC removes, it is the sqlite file of
+    the repository that the experiment is of.
+    """
     if os.environ.get("VITPIPE_TRACKING", "").lower() in ("off", "0", "false"):
         return OFF
     # MLflow 3.17 refuses its former default, a `file:` store.
-    return Address(os.environ.get(URI_VARIABLE) or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
+    home = repository_of_experiment(folder.resolve()) or folder.resolve()
+    return Address(os.environ.get(URI_VARIABLE) or f"sqlite:///{home / 'mlflow.db'}")
+
+
+def repository_of_experiment(folder: Path) -> Path | None:
+    """The repository whose temporary checkout a folder lies in; None for all other folders."""
+    # DVC 3: REPOSITORY/.dvc/tmp/exps/NAME for --queue, .../exps/standalone/NAME for --temp.
+    for place in folder.parents:
+        if place.parts[-3:] == (".dvc", "tmp", "exps"):
+            return place.parents[2]
+    return None
 
 
 def address_to_use(stored: Address, given: Address | None, *, may_have_run: bool) -> Address:
@@ -67,19 +79,6 @@ def address_in_environment() -> Address | None:
     """The address in `MLFLOW_TRACKING_URI`; None when it is unset or empty."""
     given = os.environ.get(URI_VARIABLE)
     return Address(given) if given else None
-
-
-def ui_command(address: Address | str) -> str:
-    """The command or URL that shows the runs, without credentials."""
-    address = _as_address(address)
-    if address == OFF:
-        return "tracking is off (VITPIPE_TRACKING)"
-    if is_server(address):
-        return str(address)
-    file, shown = _sqlite_file(address), str(address)
-    if file is not None and file.is_relative_to(Path.cwd()):
-        shown = f"sqlite:///{file.relative_to(Path.cwd())}"
-    return f"{typed('mlflow')} ui --backend-store-uri {shlex.quote(shown)}"
 
 
 def connect(address: Address | str, *, on_answer: Callable[[], None] | None = None) -> Any:
@@ -193,21 +192,22 @@ def _id_unless_deleted(found: Any, address: Address) -> str:
     return str(found.experiment_id)
 
 
-def _sqlite_file(address: Address) -> Path | None:
+def sqlite_file(address: Address) -> Path | None:
+    """The file of a sqlite address; None for others."""
     whole = address.secret
     return Path(whole.removeprefix("sqlite:///")) if whole.startswith("sqlite:///") else None
 
 
 def _artifact_location(address: Address) -> str | None:
     """Folder beside a sqlite file; None for a server, which has its own setting."""
-    file = _sqlite_file(address)
+    file = sqlite_file(address)
     return (file.resolve().parent / "mlartifacts").as_uri() if file else None
 
 
 @contextmanager
 def _migration_lock(address: Address) -> Iterator[None]:
     """Serialise the creation of tables: of two stages that start on a new sqlite file, one would fail."""
-    file = _sqlite_file(address)
+    file = sqlite_file(address)
     if file is None:
         yield
         return

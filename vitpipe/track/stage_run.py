@@ -10,6 +10,7 @@ slow server does not delay the stage, and a kill loses no final record. The same
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -28,6 +29,7 @@ from vitpipe.track.console import Console
 from vitpipe.track.journal import Journal, Status, Target, UsedDataset, without_credentials
 from vitpipe.track.outbox import OUTBOX_FOLDER, Origin, Outbox, plain_value, table_as_json
 from vitpipe.track.producer import Producer
+from vitpipe.track.run_values import acting_sections, flatten, run_title
 from vitpipe.track.server import EXPERIMENT, OFF, address_to_use, store_address
 from vitpipe.track.sync import UNSENT_SUFFIX, keep_unsent
 from vitpipe.track.uploader import Uploader
@@ -225,6 +227,7 @@ def stage_run(
     state: Path,
     tags: Mapping[str, str] | None = None,
     params: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     pipeline: str | None = None,
     address: Address | str | None = None,
 ) -> Iterator[StageRun]:
@@ -237,8 +240,9 @@ def stage_run(
     Args:
         folder: the stage's output folder, for tables.
         state: folder that survives a kill and holds the outbox; an undelivered outbox is kept beside it.
-        tags: `git_commit`, `data_digest`, and other facts about the origin of the results.
+        tags: `git_commit` and other short facts about the origin of the results.
         params: the recipe sections that the stage reads, nested.
+        provenance: digests, kept as the artifact `provenance.json`.
         pipeline: key that the stages of one pipeline run share; by default recipe, profile and digest.
         address: tracking URI with credentials; by default `store_address(current folder)`.
 
@@ -255,6 +259,8 @@ def stage_run(
     keep_at = state.parent / f"{state.stem}{UNSENT_SUFFIX}"
     status: Status = "FAILED"
     try:
+        if provenance:
+            run.log_file("provenance.json", json.dumps(provenance, indent=2) + "\n")
         yield run
         run.succeed()
         status = "FINISHED"
@@ -265,17 +271,6 @@ def stage_run(
         run.end(status, keep_at)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as `a.b` -> text, without None and empty values."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value is not None and value != "" and value != [] and value != ():
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
-
-
 def _origin(
     stage: str,
     recipe: Recipe,
@@ -284,15 +279,8 @@ def _origin(
     pipeline: str | None,
     address: Address,
 ) -> Origin:
-    whole = recipe.model_dump(mode="json")
-    # Descriptions and expected values, not parameters of the run.
-    described = {"summary", "source", "expect", "discrepancies", "report"}
-    flat = flatten({key: value for key, value in whole.items() if key not in described})
-    key = (
-        pipeline
-        or os.environ.get("VITPIPE_PIPELINE")
-        or f"{recipe.name} {recipe.profile} {digest_of(recipe)[:12]}"
-    )
+    key = pipeline or f"{recipe.name} {recipe.profile} {digest_of(recipe)[:12]}"
+    title = run_title(recipe)
     return Origin(
         store=address,
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT,
@@ -300,10 +288,10 @@ def _origin(
         # Removed as by `mlflow.start_run`, so that later stages of this process do not continue the same run.
         given_run_id=os.environ.pop("MLFLOW_RUN_ID", ""),
         pipeline=key.replace("'", ""),  # a quote would end the string in MLflow's search filter
-        pipeline_title=f"{recipe.name} ({recipe.profile}, seed {recipe.seed})",
+        pipeline_title=title,
         stage=stage,
         params=without_credentials(flatten(params)),
-        pipeline_params=without_credentials(flat),
+        pipeline_params=without_credentials(flatten(acting_sections(recipe))),
         tags=without_credentials(
             {"recipe": recipe.name, "profile": recipe.profile, **{k: str(v) for k, v in tags.items()}}
         ),

@@ -17,5 +17,6 @@ STAGE = Stage(
     kind="Model",
     resources=EIGHT_GPUS,
     headline="box_AP",
+    curves=("train/loss",),
 )
 CONFIG = DetectConfig

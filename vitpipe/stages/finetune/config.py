@@ -16,6 +16,7 @@ STAGE = Stage(
     kind="Model",
     resources=EIGHT_GPUS,
     headline="top1",
+    curves=("train/loss",),
     gives_weights=True,
 )
 CONFIG = ClassifyConfig

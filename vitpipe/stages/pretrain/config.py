@@ -34,6 +34,7 @@ STAGE = Stage(
     kind="Model",
     resources=EIGHT_GPUS,
     headline="loss",
+    curves=("train/loss",),
     gives_weights=True,
 )
 CONFIG = PretrainConfig

@@ -55,7 +55,10 @@ def run(ctx: StageContext) -> dict[str, float]:
         results.artifacts,
         verdicts=rows,
         references=references,
-        files={file.name: file for file in (report.html, report.markdown)},
+        files={
+            **{file.name: file for file in (report.html, report.markdown)},
+            **{f"figures/{path.name}": path for path in report.figures.values()},
+        },
         note=report.note,
     )
     _print_summary(ctx, report)

@@ -17,5 +17,6 @@ STAGE = Stage(
     kind="Model",
     resources=EIGHT_GPUS,
     headline="mIoU",
+    curves=("train/loss",),
 )
 CONFIG = SegmentConfig
