@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -65,6 +66,25 @@ def write_dvc(nodes: Sequence[Node], path: Path) -> bool:
     return True
 
 
+def place_dependencies(nodes: Iterable[Node], run: Path) -> None:
+    """Make what the stages depend on where it is not there: empty folders and files.
+
+    DVC 3.67 hashes every dependency in `dvc repro --dry` and `dvc exp run --dry`, and ends at the first one
+    that does not exist, which on a fresh clone is the first of all. A real run replaces them.
+
+    Args:
+        run: the run's folder, see `vitpipe.config.read.run_folder`.
+    """
+    for node in nodes:
+        folder, identity = folders_of(node, run).out, identity_file(node, run)
+        # A folder or file of the user's in its place is refused by the stage itself, with a reason.
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            identity.parent.mkdir(parents=True, exist_ok=True)
+            identity.touch()
+
+
 def _ignore_untracked(path: Path) -> None:
     """Add the names of volatile files; lines of the user's stay as they are."""
     with disk_errors(path):
@@ -103,7 +123,8 @@ def _shown(nodes: Iterable[Node]) -> str:
         "  - params.yaml",
         "",
         "metrics:",
-        *(f"  - {folders_of(node, _RUN).out}/{METRICS}" for node in nodes),
+        # Those that measure a result: counts of images and of verdicts would be most of a table's columns.
+        *(f"  - {folders_of(node, _RUN).out}/{METRICS}" for node in nodes if node.stage.headline),
     ]
     drawn = [(node, column) for node in nodes for column in node.stage.curves]
     if drawn:

@@ -69,25 +69,28 @@ def compile_verb(
 ) -> None:
     """Write the recipe's graph as a Kubeflow package, or as dvc.yaml."""
     if dvc:
-        from pipelines.dvc import write_dvc
-        from vitpipe.config.read import load_recipe
+        from pipelines.dvc import place_dependencies, write_dvc
+        from vitpipe.config.read import load_recipe, run_folder
         from vitpipe.contracts.graph import graph_of
         from vitpipe.papers.published import check_expected
 
-        loaded = load_recipe(*_chosen(recipe, profile, overrides, params))
+        chosen = _chosen(recipe, profile, overrides, params)
+        loaded = load_recipe(*chosen)
         loaded.data.require_root(f"recipe {loaded.name}, profile {loaded.profile}")
         check_expected(loaded)
+        nodes = graph_of(loaded.stages, loaded.start_from)
         # No --out: DVC finds stages only in files of this name.
-        changed = write_dvc(graph_of(loaded.stages, loaded.start_from), Path("dvc.yaml"))
+        changed = write_dvc(nodes, Path("dvc.yaml"))
+        place_dependencies(nodes, run_folder(*chosen[:2]))
         print("dvc.yaml written" if changed else "dvc.yaml is up to date")
         return
     from pipelines.compile import compile_pipeline
     from pipelines.placement import read_placement
 
     images = _pairs(image, "--image", ("train", "dense"))
-    nodes = read_placement(placement) if placement else None
+    pools = read_placement(placement) if placement else None
     chosen_names = _chosen(recipe, profile, overrides, params)
-    package = compile_pipeline(*chosen_names, out, images=images, placement=nodes)
+    package = compile_pipeline(*chosen_names, out, images=images, placement=pools)
     print(f"{package.path}: pipeline {package.name}, stages {', '.join(package.stages)}")
     if package.images_without_digest:
         names = ", ".join(package.images_without_digest)

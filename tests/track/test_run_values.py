@@ -14,6 +14,7 @@ from vitpipe.track.run_values import acting_sections, overridden, run_title
         ((), "itpn/pixel_base (demo, seed 0)"),
         (("seed=3",), "itpn/pixel_base (demo, seed 3)"),
         (("finetune.epochs=5", "data.workers=0"), "itpn/pixel_base (demo, seed 0, finetune.epochs=5)"),
+        (("stages=[prepare, pretrain, report]", "pretrain.epochs=2"), "itpn/pixel_base (demo, seed 0, pretrain.epochs=2)"),
         (("finetune.epochs=16",), "itpn/pixel_base (demo, seed 0)"),  # the recipe's own value
         (("finetune.optim.layer_decay=0.5",), "itpn/pixel_base (demo, seed 0, finetune.optim.layer_decay=0.5)"),
         (("data.embedded.seed=1",), "itpn/pixel_base (demo, seed 0, data.embedded.seed=1)"),

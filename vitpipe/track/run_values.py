@@ -12,6 +12,8 @@ from vitpipe.contracts.graph import all_stages
 
 # Descriptions and expected values, not parameters of the run.
 _DESCRIBED = ("summary", "source", "expect", "discrepancies", "report")
+# Where the data lie changes nothing; which stages there are is seen below the title.
+_SELDOM_TOLD = ("name", "profile", "seed", "stages", "data.root", "data.store", "data.sets", "data.workers")
 _NAMED = 3  # differences that a title names; more do not fit MLflow's column
 
 
@@ -31,13 +33,13 @@ def overridden(recipe: Recipe) -> dict[str, str]:
         written = load_recipe(recipe.name, recipe.profile)
     except RecipeError:
         return {}
-    ours, theirs = flatten(acting_sections(recipe)), flatten(acting_sections(written))
-    # Where the data lie changes nothing, and a path is long.
-    left_out = ("name", "profile", "seed", "data.root", "data.store", "data.workers")
+    values = acting_sections(recipe)
+    ours, theirs = flatten(values), flatten(acting_sections(written))
     return {
         key: ours.get(key, "null")
         for key in (*ours, *(key for key in theirs if key not in ours))
-        if key not in left_out and ours.get(key) != theirs.get(key)
+        # Of a stage that the run does not have, nothing is overridden.
+        if key not in _SELDOM_TOLD and key.split(".")[0] in values and ours.get(key) != theirs.get(key)
     }
 
 
