@@ -7,7 +7,7 @@ overrides are in `params.yaml` only, which `vitpipe` reads itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.files import write_whole
 from vitpipe.contracts.graph import Node
 from vitpipe.contracts.provenance import UNTRACKED
-from vitpipe.stages.identity import folders_of, identity_file
+from vitpipe.stages.identity import folders_of, identity_file, watched_inputs
 
 # DVC fills ${...} from params.yaml in paths of `deps` and `outs`.
 _RUN = run_folder("${recipe}", "${profile}")
@@ -33,7 +33,8 @@ _IDENTITY = "what decides each stage, that is its recipe sections, code and libr
 
 def render_dvc(nodes: Sequence[Node]) -> str:
     """The text of `dvc.yaml` for a recipe's graph."""
-    stages = [_HEAD + "stages:", _identity(nodes), *(_stage(node) for node in nodes)]
+    watched = watched_inputs(nodes)
+    stages = [_HEAD + "stages:", _identity(nodes), *(_stage(node, watched) for node in nodes)]
     return "\n".join([*stages, _shown(nodes)])
 
 
@@ -118,14 +119,11 @@ def _shown(nodes: Iterable[Node]) -> str:
     As outputs of their stages they would lie inside another output, the stage's folder, which DVC refuses.
     """
     nodes = list(nodes)
-    lines = [
-        "params:",
-        "  - params.yaml",
-        "",
-        "metrics:",
-        # Those that measure a result: counts of images and of verdicts would be most of a table's columns.
-        *(f"  - {folders_of(node, _RUN).out}/{METRICS}" for node in nodes if node.stage.headline),
-    ]
+    lines = ["params:", "  - params.yaml"]
+    # Those that measure a result: counts of images and of verdicts would be most of a table's columns.
+    measured = [f"  - {folders_of(node, _RUN).out}/{METRICS}" for node in nodes if node.stage.headline]
+    if measured:  # DVC refuses an empty list
+        lines += ["", "metrics:", *measured]
     drawn = [(node, column) for node in nodes for column in node.stage.curves]
     if drawn:
         lines += ["", "plots:"]
@@ -139,16 +137,11 @@ def _shown(nodes: Iterable[Node]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _drawn(node: Node, folders: list[Path]) -> list[Path]:
-    """Input folders in the order that `dvc dag` draws well: the report's last first, 221 columns, not 241."""
-    return folders[::-1] if node.stage.takes_every_stage else folders
-
-
 def _scalar(text: str) -> str:
     return yaml.safe_dump(text, width=math.inf, allow_unicode=True).splitlines()[0]
 
 
-def _stage(node: Node) -> str:
+def _stage(node: Node, watched: Mapping[str, Collection[str]]) -> str:
     folders = folders_of(node, _RUN)
     lines = [
         f"  {node.name}:",
@@ -160,7 +153,7 @@ def _stage(node: Node) -> str:
         f"    cmd: vitpipe run {node.name}",
         "    deps:",
         f"      - {identity_file(node, _RUN)}",
-        *(f"      - {folder}" for folder in _drawn(node, list(folders.inputs.values()))),
+        *(f"      - {folder}" for name, folder in folders.inputs.items() if name in watched[node.name]),
         "    outs:",
         # DVC deletes an output before it runs the stage, unless it is persistent.
         f"      - {folders.out}" + (": {persist: true}" if node.stage.keeps_output else ""),

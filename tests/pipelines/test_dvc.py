@@ -48,11 +48,17 @@ def test_commands_dependencies_and_outputs_agree(name, profile):
         stage = found[node.name]
         assert stage["cmd"] == f"vitpipe run {node.name}"
         feeders = [f"{folder}/{feeder}" for feeder in node.inputs.values()]
+        if node.name == "report":  # all others lie in front of these
+            feeders = [f"{folder}/{other.name}" for other in nodes[:-1] if _is_last(other, nodes)]
         assert stage["deps"][0] == f"{folder}/identity/{node.name}.json"
         assert sorted(stage["deps"][1:]) == sorted(feeders)
         out = f"{folder}/{node.name}"
         # The prepare stage takes unchanged sets from its earlier output.
         assert stage["outs"] == [{out: {"persist": True}} if node.name == "prepare" else out]
+
+
+def _is_last(node, nodes):
+    return not any(node.name in other.inputs.values() for other in nodes if other.name != "report")
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -220,3 +226,90 @@ def test_lines_of_the_users_dvcignore_stay(tmp_path):
     lines = (tmp_path / ".dvcignore").read_text(encoding="utf-8").splitlines()
     assert lines[:2] == ["/mine", "run.json"]
     assert lines.count("run.json") == 1
+
+
+# Stages that write what `dvc` shows of them; `finetune` depends on the seed and the epochs of params.yaml.
+SHOWN = (
+    QUICK
+    + """\
+import json
+seed, epochs = chosen.get("seed") or 0, (chosen.get("finetune") or {{}}).get("epochs") or 1
+os.makedirs(out + "/tables", exist_ok=True)
+open(out + "/card.json", "w").write(stage + str(seed) + str(epochs))
+json.dump({{"top1": seed + epochs / 10}}, open(out + "/metrics.json", "w"))
+open(out + "/curves.csv", "w").write("step,train/loss\\n1,2.0\\n2,1.0\\n")
+"""
+)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository with the shipped params.yaml, the fast stages, and a folder beside it as DVC remote."""
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{who}_NAME", "a")
+        monkeypatch.setenv(f"GIT_{who}_EMAIL", "a@b.c")
+    folder = tmp_path / "one"
+    (folder / "bin").mkdir(parents=True)
+    command = folder / "bin" / "vitpipe"
+    command.write_text(SHOWN.format(python=sys.executable, vitpipe=BIN / "vitpipe"), encoding="utf-8")
+    command.chmod(0o755)
+    shutil.copy(ROOT / "params.yaml", folder)
+    (folder / ".gitignore").write_text("/artifacts/\n/ran.txt\n", encoding="utf-8")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    subprocess.run([BIN / "dvc", "init", "--quiet"], cwd=folder, check=True)
+    # `compile --dvc` as the command line does it.
+    subprocess.run([BIN / "vitpipe", "compile", "--dvc"], cwd=folder, check=True, capture_output=True)
+    for words in (
+        ("remote", "add", "-d", "shared", str(tmp_path / "shared")),
+        ("config", "core.analytics", "false"),
+    ):
+        assert call_dvc(folder, *words).returncode == 0
+    commit(folder)
+    return folder
+
+
+def commit(folder: Path) -> None:
+    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
+    subprocess.run(["git", "commit", "--quiet", "--message", "x"], cwd=folder, check=True)
+
+
+@pytest.mark.slow
+def test_what_a_dvc_user_types(repository):
+    dry = call_dvc(repository, "repro", "--dry")
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stdout.count("Running stage") == 10
+    assert not (repository / "ran.txt").exists()
+    assert max(map(len, call_dvc(repository, "dag").stdout.splitlines())) < 240
+    assert len(repro(repository)) == 9
+    commit(repository)
+    shown = json.loads(call_dvc(repository, "metrics", "show", "--json").stdout)
+    files = shown[""]["data"] if "data" in shown[""] else shown["workspace"]["data"]
+    assert files["artifacts/itpn/pixel_base/demo/finetune/metrics.json"]["data"] == {"top1": 0.1}
+    plots = call_dvc(repository, "plots", "show", "--json").stdout
+    assert "finetune train/loss" in plots
+    assert "2.0" in plots
+
+    done = call_dvc(repository, "exp", "run", "-S", "seed=3", "-S", "finetune.epochs=5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    changes = json.loads(call_dvc(repository, "params", "diff", "--json").stdout)["params.yaml"]
+    assert changes == {"seed": {"old": None, "new": 3}, "finetune.epochs": {"old": None, "new": 5}}
+    difference = json.loads(call_dvc(repository, "metrics", "diff", "--json").stdout)
+    assert difference["artifacts/itpn/pixel_base/demo/finetune/metrics.json"]["top1"]["new"] == 3.5
+    table = call_dvc(repository, "exp", "show", "--csv").stdout.splitlines()
+    assert "finetune.epochs" in table[0]
+    assert "top1" in table[0]
+
+
+@pytest.mark.slow
+def test_a_colleague_gets_everything_and_runs_nothing(repository, tmp_path):
+    repro(repository)
+    commit(repository)
+    assert call_dvc(repository, "push").returncode == 0
+    other = tmp_path / "elsewhere" / "two"
+    subprocess.run(["git", "clone", "--quiet", str(repository), str(other)], check=True)
+    pulled = call_dvc(other, "repro", "--pull")
+    assert pulled.returncode == 0, pulled.stdout + pulled.stderr
+    assert not (other / "ran.txt").exists(), "stages ran that were pushed"
+    for name in ("finetune/metrics.json", "report/card.json"):
+        path = f"artifacts/itpn/pixel_base/demo/{name}"
+        assert (other / path).read_bytes() == (repository / path).read_bytes()

@@ -287,7 +287,7 @@ def _headlines(run: RunResults, verdicts: Sequence[Verdict]) -> list[tuple[str, 
 
 
 def _graph(run: RunResults, anchor: str) -> str:
-    total = run.wall_seconds or 1.0  # not zero: the shares are divided by it
+    total = sum(run.known_seconds().values()) or 1.0  # not zero: the shares are divided by it
     texts = {}
     for node in run.nodes():
         artifact, metric = run.artifacts.get(node.name), node.stage.headline

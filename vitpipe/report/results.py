@@ -31,8 +31,9 @@ class RunResults:
 
     @property
     def wall_seconds(self) -> float:
-        """Sum of the wall times of all stages, seconds."""
-        return sum(artifact.run.wall_seconds for artifact in self.artifacts.values())
+        """Sum of the wall times of all stages, seconds; 0 where that of any stage is not known."""
+        seconds = [artifact.run.wall_seconds for artifact in self.artifacts.values()]
+        return sum(seconds) if all(seconds) else 0.0
 
     def known_seconds(self) -> dict[str, float]:
         """Wall time of each stage, seconds; without those that DVC has fetched, whose times are not known."""

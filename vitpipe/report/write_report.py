@@ -168,8 +168,9 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
                 console.print(_reference_table(label, found))
             for note in notes_of(found):
                 console.print(with_typed_commands(note), markup=False)
+        time = f", {format_duration(run.wall_seconds)} for all stages" if run.wall_seconds else ""
         table = Table(
-            title=f"{label}: {run.recipe.profile}, {format_duration(run.wall_seconds)} for all stages",
+            title=f"{label}: {run.recipe.profile}{time}",
             title_justify="left",
         )
         table.add_column("metric")
