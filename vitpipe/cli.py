@@ -214,11 +214,13 @@ def plan(
 ) -> None:
     """Show which stages would run and why, their steps, and disk and time of the data. Starts nothing."""
     from vitpipe.config.read import run_folder
+    from vitpipe.contracts.graph import graph_of
     from vitpipe.datasets.set_sizes import prepared_train_sizes
     from vitpipe.papers.published import check_expected
     from vitpipe.prepare.packing_cost import pack_speed, plan_rows, shown_rows
     from vitpipe.stages.identity import forecast
     from vitpipe.stages.resolved import training_steps
+    from vitpipe.verbs.graph_tree import graph_tree
 
     chosen = _chosen(recipe, profile, overrides, params)
     loaded = _load(chosen)
@@ -240,6 +242,7 @@ def plan(
     if as_json:
         print(json.dumps({"stages": rows, "data": plan_rows(loaded.data)}, indent=2, default=str))
         return
+    print("\n".join(graph_tree(graph_of(loaded.stages, loaded.start_from))))
     print_rows(rows, False, f"{loaded.name}, profile {loaded.profile}")
     print_rows(shown_rows(loaded.data), False, f"Data, packed at {pack_speed()}")
 
