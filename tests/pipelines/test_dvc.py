@@ -70,14 +70,15 @@ def test_metrics_and_plots_are_files_of_the_stages(name):
     assert found["metrics"] == [
         f"{folder}/{node.name}/metrics.json" for node in nodes if node.name not in ("prepare", "report")
     ]
-    drawn = {
-        file: column
-        for plot in found.get("plots", ())
-        for p in plot.values()
-        for file, column in p["y"].items()
-    }
+    drawn: dict[str, set[str]] = {}
+    for plot in found.get("plots", ()):
+        for values in plot.values():
+            for file, column in values["y"].items():
+                drawn.setdefault(file, set()).add(column)
     trained = [node.name for node in nodes if node.name not in ("prepare", "probe", "evaluate", "report")]
-    assert drawn == {f"{folder}/{name}/curves.csv": "train/loss" for name in trained}
+    assert set(drawn) == {f"{folder}/{name}/curves.csv" for name in trained}
+    assert all("train/loss" in columns for columns in drawn.values())
+    assert all("val/top1" in columns for file, columns in drawn.items() if "finetune" in file)
 
 
 def test_it_is_written_once(tmp_path):

@@ -35,6 +35,7 @@ from vitpipe.train import loop
 from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.ranks import Ranks, joined
 from vitpipe.train.speedometer import Speedometer
+from vitpipe.train.validation import Validation
 
 SHAPE = HiViTShape("test", (1, 1, 1), (8, 16, 32), num_heads=2)
 PLAN = TrainPlan(
@@ -158,9 +159,21 @@ def train_digits(
     logger: MemoryLogger | None = None,
     batches=None,
     identity: str = IDENTITY,
+    validated_every: int | None = None,
 ):
-    """Run the loop on the digits; states and journal in `folder`."""
+    """Run the loop on the digits; states and journal in `folder`.
+
+    Args:
+        validated_every: steps between validations, which draw random numbers and leave evaluation mode on.
+    """
     method = method or digit_method()
+
+    def measure():
+        method.eval()
+        torch.rand(3)
+        return {"weight": float(next(method.parameters()).detach().sum())}
+
+    validation = Validation(validated_every, measure) if validated_every else None
     ranks = ranks or Ranks()
     logger = logger or JournalLogger(folder / "points.jsonl")
     return loop.train(
@@ -172,6 +185,7 @@ def train_digits(
         ranks=ranks,
         states=StateFolder(folder / "state", identity, logger.say),
         logger=logger,
+        validation=validation,
     )
 
 
@@ -199,7 +213,7 @@ def child(folder: Path, at_step: int | None, number: int, place: str = "progress
 
         Path.replace = replace_or_die  # type: ignore[method-assign,assignment]
     try:
-        train_digits(folder, logger=logger, batches=stream)
+        train_digits(folder, logger=logger, batches=stream, validated_every=5)
     except VitpipeError as error:
         (folder / "error.txt").write_text(str(error))
         sys.exit(error.exit_code)

@@ -203,6 +203,8 @@ class ClassifyConfig(TrainConfig):
     effects: ClassVar[Effects] = Effects(
         weights="method drop_path",
         figures="eval_crop_ratio eval_batch",
+        # Curves only: neither weights nor results, so what is finished needs no other ones.
+        nothing="validate_epochs",
     )
 
     method: SupervisedMethod = Field(default_factory=lambda: settings_of(METHODS, "classify"))
@@ -210,3 +212,5 @@ class ClassifyConfig(TrainConfig):
     # Resize the short side to 256, crop 224: the protocol of the published rows.
     eval_crop_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 224 / 256
     eval_batch: Count = 64
+    # The validation set is measured this often during training; null for never, when time is measured.
+    validate_epochs: Positive | None = 1.0

@@ -6,16 +6,22 @@ data + weights > method > train > weights and averaged weights, each with its va
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import partial
 
+from vitpipe.config.resolve import TrainPlan
 from vitpipe.config.train_sections import ClassifyConfig
 from vitpipe.contracts.protocol import NOT_AVERAGED, PROTOCOL
+from vitpipe.data.batches import Batch, ImageSet
+from vitpipe.data.shards import ShardSet
+from vitpipe.methods.method import Method
 from vitpipe.models.network import Network
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import (
     EMA_WEIGHTS,
     accuracy_protocol,
     build_method,
+    centre_batches,
     fit,
     judge,
     make_plan,
@@ -24,6 +30,7 @@ from vitpipe.stages.training import (
     save_results,
     start_from_weights,
 )
+from vitpipe.train.validation import Validation
 
 
 def run(ctx: StageContext) -> dict[str, float]:
@@ -42,7 +49,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     assert isinstance(method.model, Network), f"{section.method.name} trains no network of a family"
     start = start_from_weights(ctx, method.model)
     plan = make_plan(ctx, section, sets[0])
-    state = fit(ctx, method, plan, sets[0], start=start)
+    state = fit(ctx, method, plan, sets[0], start=start, validation=_validation(ctx, method, plan, sets))
 
     # Class names travel with the weights, so that a prediction has words.
     classes = json.dumps(sets[1].classes)
@@ -62,3 +69,22 @@ def run(ctx: StageContext) -> dict[str, float]:
         metrics |= averaged
     ctx.logger.table(PROTOCOL, protocol)
     return metrics
+
+
+def _validation(
+    ctx: StageContext, method: Method, plan: TrainPlan, sets: tuple[ImageSet, ShardSet]
+) -> Validation | None:
+    """Accuracy and loss on the validation set during training, every `validate_epochs`."""
+    section: ClassifyConfig = ctx.section
+    if section.validate_epochs is None:
+        return None
+
+    def measure() -> dict[str, float]:
+        def crops(split: str) -> Iterator[Batch]:
+            chosen = sets[0] if split == "train" else sets[1]
+            return centre_batches(ctx, chosen, section.augment, section.eval_crop_ratio, section.eval_batch)
+
+        found = method.judge(crops, ctx.ranks, plan.precision).metrics
+        return {name: found[name] for name in ("top1", "loss") if name in found}
+
+    return Validation(max(1, round(section.validate_epochs * plan.steps_per_epoch)), measure)

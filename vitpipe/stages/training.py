@@ -35,6 +35,7 @@ from vitpipe.train.checkpoint import StateFolder
 from vitpipe.train.loop import train
 from vitpipe.train.state import TrainState
 from vitpipe.train.trainable import MicroBatch, Trainable
+from vitpipe.train.validation import Validation
 
 EMA_WEIGHTS = "ema.safetensors"
 
@@ -132,12 +133,14 @@ def fit(
     train_set: ImageSet,
     section: TrainConfig | None = None,
     start: str = "",
+    validation: Validation | None = None,
 ) -> TrainState:
     """Train by the loop of `vitpipe.train`; states are kept in `ctx.state`.
 
     Args:
         section: what the loop reads; the stage's own if not given.
         start: origin of the weights; printed when no saved state is resumed.
+        validation: measured during training.
     """
     section = section or ctx.section
     transform = method.views(section.augment, ctx.recipe.model.image_size)
@@ -157,7 +160,7 @@ def fit(
             workers=num_workers(ctx.recipe.data),
         )
 
-    return run_loop(ctx, method, batches, plan, section, start=start)
+    return run_loop(ctx, method, batches, plan, section, start=start, validation=validation)
 
 
 def run_loop(
@@ -167,6 +170,7 @@ def run_loop(
     plan: TrainPlan,
     section: LoopConfig,
     start: str = "",
+    validation: Validation | None = None,
 ) -> TrainState:
     """Train a method of any kind, with its states in `ctx.state`; see `train.loop.train`."""
     # Before the optimiser is built: its state is created on the device of the parameters.
@@ -181,6 +185,7 @@ def run_loop(
         states=states_of(ctx),
         logger=ctx.logger,
         start=start,
+        validation=validation,
     )
     # Running statistics of batch norms differ between ranks: all evaluate with those that are saved.
     ctx.ranks.share_from_main(method.buffers())

@@ -1,7 +1,7 @@
 """The training loop. Independent of method, dataset and tracker.
 
     resume > for each step: micro-batches > backward > clip > method's hook > optimiser > EMA > method's hook
-           > log > save
+           > log > validate > save
 
 A run is a function of its seed: draws belong to a step and an image (`models.draws`), batches are requested
 by step, schedules are pure functions of the step. So the division of a step into micro-batches and ranks
@@ -35,6 +35,7 @@ from vitpipe.train.ranks import Ranks
 from vitpipe.train.speedometer import Speedometer, peak_memory_gib
 from vitpipe.train.state import TrainState
 from vitpipe.train.trainable import MicroBatch, Trainable, draws_of
+from vitpipe.train.validation import Validation
 
 
 def train(
@@ -48,6 +49,7 @@ def train(
     states: StateFolder,
     logger: RunLogger,
     start: str = "",
+    validation: Validation | None = None,
 ) -> TrainState:
     """Train from the newest saved state, or from the start, to the end of the plan.
 
@@ -57,6 +59,7 @@ def train(
         optimiser: over the method's parameters; groups carry `lr_scale` and `decays`.
         section: schedules, gradient clipping, EMA, logging and saving intervals.
         start: message about the starting weights, shown when no state is resumed.
+        validation: measured during training, for its curve; weights are the same bits without it.
 
     Returns:
         The state after the last step, which is also saved.
@@ -88,12 +91,10 @@ def train(
             state.add_to_window(losses)
             if logs:
                 _log(state, lr, norm, pace, plan.global_batch, logger)
+            if validation is not None:
+                validation.log_if_due(method, state.step, last, pace, logger)
             if saves or stopping:
-                if ranks.is_main:
-                    states.save(state.state_dict(), state.step)
-                # After saving: points up to here will never be computed again and may be sent.
-                logger.commit(state.step)
-                pace.saved()
+                _save(state, states, ranks, pace, logger)
             if stopping:
                 raise stopped(stop, states.folder, state.step, plan.num_steps)
     return state
@@ -209,6 +210,14 @@ def _log(
     if state.scaler.is_enabled():
         points["loss_scale"] = state.scaler.get_scale()
     logger.metrics({f"train/{name}": value for name, value in points.items()}, state.step)
+
+
+def _save(state: TrainState, states: StateFolder, ranks: Ranks, pace: Speedometer, logger: RunLogger) -> None:
+    if ranks.is_main:
+        states.save(state.state_dict(), state.step)
+    # After saving: points up to here will never be computed again and may be sent.
+    logger.commit(state.step)
+    pace.saved()
 
 
 def _resume(state: TrainState, states: StateFolder, ranks: Ranks, logger: RunLogger, start: str) -> None:

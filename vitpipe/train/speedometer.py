@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -26,6 +28,13 @@ class Speedometer:
         rate = (step - self._logged_step) * global_batch / max(now - self._logged_at, 1e-9)
         self._logged_step, self._logged_at = step, now
         return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens within is no training, and does not count in `images_per_second`."""
+        began = time.monotonic()
+        yield
+        self._logged_at += time.monotonic() - began
 
     def minutes_since_save(self) -> float:
         """Minutes since the last save, or since the start."""

@@ -16,7 +16,7 @@ STAGE = Stage(
     kind="Model",
     resources=EIGHT_GPUS,
     headline="top1",
-    curves=("train/loss",),
+    curves=("train/loss", "val/top1"),
     gives_weights=True,
 )
 CONFIG = ClassifyConfig
