@@ -55,7 +55,9 @@ def test_the_pipeline_s_run_gets_the_summary(demo_run, tmp_path, monkeypatch):
     assert summary.tags["vitpipe.run.probe"] == "f" * 32
     assert "not comparable" in summary.tags["mlflow.note.content"]
     handed = {file.path for file in ledger.files if file.target == "pipeline"}
-    assert handed == {"tables/verdict.json", "tables/reference.json", "report.html", "report.md"}
+    pictures = {name for name in handed if name.startswith("figures/")}
+    assert handed - pictures == {"tables/verdict.json", "tables/reference.json", "report.html", "report.md"}
+    assert {"figures/curves_pretrain.png", "figures/times.png"} <= pictures
 
 
 def test_finished_folders_are_reported_with_the_recipe_that_the_stage_kept(seed_runs, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from vitpipe.contracts.address import Address
 from vitpipe.track.mlflow_errors import TrackingError, tracking_errors
+from vitpipe.track.runs_view import VIEW_TAG, share_view
 from vitpipe.track.server import OFF, connect, experiment_id, store_address
 from vitpipe.track.ui_address import ui_lines
 
@@ -39,6 +41,11 @@ def test_the_command_that_shows_the_runs(tmp_path, monkeypatch):
 def test_the_page_is_the_runs_table_of_our_experiment(store, client, monkeypatch):
     number = experiment_id(client, store, "vitpipe")
     assert ui_lines(Address(store))[1].endswith(f"#/experiments/{number}/runs?workflowType=machine_learning")
+    share_view(client, number)
+    share_view(client, number)
+    assert ui_lines(Address(store))[1].endswith("workflowType=machine_learning&viewStateShareKey=vitpipe")
+    columns = json.loads(client.get_experiment(number).tags[VIEW_TAG])["selectedColumns"]
+    assert {"params.`seed`", "metrics.`finetune/top1`", "metrics.`segment/mIoU`"} <= set(columns)
     other = experiment_id(client, store, "mine")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     assert f"#/experiments/{other}/runs?" in ui_lines(Address(store))[1]

@@ -16,6 +16,7 @@ from vitpipe.contracts.address import Address, hidden
 from vitpipe.track.journal import Status
 from vitpipe.track.mlflow_names import MAX_PARAM_LENGTH, MAX_TAG_LENGTH, PREFIX, metric_name
 from vitpipe.track.outbox import Origin
+from vitpipe.track.runs_view import share_view
 from vitpipe.track.server import does_not_exist, experiment_id, given_experiment
 
 _BATCH_SIZE = (
@@ -66,6 +67,7 @@ class Runs:
         found = self._search(experiment, tags)
         if found:
             return found[0]
+        share_view(self._client, experiment)
         made = self._create(experiment, tags, self._origin.pipeline_title, "vitpipe")
         # MLflow cannot create a run only if none exists, so two stages may create one each at the same time.
         # Both then see both runs and choose the same one, the oldest; the other is deleted by its creator.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.shell import typed
+from vitpipe.track.runs_view import VIEW, VIEW_TAG
 from vitpipe.track.server import EXPERIMENT, OFF, PROBE_SECONDS, is_server, sqlite_file
 
 # Where `mlflow ui` listens unless it is told otherwise.
@@ -24,40 +25,48 @@ def ui_lines(address: Address) -> list[str]:
     if address == OFF:
         return ["MLflow: tracking is off (VITPIPE_TRACKING)"]
     if is_server(address):
-        return [f"MLflow: {str(address).rstrip('/')}/{_page(_number_at(address))}"]
+        return [f"MLflow: {str(address).rstrip('/')}/{_page(*_experiment_at(address))}"]
     file, shown = sqlite_file(address), str(address)
     if file is not None and file.is_relative_to(Path.cwd()):
         shown = f"sqlite:///{file.relative_to(Path.cwd())}"
-    number = _number_in(file) if file is not None else ""
+    found = _experiment_in(file) if file is not None else _UNKNOWN
     return [
         f"MLflow: {typed('mlflow')} ui --backend-store-uri {shlex.quote(shown)}",
-        f"        then {_LOCAL}/{_page(number)}",
+        f"        then {_LOCAL}/{_page(*found)}",
     ]
 
 
-def _page(number: str) -> str:
+# ID of our experiment, empty when it is not known, and whether it has the view of `runs_view`.
+_UNKNOWN = ("", False)
+
+
+def _page(number: str, has_view: bool) -> str:
     if not number:
         return "#/experiments"
-    return f"#/experiments/{number}/runs?workflowType=machine_learning"
+    view = f"&viewStateShareKey={VIEW}" if has_view else ""
+    return f"#/experiments/{number}/runs?workflowType=machine_learning{view}"
 
 
 def _name() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
-def _number_in(file: Path) -> str:
-    """ID of our experiment in a sqlite file; empty when it is not there. Importing MLflow takes seconds."""
+def _experiment_in(file: Path) -> tuple[str, bool]:
+    """Our experiment in a sqlite file. Importing MLflow would take seconds."""
     with (
         contextlib.suppress(sqlite3.Error),
         contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database,
     ):
-        found = database.execute("select experiment_id from experiments where name = ?", (_name(),))
-        return str((found.fetchone() or [""])[0])
-    return ""
+        asked = "select experiment_id from experiments where name = ?"
+        found = database.execute(asked, (_name(),)).fetchone()
+        if found:
+            asked = "select 1 from experiment_tags where experiment_id = ? and key = ?"
+            return str(found[0]), database.execute(asked, (found[0], VIEW_TAG)).fetchone() is not None
+    return _UNKNOWN
 
 
-def _number_at(address: Address) -> str:
-    """ID of our experiment on a server; empty when it does not answer, or wants a password."""
+def _experiment_at(address: Address) -> tuple[str, bool]:
+    """Our experiment on a server that answers and wants no password, or has it from the environment."""
     import requests  # type: ignore[import-untyped]  # a dependency of MLflow
 
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("USERNAME", "PASSWORD"))
@@ -68,5 +77,6 @@ def _number_at(address: Address) -> str:
             auth=(user, password) if user else None,
             timeout=PROBE_SECONDS,
         )
-        return str(answer.json()["experiment"]["experiment_id"])
-    return ""
+        found = answer.json()["experiment"]
+        return str(found["experiment_id"]), any(tag["key"] == VIEW_TAG for tag in found.get("tags", ()))
+    return _UNKNOWN
