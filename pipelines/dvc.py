@@ -19,7 +19,7 @@ from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.files import write_whole
 from vitpipe.contracts.graph import Node
 from vitpipe.contracts.provenance import UNTRACKED
-from vitpipe.stages.identity import folders_of, identity_file, watched_inputs
+from vitpipe.stages.identity import dvc_dependencies, folders_of, identity_file
 
 # DVC fills ${...} from params.yaml in paths of `deps` and `outs`.
 _RUN = run_folder("${recipe}", "${profile}")
@@ -33,7 +33,7 @@ _IDENTITY = "what decides each stage, that is its recipe sections, code and libr
 
 def render_dvc(nodes: Sequence[Node]) -> str:
     """The text of `dvc.yaml` for a recipe's graph."""
-    watched = watched_inputs(nodes)
+    watched = dvc_dependencies(nodes)
     stages = [_HEAD + "stages:", _identity(nodes), *(_stage(node, watched) for node in nodes)]
     return "\n".join([*stages, _shown(nodes)])
 
@@ -83,7 +83,8 @@ def place_dependencies(nodes: Iterable[Node], run: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):
             identity.parent.mkdir(parents=True, exist_ok=True)
-            identity.touch()
+            # Only a missing one: a new time of modification would make DVC hash the file again.
+            identity.open("x").close()
 
 
 def _ignore_untracked(path: Path) -> None:

@@ -112,6 +112,17 @@ def test_plan_says_what_would_run_and_why(tmp_path: Path):
     assert next(row for row in rows if row["stage"] == "pretrain")["steps"] > 0
 
 
+def test_the_version_and_a_verdict_before_any_run(tmp_path: Path):
+    assert _run("--version").stdout.startswith("vitpipe 0.")
+    (tmp_path / "params.yaml").write_text("recipe: itpn/pixel_base\nprofile: demo\n")
+    (tmp_path / "artifacts/itpn/pixel_base/demo/finetune").mkdir(parents=True)  # as `compile --dvc` makes it
+    done = _run("verdict", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "itpn/pixel_base has not run yet at profile demo" in done.stderr
+    assert "make demo" in done.stderr
+    assert "dvc repro" in done.stderr
+
+
 def test_without_folders_the_verbs_use_those_of_dvc_yaml(tmp_path: Path):
     own = tmp_path / "my recipes" / "own.yaml"
     own.parent.mkdir()

@@ -20,7 +20,7 @@ def test_the_tree_of_a_whole_chain():
         "   ├─ probe",
         "   ├─ detect",
         "   └─ segment",
-        "report (of all)",
+        "report (reads every stage)",
     ]
 
 

@@ -140,7 +140,8 @@ def run(
         loaded = io.recipe(chosen.recipe, chosen.profile, chosen.overrides)
         io.check_code(loaded, stage)  # before any work: Kubeflow's cache would keep a result of other code
         out = io.output_folder()
-        io.finish(run_stage(stage, loaded, io.inputs(), out, state=state, place=io.place(stage)))
+        folder = io.pipeline_folder(stage)
+        io.finish(run_stage(stage, loaded, io.inputs(), out, state=state, pipeline_folder=folder))
         return
     folders = _named_folders(inputs or ())
     chosen = _chosen(recipe, profile, overrides, params)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from engine_trials import ROOT, TINY
 
-from pipelines.dvc import render_dvc, write_dvc
+from pipelines.dvc import place_dependencies, render_dvc, write_dvc
 from vitpipe.config.params_file import load_params
 from vitpipe.config.read import load_recipe, profile_names, recipe_names
 from vitpipe.contracts.graph import graph_of
@@ -227,6 +227,22 @@ def test_lines_of_the_users_dvcignore_stay(tmp_path):
     lines = (tmp_path / ".dvcignore").read_text(encoding="utf-8").splitlines()
     assert lines[:2] == ["/mine", "run.json"]
     assert lines.count("run.json") == 1
+
+
+def test_empty_places_are_made_beside_what_is_there(tmp_path):
+    nodes, run = graph_of(("prepare", "finetune", "report")), tmp_path / "run"
+    (run / "finetune").mkdir(parents=True)
+    (run / "finetune" / "notes.txt").write_text("mine", encoding="utf-8")
+    (run / "report").write_text("a file", encoding="utf-8")
+    (run / "identity").mkdir()
+    (run / "identity" / "prepare.json").write_text("{}", encoding="utf-8")
+    place_dependencies(nodes, run)
+    place_dependencies(nodes, run)
+    assert (run / "prepare").is_dir()
+    assert (run / "finetune" / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert (run / "report").read_text(encoding="utf-8") == "a file"
+    assert (run / "identity" / "prepare.json").read_text(encoding="utf-8") == "{}"
+    assert (run / "identity" / "finetune.json").read_bytes() == b""
 
 
 # Stages that write what `dvc` shows of them; `finetune` depends on the seed and the epochs of params.yaml.

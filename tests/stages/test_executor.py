@@ -57,6 +57,22 @@ def written(root: Path) -> pipeline_spec_pb2.ExecutorOutput:
 
 
 @pytest.mark.parametrize(
+    ("uri", "folder"),
+    [
+        # As Kubeflow stores it, as its local runner does, and a table's second task of a stage.
+        ("s3://store/v2/artifacts/itpn/8d3f/finetune/91ab/out", "s3://store/v2/artifacts/itpn/8d3f"),
+        ("/root/itpn-2026-11-29/finetune/out", "/root/itpn-2026-11-29"),
+        ("s3://finetune-models/v2/itpn/8d3f/finetune-2/91ab/out", "s3://finetune-models/v2/itpn/8d3f"),
+        ("s3://store/odd/out", ""),
+    ],
+)
+def test_tasks_of_one_pipeline_run_have_one_folder(tmp_path, uri, folder):
+    values = json.loads(message(tmp_path))
+    values["outputs"]["artifacts"]["out"]["artifacts"][0]["uri"] = uri
+    assert ExecutorIO(json.dumps(values)).pipeline_folder("finetune") == folder
+
+
+@pytest.mark.parametrize(
     ("artifact", "path"),
     [
         ({"uri": "/runs/a/out"}, "/runs/a/out"),

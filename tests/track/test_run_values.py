@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vitpipe.config.read import load_recipe
-from vitpipe.track.run_values import acting_sections, overridden, run_title
+from vitpipe.track.run_values import overridden, run_title, sections_in_use
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,10 @@ def test_a_recipe_whose_file_is_not_here_has_no_overrides():
 
 
 def test_parameters_that_the_run_does_not_read_are_left_out():
-    few = acting_sections(load_recipe("itpn/pixel_base", "demo", ("stages=[prepare, pretrain, report]",)))
+    few = sections_in_use(load_recipe("itpn/pixel_base", "demo", ("stages=[prepare, pretrain, report]",)))
     assert {"pretrain", "model", "data", "seed"} <= set(few)
     assert not {"finetune", "detect", "expect", "summary"} & set(few)
     assert "embedded" in few["data"]
-    full = acting_sections(load_recipe("itpn/pixel_base", "full", ("data.root=/data",)))
+    full = sections_in_use(load_recipe("itpn/pixel_base", "full", ("data.root=/data",)))
     assert "embedded" not in full["data"]
     assert full["data"]["root"] == "/data"

@@ -117,14 +117,14 @@ class ExecutorIO:
                 self._output_file.unlink(missing_ok=True)
         return self._folder
 
-    def place(self, task: str) -> str:
-        """Where all outputs of this pipeline run lie; empty when the address does not show it.
+    def pipeline_folder(self, stage: str) -> str:
+        """The address below which all outputs of this pipeline run lie; empty when it cannot be seen.
 
         Args:
-            task: the task's name, or its beginning: `ROOT/PIPELINE/RUN/TASK/...` is the address of an output.
+            stage: the beginning of the task's name; an output is at `ROOT/PIPELINE/RUN/TASK/...`.
         """
         parts = str(self._outputs[OUT].get("uri", "")).split("/")
-        ends = [i for i, part in enumerate(parts) if part == task or part.startswith(f"{task}-")]
+        ends = [i for i, part in enumerate(parts) if part == stage or part.startswith(f"{stage}-")]
         return "/".join(parts[: ends[-1]]) if ends else ""
 
     def check_code(self, recipe: Recipe, stage: str) -> None:

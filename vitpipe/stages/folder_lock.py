@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.contracts.errors import ArtifactError, disk_errors
+from vitpipe.contracts.files import read_keys
 
 # Six missed refreshes in a row mean that the owner is dead, not slow. A second starter waits for half of
 # that: long enough for a predecessor that is just finishing.
@@ -54,7 +55,7 @@ def holder_of(folder: Path) -> str:
     path = lock_of(folder)
     if not path.exists():
         return ""
-    owner = _owner_in(path)
+    owner = read_keys(path)
     return _named(owner) if _is_locked(path) or (owner and _is_at_work(owner, has_locks=True)) else ""
 
 
@@ -64,7 +65,7 @@ def _owned(folder: Path, until: float, say: Callable[[str], None]) -> Iterator[N
     with disk_errors(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         while (descriptor := _try(path)) is None:
-            owner = _owner_in(path)
+            owner = read_keys(path)
             if first_seen is None:
                 first_seen = owner
                 say(f"Waiting for {_named(owner)}, which writes {folder}")
@@ -104,7 +105,7 @@ def _try(path: Path) -> int | None:
     except OSError:
         os.close(descriptor)
         return None
-    owner = _owner_in(path)
+    owner = read_keys(path)
     if not is_there or (owner and _is_at_work(owner, has_locks)):
         os.close(descriptor)
         return None
@@ -112,7 +113,7 @@ def _try(path: Path) -> int | None:
     if not has_locks:
         # Two starters may both have written: after a moment the later one's name stands in the file.
         time.sleep(_SETTLE_SECONDS)
-        if _owner_in(path) != mine:
+        if read_keys(path) != mine:
             os.close(descriptor)
             return None
     return descriptor
@@ -188,14 +189,6 @@ def _keep_fresh(path: Path, stop: threading.Event) -> None:
             _write_owner(path)
         except OSError:
             continue  # a full disk; flock still holds
-
-
-def _owner_in(path: Path) -> dict[str, Any]:
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return owner if isinstance(owner, dict) else {}
 
 
 def _is_at_work(owner: dict[str, Any], has_locks: bool) -> bool:

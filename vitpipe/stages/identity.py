@@ -48,7 +48,7 @@ def identity_file(node: Node, run: Path) -> Path:
     return run / IDENTITY / f"{node.name}.json"
 
 
-def watched_inputs(nodes: Sequence[Node]) -> dict[str, list[str]]:
+def dvc_dependencies(nodes: Sequence[Node]) -> dict[str, list[str]]:
     """Stage -> the inputs that are its dependencies in `dvc.yaml`: without those behind another input.
 
     Of a stage that takes every other one, the report, only those remain that feed no other stage. A card
@@ -136,7 +136,7 @@ def check_dvc_file(recipe: Recipe, path: Path) -> None:
     # Only names of stages are compared: dvc.yaml holds ${recipe}, so its folders fit any recipe.
     edges = {(name, Path(dep).name) for name, stage in written.items() for dep in stage.get("deps", ())}
     nodes = graph_of(recipe.stages, recipe.start_from)
-    watched = watched_inputs(nodes)
+    watched = dvc_dependencies(nodes)
     wanted = {
         (node.name, upstream)
         for node in nodes

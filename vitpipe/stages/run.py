@@ -76,7 +76,7 @@ def run_stage(
     out: Path,
     *,
     state: Path | None = None,
-    place: str = "",
+    pipeline_folder: str = "",
 ) -> dict[str, float]:
     """Run a stage of a recipe from input folders to an output folder.
 
@@ -84,7 +84,7 @@ def run_stage(
         inputs: input name -> folder, as `graph_of(recipe.stages, recipe.start_from)` names them.
         out: the output folder; it appears when the stage is complete.
         state: folder of the resumable training states; beside `out` by default.
-        place: of a pipeline run, see `chain_key`.
+        pipeline_folder: see `chain_key`.
 
     Returns:
         The stage's flat metrics.
@@ -104,7 +104,7 @@ def run_stage(
         # then the state is reduced and the lock released. A kill in between loses nothing.
         _claimed(job) as claim,
         _output_folder(job) as folder,
-        _logger(job, folder, place) as logger,
+        _logger(job, folder, pipeline_folder) as logger,
         _joined(job.stage) as ranks,
     ):
         remarks = [artifact.remark for artifact in job.inputs.values() if artifact.remark]
@@ -187,7 +187,7 @@ def _output_folder(job: _Job) -> Iterator[Path]:
 
 
 @contextmanager
-def _logger(job: _Job, folder: Path, place: str) -> Iterator[RunLogger]:
+def _logger(job: _Job, folder: Path, pipeline_folder: str) -> Iterator[RunLogger]:
     from vitpipe.stages.chain_run import chain_key
     from vitpipe.track.stage_run import SilentLogger, stage_run
 
@@ -202,7 +202,7 @@ def _logger(job: _Job, folder: Path, place: str) -> Iterator[RunLogger]:
         tags={"git_commit": git_commit(), **git_links(PACKAGE)},
         provenance=_provenance(job),
         params=recipe_sections(job.recipe, job.stage.sections),
-        pipeline=chain_key(job.recipe, job.folders.out, place),
+        pipeline=chain_key(job.recipe, job.folders.out, pipeline_folder),
     ) as logger:
         yield logger
 

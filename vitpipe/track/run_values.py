@@ -13,7 +13,7 @@ from vitpipe.contracts.graph import all_stages
 # Descriptions and expected values, not parameters of the run.
 _DESCRIBED = ("summary", "source", "expect", "discrepancies", "report")
 # Where the data lie changes nothing; which stages there are is seen below the title.
-_SELDOM_TOLD = ("name", "profile", "seed", "stages", "data.root", "data.store", "data.sets", "data.workers")
+_NOT_TOLD = ("name", "profile", "seed", "stages", "data.root", "data.store", "data.sets", "data.workers")
 _NAMED = 3  # differences that a title names; more do not fit MLflow's column
 
 
@@ -33,17 +33,17 @@ def overridden(recipe: Recipe) -> dict[str, str]:
         written = load_recipe(recipe.name, recipe.profile)
     except RecipeError:
         return {}
-    values = acting_sections(recipe)
-    ours, theirs = flatten(values), flatten(acting_sections(written))
+    values = sections_in_use(recipe)
+    ours, theirs = flatten(values), flatten(sections_in_use(written))
     return {
         key: ours.get(key, "null")
         for key in (*ours, *(key for key in theirs if key not in ours))
         # Of a stage that the run does not have, nothing is overridden.
-        if key not in _SELDOM_TOLD and key.split(".")[0] in values and ours.get(key) != theirs.get(key)
+        if key not in _NOT_TOLD and key.split(".")[0] in values and ours.get(key) != theirs.get(key)
     }
 
 
-def acting_sections(recipe: Recipe) -> dict[str, Any]:
+def sections_in_use(recipe: Recipe) -> dict[str, Any]:
     """The recipe's values without those that this run does not read.
 
     Left out are the sections of stages that the recipe does not have, and of `data` what belongs to another

@@ -38,4 +38,5 @@ def graph_tree(nodes: Sequence[Node]) -> list[str]:
         return found
 
     roots = [name for name in order if not feeders[name] and name not in at_end]
-    return [line for root in roots for line in lines(root, "", "")] + [f"{name} (of all)" for name in at_end]
+    tree = [line for root in roots for line in lines(root, "", "")]
+    return tree + [f"{name} (reads every stage)" for name in at_end]
