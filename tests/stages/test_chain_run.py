@@ -8,7 +8,7 @@ import pytest
 
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.graph import graph_of
-from vitpipe.stages.chain_run import begin_chain, chain_key
+from vitpipe.stages.chain_run import begin_chain, chain_key, end_chain
 from vitpipe.stages.identity import identity_file, write_identities
 
 CHAIN = ("stages=[prepare, finetune, report]",)
@@ -26,7 +26,10 @@ def run(tmp_path, monkeypatch):
     folder = tmp_path / "artifacts" / "demo"
 
     class Run:
-        def repro(self, *overrides, stops_before=None):
+        def __init__(self):
+            self.done = done
+
+        def repro(self, *overrides, stops_before=None, ends=False):
             """What `dvc repro` does: identities, then the stages; returns the key that they see."""
             recipe = load_recipe("itpn/pixel_base", "demo", (*CHAIN, *overrides))
             begin_chain(recipe, folder)
@@ -35,6 +38,8 @@ def run(tmp_path, monkeypatch):
                 if node.name == stops_before:
                     break
                 done[node.name] = json.loads(identity_file(node, folder).read_text())["identity"]
+            if ends:
+                end_chain(recipe, "report", folder / "report")
             return chain_key(recipe, folder / "finetune")
 
     return Run()
@@ -51,6 +56,12 @@ def test_an_unfinished_run_keeps_its_key_whatever_is_corrected(run):
     assert run.repro("finetune.epochs=1", stops_before="report") == first
     assert run.repro("finetune.epochs=1", "report.sample_images=4") == first
     assert run.repro("finetune.epochs=1", "report.sample_images=4") != first
+
+
+def test_a_complete_run_stays_complete_when_other_outputs_take_its_place(run):
+    first = run.repro(ends=True)
+    run.done.clear()  # `dvc checkout` of an earlier commit, `dvc exp apply`
+    assert run.repro("finetune.epochs=1") != first
 
 
 def test_another_seed_is_another_run(run):
@@ -70,7 +81,7 @@ def test_the_key_of_the_environment_wins(tmp_path, monkeypatch):
     assert chain_key(load_recipe("itpn/pixel_base", "demo"), tmp_path / "pretrain") == "mine"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"key": ""}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"key": ""}', '{"key": 5}'])
 def test_a_damaged_file_costs_a_new_key_only(tmp_path, text):
     recipe = load_recipe("itpn/pixel_base", "demo")
     (tmp_path / ".chain.json").write_text(text)

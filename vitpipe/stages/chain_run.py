@@ -33,11 +33,33 @@ def begin_chain(recipe: Recipe, run: Path) -> None:
         run: the run's folder, see `vitpipe.config.read.run_folder`.
     """
     known = read_keys(run / _FILE)
-    if known.get("key") and known.get("seed") == recipe.seed and not _is_complete(recipe, run):
+    is_open = isinstance(known.get("key"), str) and known["key"] and not known.get("complete")
+    if is_open and known.get("seed") == recipe.seed and not _is_complete(recipe, run):
         return
     with disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
-    write_whole(run / _FILE, json.dumps({"key": uuid.uuid4().hex, "seed": recipe.seed}) + "\n")
+    _write(run, uuid.uuid4().hex, recipe, complete=False)
+
+
+def end_chain(recipe: Recipe, stage: str, out: Path) -> None:
+    """Note that the run is complete, after a stage that feeds no other one.
+
+    The outputs themselves say it only until `dvc checkout` or `dvc exp apply` puts others in their place.
+
+    Args:
+        out: the stage's output folder.
+    """
+    run = out.resolve().parent
+    known = read_keys(run / _FILE)
+    nodes = graph_of(recipe.stages, recipe.start_from)
+    feeds = any(stage in node.inputs.values() for node in nodes)
+    if isinstance(known.get("key"), str) and not feeds and _is_complete(recipe, run):
+        _write(run, known["key"], recipe, complete=True)
+
+
+def _write(run: Path, key: str, recipe: Recipe, *, complete: bool) -> None:
+    values = {"key": key, "seed": recipe.seed, "complete": complete}
+    write_whole(run / _FILE, json.dumps(values) + "\n")
 
 
 def chain_key(recipe: Recipe, out: Path, pipeline_folder: str = "") -> str:
@@ -51,7 +73,7 @@ def chain_key(recipe: Recipe, out: Path, pipeline_folder: str = "") -> str:
     if given := os.environ.get(KEY_VARIABLE):
         return given
     folder = out.resolve().parent
-    key = "" if pipeline_folder else read_keys(folder / _FILE).get("key", "")
+    key = "" if pipeline_folder else str(read_keys(folder / _FILE).get("key", ""))
     # Stages of one pipeline run, or run by hand into one folder, get the same key from that place.
     key = key or hashlib.sha256((pipeline_folder or str(folder)).encode()).hexdigest()
     return f"{recipe.name} {recipe.profile} {key[:12]}"

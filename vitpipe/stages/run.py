@@ -95,6 +95,8 @@ def run_stage(
             process writes it.
         StorageError, RunError: as `loader_errors`, beside what the stage itself raises.
     """
+    from vitpipe.stages.chain_run import chain_key, end_chain  # it reads identities by this module
+
     started = process_started()
     choose_threads(recipe)  # before torch is imported
     job = _open_job(name, recipe, inputs, out, state)
@@ -104,7 +106,7 @@ def run_stage(
         # then the state is reduced and the lock released. A kill in between loses nothing.
         _claimed(job) as claim,
         _output_folder(job) as folder,
-        _logger(job, folder, pipeline_folder) as logger,
+        _logger(job, folder, chain_key(recipe, job.folders.out, pipeline_folder)) as logger,
         _joined(job.stage) as ranks,
     ):
         remarks = [artifact.remark for artifact in job.inputs.values() if artifact.remark]
@@ -125,6 +127,8 @@ def run_stage(
                 "raw_data": job.raw_data,
             }
             write_card(folder, card, make_run_record(job.stage, ctx, started).model_copy(update=known))
+    if job.rank == 0 and not pipeline_folder:
+        end_chain(recipe, name, job.folders.out)
     return metrics
 
 
@@ -187,8 +191,7 @@ def _output_folder(job: _Job) -> Iterator[Path]:
 
 
 @contextmanager
-def _logger(job: _Job, folder: Path, pipeline_folder: str) -> Iterator[RunLogger]:
-    from vitpipe.stages.chain_run import chain_key
+def _logger(job: _Job, folder: Path, chain: str) -> Iterator[RunLogger]:
     from vitpipe.track.stage_run import SilentLogger, stage_run
 
     if job.rank != 0:
@@ -202,7 +205,7 @@ def _logger(job: _Job, folder: Path, pipeline_folder: str) -> Iterator[RunLogger
         tags={"git_commit": git_commit(), **git_links(PACKAGE)},
         provenance=_provenance(job),
         params=recipe_sections(job.recipe, job.stage.sections),
-        pipeline=chain_key(job.recipe, job.folders.out, pipeline_folder),
+        pipeline=chain,
     ) as logger:
         yield logger
 
