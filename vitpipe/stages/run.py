@@ -95,7 +95,7 @@ def run_stage(
             process writes it.
         StorageError, RunError: as `loader_errors`, beside what the stage itself raises.
     """
-    from vitpipe.stages.chain_run import chain_key, end_chain  # it reads identities by this module
+    from vitpipe.stages.chain_run import chain_key
 
     started = process_started()
     choose_threads(recipe)  # before torch is imported
@@ -127,8 +127,6 @@ def run_stage(
                 "raw_data": job.raw_data,
             }
             write_card(folder, card, make_run_record(job.stage, ctx, started).model_copy(update=known))
-    if job.rank == 0 and not pipeline_folder:
-        end_chain(recipe, name, job.folders.out)
     return metrics
 
 
@@ -166,6 +164,8 @@ def _claimed(job: _Job) -> Iterator[Claim]:
     if job.rank != 0:
         yield Claim()
         return
+    from vitpipe.stages.chain_run import end_chain  # it takes identities from this module
+
     with locked_folders(job.folders.out, job.folders.state):
         # This stage has opened and verified its inputs: the states that made them are not needed any more.
         release_states(job.inputs, job.folders.state)
@@ -176,6 +176,7 @@ def _claimed(job: _Job) -> Iterator[Claim]:
         decides = weights_identity(job.stage, job.recipe, job.inputs)
         yield claim_state(job.folders.state, decides, recorded, job.folders.out)
         mark_finished(job.folders.state, open_artifact(job.folders.out).card)
+    end_chain(job.recipe, job.stage.name, job.folders.out)
 
 
 @contextmanager
