@@ -173,7 +173,7 @@ def test_params_file_mistakes(text: str, part: str, tmp_path: Path):
         ("finetune: {precision: off}", ["finetune.precision=off"]),
         ("summary: 'null'", ['summary="null"']),
         ("seed: 1\noverrides: [seed=2, probe.weights=null]", ["seed=1", "seed=2", "probe.weights=null"]),
-        ("finetune: {}", []),
+        ("finetune: {}", ["finetune={}"]),  # which changes nothing
     ],
 )  # fmt: skip
 def test_keys_of_the_recipe_in_the_params_file(text, overrides, tmp_path):
@@ -207,6 +207,7 @@ def test_values_of_the_params_file_are_read_as_they_were_written(tmp_path_factor
         ("finetune.epochs: 3", "write `finetune: {epochs: ...}`"),
         ("finetune: {optim.base_lr: 3}", "the key 'optim.base_lr' below 'finetune' holds . or ="),
         ("name: x", "'name' is not a key of params.yaml"),
+        ("seed: " + "[" * 5000, "nested too deeply"),
     ],
 )
 def test_wrong_keys_in_the_params_file(line, part, tmp_path):
@@ -215,6 +216,14 @@ def test_wrong_keys_in_the_params_file(line, part, tmp_path):
     with pytest.raises(RecipeError) as caught:
         load_params(path)
     assert part in str(caught.value)
+
+
+def test_an_empty_mapping_is_no_number(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("recipe: itpn/pixel_base\nprofile: demo\nfinetune: {}\nseed: {}\n")
+    chosen = load_params(path)
+    with pytest.raises(RecipeError, match="'seed': Input should be a valid integer"):
+        load_recipe(chosen.recipe, chosen.profile, chosen.overrides)
 
 
 def test_a_key_that_stands_in_a_section_below_is_found():

@@ -101,7 +101,8 @@ def _leaves(values: Mapping[Any, Any], above: tuple[str, ...] = ()) -> Iterator[
     """Every value that is no mapping, with the keys that lead to it."""
     for key, value in values.items():
         keys = (*above, str(key))
-        if isinstance(value, Mapping):
+        # An empty one is a value: harmless for a section, and for a number a mistake that is named.
+        if isinstance(value, Mapping) and value:
             yield from _leaves(value, keys)
         else:
             yield keys, value

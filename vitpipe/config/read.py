@@ -325,7 +325,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
+        problem = getattr(error, "problem", None) or str(error) or "not YAML"
         raise RecipeError(
             f"The file is not valid YAML: {problem}", where=f"{path}{line}", fix="correct that line"
         ) from error
