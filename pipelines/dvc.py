@@ -109,7 +109,12 @@ def _identity(nodes: Iterable[Node]) -> str:
         "    always_changed: true",
         "    outs:",
         # Small text that is written anew each time: not worth a copy in DVC's cache.
-        *(f"      - {identity_file(node, _RUN)}: {{cache: false}}" for node in nodes if not node.inputs),
+        # Persistent: the last run of the chain is judged by them, and DVC would remove them before that.
+        *(
+            f"      - {identity_file(node, _RUN)}: {{cache: false, persist: true}}"
+            for node in nodes
+            if not node.inputs
+        ),
     ]
     return "\n".join(lines) + "\n"
 

@@ -190,7 +190,7 @@ def identity(
     from vitpipe.config.read import run_folder
     from vitpipe.papers.published import check_expected
     from vitpipe.stages.chain_run import begin_chain
-    from vitpipe.stages.identity import IDENTITY, check_dvc_file, write_identities
+    from vitpipe.stages.identity import IDENTITY, check_dvc_file, check_stage_folders, write_identities
 
     chosen = _chosen(recipe, profile, overrides, params)
     loaded = _load(chosen)
@@ -199,6 +199,7 @@ def identity(
     check_dvc_file(loaded, Path("dvc.yaml"))
     run = run_folder(chosen.recipe, chosen.profile)
     if out is None:
+        check_stage_folders(loaded, run)
         begin_chain(loaded, run)
     write_identities(loaded, out or run / IDENTITY)
 

@@ -40,6 +40,8 @@ def test_scalars_are_those_of_the_core_schema(text, value):
         "9" * 5000,
         "!!python/object:os.system x",
         "a: *b",
+        "a: &x {b: *x}",
+        "a: &x [1, {b: [*x]}]",
         "\t- x",
     ],
 )
@@ -52,6 +54,25 @@ def test_what_is_no_recipe_is_one_kind_of_error(text, tmp_path):
         load_params(file)
     with pytest.raises(RecipeError, match="is not YAML"):
         parse_override(f"pretrain.epochs={text}")
+
+
+def test_a_merge_key_brings_keys_that_those_beside_it_replace(tmp_path):
+    assert plain(read_yaml("a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}")) == {
+        "a": {"b": 1, "c": 2},
+        "d": {"b": 3, "c": 2},
+    }
+    assert plain(read_yaml("a: &x {b: 1}\nc: &y {d: 2}\ne:\n  <<: [*x, *y]\n  f: 3"))["e"] == {
+        "b": 1,
+        "d": 2,
+        "f": 3,
+    }
+    # The same anchor twice is no cycle.
+    assert plain(read_yaml("a: &x [1]\nb: [*x, *x]"))["b"] == [[1], [1]]
+    file = tmp_path / "params.yaml"
+    file.write_text(
+        "recipe: itpn/pixel_base\nprofile: demo\nfinetune: &stage {epochs: 3}\ndetect: {<<: *stage}\n"
+    )
+    assert {"finetune.epochs=3", "detect.epochs=3"} <= set(load_params(file).overrides)
 
 
 # JSON writes others as pairs of surrogates, which YAML does not know.

@@ -143,6 +143,9 @@ def test_make_says_nothing_when_it_is_there_and_minds_a_named_python(checkout):
     first = checkout.make("setup", f"PYTHON={sys.executable}")
     assert first.returncode == 0, first.stderr
     assert checkout.runs() == "the verb\n"
+    # Its folders are placed once, by a verb that prints here.
+    assert first.stdout.endswith("the verb\n")
+    (checkout.root / "artifacts").mkdir()
     again = checkout.make("setup")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert checkout.make("setup", f"PYTHON={sys.executable}").stdout == ""

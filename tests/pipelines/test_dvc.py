@@ -41,9 +41,10 @@ def test_commands_dependencies_and_outputs_agree(name, profile):
     folder = "artifacts/${recipe}/${profile}"
     assert list(found) == ["identity", *(node.name for node in nodes)]
     assert found["identity"]["cmd"] == "vitpipe identity"
-    assert [next(iter(out)) for out in found["identity"]["outs"]] == [
-        f"{folder}/identity/{node.name}.json" for node in nodes if not node.inputs
-    ]
+    # Persistent: DVC must not remove what tells whether the last run of the chain was complete.
+    kept = {"cache": False, "persist": True}
+    firsts = [f"{folder}/identity/{node.name}.json" for node in nodes if not node.inputs]
+    assert found["identity"]["outs"] == [{path: kept} for path in firsts]
     for node in nodes:
         stage = found[node.name]
         assert stage["cmd"] == f"vitpipe run {node.name}"
@@ -89,17 +90,19 @@ def test_it_is_written_once(tmp_path):
     assert write_dvc(graph_of(("prepare", "finetune", "report")), path)
 
 
-# Real identities, fast stages: `run` only makes the folder that DVC expects and notes that it ran.
+# Real identities, fast stages: `run` only makes the folder that DVC expects and notes that it ran. Its card has
+# what marks a stage's output, and no list of files.
 QUICK = """\
 #!{python}
-import os, sys, time, yaml
+import json, os, sys, time, yaml
 if sys.argv[1] == "identity":
     os.execv("{vitpipe}", ["vitpipe", *sys.argv[1:]])
 run, stage = sys.argv[1:]
 chosen = yaml.safe_load(open("params.yaml"))
 out = "artifacts/" + chosen["recipe"] + "/" + chosen["profile"] + "/" + stage
 os.makedirs(out, exist_ok=True)
-open(out + "/card.json", "w").write(str(time.time_ns()))
+card = {{"schema_version": 1, "stage": stage, "recipe": chosen["recipe"], "version": time.time_ns()}}
+json.dump(card, open(out + "/card.json", "w"))
 open("ran.txt", "a").write(stage + "\\n")
 """
 
@@ -205,6 +208,66 @@ def test_the_real_stages_write_where_dvc_expects_it(project):
     assert runs == {"prepare": "cached", "report": "runs"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("there", ["notes.txt", "a file", "a folder of photos"])
+def test_what_is_not_ours_is_refused_before_dvc_removes_it(project, there):
+    """DVC empties the output of a stage that it is going to run before the stage could look."""
+    choose(project)
+    repro(project)
+    out = project / "artifacts/itpn/pixel_base/demo/finetune"
+    mine = {"a file": out, "notes.txt": out / "notes.txt"}.get(there, out / "photos" / "one.jpg")
+    shutil.rmtree(out)
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("mine", encoding="utf-8")
+    (project / "ran.txt").unlink()
+    done = call_dvc(project, "repro")
+    assert done.returncode != 0
+    assert str(out) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert mine.read_text(encoding="utf-8") == "mine"
+    assert not (project / "ran.txt").exists(), "a stage ran"
+    shown = subprocess.run(
+        [BIN / "vitpipe", "plan", "--json"], cwd=project, capture_output=True, text=True, check=True
+    )
+    assert (
+        next(row for row in json.loads(shown.stdout)["stages"] if row["stage"] == "finetune")["runs"]
+        == "cannot run"
+    )
+
+
+@pytest.mark.slow
+def test_files_added_to_an_output_are_refused_before_dvc_removes_them(project):
+    recipe = "own/own.yaml"
+    place_own_recipe(project, recipe)
+    sizes = [text for text in TINY if text.startswith("data.")]
+    choose(project, "stages=[prepare, report]", "data.sets=[imagenet]", *sizes, recipe=recipe)
+    (project / "bin" / "vitpipe").unlink()
+    (project / "bin" / "vitpipe").symlink_to(BIN / "vitpipe")
+    assert call_dvc(project, "repro").returncode == 0
+    run = project / "artifacts" / recipe / "demo"
+    first = json.loads((run / ".chain.json").read_text(encoding="utf-8"))
+    added = run / "report" / "my thoughts.md"
+    added.write_text("mine", encoding="utf-8")
+    choose(
+        project,
+        "stages=[prepare, report]",
+        "data.sets=[imagenet]",
+        "report.sample_images=1",
+        *sizes,
+        recipe=recipe,
+    )
+    done = call_dvc(project, "repro")
+    assert done.returncode != 0
+    assert "my thoughts.md" in done.stderr
+    assert added.read_text(encoding="utf-8") == "mine"
+
+    # Once it is out of the way, this is a second run of the chain: DVC has left the first one's identities.
+    added.unlink()
+    done = call_dvc(project, "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((run / ".chain.json").read_text(encoding="utf-8"))["key"] != first["key"]
+
+
 def test_commands_of_an_earlier_version_are_refused(tmp_path):
     from vitpipe.contracts.errors import RecipeError
     from vitpipe.stages.identity import check_dvc_file
@@ -249,10 +312,10 @@ def test_empty_places_are_made_beside_what_is_there(tmp_path):
 SHOWN = (
     QUICK
     + """\
-import json
 seed, epochs = chosen.get("seed") or 0, (chosen.get("finetune") or {{}}).get("epochs") or 1
 os.makedirs(out + "/tables", exist_ok=True)
-open(out + "/card.json", "w").write(stage + str(seed) + str(epochs))
+card["version"] = stage + str(seed) + str(epochs)
+json.dump(card, open(out + "/card.json", "w"))
 json.dump({{"top1": seed + epochs / 10}}, open(out + "/metrics.json", "w"))
 open(out + "/curves.csv", "w").write("step,train/loss\\n1,2.0\\n2,1.0\\n")
 """

@@ -76,6 +76,15 @@ def test_stages_by_hand_share_a_run_by_their_folder(tmp_path):
     assert one != chain_key(recipe, tmp_path / "two" / "pretrain")
 
 
+def test_a_stage_whose_folder_is_a_link_to_another_disk_shares_the_run(tmp_path):
+    recipe = load_recipe("itpn/pixel_base", "demo")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "pretrain").symlink_to(tmp_path / "disk")
+    one = chain_key(recipe, tmp_path / "run" / "pretrain")
+    assert one == chain_key(recipe, tmp_path / "run" / "finetune")
+
+
 def test_the_key_of_the_environment_wins(tmp_path, monkeypatch):
     monkeypatch.setenv("VITPIPE_PIPELINE", "mine")
     assert chain_key(load_recipe("itpn/pixel_base", "demo"), tmp_path / "pretrain") == "mine"

@@ -35,6 +35,7 @@ class FlakyClient:
 
     def __init__(self, seed: int, failure_ratio: float) -> None:
         self.runs, self.random, self.failure_ratio = {}, random.Random(seed), failure_ratio
+        self.experiment_tags: dict[str, str] = {}
         self._numbers = itertools.count()
 
     def _maybe_fail(self):
@@ -56,6 +57,12 @@ class FlakyClient:
 
     def get_experiment_by_name(self, name):
         return SimpleNamespace(experiment_id="1", name=name, lifecycle_stage="active")
+
+    def get_experiment(self, experiment):
+        return SimpleNamespace(experiment_id=experiment, tags=dict(self.experiment_tags))
+
+    def set_experiment_tag(self, experiment, key, value):
+        self.experiment_tags[key] = value
 
     def search_runs(self, experiments, filter_string, max_results):
         wanted = [part.split(" = ") for part in filter_string.split(" and ")]

@@ -42,6 +42,9 @@ class _CoreLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            # A merge key brings the keys of other mappings, which those beside it replace.
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             # Recipes have no other keys; a list cannot be one in Python.
             if isinstance(key, list | dict | set):
@@ -96,15 +99,28 @@ def read_yaml(text: str) -> Any:
     """One YAML document as plain values; numbers carry their text.
 
     Raises:
-        yaml.YAMLError: when it is none, a key stands twice or is a list, or it is nested too deeply.
+        yaml.YAMLError: when it is none, a key stands twice or is a list, is nested too deeply, or an anchor
+            lies inside itself.
     """
     try:
-        return yaml.load(text, Loader=_CoreLoader)
+        value = yaml.load(text, Loader=_CoreLoader)
+        _refuse_cycles(value, ())
+        return value
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply") from error
     # An integer of thousands of digits, a tag of Python, a date that does not exist.
     except (ValueError, OverflowError) as error:
         raise yaml.YAMLError(str(error)) from error
+
+
+def _refuse_cycles(value: Any, above: tuple[int, ...]) -> None:
+    """Refuse `a: &x {b: *x}`, which YAML allows: nothing could be written or compared by its values."""
+    if not isinstance(value, dict | list):
+        return
+    if id(value) in above:
+        raise yaml.YAMLError("an anchor stands for a value that contains itself")
+    for item in value.values() if isinstance(value, dict) else value:
+        _refuse_cycles(item, (*above, id(value)))
 
 
 class _CoreDumper(yaml.SafeDumper):

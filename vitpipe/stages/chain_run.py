@@ -47,9 +47,9 @@ def end_chain(recipe: Recipe, stage: str, out: Path) -> None:
     The outputs themselves say it only until `dvc checkout` or `dvc exp apply` puts others in their place.
 
     Args:
-        out: the stage's output folder.
+        out: the stage's output folder, as it was given.
     """
-    run = out.resolve().parent
+    run = out.parent.resolve()
     known = read_keys(run / _FILE)
     nodes = graph_of(recipe.stages, recipe.start_from)
     feeds = any(stage in node.inputs.values() for node in nodes)
@@ -66,13 +66,14 @@ def chain_key(recipe: Recipe, out: Path, pipeline_folder: str = "") -> str:
     """The key that MLflow finds the chain's run by.
 
     Args:
-        out: the stage's output folder.
+        out: the stage's output folder, as it was given.
         pipeline_folder: address below which Kubeflow keeps all outputs of the pipeline run; empty for a stage
             that it did not start.
     """
     if given := os.environ.get(KEY_VARIABLE):
         return given
-    folder = out.resolve().parent
+    # Not `out` itself, which may be a link to another disk: its stages belong together.
+    folder = out.parent.resolve()
     key = "" if pipeline_folder else str(read_keys(folder / _FILE).get("key", ""))
     # Stages of one pipeline run, or run by hand into one folder, get the same key from that place.
     key = key or hashlib.sha256((pipeline_folder or str(folder)).encode()).hexdigest()

@@ -20,7 +20,7 @@ from vitpipe.contracts.artifact import CARD, RunRecord, open_artifact
 from vitpipe.contracts.errors import ArtifactError, RecipeError, some
 from vitpipe.contracts.files import write_whole
 from vitpipe.contracts.graph import Node, Stage, all_stages, graph_of
-from vitpipe.stages.output_folders import check_result_folder
+from vitpipe.stages.output_folders import check_output_folders, check_result_folder
 from vitpipe.stages.run import identity_of, raw_data_of
 
 IDENTITY = "identity"
@@ -98,7 +98,7 @@ def write_identities(recipe: Recipe, out: Path) -> None:
             raise ArtifactError(
                 "The file is not one of a stage's identity; nothing was touched",
                 where=path,
-                fix="give `vitpipe identity` a folder of its own by --out",
+                fix="remove it if vitpipe wrote it, else give `vitpipe identity` another --out",
             )
     # Of stages that the recipe had before: DVC would go on tracking them.
     for stale in ours - set(wanted):
@@ -114,6 +114,20 @@ def _is_identity(path: Path) -> bool:
     except (OSError, ValueError):
         return path.is_file() and path.stat().st_size == 0  # written on a full disk
     return isinstance(values, dict) and {"stage", "identity"} <= set(values)
+
+
+def check_stage_folders(recipe: Recipe, run: Path) -> None:
+    """Check every folder that a stage of the run would write, before DVC empties it.
+
+    DVC removes the output of a stage that has changed before it starts the stage, whose own check then finds
+    nothing of the user's any more. `vitpipe identity` is what `dvc repro` runs first.
+
+    Raises:
+        ArtifactError: as `check_output_folders`, for the first folder that holds something else.
+    """
+    for node in graph_of(recipe.stages, recipe.start_from):
+        folders = folders_of(node, run)
+        check_output_folders(node.name, recipe, folders.inputs, folders.out, None)
 
 
 def check_dvc_file(recipe: Recipe, path: Path) -> None:
@@ -161,9 +175,19 @@ def forecast(recipe: Recipe, run: Path) -> list[Forecast]:
         if why:
             reruns.add(node.name)
         # What is finished needs no raw data any more.
-        missing = _missing_files(recipe, node.stage) if why else ""
+        missing = (_missing_files(recipe, node.stage) or _in_the_way(recipe, node, run)) if why else ""
         forecasts.append(Forecast(node.name, bool(why), why or "nothing that it reads has changed", missing))
     return forecasts
+
+
+def _in_the_way(recipe: Recipe, node: Node, run: Path) -> str:
+    """What of the user's the stage would refuse to replace; empty if there is nothing."""
+    folders = folders_of(node, run)
+    try:
+        check_output_folders(node.name, recipe, folders.inputs, folders.out, None)
+    except ArtifactError as error:
+        return f"{error.what} ({folders.out})"
+    return ""
 
 
 def _missing_files(recipe: Recipe, stage: Stage) -> str:

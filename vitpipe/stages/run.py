@@ -104,9 +104,9 @@ def run_stage(
         loader_errors(),
         # Left in reverse: the ranks part, the logger writes its last records, the folder is renamed, and only
         # then the state is reduced and the lock released. A kill in between loses nothing.
-        _claimed(job) as claim,
+        _claimed(job, out) as claim,
         _output_folder(job) as folder,
-        _logger(job, folder, chain_key(recipe, job.folders.out, pipeline_folder)) as logger,
+        _logger(job, folder, chain_key(recipe, out, pipeline_folder)) as logger,
         _joined(job.stage) as ranks,
     ):
         remarks = [artifact.remark for artifact in job.inputs.values() if artifact.remark]
@@ -159,8 +159,12 @@ def _changed_output(job: _Job) -> Iterator[str]:
 
 
 @contextmanager
-def _claimed(job: _Job) -> Iterator[Claim]:
-    """Own the stage's folders (rank 0), and resume the saved state or move it aside."""
+def _claimed(job: _Job, out: Path) -> Iterator[Claim]:
+    """Own the stage's folders (rank 0), and resume the saved state or move it aside.
+
+    Args:
+        out: the output folder as it was given, which may be a link to another disk.
+    """
     if job.rank != 0:
         yield Claim()
         return
@@ -176,7 +180,7 @@ def _claimed(job: _Job) -> Iterator[Claim]:
         decides = weights_identity(job.stage, job.recipe, job.inputs)
         yield claim_state(job.folders.state, decides, recorded, job.folders.out)
         mark_finished(job.folders.state, open_artifact(job.folders.out).card)
-    end_chain(job.recipe, job.stage.name, job.folders.out)
+    end_chain(job.recipe, job.stage.name, out)
 
 
 @contextmanager
