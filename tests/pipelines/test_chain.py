@@ -30,8 +30,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def by_dvc(tmp_path_factory):
-    """`dvc repro` of the tiny chain: stage -> metrics."""
+def chain(tmp_path_factory):
+    """`dvc repro` of the tiny chain: the folder of its outputs."""
     folder = tmp_path_factory.mktemp("dvc")
     stages = load_recipe(RECIPE, PROFILE, TINY).stages
     (folder / "dvc.yaml").write_text(render_dvc(graph_of(stages)), encoding="utf-8")
@@ -39,12 +39,20 @@ def by_dvc(tmp_path_factory):
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("MLFLOW_TRACKING_URI", None)
+    environment.pop("VITPIPE_TRACKING", None)
     for command in (["init", "--no-scm", "--quiet"], ["repro"], ["status"]):
         done = subprocess.run(
             [BIN / "dvc", *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    return {stage: metrics_in(folder / "artifacts" / RECIPE / PROFILE / stage) for stage in stages}
+    return folder / "artifacts" / RECIPE / PROFILE
+
+
+@pytest.fixture(scope="module")
+def by_dvc(chain):
+    """Stage -> metrics of that chain."""
+    stages = load_recipe(RECIPE, PROFILE, TINY).stages
+    return {stage: metrics_in(chain / stage) for stage in stages}
 
 
 def metrics_in(folder: Path) -> dict[str, float]:
@@ -70,6 +78,31 @@ def test_the_compiled_commands_give_what_dvc_gives(by_dvc, tmp_path, monkeypatch
     monkeypatch.setattr(docker, "from_env", lambda: double)
     monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
     assert run_package(tmp_path, monkeypatch) == by_dvc
+
+
+def test_the_registered_model_predicts_what_was_measured(chain):
+    """By the files in MLflow alone: its top-1 over the validation set is the stage's, to the last digit."""
+    from mlflow import MlflowClient
+
+    from vitpipe.data.shards import open_shards
+    from vitpipe.track.model_folder import open_predictor
+
+    store = chain.parents[3]
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    (version,) = client.search_model_versions("name = 'vitpipe-itpn-pixel_base-finetune'")
+    assert client.get_registered_model(version.name).aliases["candidate"] == 1
+    assert version.run_id == open_artifact(chain / "finetune").run.tracking_run
+    # The report has replaced the card of the stage by one with the verdict.
+    assert "| top-1 accuracy, ImageNet-1K |" in version.description
+    assert "not comparable, " in version.description
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    place = Path(model.artifact_location.removeprefix("file:"))
+    images = open_shards(chain / "prepare", "imagenet", "val")
+    predict = open_predictor(place / "artifacts" / "model")
+    samples = images.read_many(range(len(images)))
+    rows = predict([sample.image_bytes for sample in samples])
+    hits = [row["class"] == images.classes[sample.label] for row, sample in zip(rows, samples, strict=True)]
+    assert sum(hits) / len(hits) == metrics_in(chain / "finetune")["top1"]
 
 
 @pytest.mark.docker

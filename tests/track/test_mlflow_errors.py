@@ -42,7 +42,7 @@ def _filled(outbox: Outbox) -> Journal:
     (outbox.files / "a.txt").write_text("a")
     journal.file("a.txt")
     journal.file("a.txt", "pipeline")
-    journal.summary({"knn": 0.5}, {"vitpipe.x": "y"})
+    journal.summary({"knn": 0.5}, {"vitpipe.x": "y"}, {})
     return journal
 
 

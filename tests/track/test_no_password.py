@@ -44,7 +44,7 @@ def _run_a_stage(recipe, tmp_path, **more):
         run.dataset("set", "1", PLACE, "training", {"place": PLACE, "num_images": 3})
         run.metrics({"loss": 1.0}, 1)
         run.commit(1)
-        run.journal.summary({"x": 1.0}, {"from": PLACE})
+        run.journal.summary({"x": 1.0}, {"from": PLACE}, {"run": PLACE})
         return run.run_id
 
 
@@ -207,7 +207,7 @@ def test_an_older_outbox_with_a_password_in_it_is_sent_without_showing_it(
 def test_the_journal_holds_no_password(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
     journal.dataset(UsedDataset("set", "1", PLACE, "training", {"place": PLACE, "more": {"place": PLACE}}))
-    journal.summary({}, {"from": PLACE})
+    journal.summary({}, {"from": PLACE}, {})
     _assert_absent(tmp_path, str(journal.contents))
 
 

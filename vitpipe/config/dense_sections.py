@@ -40,6 +40,7 @@ class DenseConfig(LoopConfig):
 
     effects: ClassVar[Effects] = Effects(
         weights="drop_path flip_probability",
+        nothing="register_model",
     )
 
     # Images per GPU in iTPN's released launch lines.
@@ -47,6 +48,8 @@ class DenseConfig(LoopConfig):
     drop_path: Ratio = 0.0
     flip_probability: Ratio = 0.5
     log_every_steps: Count = 50
+    # Into MLflow's model registry, where it can be served.
+    register_model: bool = False
 
 
 class DetectConfig(DenseConfig):

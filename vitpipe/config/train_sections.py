@@ -204,7 +204,7 @@ class ClassifyConfig(TrainConfig):
         weights="method drop_path",
         figures="eval_crop_ratio eval_batch",
         # Curves only: neither weights nor results, so what is finished needs no other ones.
-        nothing="validate_epochs",
+        nothing="validate_epochs register_model",
     )
 
     method: SupervisedMethod = Field(default_factory=lambda: settings_of(METHODS, "classify"))
@@ -214,3 +214,5 @@ class ClassifyConfig(TrainConfig):
     eval_batch: Count = 64
     # The validation set is measured this often during training; null for never, when time is measured.
     validate_epochs: Positive | None = 1.0
+    # Into MLflow's model registry, where it can be served.
+    register_model: bool = False

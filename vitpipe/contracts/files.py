@@ -64,6 +64,19 @@ def read_keys(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def linked_or_copied(source: Path, target: Path) -> None:
+    """Give a file that is replaced but never edited a second name, or copy it to another disk.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copyfile(source, target)
+
+
 def sync_folder(folder: Path) -> None:
     """Force renames inside a folder to the disk, where the file system knows how."""
     try:

@@ -52,22 +52,30 @@ def coco_results(sample: Any, category_ids: Sequence[int]) -> list[dict[str, Any
             (N,), masks (N, H, W).
         category_ids: COCO's id of each label.
     """
-    from faster_coco_eval import mask as coding
-
     found = sample.pred_instances.cpu().numpy()
-    # The encoder reads (H, W, N) in column-major order, as pycocotools' does.
-    masks = np.asfortranarray(found.masks.transpose(1, 2, 0).astype(np.uint8))
-    codes = coding.encode(masks) if len(found.scores) else []
     return [
         {
             "image_id": sample.img_id,
             "category_id": category_ids[label],
             "bbox": [float(x) for x in (box[0], box[1], box[2] - box[0], box[3] - box[1])],
             "score": float(score),
-            "segmentation": {"size": list(code["size"]), "counts": _text(code["counts"])},
+            "segmentation": {"size": list(mask.shape), "counts": code},
         }
-        for box, score, label, code in zip(found.bboxes, found.scores, found.labels, codes, strict=True)
+        for box, score, label, mask, code in zip(
+            found.bboxes, found.scores, found.labels, found.masks, encoded_masks(found.masks), strict=True
+        )
     ]
+
+
+def encoded_masks(masks: NDArray[np.bool_]) -> list[str]:
+    """Masks (N, H, W) -> COCO's run-length codes as texts."""
+    from faster_coco_eval import mask as coding
+
+    if not len(masks):
+        return []
+    # The encoder reads (H, W, N) in column-major order, as pycocotools' does.
+    columns = np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))
+    return [_text(code["counts"]) for code in coding.encode(columns)]
 
 
 def coco_ap(annotations: Path, results: Sequence[Mapping[str, Any]], kind: Kind) -> CocoResult:

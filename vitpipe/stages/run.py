@@ -118,6 +118,7 @@ def run_stage(
         metrics: dict[str, float] = part_of(STAGE_PACKAGE, name, "stage", "run")(ctx)
         if job.rank == 0:
             write_metrics(folder, metrics)
+            _offer_model(ctx, metrics)
             # Before the card: the logger writes the last tables, and the card names every file.
             getattr(logger, "succeed", lambda: None)()
             card = make_card(job.stage, ctx, job.identity, job.parents, job.libraries)
@@ -128,6 +129,14 @@ def run_stage(
             }
             write_card(folder, card, make_run_record(job.stage, ctx, started).model_copy(update=known))
     return metrics
+
+
+def _offer_model(ctx: StageContext, metrics: dict[str, float]) -> None:
+    # Other stages have no use for what this imports: the report, Pillow.
+    if getattr(getattr(ctx.recipe, ctx.stage, None), "register_model", False):
+        from vitpipe.stages.offered_model import offer_model
+
+        offer_model(ctx, metrics)
 
 
 def _open_job(name: str, recipe: Recipe, inputs: Mapping[str, Path], out: Path, state: Path | None) -> _Job:

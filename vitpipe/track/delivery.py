@@ -31,7 +31,8 @@ from vitpipe.track.mlflow_names import (
     stage_tags,
 )
 from vitpipe.track.mlflow_runs import Runs, in_batches
-from vitpipe.track.outbox import Outbox, SentState
+from vitpipe.track.model_registry import Registry
+from vitpipe.track.outbox import MODEL_FOLDER, Outbox, SentState
 from vitpipe.track.producer import Producer
 from vitpipe.track.server import address_in_environment, address_to_use, connect, does_not_exist
 
@@ -136,7 +137,8 @@ class Delivery:
             # compared with MLflow's history; datasets and files replace themselves, and statuses are compared
             # by time.
             self._must_compare = True
-            self._store_sent(num_points=0, num_datasets=0, num_files=0, num_summaries=0, num_statuses=0)
+            counts = ("points", "datasets", "files", "models", "summaries", "statuses")
+            self._store_sent(**{f"num_{name}": 0 for name in counts})
         if self._client is None:
             self._client = connect(self.address, on_answer=self._on_answer)
             started_ms = contents.statuses[0][1] if contents.statuses else None
@@ -153,6 +155,10 @@ class Delivery:
             run_id = self.sent.run_id if file.target == "run" else self.sent.parent_id
             self._send_file(run_id or self.sent.run_id, file.path)
             self._store_sent(num_files=self.sent.num_files + 1)
+        while self.sent.num_models < len(contents.models):
+            model = contents.models[self.sent.num_models]
+            self._registry().add(self.sent.run_id, model, self.outbox.files / MODEL_FOLDER)
+            self._store_sent(num_models=self.sent.num_models + 1)
         while self.sent.num_summaries < len(contents.summaries):
             self._send_summary(contents.summaries[self.sent.num_summaries])
             self._store_sent(num_summaries=self.sent.num_summaries + 1)
@@ -210,7 +216,13 @@ class Delivery:
         """Store the run IDs; for a run that replaces another one, reset its counts of records."""
         changes: dict[str, Any] = {"run_id": run_id, "parent_id": parent_id}
         if self.sent.run_id and run_id != self.sent.run_id:
-            changes |= {"num_points": 0, "num_datasets": 0, "num_files": 0, "num_statuses": 0}
+            changes |= {
+                "num_points": 0,
+                "num_datasets": 0,
+                "num_files": 0,
+                "num_models": 0,
+                "num_statuses": 0,
+            }
         if self.sent.run_id and parent_id != self.sent.parent_id:
             # One count covers the files of both runs; those of the stage's run are uploaded again and
             # replaced.
@@ -292,6 +304,11 @@ class Delivery:
         labels = [RunTag(key, hidden(value)[:MAX_TAG_LENGTH]) for key, value in tags.items()]
         for some_items, some_labels in in_batches(items, labels):
             self._client.log_batch(parent_id, metrics=some_items, tags=some_labels)
+        for run_id, card in summary.cards.items():
+            self._registry().replace_card(run_id, card)
+
+    def _registry(self) -> Registry:
+        return Registry(self._client, str(self.address), self._warn)
 
     def _summary_metrics(self, parent_id: str, summary: PipelineSummary) -> set[str]:
         """Metrics of this summary that the pipeline's run already has."""

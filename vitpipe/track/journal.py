@@ -11,6 +11,7 @@ One JSON object per line, written by one process and read by another (the upload
     {"rewind": n}                                         discard pending points after step n
     {"dataset": {"name": ..., "digest": ..., ...}}        a dataset that the stage reads
     {"file": "tables/x.json", "to": "run" | "pipeline"}   an artifact below files/
+    {"model": {"name": ..., "kind": ..., "facts": ...}}   a model for the registry, its files in files/model/
     {"summary": {"metrics": ..., "tags": ...}, "time": ms} goes to the pipeline's run
     {"status": "RUNNING" | "FINISHED" | ..., "time": ms}
 
@@ -68,12 +69,38 @@ class ArtifactFile:
 
 
 @dataclass(frozen=True)
+class OfferedModel:
+    """A model for the registry, whose files lie in `files/model/`.
+
+    Attributes:
+        name: of the registered model.
+        kind: of the stage's dataset, which says what it predicts.
+        headline: metric by which versions are compared; a higher value is better.
+        value: of this metric.
+        dataset: name and digest of the set that it was measured on: only there are versions compared.
+        facts: further tags of the version.
+    """
+
+    name: str
+    kind: str
+    headline: str
+    value: float
+    dataset: str
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
 class PipelineSummary:
-    """Metrics and tags for the pipeline's run, recorded by its last stage."""
+    """Metrics and tags for the pipeline's run, recorded by its last stage.
+
+    Attributes:
+        cards: MLflow run of a stage -> the card of its registered model, with the verdict.
+    """
 
     metrics: dict[str, float]
     tags: dict[str, str]
     time_ms: int
+    cards: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,7 +110,7 @@ class JournalContents:
     Attributes:
         final: committed points, in the order of their commits; one per name and step.
         pending: points that a resume may still discard.
-        datasets: without duplicates; a resumed stage records them again.
+        datasets, models: without duplicates; a resumed stage records them again.
         statuses: (status, time in milliseconds since the epoch); the times increase strictly.
         num_damaged: lines that could not be read.
         last_ms: time of the latest record, milliseconds since the epoch; the stage was alive then.
@@ -93,6 +120,7 @@ class JournalContents:
     pending: dict[tuple[str, int], Point] = field(default_factory=dict)
     datasets: list[UsedDataset] = field(default_factory=list)
     files: list[ArtifactFile] = field(default_factory=list)
+    models: list[OfferedModel] = field(default_factory=list)
     summaries: list[PipelineSummary] = field(default_factory=list)
     statuses: list[tuple[Status, int]] = field(default_factory=list)
     num_damaged: int = 0
@@ -144,6 +172,10 @@ class JournalContents:
                 self.datasets.append(used)
         elif "file" in record:
             self.files.append(ArtifactFile(record["file"], record["to"]))
+        elif "model" in record:
+            model = OfferedModel(**record["model"])
+            if model not in self.models:
+                self.models.append(model)
         elif "summary" in record:
             self.summaries.append(PipelineSummary(time_ms=record["time"], **record["summary"]))
         elif "status" in record:
@@ -229,10 +261,16 @@ class Journal:
         """Record a file below `files/` that is to be uploaded as an artifact."""
         self._append({"file": path, "to": target})
 
-    def summary(self, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
-        """Record metrics and tags for the pipeline's run."""
-        numbers = {name: float(value) for name, value in metrics.items()}
-        self._append({"summary": {"metrics": numbers, "tags": without_credentials(tags)}})
+    def model(self, offered: OfferedModel) -> None:
+        """Record a model whose files lie in `files/model/`."""
+        self._append({"model": without_credentials(asdict(offered))})
+
+    def summary(
+        self, metrics: Mapping[str, float], tags: Mapping[str, str], cards: Mapping[str, str]
+    ) -> None:
+        """Record metrics and tags for the pipeline's run, and cards of models, see `PipelineSummary`."""
+        texts = {"tags": without_credentials(tags), "cards": without_credentials(cards)}
+        self._append({"summary": {"metrics": {name: float(v) for name, v in metrics.items()}, **texts}})
 
     def status(self, status: Status) -> None:
         """Record that the stage runs, or its final status."""

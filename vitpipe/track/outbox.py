@@ -2,7 +2,7 @@
 
 box.json        origin: stage, pipeline, parameters, tags, tracking URI; written once
 journal.jsonl   events of the stage (see journal.py); written by the stage
-files/          artifacts: tables, figures, pages; written by the stage
+files/          artifacts: tables, figures, pages, a model; written by the stage
 producer.json   the stage's process; the file's modification time is its heartbeat
 sent.json       what MLflow has received; written by the uploader
 contact.json    whether MLflow answers; written by the uploader
@@ -30,6 +30,7 @@ from vitpipe.track.journal import JournalContents, JournalReader
 from vitpipe.track.producer import Producer, changed_recently
 
 OUTBOX_FOLDER = "track"  # in a stage's state folder
+MODEL_FOLDER = "model"  # in `files/`: what a registered model consists of
 # File names and JSON keys are an on-disk format: outboxes of earlier versions must still be sent.
 OUTBOX_FILE, JOURNAL, FILES, SENT, SERVER_STATUS, LOCK, PRODUCER = (
     "box.json",
@@ -89,6 +90,7 @@ class SentState(BaseModel):
     num_points: int = 0
     num_datasets: int = 0
     num_files: int = 0
+    num_models: int = 0
     num_summaries: int = 0
     num_statuses: int = 0
     num_judged: int = 0
@@ -99,6 +101,7 @@ class SentState(BaseModel):
             self.num_points >= len(contents.final)
             and self.num_datasets >= len(contents.datasets)
             and self.num_files >= len(contents.files)
+            and self.num_models >= len(contents.models)
             and self.num_summaries >= len(contents.summaries)
             and self.num_statuses >= len(contents.statuses)
         )

@@ -24,10 +24,10 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.artifact import HISTORY, read_metrics, write_table
 from vitpipe.contracts.errors import StoppedError, StorageError, disk_errors
-from vitpipe.contracts.files import write_whole
+from vitpipe.contracts.files import linked_or_copied, write_whole
 from vitpipe.track.console import Console
-from vitpipe.track.journal import Journal, Status, Target, UsedDataset, without_credentials
-from vitpipe.track.outbox import OUTBOX_FOLDER, Origin, Outbox, plain_value, table_as_json
+from vitpipe.track.journal import Journal, OfferedModel, Status, Target, UsedDataset, without_credentials
+from vitpipe.track.outbox import MODEL_FOLDER, OUTBOX_FOLDER, Origin, Outbox, plain_value, table_as_json
 from vitpipe.track.producer import Producer
 from vitpipe.track.run_values import flatten, run_title, sections_in_use
 from vitpipe.track.server import EXPERIMENT, OFF, address_to_use, store_address
@@ -132,6 +132,25 @@ class StageRun:
             else:
                 write_whole(path, content)
         self.journal.file(name, target)
+        self._wake()
+
+    def offer_model(self, offered: OfferedModel, files: Mapping[str, str | bytes | Path]) -> None:
+        """Record a model for MLflow's registry; nothing is kept when tracking is off.
+
+        Args:
+            files: name -> content, or a file; see `model_folder`.
+        """
+        if self._uploader is None:
+            return
+        for name, content in files.items():
+            path = self.outbox.files / MODEL_FOLDER / name
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, Path):
+                    linked_or_copied(content, path)
+                else:
+                    path.write_bytes(content.encode() if isinstance(content, str) else content)
+        self.journal.model(offered)
         self._wake()
 
     def say(self, line: str) -> None:

@@ -19,6 +19,7 @@ def log_pipeline_summary(
     verdicts: Sequence[Mapping[str, Any]] = (),
     references: Sequence[Mapping[str, Any]] = (),
     files: Mapping[str, Path] | None = None,
+    cards: Mapping[str, str] | None = None,
     note: str = "",
 ) -> None:
     """Log final metrics of every stage, the verdict tables and the report to the pipeline's run.
@@ -31,6 +32,7 @@ def log_pipeline_summary(
         artifacts: stage -> finished output folder.
         verdicts, references: rows beside the published ones, and beside recorded results of ours.
         files: name in MLflow -> file, for example `report.html`.
+        cards: MLflow run of a stage -> card of its registered model.
         note: Markdown that MLflow shows as the run's description.
     """
     if not isinstance(logger, StageRun):
@@ -52,4 +54,5 @@ def log_pipeline_summary(
     for name, path in (files or {}).items():
         logger.log_file(name, path, target="pipeline")
     # `tracking_run` is empty for a stage whose run was not in MLflow when it ended.
-    logger.journal.summary(metrics, {key: value for key, value in tags.items() if value})
+    known = {key: value for key, value in tags.items() if value}
+    logger.journal.summary(metrics, known, cards or {})

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from vitpipe.config.section import Effects
 from vitpipe.config.train_sections import ClassifyConfig
 from vitpipe.contracts.graph import CLASSES, DATA, EIGHT_GPUS, Stage
+
+
+class FinetuneConfig(ClassifyConfig):
+    """Fine-tuning on the target classes; its result is a model that people use."""
+
+    effects: ClassVar[Effects] = Effects()
+
+    register_model: bool = True
+
 
 STAGE = Stage(
     name="finetune",
@@ -19,4 +31,4 @@ STAGE = Stage(
     curves=("train/loss", "val/top1"),
     gives_weights=True,
 )
-CONFIG = ClassifyConfig
+CONFIG = FinetuneConfig

@@ -22,6 +22,7 @@ from vitpipe.report.reference_table import reference_rows
 from vitpipe.report.results import RunResults, open_results
 from vitpipe.report.write_report import Report, build_report, verdict_lines
 from vitpipe.stages.context import StageContext
+from vitpipe.stages.offered_model import cards_with_verdicts
 from vitpipe.stages.output_folders import check_result_folder
 from vitpipe.stages.recorded_recipe import mismatches_of
 from vitpipe.track.summary import log_pipeline_summary
@@ -59,6 +60,7 @@ def run(ctx: StageContext) -> dict[str, float]:
             **{file.name: file for file in (report.html, report.markdown)},
             **{f"figures/{path.name}": path for path in report.figures.values()},
         },
+        cards=cards_with_verdicts(results, report.verdicts),
         note=report.note,
     )
     _print_summary(ctx, report)
