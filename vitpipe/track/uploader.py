@@ -184,6 +184,7 @@ def upload(outbox: Outbox, stage: StageProcess) -> bool:
     """
     # Imported here because these modules are only needed in the uploader's own process.
     from vitpipe.track.delivery import Delivery, print_to_stderr
+    from vitpipe.track.system_metrics import SystemMetrics
 
     notes: list[str] = []
 
@@ -195,6 +196,7 @@ def upload(outbox: Outbox, stage: StageProcess) -> bool:
         outbox.write_server_status(ServerStatus(reached=True, note="; ".join(notes)))
 
     delivery = Delivery(outbox, warn=warn, on_answer=report_answer)
+    machine = SystemMetrics(delivery.address)
     pause, is_sent = 0.0, False
     while True:
         stage.has_ended = stage.has_ended or stage.is_dead
@@ -208,11 +210,15 @@ def upload(outbox: Outbox, stage: StageProcess) -> bool:
                 delivery.mark_killed(ended=stage.producer, now_ms=died_ms)
             is_sent, pause = True, 0.0
             report_answer()
+            if not is_last:
+                machine.begin(delivery.sent.run_id)
         except (TrackingError, StorageError) as error:
             is_sent, pause = False, min(max(2 * pause, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
             outbox.write_server_status(ServerStatus(reached=False, reason=error.what, fix=error.fix))
             print_to_stderr(str(error))
         if is_last:
+            if is_sent:
+                machine.end()
             return is_sent
         stage.wait(pause)
 
