@@ -80,6 +80,12 @@ def test_the_compiled_commands_give_what_dvc_gives(by_dvc, tmp_path, monkeypatch
     assert run_package(tmp_path, monkeypatch) == by_dvc
 
 
+def test_tables_in_mlflow_name_classes_in_words(chain):
+    tables = chain.parents[3].rglob("mlartifacts/**/tables/per_class.json")
+    texts = [file.read_text(encoding="utf-8") for file in tables]
+    assert sum("digit seven" in text for text in texts) >= 2, "of finetune and evaluate"
+
+
 def test_the_registered_model_predicts_what_was_measured(chain):
     """By the files in MLflow alone: its top-1 over the validation set is the stage's, to the last digit."""
     from mlflow import MlflowClient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -39,6 +40,17 @@ def read_set(folder: Path, name: str) -> Manifest:
         DatasetError: if it is missing or damaged.
     """
     return read_manifest(folder / name, SetManifest).root
+
+
+def readable_classes(manifest: Manifest) -> dict[str, str]:
+    """Class key -> name for people, of a set whose keys are none, such as ImageNet's `n01440764`.
+
+    A name that two classes share (ImageNet's crane is a bird and a machine) gets its key behind it.
+    """
+    names = manifest.class_names if isinstance(manifest, ShardManifest) else ()
+    pairs = [(key, name) for key, name in zip(manifest.classes, names, strict=bool(names)) if name]
+    counts = Counter(name for _, name in pairs)
+    return {key: name if counts[name] == 1 else f"{name} ({key})" for key, name in pairs}
 
 
 def split_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from vitpipe.contracts.artifact import (
     writing,
 )
 from vitpipe.contracts.discovery import PACKAGE, part_of
-from vitpipe.contracts.errors import ArtifactError, RecipeError, some
+from vitpipe.contracts.errors import ArtifactError, DatasetError, RecipeError, some
 from vitpipe.contracts.git import git_links
 from vitpipe.contracts.graph import STAGE_PACKAGE, Node, Stage, all_stages, graph_of
 from vitpipe.contracts.logger import RunLogger
@@ -40,7 +40,7 @@ from vitpipe.stages.folder_lock import locked_folders
 from vitpipe.stages.launch import choose_threads
 from vitpipe.stages.output_folders import OutputFolders, check_output_folders
 from vitpipe.stages.resume import Claim, claim_state, mark_finished, release_states
-from vitpipe.stages.weights_identity import weights_identity
+from vitpipe.stages.weights_identity import dataset_read, weights_identity
 
 if TYPE_CHECKING:
     from vitpipe.train.ranks import Ranks
@@ -220,8 +220,22 @@ def _logger(job: _Job, folder: Path, chain: str) -> Iterator[RunLogger]:
         provenance=_provenance(job),
         params=recipe_sections(job.recipe, job.stage.sections),
         pipeline=chain,
+        class_names=_class_names(job),
     ) as logger:
         yield logger
+
+
+def _class_names(job: _Job) -> dict[str, str]:
+    """Class key -> name for people, of the dataset that the stage reads."""
+    dataset = dataset_read(job.stage.name, job.recipe, job.inputs)
+    if dataset is None or "data" not in job.inputs:
+        return {}
+    from vitpipe.prepare.set_summary import read_set, readable_classes
+
+    # Its absence is the stage's to report.
+    with suppress(DatasetError):
+        return readable_classes(read_set(job.inputs["data"].path, dataset))
+    return {}
 
 
 def _provenance(job: _Job) -> dict[str, Any]:

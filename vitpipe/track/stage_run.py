@@ -34,6 +34,7 @@ from vitpipe.track.server import EXPERIMENT, OFF, address_to_use, store_address
 from vitpipe.track.sync import UNSENT_SUFFIX, keep_unsent
 from vitpipe.track.uploader import Uploader
 
+_CLASS_COLUMNS = ("class", "true", "predicted")
 _RUN_SECONDS = 30.0  # at most for the ID of the run, which the stage's card names
 _CHECK_SECONDS = 5.0  # between checks of the server's status, each of which reads a file
 
@@ -69,8 +70,16 @@ class SilentLogger:
 class StageRun:
     """The logger of rank 0 (`RunLogger`). Made by `stage_run`."""
 
-    def __init__(self, stage: str, folder: Path, outbox: Outbox, address: Address) -> None:
+    def __init__(
+        self,
+        stage: str,
+        folder: Path,
+        outbox: Outbox,
+        address: Address,
+        class_names: Mapping[str, str] | None = None,
+    ) -> None:
         self.stage, self.folder, self.outbox, self.address = stage, folder, outbox, address
+        self._class_names = dict(class_names or {})
         self.console = Console(stage)
         # Before RUNNING is recorded: an uploader of an earlier process that reads it must see that this
         # process is alive, or it would mark the run KILLED.
@@ -105,11 +114,21 @@ class StageRun:
         self.journal.rewind(step)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write `tables/NAME.csv` into the stage's folder and upload the table to MLflow."""
+        """Write `tables/NAME.csv` into the stage's folder and upload the table to MLflow.
+
+        MLflow gets the names of classes, the file their keys, by which other stages find them.
+        """
         if not rows:
             return
         write_table(self.folder, name, rows)
-        self.log_file(f"tables/{name}.json", table_as_json([dict(row) for row in rows]))
+        shown = [
+            {
+                key: self._class_names.get(value, value) if key in _CLASS_COLUMNS else value
+                for key, value in row.items()
+            }
+            for row in rows
+        ]
+        self.log_file(f"tables/{name}.json", table_as_json(shown))
 
     def figure(self, name: str, path: Path) -> None:
         """Upload an image file to MLflow as `figures/NAME` with the file's suffix."""
@@ -248,6 +267,7 @@ def stage_run(
     params: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     pipeline: str | None = None,
+    class_names: Mapping[str, str] | None = None,
     address: Address | str | None = None,
 ) -> Iterator[StageRun]:
     """Track one stage; on rank 0 only.
@@ -263,6 +283,7 @@ def stage_run(
         params: the recipe sections that the stage reads, nested.
         provenance: digests, kept as the artifact `provenance.json`.
         pipeline: key that the stages of one pipeline run share; by default recipe, profile and digest.
+        class_names: class key -> name for people.
         address: tracking URI with credentials; by default `store_address(current folder)`.
 
     Raises:
@@ -274,7 +295,8 @@ def stage_run(
     origin = outbox.open(_origin(stage, recipe, dict(tags or {}), params or {}, pipeline, given))
     sent = outbox.sent()
     may_have_run = sent is None or bool(sent.run_id)
-    run = StageRun(stage, folder, outbox, address_to_use(origin.store, given, may_have_run=may_have_run))
+    address = address_to_use(origin.store, given, may_have_run=may_have_run)
+    run = StageRun(stage, folder, outbox, address, class_names)
     keep_at = state.parent / f"{state.stem}{UNSENT_SUFFIX}"
     status: Status = "FAILED"
     try:
