@@ -57,6 +57,9 @@ class InProcessUploader:
     def server_status(self):
         return None
 
+    def begin(self):
+        pass
+
     def wake(self):
         self._delivery.sync()
 

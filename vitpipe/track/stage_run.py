@@ -23,7 +23,7 @@ from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.artifact import HISTORY, read_metrics, write_table
-from vitpipe.contracts.errors import StoppedError, StorageError, disk_errors
+from vitpipe.contracts.errors import InputError, StoppedError, StorageError, disk_errors
 from vitpipe.contracts.files import linked_or_copied, write_whole
 from vitpipe.track.console import Console
 from vitpipe.track.journal import Journal, OfferedModel, Status, Target, UsedDataset, without_credentials
@@ -87,6 +87,7 @@ class StageRun:
         self.journal = Journal(outbox.journal)
         if num_damaged := self.journal.contents.num_damaged:
             self.say(f"{outbox.journal}: damaged lines skipped: {num_damaged}")
+        self._is_new = not self.journal.contents.statuses
         self.journal.status("RUNNING")
         self._uploader = None if address == OFF else Uploader(outbox, address)
         self._has_warned, self._has_succeeded = False, False
@@ -96,6 +97,7 @@ class StageRun:
     def run_id(self) -> str:
         """ID of the MLflow run; waits for MLflow's first answer. Empty when it does not answer."""
         if self._uploader is not None:
+            self._uploader.begin()
             self._uploader.wait_for_run(_RUN_SECONDS)
         return self.outbox.run_id
 
@@ -107,6 +109,8 @@ class StageRun:
     def commit(self, step: int) -> None:
         """Make points up to `step` final: they are on disk when this returns, and are then sent."""
         self.journal.commit(step)
+        if self._uploader is not None:
+            self._uploader.begin()
         self._wake()
 
     def rewind(self, step: int) -> None:
@@ -205,6 +209,21 @@ class StageRun:
             self.journal.points(metrics, contents.last_step)
             self.journal.commit()
 
+    def withdraw(self) -> bool:
+        """Forget a stage that has refused its input before MLflow has heard of it.
+
+        Returns:
+            Whether MLflow knows nothing of this process; a run of an earlier one stays as it is.
+        """
+        if self._uploader is not None and not self._uploader.withdraw():
+            return False
+        self.journal.close()
+        self.console.close()
+        # What an earlier process could not send is still to be sent.
+        if self._is_new:
+            shutil.rmtree(self.outbox.folder, ignore_errors=True)
+        return True
+
     def end(self, status: Status, keep_at: Path) -> None:
         """Record the final status and wait until everything is sent; what cannot be sent is kept.
 
@@ -274,7 +293,8 @@ def stage_run(
 
     Continues the MLflow run of the outbox in `state`, else the one that Kubeflow's MLflow plugin sets by
     `MLFLOW_RUN_ID` (removed from the environment), else creates a run below the pipeline's run, which the
-    first stage creates. The final status is FINISHED, KILLED after SIGINT or SIGTERM, else FAILED.
+    first stage creates. The final status is FINISHED, KILLED after SIGINT or SIGTERM, else FAILED; a stage
+    that refuses its input before it has numbers leaves no run.
 
     Args:
         folder: the stage's output folder, for tables.
@@ -299,6 +319,7 @@ def stage_run(
     run = StageRun(stage, folder, outbox, address, class_names)
     keep_at = state.parent / f"{state.stem}{UNSENT_SUFFIX}"
     status: Status = "FAILED"
+    is_withdrawn = False
     try:
         if provenance:
             run.log_file("provenance.json", json.dumps(provenance, indent=2) + "\n")
@@ -308,8 +329,12 @@ def stage_run(
     except (KeyboardInterrupt, SystemExit, StoppedError):
         status = "KILLED"
         raise
+    except InputError:
+        is_withdrawn = run.withdraw()
+        raise
     finally:
-        run.end(status, keep_at)
+        if not is_withdrawn:
+            run.end(status, keep_at)
 
 
 def _origin(

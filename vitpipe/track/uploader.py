@@ -3,6 +3,9 @@
 Importing MLflow takes three seconds and a quarter of a gigabyte, and a server may be slow or unreachable.
 None of that affects the training process, which only writes the journal and notifies the uploader by a pipe.
 
+The run appears in MLflow with the stage's first committed numbers, or after `HOLD_SECONDS`: a stage that
+refuses its input in the first seconds leaves no failed run behind.
+
 At its end the stage writes "end" to the pipe: the uploader sends the rest and exits. A killed stage cannot
 write it, and the pipe does not end either, because forked loader workers may survive and hold its other end
 open. So the uploader also checks whether the stage is still its parent. After the stage's death it sends what
@@ -12,6 +15,7 @@ is final, marks the run KILLED, and exits after `GRACE_SECONDS` at the latest.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import select
@@ -44,7 +48,9 @@ FINISH_SECONDS, STALLED_SECONDS = 120.0, 60.0  # while MLflow answers: in total,
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 300.0  # between attempts while MLflow does not answer
 # The heartbeat is a sixth of `STALE_SECONDS` (producer.py).
 _POLL_SECONDS, _HEARTBEAT_SECONDS, _WAIT_STEP_SECONDS = 1.0, 30.0, 0.05
-_WAKE, _END = b"wake\n", b"end\n"
+# Reading a recipe and opening a dataset takes less on any machine but a very busy one.
+HOLD_SECONDS = 15.0
+_WAKE, _BEGIN, _END = b"wake\n", b"begin\n", b"end\n"
 
 
 class Uploader:
@@ -71,6 +77,22 @@ class Uploader:
     def wake(self) -> None:
         """Notify the uploader of new records."""
         self._write(_WAKE)
+
+    def begin(self) -> None:
+        """Let the run appear in MLflow: the stage has something to show."""
+        self._write(_BEGIN)
+
+    def withdraw(self) -> bool:
+        """Stop an uploader that has not begun.
+
+        Returns:
+            Whether nothing of this process has reached MLflow.
+        """
+        if self.server_status() is not None:
+            return False  # it has begun to ask
+        self._process.kill()
+        self._process.wait()
+        return self.server_status() is None
 
     def server_status(self) -> ServerStatus | None:
         """Whether MLflow answers this uploader; None before its first attempt."""
@@ -133,12 +155,19 @@ class StageProcess:
     """The stage as seen by its uploader: its messages on the pipe, and whether its process is alive.
 
     Attributes:
+        has_begun: its run may appear in MLflow.
         has_ended: the stage has finished or was killed.
     """
 
     def __init__(self, producer: Producer, pipe: IO[bytes]) -> None:
-        self.producer, self.has_ended = producer, False
+        self.producer, self.has_begun, self.has_ended = producer, False, False
         self._pipe = pipe
+
+    def hold(self, seconds: float) -> None:
+        """Wait until the run may appear: the stage says so or ends, or `seconds` have passed."""
+        until = time.monotonic() + seconds
+        while not self.has_begun and not self.has_ended and (left := until - time.monotonic()) > 0:
+            self.wait(left)
 
     @property
     def is_dead(self) -> bool:
@@ -149,7 +178,7 @@ class StageProcess:
 
     def wait(self, pause: float) -> None:
         """Wait for the next message, or `pause` seconds if that is not 0; return when the stage has ended."""
-        until = time.monotonic() + pause if pause else float("inf")
+        until, had_begun = time.monotonic() + pause if pause else float("inf"), self.has_begun
         while not self.has_ended and time.monotonic() < until:
             left = max(0.0, min(_POLL_SECONDS, until - time.monotonic()))
             if self.is_dead:
@@ -157,7 +186,10 @@ class StageProcess:
             elif select.select([self._pipe], [], [], left)[0]:
                 # All that is in the pipe at once: many commits are one reason to send.
                 received = os.read(self._pipe.fileno(), 65536)
+                self.has_begun = self.has_begun or _BEGIN in received
                 self.has_ended = not received or received.endswith(_END)
+                if self.has_begun and not had_begun:
+                    return
                 # A stage commits often; without an answer from MLflow it must not be asked at every commit.
                 if not pause:
                     return
@@ -266,6 +298,9 @@ def main() -> None:
     outbox = Outbox(Path(sys.argv[1]))
     stage = StageProcess(Producer.model_validate_json(sys.argv[2]), sys.stdin.buffer)
     threading.Thread(target=stage.watch, args=(outbox,), daemon=True).start()
+    # Meanwhile: the longest part of the start.
+    importlib.import_module("mlflow.tracking")
+    stage.hold(HOLD_SECONDS)
     # The uploader of an earlier process of this stage may still be sending; it releases the lock when it
     # exits.
     with outbox.locked(wait=True):
