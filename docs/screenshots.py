@@ -23,8 +23,8 @@ from pathlib import Path
 from urllib.parse import quote
 from urllib.request import urlopen
 
-_START_SECONDS, _PAGE_MS = 120, 15_000
-_WIDTH = 1400
+_START_SECONDS, _PAGE_MS = 300, 15_000
+_WIDTH = 1600
 _COMPARED = 4
 
 
@@ -61,7 +61,16 @@ def main(store: str, folder: Path) -> None:
 def _served(store: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-    command = [Path(sys.executable).parent / "mlflow", "ui", "--backend-store-uri", store, "--port", port]
+    command = [
+        Path(sys.executable).parent / "mlflow",
+        "ui",
+        "--backend-store-uri",
+        store,
+        "--port",
+        port,
+        "--workers",
+        "1",
+    ]
     server = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -85,6 +94,7 @@ def _photograph(address: str, file: Path, height: int) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         raise SystemExit("Chromium is not installed")
+    # MLflow's page asks its server for ever; a busy machine may never find it at rest.
     subprocess.run(
         [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
@@ -92,7 +102,7 @@ def _photograph(address: str, file: Path, height: int) -> None:
             f"--virtual-time-budget={_PAGE_MS}", "--hide-scrollbars", f"--window-size={_WIDTH},{height}",
             f"--screenshot={file.resolve()}", address,
         ],
-        check=True, capture_output=True,
+        check=True, capture_output=True, timeout=180,
     )  # fmt: skip
 
 

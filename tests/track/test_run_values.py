@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vitpipe.config.read import load_recipe
-from vitpipe.track.run_values import overridden, run_title, sections_in_use
+from vitpipe.track.run_values import compared_values, overridden, run_title, sections_in_use
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,14 @@ def test_parameters_that_the_run_does_not_read_are_left_out():
     full = sections_in_use(load_recipe("itpn/pixel_base", "full", ("data.root=/data",)))
     assert "embedded" not in full["data"]
     assert full["data"]["root"] == "/data"
+
+
+def test_runs_are_compared_by_what_can_change_a_result():
+    values = compared_values(load_recipe("itpn/pixel_base", "demo", ("seed=3",)))
+    assert [key for key in values if key.startswith("data.")] == ["data.source"]
+    assert values["seed"] == "3"
+    assert values["finetune.optim.base_lr"]
+    assert values["name"] == "itpn/pixel_base"
+    assert not [
+        key for key in values if key.endswith(("checkpoint_minutes", "register_model", "validate_epochs"))
+    ]

@@ -63,6 +63,21 @@ def sections_in_use(recipe: Recipe) -> dict[str, Any]:
     return kept
 
 
+def compared_values(recipe: Recipe) -> dict[str, str]:
+    """Dotted key -> value of what two runs of the chain are compared by in MLflow.
+
+    Left out of `sections_in_use` are values that change no result, and those of `data` except its source:
+    MLflow lists parameters by name, and fifteen sizes of the data would come first. The data are compared
+    by the digests of the datasets, which the run lists.
+    """
+    acting = flatten(recipe.acting())
+    return {
+        key: value
+        for key, value in flatten(sections_in_use(recipe)).items()
+        if key in acting and (not key.startswith("data.") or key == "data.source")
+    }
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested mappings as `a.b` -> text, without None and empty values."""
     flat: dict[str, str] = {}

@@ -29,7 +29,7 @@ from vitpipe.track.console import Console
 from vitpipe.track.journal import Journal, OfferedModel, Status, Target, UsedDataset, without_credentials
 from vitpipe.track.outbox import MODEL_FOLDER, OUTBOX_FOLDER, Origin, Outbox, plain_value, table_as_json
 from vitpipe.track.producer import Producer
-from vitpipe.track.run_values import flatten, run_title, sections_in_use
+from vitpipe.track.run_values import compared_values, flatten, run_title
 from vitpipe.track.server import EXPERIMENT, OFF, address_to_use, store_address
 from vitpipe.track.sync import UNSENT_SUFFIX, keep_unsent
 from vitpipe.track.uploader import Uploader
@@ -357,7 +357,7 @@ def _origin(
         pipeline_title=title,
         stage=stage,
         params=without_credentials(flatten(params)),
-        pipeline_params=without_credentials(flatten(sections_in_use(recipe))),
+        pipeline_params=without_credentials(compared_values(recipe)),
         tags=without_credentials(
             {"recipe": recipe.name, "profile": recipe.profile, **{k: str(v) for k, v in tags.items()}}
         ),
