@@ -148,8 +148,8 @@ def draw_confusion(
     axes.set_yticks(range(len(names)), texts)
     # The y axis points down, so that correct predictions are on the diagonal from the top left.
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), aspect="equal")
-    axes.set_xlabel("predicted class", color=palette.muted, fontsize=8)
-    axes.set_ylabel("true class", color=palette.muted, fontsize=8)
+    axes.set_xlabel("predicted", color=palette.muted, fontsize=8)
+    axes.set_ylabel("true", color=palette.muted, fontsize=8)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return figure
