@@ -12,6 +12,7 @@ from PIL import Image
 
 from vitpipe.config.read import load_recipe
 from vitpipe.data.image_grid import Section, Tile, write_grid
+from vitpipe.report.page import TEMPLATES
 from vitpipe.report.result_tables import metric_label
 from vitpipe.report.run_differences import difference_tables, results_side_by_side
 from vitpipe.report.verdict_table import facts_by_rows, verdict_table
@@ -236,3 +237,22 @@ def test_a_large_picture_keeps_its_words(picture_run, tmp_path):
         path.unlink()
     assert found.uri.startswith("data:image/jpeg")
     assert (found.note, found.width, found.height) == ("said by the stage", 916, 716)
+
+
+def _luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_has_the_contrast_of_wcag_in_both_themes(theme):
+    """At least 4.5 : 1, Web Content Accessibility Guidelines 2.2, criterion 1.4.3."""
+    css = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    values = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", css.split(":root {")[theme + 1]))
+    pairs = [(text, ground) for text in ("ink", "muted", "accent") for ground in ("paper", "card", "soft")]
+    pairs += [(kind, f"{kind}-soft") for kind in ("good", "near", "high", "low", "none")]
+    pairs += [("ink", "notice"), ("on-series", "series-0")]
+    for text, ground in pairs:
+        high, low = sorted((_luminance(values[text]), _luminance(values[ground])), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)

@@ -30,7 +30,9 @@ _PAPER = 255
 _CAPTION_FONT, _CAPTION_STRIP = 12, 18
 _TITLE_FONT, _TITLE_STRIP = 16, 24
 _LABEL_FONT = 11
-_HEAD_FONT, _LEGEND_STRIP, _SWATCH = 14, 22, 14
+_SWATCH = 14
+# Titles of columns and legends; a page shows wide sheets smaller than they are.
+_HEAD_FONT, _WIDE_HEAD_FONT, _WIDE = 14, 18, 700
 _FRAME_WIDTH = 2
 _MASK_OPACITY, _CLASS_OPACITY = 0.45, 0.6
 # Multiples of the golden ratio, modulo 1, are spread evenly for any number of classes.
@@ -270,11 +272,15 @@ def _cells(tiles: Sequence[Tile], width: int, columns: int) -> list[Tensor]:
     return cells + [_to_tensor(_blank(height + strip, width))] * (columns - len(cells))
 
 
+def _head_font(sheet_width: int) -> int:
+    return _WIDE_HEAD_FONT if sheet_width > _WIDE else _HEAD_FONT
+
+
 def _heads(places: Sequence[tuple[int, str]], width: int, sheet_width: int) -> Pixels:
     """Titles of columns, each cut to the width of its column."""
-    strip = _blank(_TITLE_STRIP, sheet_width).copy()
+    strip, size = _blank(_TITLE_STRIP, sheet_width).copy(), _head_font(sheet_width)
     for left, head in places:
-        strip[:, left : left + width] = _write(_blank(_TITLE_STRIP, width), [(0, 5, head)], _HEAD_FONT)
+        strip[:, left : left + width] = _write(_blank(_TITLE_STRIP, width), [(0, 2, head)], size)
     return strip
 
 
@@ -282,14 +288,17 @@ def _legend(entries: Sequence[tuple[tuple[int, int, int], str]], width: int) -> 
     """Swatches with names, from left to right in as many lines as they need; (H, width, 3)."""
     from PIL import ImageFont
 
-    font, lines, left = ImageFont.load_default(_HEAD_FONT), [_blank(_LEGEND_STRIP, width).copy()], _GAP
+    size = _head_font(width)
+    font, line = ImageFont.load_default(size), _blank(size + 8, width)
+    lines, left = [line.copy()], _GAP
     for colour, name in entries:
         needed = _SWATCH + 4 + round(font.getlength(name))
         if left > _GAP and left + needed > width - _GAP:
-            lines.append(_blank(_LEGEND_STRIP, width).copy())
+            lines.append(line.copy())
             left = _GAP
-        lines[-1][4 : 4 + _SWATCH, left : left + _SWATCH] = colour
-        lines[-1] = _write(lines[-1], [(left + _SWATCH + 4, 2, name)], _HEAD_FONT).copy()
+        top = (len(line) - _SWATCH) // 2
+        lines[-1][top : top + _SWATCH, left : left + _SWATCH] = colour
+        lines[-1] = _write(lines[-1], [(left + _SWATCH + 4, 2, name)], size).copy()
         left += needed + 2 * _GAP
     return np.concatenate(lines)
 
