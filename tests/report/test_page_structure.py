@@ -221,6 +221,25 @@ def test_each_fact_that_forbids_a_comparison_is_listed_once(demo_run):
     assert any(metric_label(verdicts[0].metric) in names for names, _ in listed)
 
 
+def test_pictures_of_several_runs_stand_side_by_side_and_explain_themselves_once(make_run, tmp_path):
+    runs = [
+        make_run(tmp_path / f"run{seed}", load_recipe("itpn/pixel_base", "demo", [f"seed={seed}"]))
+        for seed in range(3)
+    ]
+    # The pictures of seeds 1 and 2 are the same.
+    for run, grey in zip(runs, (7, 8, 8), strict=True):
+        tile = Tile(np.full((60, 90, 3), grey, np.uint8))
+        write_grid(
+            run.artifacts["detect"].path / "predictions.png", [Section("", [tile])], columns=1, note=NOTE
+        )
+    shown = Elements(build_report(runs, tmp_path / "out").html.read_text("utf-8"))
+    captions = [text for text in _texts(shown.all("figcaption")) if text.startswith("Predictions")]
+    assert captions == [f"Predictions · seed 0 {NOTE}", "Predictions · seed 1"]
+    figures = [e for e in shown.all("figure", "picture") if shown.inside(e, "results")]
+    assert len({id(e["around"][-2]) for e in figures}) == 1
+    assert figures[0]["around"][-2]["class"] == "beside"
+
+
 def test_a_picture_without_words_of_its_own_has_a_title_alone(page):
     assert "Contact sheet" in _texts(page.all("figcaption"))
 

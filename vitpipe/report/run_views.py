@@ -97,8 +97,8 @@ def run_views(runs: Sequence[RunResults], *, with_figures: bool = True) -> list[
 def stage_groups(views: Sequence[RunView]) -> list[StageGroup]:
     """The results by stage, in the order of interest.
 
-    A table that a stage shares with an earlier one of the list, or with another run, is shown once. Of
-    several runs the metrics are left out: the page shows them side by side.
+    A table, a picture or its note that a stage shares with an earlier one of the list, or with another run,
+    is shown once. Of several runs the metrics are left out: the page shows them side by side.
     """
     names = stages_by_interest([view.run for view in views])
     found: dict[str, list[tuple[str, StageView]]] = {}
@@ -220,8 +220,11 @@ def _without_repetitions(
             if key not in seen:
                 seen.add(key)
                 tables.append(table)
-        pictures = [picture for picture in stage.pictures if picture.uri not in seen]
-        seen |= {picture.uri for picture in pictures}
+        pictures = []
+        for picture in stage.pictures:
+            if picture.uri not in seen:
+                pictures.append(replace(picture, note="") if picture.note in seen else picture)
+                seen |= {picture.uri, picture.note}
         view = replace(stage, tables=tables, pictures=pictures)
         found.append((label, replace(view, metrics=None, coco=None) if several else view))
     return found
