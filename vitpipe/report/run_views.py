@@ -75,10 +75,17 @@ class RunView:
 
 @dataclass(frozen=True)
 class StageGroup:
-    """One stage of all runs: each run's label beside what it has there."""
+    """One stage of all runs: each run's label beside what it has there.
+
+    Attributes:
+        tables: (labels of the runs that have it, table).
+        owners: data URI of a picture -> labels of the runs that have it.
+    """
 
     name: str
     stages: list[tuple[str, StageView]]
+    tables: list[tuple[str, ShownTable]]
+    owners: Mapping[str, str]
 
     @property
     def is_wide(self) -> bool:
@@ -106,7 +113,7 @@ def stage_groups(views: Sequence[RunView]) -> list[StageGroup]:
         for stage in view.stages:
             found.setdefault(stage.name, []).append((view.label, stage))
     seen: set[Any] = set()
-    return [StageGroup(name, _without_repetitions(found[name], seen, len(views) > 1)) for name in names]
+    return [_stage_group(name, found[name], seen, len(views) > 1) for name in names]
 
 
 def grouped(views: Iterable[RunView], key: Callable[[RunView], Any]) -> list[tuple[str, RunView]]:
@@ -209,25 +216,33 @@ def _stage_view(run: RunResults, name: str, run_anchor: str, with_figures: bool)
     )
 
 
-def _without_repetitions(
-    stages: Sequence[tuple[str, StageView]], seen: set[Any], several: bool
-) -> list[tuple[str, StageView]]:
-    found = []
+def _stage_group(
+    name: str, stages: Sequence[tuple[str, StageView]], seen: set[Any], several: bool
+) -> StageGroup:
+    """Adds to `seen` what is shown: tables, pictures and their notes."""
+    owners: dict[Any, list[str]] = {}
+    tables: dict[Any, ShownTable] = {}
     for label, stage in stages:
-        tables = []
         for table in stage.tables:
             key = (table.name, table.columns, table.rows)
-            if key not in seen:
-                seen.add(key)
-                tables.append(table)
+            tables.setdefault(key, table)
+            owners.setdefault(key, []).append(label)
+        for picture in stage.pictures:
+            owners.setdefault(picture.uri, []).append(label)
+    names = {key: ", ".join(own) for key, own in owners.items()}
+    shown = [(names[key], table) for key, table in tables.items() if key not in seen]
+    seen |= set(tables)
+    views = []
+    for label, stage in stages:
         pictures = []
         for picture in stage.pictures:
             if picture.uri not in seen:
                 pictures.append(replace(picture, note="") if picture.note in seen else picture)
                 seen |= {picture.uri, picture.note}
-        view = replace(stage, tables=tables, pictures=pictures)
-        found.append((label, replace(view, metrics=None, coco=None) if several else view))
-    return found
+        view = replace(stage, pictures=pictures)
+        views.append((label, replace(view, metrics=None, coco=None) if several else view))
+    of_pictures = {picture.uri: names[picture.uri] for _, stage in stages for picture in stage.pictures}
+    return StageGroup(name, views, shown, of_pictures)
 
 
 def _headlines(
