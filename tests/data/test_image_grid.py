@@ -22,6 +22,8 @@ from vitpipe.data.image_grid import (
     draw_masks,
     draw_objects,
     fit,
+    legend_of,
+    note_of,
     optional_figure,
     side_by_side,
     write_grid,
@@ -178,3 +180,47 @@ def test_a_failed_figure_is_reported_and_a_full_disk_is_raised():
     assert "predictions was not drawn (ValueError: boxes are odd)" in lines[0]
     with pytest.raises(StorageError), optional_figure("predictions", lines.append):
         raise StorageError("The disk is full")
+
+
+def test_titles_of_columns_and_a_legend_are_drawn_and_named(tmp_path):
+    colours = class_colours(3)
+    maps = [np.array([[0, 0], [2, 255]]), np.array([[2, 2], [-1, 0]])]
+    legend = legend_of(maps, colours, ("sky", "sea", "sand"))
+    assert [name for _, name in legend] == ["sky", "sand", "ignored"]
+    assert [name for _, name in legend_of([maps[0][:1]], colours, ("sky", "sea", "sand"))] == ["sky"]
+    assert legend_of([], colours, ("sky", "sea", "sand")) == []
+    path, plain = tmp_path / "sheet.png", tmp_path / "plain.png"
+    tiles = [Tile(GREY)] * 2
+    write_grid(plain, [Section("", tiles)], columns=2)
+    write_grid(path, [Section("", tiles, ("left", "right"), legend)], columns=2, note="why 'these' ✓")
+    sheet = read(path)
+    assert sheet.shape[0] > read(plain).shape[0]
+    image = (sheet == 100).all(axis=2)[:, 8:136].all(axis=1)
+    top, bottom = np.flatnonzero(image)[[0, -1]]
+    for left in (8, 144):
+        assert (sheet[:top, left : left + 128] < 90).all(axis=2).any(), "a title above each column"
+    below = sheet[bottom + 1 :].reshape(-1, 3)
+    for colour, _ in legend:
+        assert (below == colour).all(axis=1).sum() >= 14 * 14
+    assert note_of(path) == "why 'these' ✓"
+    assert note_of(plain) == ""
+
+
+def test_a_long_legend_takes_several_lines(tmp_path):
+    entries = [((200, 0, number), f"class number {number}") for number in range(20)]
+    write_grid(tmp_path / "sheet.png", [Section("", [Tile(GREY)], legend=entries)], columns=1)
+    sheet = read(tmp_path / "sheet.png")
+    assert sheet.shape[1] == 8 + 128 + 8
+    assert all((sheet == colour).all(axis=2).any() for colour, _ in entries)
+
+
+def test_labels_of_boxes_at_one_place_stand_below_each_other():
+    mask = np.zeros((64, 128), bool)
+    boxes = [DrawnObject(0, (10, 10, 60, 60), mask, "seven") for _ in range(3)]
+    one, three = (draw_objects(GREY, boxes[:n], class_colours(1), 128) for n in (1, 3))
+
+    def rows(image):
+        return np.flatnonzero((image > 180).all(axis=2).any(axis=1))
+
+    assert np.array_equal(rows(three)[: len(rows(one))], rows(one)), "the first keeps its place"
+    assert rows(three)[-1] >= rows(one)[-1] + 16

@@ -9,6 +9,7 @@ from PIL import Image
 from vitpipe.benchmarks.throughput import images_per_second
 from vitpipe.contracts.errors import StorageError
 from vitpipe.data.batches import Batch
+from vitpipe.data.image_grid import note_of
 from vitpipe.data.moment import Moment
 from vitpipe.evaluate.reconstruct import painted, save_columns
 from vitpipe.evaluate.trivial_predictor import TrivialPredictor
@@ -49,10 +50,24 @@ def test_the_loss_does_not_depend_on_the_batches(method):
     assert 0.5 < losses[0] < 2.0
     assert method.training
     for judgement in found:
-        original, masked, painted = judgement.figures["reconstructions"]
+        columns, note = judgement.figures["reconstructions"]
+        assert list(columns) == ["original", "visible", "reconstruction + visible"]
+        original, masked, painted = columns.values()
         assert torch.equal(original, IMAGES[:6])
-        torch.testing.assert_close(painted, found[0].figures["reconstructions"][2], rtol=1e-4, atol=1e-4)
+        first = found[0].figures["reconstructions"].columns["reconstruction + visible"]
+        torch.testing.assert_close(painted, first, rtol=1e-4, atol=1e-4)
+        assert "visible patches of the original pasted in" in note
+        assert "mean and contrast of every hidden patch are taken from the original" in note
         assert not torch.equal(masked, original)
+
+
+def test_the_picture_has_images_of_different_classes_in_the_order_of_the_set(method):
+    labels = torch.tensor([3, 3, 3, 1, 3, 0, 1, 2, 2, 3])
+    batches = [batch._replace(labels_B=labels[batch.indices_B]) for batch in _batches(4)]
+    judgement = method.judge(lambda split: iter(batches), Ranks(), "off")
+    columns, note = judgement.figures["reconstructions"]
+    assert torch.equal(columns["original"], IMAGES[[0, 3, 5, 7]])
+    assert "of each of the first 4 classes" in note
 
 
 def test_seen_units_are_kept_and_hidden_ones_painted(method):
@@ -100,20 +115,24 @@ def test_the_picture_has_a_row_per_image_and_a_column_per_tensor(tmp_path):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
     red = torch.tensor([2.5, -2.0, -1.5]).view(1, 3, 1, 1).expand(2, 3, 8, 8)
     grey = torch.zeros(2, 3, 8, 8)
-    save_columns([red, grey], mean, std, tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as picture:
-        # Tiles of 8 pixels with gaps of 8 between them and around.
-        assert picture.size == (8 * 5, 8 * 5)
+    path = tmp_path / "picture.png"
+    save_columns({"left": red, "right": grey}, mean, std, path, note="chosen by lot")
+    assert note_of(path) == "chosen by lot"
+    with Image.open(path) as picture:
+        # Titles of 24 pixels; tiles of 8 pixels, enlarged to 192, with gaps of 8 between them and around.
+        assert picture.size == (2 * 192 + 3 * 8, 24 + 2 * 192 + 3 * 8)
         assert picture.getpixel((0, 0)) == (255, 255, 255)
-        assert picture.getpixel((8, 8)) == picture.getpixel((15, 31)) == (255, 0, 0)
-        assert picture.getpixel((16, 8)) == (255, 255, 255)
-        assert picture.getpixel((31, 31)) == (128, 102, 76)
+        assert picture.getpixel((8, 32)) == picture.getpixel((199, 423)) == (255, 0, 0)
+        assert picture.getpixel((204, 32)) == (255, 255, 255)
+        assert picture.getpixel((399, 423)) == (128, 102, 76)
+        titles = [picture.crop((left, 0, left + 192, 24)).convert("L").getextrema()[0] for left in (8, 208)]
+        assert max(titles) < 100, "both columns have a title"
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path):
     (tmp_path / "picture.png").symlink_to("/dev/full")
     with pytest.raises(StorageError):
-        save_columns([torch.zeros(1, 3, 64, 64)], (0.0,) * 3, (1.0,) * 3, tmp_path / "picture.png")
+        save_columns({"zeros": torch.zeros(1, 3, 64, 64)}, (0.0,) * 3, (1.0,) * 3, tmp_path / "picture.png")
 
 
 def test_throughput_counts_images_in_evaluation_mode():

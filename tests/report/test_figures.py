@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 from hypothesis import given
@@ -22,8 +23,8 @@ from vitpipe.report.figures import (
     panels,
     save_png,
 )
-from vitpipe.report.graph_drawing import NodeText, draw_graph, essential_edges
-from vitpipe.report.page import data_uri
+from vitpipe.report.graph_drawing import ROW_HEIGHT, NodeText, draw_graph, essential_edges
+from vitpipe.report.pictures import data_uri
 from vitpipe.report.results import Curve, curves
 
 
@@ -102,10 +103,16 @@ def test_large_pictures_become_jpeg(tmp_path):
 @given(st.sets(st.sampled_from([s.name for s in all_stages().values() if s.name != "prepare"])))
 def test_the_graph_of_any_recipe_has_every_stage_once_and_no_two_in_one_place(names):
     nodes = graph_of({"prepare", *names})
-    texts = {node.name: NodeText("1 s", "top-1 <90 %>", 0.5, True) for node in nodes}
-    root = ET.fromstring(draw_graph(nodes, texts))
-    rectangles = [(r.get("x"), r.get("y")) for r in root.iter() if r.get("class") == "node"]
-    assert len(rectangles) == len(set(rectangles)) == len(nodes)
+    texts = {node.name: NodeText("1 s", 0.5, True) for node in nodes}
+    drawn = draw_graph(nodes, texts)
+    assert [row.name for row in drawn.rows] == [node.name for node in nodes]
+    root = ET.fromstring(drawn.edges)
+    dots = [float(dot.get("cy")) for dot in root.iter("circle")]
+    assert dots == [ROW_HEIGHT * (i + 0.5) for i in range(len(nodes))], "one dot in the middle of each row"
+    assert len(list(root.iter("path"))) == len(essential_edges(nodes))
+    # Narrow enough to leave a phone's 390 pixels to the text, and nothing left of the picture.
+    assert drawn.width < 130
+    assert all(float(x) >= 0 for path in root.iter("path") for x in re.findall(r"H([\d.-]+)", path.get("d")))
     # Every stage can still be reached from those that feed it.
     follows: dict[str, set[str]] = {}
     for a, b in essential_edges(nodes):
@@ -115,3 +122,8 @@ def test_the_graph_of_any_recipe_has_every_stage_once_and_no_two_in_one_place(na
         return {x for n in follows.get(name, ()) for x in (n, *reach(n))}
 
     assert all(node.name in reach(feeder) for node in nodes for feeder in node.inputs.values())
+
+
+def test_axes_of_the_confusion_matrix_are_named(demo_run):
+    drawn = draw_confusion(demo_run.artifacts["evaluate"].tables()["confusion"], PAPER)
+    assert (drawn.axes[0].get_xlabel(), drawn.axes[0].get_ylabel()) == ("predicted", "true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 
 import pytest
@@ -304,8 +305,8 @@ def test_the_report_shows_both_comparisons(demo_run, recorded, tmp_path):
         assert "seeds 0, 1, 2, 3, 4; Toy 1; commit 0123456789ab with changes; 2026-03-01" in shown
         assert cells[0] in shown
         assert cells[4] in shown
-        assert "inside the range of 5 seeds" in shown
         assert "85.5 %" in shown
+    assert "inside the range of 5 seeds" in text
     assert "9 of 9 demo references reproduced; 5 of 5 published rows not comparable: other data" in page
     with (tmp_path / "tables/reference.csv").open(newline="", encoding="utf-8") as handle:
         assert [item["verdict"] for item in csv.DictReader(handle)] == ["reproduced"] * 9
@@ -322,11 +323,23 @@ def test_the_report_says_that_there_is_no_reference(demo_run, full_run, recorded
     assert both.html.read_text(encoding="utf-8").count("no reference: run") == 1
 
 
-def test_several_runs_have_a_table_each(seed_runs, recorded, tmp_path):
+def test_several_runs_share_a_table_that_names_the_reference_once(seed_runs, recorded, tmp_path):
     recorded(reference_of(seed_runs[0]))
     page = build_report(seed_runs, tmp_path).html.read_text(encoding="utf-8")
+    assert page.count("The reference is our own recorded results") == 1
     for seed in range(3):
-        assert f"seed {seed}: our own reference" in page
+        assert f'<td data-label="run">seed {seed}</td>' in page
+
+
+def test_parameters_have_the_same_digits_everywhere_unless_that_hides_a_difference(demo_run, recorded):
+    recorded(reference_of(demo_run))
+    item = next(v for v in comparison_of(demo_run).verdicts if v.metric == "params")
+    numbers = {"mean": 0.22193, "minimum": 0.22193, "maximum": 0.22193, "spread": 0.0, "decimals": 4}
+    row = item.row.model_copy(update=numbers)
+    same = dataclasses.replace(item, ours=0.22193, row=row, judgement="reproduced")
+    assert reference_cells(same)[1:6] == ("0.22 M", "0.22 M", "0.00", "0.22", "+0.00")
+    other = dataclasses.replace(item, ours=0.2225, row=row, judgement="above")
+    assert reference_cells(other)[1:6] == ("0.2225 M", "0.2219 M", "0.0000", "0.2219", "+0.0006")
 
 
 def test_the_terminal_shows_the_reference_before_the_paper_s_rows(demo_run, recorded):

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from vitpipe.report.page import signed
 from vitpipe.report.result_tables import (
+    by_interest,
     coco_table,
     in_unit,
     is_percent,
     markdown,
     metric_table,
+    protocol_table,
     show,
     shown_table,
-    side_by_side,
     stage_tables,
 )
 from vitpipe.report.results import curves, labels
@@ -27,7 +28,7 @@ from vitpipe.report.results import curves, labels
     ("name", "value", "text"),
     [
         ("top1", 0.9534, "95.3 %"), ("ema_top1", 0.5, "50.0 %"), ("box_AP50", 0.2, "20.0 %"), ("mIoU", 0.31, "31.0 %"),
-        ("loss", 0.03124, "0.03124"), ("params", 86.4e6, "86.4 M"), ("params", 900.0, "900"), ("gmacs", 4.6, "4.6 G"),
+        ("loss", 0.03124, "0.03124"), ("params", 86.4e6, "86.4 M"), ("params", 221_930.0, "0.22 M"), ("params", 900.0, "900"), ("gmacs", 4.6, "4.6 G"),
         ("images_per_second", 1234.5, "1,234"), ("num_bytes", 2.5e6, "2.5 MB"), ("num_images", 60000.0, "60,000"),
         ("loss", math.nan, "not a number"), ("loss", math.inf, "infinite"), ("wall_seconds", 65.0, "1 min 05 s"),
     ],
@@ -48,6 +49,8 @@ def test_published_numbers_keep_their_digits():
     assert in_unit(53.0, "percent", 1) == "53.0 %"
     assert in_unit(79, "M", 0) == "79 M"
     assert in_unit(85.526, "percent") == "85.53 %"
+    assert in_unit(0.22193, "M") == "0.22 M"
+    assert in_unit(86.567, "M") == "86.6 M"
     assert in_unit(None, "percent") == "—"
     assert in_unit("AdamW", "") == "AdamW"
 
@@ -82,6 +85,35 @@ def test_the_stage_s_own_metric_comes_first(demo_run):
     assert table.rows[0][0] == "top-1"
 
 
+def test_metrics_come_in_the_order_of_interest():
+    names = ["aAcc", "loss", "ema_mIoU", "mAcc", "extra", "mIoU", "multi_scale_mIoU"]
+    found = by_interest("segment", names)
+    assert found[:5] == ["mIoU", "mAcc", "aAcc", "loss", "extra"]
+    assert set(found[5:]) == {"ema_mIoU", "multi_scale_mIoU"}
+    assert by_interest("probe", ["knn_top1", "random_knn_top1", "linear_top1"])[0] == "linear_top1"
+
+
+def test_the_cost_is_a_table_in_its_units_and_not_among_the_metrics(demo_run):
+    evaluate = demo_run.artifacts["evaluate"]
+    cost = next(table for table in stage_tables(evaluate) if table.name == "cost")
+    assert cost.rows == (("parameters", "1.23 M", "all parameters"),)
+    metrics = metric_table(evaluate)
+    assert metrics is not None
+    assert not {"parameters", "multiply-adds"} & {row[0] for row in metrics.rows}
+
+
+def test_the_protocol_has_each_setting_once():
+    rows = [
+        {"metric": metric, "setting": setting, "value": value}
+        for metric in ("top1", "top5")
+        for setting, value in (("crop", "64"), ("of", metric))
+    ]
+    table = protocol_table(rows)
+    assert table is not None
+    assert table.rows == (("crop", "64", "all"), ("of", "top1", "top-1"), ("of", "top5", "top-5"))
+    assert protocol_table([]) is None
+
+
 def test_csv_tables_as_text():
     rows = [
         {"class": "a|b", "images": "1200", "top1": "0.5", "size_bytes": "2500000", "digest": "f" * 64},
@@ -111,21 +143,6 @@ def test_tables_that_have_their_own_place_are_not_repeated(demo_run):
 def test_classes_are_called_by_their_names(demo_run):
     table = stage_tables(demo_run.artifacts["finetune"], demo_run.class_names())[0]
     assert [row[0] for row in table.rows][:2] == ["digit 0", "digit 1"]
-
-
-def test_side_by_side_gives_mean_and_spread_of_seeds(seed_runs, full_run):
-    assert side_by_side(seed_runs[:1]) is None
-    table = side_by_side(seed_runs)
-    assert table is not None
-    assert table.columns == ("", "seed 0", "seed 1", "seed 2", "mean ± sd")
-    row = next(row for row in table.rows if row[0] == "finetune top-1")
-    values = [run.artifacts["finetune"].metrics["top1"] * 100 for run in seed_runs]
-    assert row[1] == f"{values[0]:.1f} %"
-    assert row[4].startswith(f"{sum(values) / 3:.1f} ± ")
-    other = side_by_side([seed_runs[0], full_run])
-    assert other is not None
-    assert "mean ± sd" not in other.columns
-    assert next(row for row in other.rows if row[0] == "intermediate top-1")[2] == "—"
 
 
 def test_runs_get_short_unique_names(seed_runs, full_run):

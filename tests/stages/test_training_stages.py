@@ -14,6 +14,7 @@ from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import TABLES, WEIGHTS, Artifact, Card, write_table
 from vitpipe.contracts.errors import ArtifactError, CheckpointError
 from vitpipe.contracts.logger import MemoryLogger
+from vitpipe.data.image_grid import note_of
 from vitpipe.models.build import build_classifier
 from vitpipe.models.weights import load_metadata, load_state, save_weights
 from vitpipe.stages import train_classifier
@@ -128,8 +129,10 @@ def test_pretraining_leaves_the_whole_network_and_a_picture(chain):
     picture = chain.loggers["pretrain"].figures["reconstructions"]
     assert picture.parent == folder
     with Image.open(picture) as opened:
-        # Original, visible and predicted, of six images of 32 pixels, with gaps of 8.
-        assert opened.size == (3 * 32 + 4 * 8, 6 * 32 + 7 * 8)
+        # Original, visible and reconstruction, of six classes' images of 32 pixels, enlarged to 192, with
+        # gaps of 8 below titles of 24.
+        assert opened.size == (3 * 192 + 4 * 8, 24 + 6 * 192 + 7 * 8)
+    assert "first 6 classes" in note_of(picture)
     assert not chain.loggers["pretrain"].tables.get("weights_account")
     assert "Starting from random weights" in chain.loggers["pretrain"].lines
 

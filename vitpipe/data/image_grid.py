@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vitpipe.contracts.errors import StorageError, disk_errors, reason_of
 
@@ -29,10 +30,14 @@ _PAPER = 255
 _CAPTION_FONT, _CAPTION_STRIP = 12, 18
 _TITLE_FONT, _TITLE_STRIP = 16, 24
 _LABEL_FONT = 11
+_SWATCH = 14
+# Titles of columns and legends; a page shows wide sheets smaller than they are.
+_HEAD_FONT, _WIDE_HEAD_FONT, _WIDE = 14, 18, 700
 _FRAME_WIDTH = 2
 _MASK_OPACITY, _CLASS_OPACITY = 0.45, 0.6
 # Multiples of the golden ratio, modulo 1, are spread evenly for any number of classes.
 _GOLDEN_RATIO = 0.618034
+_NOTE = "Description"  # a keyword that the PNG standard names
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """Tiles that share a heading; an empty title takes no space."""
+    """Tiles that share a heading, titles of the columns and a legend; what is empty takes no space.
+
+    Attributes:
+        legend: colours with their names, below the tiles.
+    """
 
     title: str
     tiles: Sequence[Tile]
+    heads: Sequence[str] = ()
+    legend: Sequence[tuple[tuple[int, int, int], str]] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,7 @@ def draw_objects(image: Pixels, objects: Sequence[DrawnObject], colours: Pixels,
     labels = [
         (box[0] + _FRAME_WIDTH + 1, box[1] + 1, thing.text) for box, thing in zip(boxes, objects, strict=True)
     ]
-    return _write(_to_pixels(framed), labels[::-1], _LABEL_FONT, on_image=True)
+    return _write(_to_pixels(framed), labels, _LABEL_FONT, on_image=True)
 
 
 def draw_masks(
@@ -153,6 +164,25 @@ def draw_labels(image: Pixels, labels: NDArray[np.integer[Any]], colours: Pixels
     return draw_masks(image, [*masks, ~known], [*chosen, (0, 0, 0)], _CLASS_OPACITY)
 
 
+def legend_of(
+    maps: Sequence[NDArray[np.integer[Any]]],
+    colours: Pixels,
+    names: Sequence[str],
+    *,
+    ignored: str = "ignored",
+) -> list[tuple[tuple[int, int, int], str]]:
+    """Colour and name of every class that occurs in label maps, as `draw_labels` tints them.
+
+    Args:
+        names: of the rows of `colours`.
+        ignored: what labels that are no class are called.
+    """
+    present = np.unique(np.concatenate([np.unique(labels) for labels in maps])) if maps else np.array([], int)
+    known = [label for label in present.tolist() if 0 <= label < len(colours)]
+    black = [((0, 0, 0), ignored)] if len(known) < len(present) else []
+    return [*((rgb(colours[label]), names[label]) for label in known), *black]
+
+
 def side_by_side(images: Sequence[Pixels]) -> Pixels:
     """Images in one row, bottoms aligned, without a border."""
     height = max(image.shape[0] for image in images)
@@ -163,11 +193,14 @@ def side_by_side(images: Sequence[Pixels]) -> Pixels:
     return _to_pixels(row[:, _INNER_GAP:-_INNER_GAP, _INNER_GAP:-_INNER_GAP])
 
 
-def write_grid(path: Path, sections: Sequence[Section], *, columns: int) -> None:
+def write_grid(path: Path, sections: Sequence[Section], *, columns: int, note: str = "") -> None:
     """Write sections one below the other as a PNG, each a grid of tiles with captions below.
 
     A row is as high as its highest tile; images are aligned with their captions at the bottom left. Captions
     that are wider than the widest tile end in an ellipsis.
+
+    Args:
+        note: what the picture shows and how it was chosen; kept in the file, see `note_of`.
 
     Raises:
         StorageError: when the disk is full or cannot be written.
@@ -182,14 +215,28 @@ def write_grid(path: Path, sections: Sequence[Section], *, columns: int) -> None
         if section.title:
             title = _write(_blank(_TITLE_STRIP, sheet_width), [(_GAP, _GAP, section.title)], _TITLE_FONT)
             strips.append(title)
+        if section.heads:
+            places = [(_GAP + i * (width + _GAP), head) for i, head in enumerate(section.heads[:columns])]
+            strips.append(_heads(places, width, sheet_width))
         for first in range(0, len(section.tiles), columns):
             # Row by row, since a grid of portrait and landscape rows would leave a gap above the latter.
             cells = _cells(section.tiles[first : first + columns], width, columns)
             strips.append(_to_pixels(_grid(cells, columns))[:-_GAP])
+        if section.legend:
+            strips += [_blank(_GAP, sheet_width), _legend(section.legend, sheet_width)]
     sheet = np.concatenate([*strips, _blank(_GAP, sheet_width)])
+    about = PngInfo()
+    if note:
+        about.add_itxt(_NOTE, note)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sheet).save(path, "PNG")
+        Image.fromarray(sheet).save(path, "PNG", pnginfo=about)
+
+
+def note_of(path: Path) -> str:
+    """What a picture of `write_grid` shows, in its own words; empty for other pictures."""
+    with Image.open(path) as picture:
+        return str(picture.info.get(_NOTE, ""))
 
 
 @contextmanager
@@ -225,6 +272,37 @@ def _cells(tiles: Sequence[Tile], width: int, columns: int) -> list[Tensor]:
     return cells + [_to_tensor(_blank(height + strip, width))] * (columns - len(cells))
 
 
+def _head_font(sheet_width: int) -> int:
+    return _WIDE_HEAD_FONT if sheet_width > _WIDE else _HEAD_FONT
+
+
+def _heads(places: Sequence[tuple[int, str]], width: int, sheet_width: int) -> Pixels:
+    """Titles of columns, each cut to the width of its column."""
+    strip, size = _blank(_TITLE_STRIP, sheet_width).copy(), _head_font(sheet_width)
+    for left, head in places:
+        strip[:, left : left + width] = _write(_blank(_TITLE_STRIP, width), [(0, 2, head)], size)
+    return strip
+
+
+def _legend(entries: Sequence[tuple[tuple[int, int, int], str]], width: int) -> Pixels:
+    """Swatches with names, from left to right in as many lines as they need; (H, width, 3)."""
+    from PIL import ImageFont
+
+    size = _head_font(width)
+    font, line = ImageFont.load_default(size), _blank(size + 8, width)
+    lines, left = [line.copy()], _GAP
+    for colour, name in entries:
+        needed = _SWATCH + 4 + round(font.getlength(name))
+        if left > _GAP and left + needed > width - _GAP:
+            lines.append(line.copy())
+            left = _GAP
+        top = (len(line) - _SWATCH) // 2
+        lines[-1][top : top + _SWATCH, left : left + _SWATCH] = colour
+        lines[-1] = _write(lines[-1], [(left + _SWATCH + 4, 2, name)], size).copy()
+        left += needed + 2 * _GAP
+    return np.concatenate(lines)
+
+
 def _blank(height: int, width: int) -> Pixels:
     return np.full((height, width, 3), _PAPER, np.uint8)
 
@@ -253,13 +331,15 @@ def _write(
     """Write (x, y of the top left corner, text) with Pillow; a text is moved or shortened to stay inside.
 
     Args:
-        on_image: white letters with a black outline, for any background; else black letters.
+        on_image: white letters with a black outline, for any background, and below each other where they
+            would overlap, the first at its place; else black letters.
     """
     from PIL import ImageDraw, ImageFont
 
     picture = Image.fromarray(image)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
     outline = 1 if on_image else 0
+    taken: list[tuple[float, float, float, float]] = []
     for x, y, wanted in texts:
         text = wanted
         room = picture.width - 2 * outline
@@ -267,12 +347,37 @@ def _write(
         while len(text) > 1 and font.getlength(text) > room - (0 if on_image else x):
             text = text.rstrip("…")[:-1].rstrip() + "…"
         _, _, right, bottom = pen.textbbox((0, 0), text, font=font, stroke_width=outline)
-        place = (max(outline, min(x, picture.width - right)), max(outline, min(y, picture.height - bottom)))
+        left = max(outline, min(x, picture.width - right))
+        top = max(outline, min(y, picture.height - bottom))
         if on_image:
-            pen.text(place, text, "white", font=font, stroke_width=outline, stroke_fill="black")
+            top = _free_place(left, top, (right, bottom), taken, picture.height)
+            pen.text((left, top), text, "white", font=font, stroke_width=outline, stroke_fill="black")
         else:
-            pen.text(place, text, "black", font=font)
+            pen.text((left, top), text, "black", font=font)
+        taken.append((left, top, left + right, top + bottom))
     return np.asarray(picture)
+
+
+def _free_place(
+    left: float,
+    top: float,
+    size: tuple[float, float],
+    taken: Sequence[tuple[float, float, float, float]],
+    height: int,
+) -> float:
+    """The next lower place of a label where it covers none of the earlier ones; its own if there is none."""
+    width, own = size
+    place = top
+    while place + own <= height:
+        hit = [
+            y1
+            for x0, y0, x1, y1 in taken
+            if left < x1 and x0 < left + width and place < y1 and y0 < place + own
+        ]
+        if not hit:
+            return place
+        place = max(hit)
+    return top
 
 
 def _from_numpy(array: NDArray[Any]) -> Tensor:

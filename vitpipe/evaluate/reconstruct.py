@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from vitpipe.data.image_grid import Section, Tile, write_grid
 from vitpipe.models.masking import UNIT_PIXELS, MaskedPrediction, images_of, patchify
 from vitpipe.models.pixel_target import Target
+
+_MIN_TILE = 192  # pixels; an image of 224 stays as it is
 
 
 def painted(
@@ -38,16 +41,30 @@ def painted(
     return masked, whole
 
 
-def save_columns(columns: list[Tensor], mean: tuple[float, ...], std: tuple[float, ...], path: Path) -> None:
-    """Write a PNG with one row per image and one column per tensor (B, 3, H, W) of normalised images.
+def save_columns(
+    columns: Mapping[str, Tensor],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    path: Path,
+    *,
+    note: str = "",
+) -> None:
+    """Write a PNG with one row per image and one column per title.
+
+    Args:
+        columns: title -> normalised images (B, 3, H, W). Small ones are enlarged by whole factors, so that
+            every pixel can still be seen.
+        note: what the picture shows, see `write_grid`.
 
     Raises:
         StorageError: when the disk is full or cannot be written.
     """
     scale, shift = torch.tensor(std).view(3, 1, 1), torch.tensor(mean).view(3, 1, 1)
     tiles = []
-    for image in (image for row in zip(*columns, strict=True) for image in row):
+    for image in (image for row in zip(*columns.values(), strict=True) for image in row):
         # The network paints values outside of [0, 1], which uint8 would wrap around.
         pixels = (image.cpu().float() * scale + shift).clamp(0, 1).mul(255).round().byte()
-        tiles.append(Tile(pixels.permute(1, 2, 0).numpy()))
-    write_grid(path, [Section("", tiles)], columns=len(columns))
+        factor = max(1, _MIN_TILE // max(pixels.shape[1:]))
+        whole = pixels.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+        tiles.append(Tile(whole.permute(1, 2, 0).numpy()))
+    write_grid(path, [Section("", tiles, tuple(columns))], columns=len(columns), note=note)

@@ -32,19 +32,30 @@ from vitpipe.train.trainable import Trainable
 CentreCrops = Callable[[Literal["train", "val"]], Iterator[Batch]]
 
 
+class ImageColumns(NamedTuple):
+    """A figure: one row per image, one column per title.
+
+    Attributes:
+        columns: title -> images (B, 3, H, W), normalised as the training images.
+        note: what the figure shows and how its images were chosen.
+    """
+
+    columns: Mapping[str, Tensor]
+    note: str = ""
+
+
 class Judgement(NamedTuple):
     """What a trained method is worth.
 
     Attributes:
         metrics: by name, the same on every rank.
         tables: rows by name.
-        figures: by name columns of images, (B, 3, H, W) each, normalised as the training images; rank 0's
-            are drawn.
+        figures: by name; rank 0's are drawn.
     """
 
     metrics: dict[str, float]
     tables: Mapping[str, list[dict[str, Any]]] = {}
-    figures: Mapping[str, list[Tensor]] = {}
+    figures: Mapping[str, ImageColumns] = {}
 
 
 class Method(Trainable):

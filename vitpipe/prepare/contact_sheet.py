@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vitpipe.data.image_grid import (
     draw_masks,
     draw_objects,
     fit,
+    legend_of,
     rgb,
     write_grid,
 )
@@ -32,6 +33,8 @@ from vitpipe.datasets.layouts.coco_outlines import mask_of
 from vitpipe.datasets.layouts.file_tree import FolderTree
 from vitpipe.prepare.set_summary import read_prepared
 
+# Tiles, and colours with their names.
+_Samples = tuple[list[Tile], Sequence[tuple[tuple[int, int, int], str]]]
 # Six tiles are about 1,000 pixels, which a page shows without shrinking their captions. With the default of
 # 12 samples the first row is from train and the second from val.
 _TILE, _COLUMNS = 160, 6
@@ -72,7 +75,7 @@ def contact_sheet(
         for name, manifest in prepared.items()
         if isinstance(manifest, ShardManifest)
     ]
-    samplers: dict[str, Callable[[DenseFolder, int, int], list[Tile]]] = {
+    samplers: dict[str, Callable[[DenseFolder, int, int], _Samples]] = {
         "coco": _coco_tiles,
         "ade20k": _ade_tiles,
         "davis": _davis_tiles,
@@ -83,8 +86,13 @@ def contact_sheet(
         if sampler is not None:
             dense = open_dense(prepare_folder, name, scratch)
             counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in dense.counts.items())
-            sections.append(Section(f"{name}: {counts}", sampler(dense, num_images, seed)))
-    write_grid(out_png, sections, columns=_COLUMNS)
+            tiles, legend = sampler(dense, num_images, seed)
+            sections.append(Section(f"{name}: {counts}", tiles, legend=legend))
+    note = (
+        f"Samples of every set, drawn by seed {seed}, half of them for training, half for validation; "
+        "tinted: what is annotated."
+    )
+    write_grid(out_png, sections, columns=_COLUMNS, note=note)
 
 
 def _class_section(folder: Path, dataset: str, num_images: int, seed: int) -> Section:
@@ -100,7 +108,7 @@ def _class_section(folder: Path, dataset: str, num_images: int, seed: int) -> Se
     return Section(f"{dataset}: {', '.join(sizes)}, {len(shards.classes)} classes", tiles)
 
 
-def _coco_tiles(dense: DenseFolder, num_images: int, seed: int) -> list[Tile]:
+def _coco_tiles(dense: DenseFolder, num_images: int, seed: int) -> _Samples:
     tiles: list[Tile] = []
     for split, count in (("train", num_images - num_images // 2), ("val", num_images // 2)):
         content = read_annotations(FolderTree(dense.root), split, outlines=True).content
@@ -117,7 +125,7 @@ def _coco_tiles(dense: DenseFolder, num_images: int, seed: int) -> list[Tile]:
             ]
             caption = f"{split}: {len(own)} object{'s' if len(own) != 1 else ''}"
             tiles.append(Tile(draw_objects(image, objects, _OBJECT_COLOURS, _TILE), caption))
-    return tiles
+    return tiles, ()
 
 
 def _drawn_object(
@@ -134,11 +142,12 @@ def _drawn_object(
     )
 
 
-def _ade_tiles(dense: DenseFolder, num_images: int, seed: int) -> list[Tile]:
-    """Pairs of an image and the same image tinted by its label map."""
+def _ade_tiles(dense: DenseFolder, num_images: int, seed: int) -> _Samples:
+    """Pairs of an image and the same image tinted by its label map, with the colours of the classes."""
     folders = {"train": "training", "val": "validation"}
     colours = class_colours(len(dense.classes))
     tiles: list[Tile] = []
+    maps: list[NDArray[np.int64]] = []
     # A sample takes two tiles, so a quarter of the number comes from each split.
     for split, count in (("train", (num_images + 2) // 4), ("val", num_images // 4)):
         images = sorted((dense.root / "images" / folders[split]).glob("*.jpg"))
@@ -147,18 +156,13 @@ def _ade_tiles(dense: DenseFolder, num_images: int, seed: int) -> list[Tile]:
             place = dense.root / "annotations" / folders[split] / f"{images[position].stem}.png"
             # Label 0 is "other objects": not a class, hence without a colour (index -1).
             labels = _read_labels(place) - 1
-            present = [
-                dense.classes[label]
-                for label in np.unique(labels).tolist()
-                if 0 <= label < len(dense.classes)
-            ]
+            maps.append(labels)
             tiles.append(Tile(fit(image, _TILE), split))
-            tinted = draw_labels(image, labels, colours)
-            tiles.append(Tile(fit(tinted, _TILE), ", ".join(present) or "other"))
-    return tiles
+            tiles.append(Tile(fit(draw_labels(image, labels, colours), _TILE), "annotated"))
+    return tiles, legend_of(maps, colours, dense.classes, ignored="other")
 
 
-def _davis_tiles(dense: DenseFolder, num_images: int, seed: int) -> list[Tile]:
+def _davis_tiles(dense: DenseFolder, num_images: int, seed: int) -> _Samples:
     """Frames of the first val sequence, evenly spaced over its length, with their objects."""
     name = (dense.root / "ImageSets" / "2017" / "val.txt").read_text(encoding="utf-8").split()[0]
     frames = sorted((dense.root / "JPEGImages" / "480p" / name).glob("*.jpg"))
@@ -173,7 +177,7 @@ def _davis_tiles(dense: DenseFolder, num_images: int, seed: int) -> list[Tile]:
         colours = [rgb(_OBJECT_COLOURS[number % len(_OBJECT_COLOURS)]) for number in numbers]
         tinted = draw_masks(_open(frame), masks, colours, _DAVIS_OPACITY)
         tiles.append(Tile(fit(tinted, _TILE), f"{name} {frame.stem}"))
-    return tiles
+    return tiles, ()
 
 
 def _open(path: Path) -> Pixels:

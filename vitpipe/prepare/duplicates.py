@@ -191,7 +191,8 @@ def duplicate_sheet(
         ]
         bits = f"{distance} bit{'s' if distance != 1 else ''} apart"
         tiles.append(Tile(side_by_side(pair), f"val {val:,} and train {train:,}, {bits}"))
-    write_grid(path, [Section("", tiles)], columns=_PAIR_COLUMNS)
+    note = "The nearest pairs: the validation image left, the training image most like it right."
+    write_grid(path, [Section("", tiles)], columns=_PAIR_COLUMNS, note=note)
     return True
 
 

@@ -29,25 +29,37 @@ _SOFTWARE = "vitpipe"
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a figure as hex texts; the `series` are distinguishable for colour-blind readers."""
+    """Colours of a figure as hex texts; the `series` are distinguishable for colour-blind readers.
+
+    Attributes:
+        on_series: of text on an area in a colour of the series.
+    """
 
     ink: str
     muted: str
     grid: str
     series: tuple[str, ...]
+    on_series: str
 
 
 # After Okabe and Ito (2008), "Color Universal Design", with the yellow darkened for a white background.
 PAPER = Palette(
-    "#1c2430", "#5b6675", "#e3e7ec", ("#2563c9", "#d2601a", "#0b8f6a", "#b0478f", "#8a6d00", "#4c8fb8")
+    "#1c2430",
+    "#5b6675",
+    "#e3e7ec",
+    ("#2563c9", "#d2601a", "#0b8f6a", "#b0478f", "#8a6d00", "#4c8fb8"),
+    "#ffffff",
 )
 # Placeholders: `inline_svg` replaces these near-blacks, which no figure uses otherwise, by CSS variables of
 # the page. matplotlib accepts only colours that it can parse, so the variables cannot be given to it.
-THEMED = Palette("#010101", "#020202", "#030303", tuple(f"#0405{i:02x}" for i in range(NUM_SERIES)))
+THEMED = Palette(
+    "#010101", "#020202", "#030303", tuple(f"#0405{i:02x}" for i in range(NUM_SERIES)), "#060606"
+)
 _VARIABLES = {
     THEMED.ink: "var(--ink)",
     THEMED.muted: "var(--muted)",
     THEMED.grid: "var(--line)",
+    THEMED.on_series: "var(--on-series)",
     **{colour: f"var(--series-{i})" for i, colour in enumerate(THEMED.series)},
 }
 
@@ -140,16 +152,16 @@ def draw_confusion(
         alpha = 0.08 + 0.87 * share
         axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=colour, alpha=alpha, lw=0))
         if len(names) <= 15:
-            # White on dark cells. The cell's colour is the series at `alpha` over the page.
-            strong = "#ffffff" if share > 0.55 else palette.ink
+            # The cell's colour is the series at `alpha` over the page.
+            strong = palette.on_series if share > 0.75 else palette.ink
             axes.text(x, y, str(count), ha="center", va="center", fontsize=7.5, color=strong)
     texts = [_plain((class_names or {}).get(name, name)) for name in names]
     axes.set_xticks(range(len(names)), texts, rotation=90 if max(map(len, texts)) > 3 else 0)
     axes.set_yticks(range(len(names)), texts)
     # The y axis points down, so that correct predictions are on the diagonal from the top left.
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5), aspect="equal")
-    axes.set_xlabel("predicted class", color=palette.muted, fontsize=8)
-    axes.set_ylabel("true class", color=palette.muted, fontsize=8)
+    axes.set_xlabel("predicted", color=palette.muted, fontsize=8)
+    axes.set_ylabel("true", color=palette.muted, fontsize=8)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return figure

@@ -37,14 +37,15 @@ def acting_values(recipe: Recipe, chain: Sequence[Node]) -> dict[str, Any]:
         is_earlier = node is not chain[-1]
         names = [name for name in node.stage.sections if name not in _NOT_COMPARED]
         sections |= recipe_sections(recipe, names, on_weights_only=is_earlier)
-    return _flat(sections)
+    return flat_values(sections)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of nested values."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat_values(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value
     return found

@@ -8,7 +8,15 @@ from typing import Any
 
 from vitpipe.papers.recorded_results import Reference
 from vitpipe.report.reference import ReferenceComparison, ReferenceVerdict
-from vitpipe.report.result_tables import ShownTable, in_unit, markdown, markdown_text, metric_label
+from vitpipe.report.result_tables import (
+    MILLIONS,
+    ShownTable,
+    decimals_of_millions,
+    in_unit,
+    markdown,
+    markdown_text,
+    metric_label,
+)
 
 COLUMNS = ("metric", "ours", "mean", "sd", "range", "difference", "verdict")
 NUMERIC = (False, True, True, True, True, True, False)
@@ -43,20 +51,32 @@ def reference_rows(comparisons: Sequence[ReferenceComparison | None]) -> list[di
 def reference_cells(item: ReferenceVerdict) -> tuple[str, ...]:
     """One row of the table as texts, see `COLUMNS`; all numbers with the decimals of the recorded ones."""
     row = item.row
-    ours = in_unit(item.ours, item.unit, row.decimals if row else None)
+    digits = _decimals(item)
+    ours = in_unit(item.ours, item.unit, digits)
     label = f"{item.stage} {metric_label(item.metric)}"
     if row is None:
         return (label, ours, "—", "—", "—", "—", item.judgement)
-    low, high = (f"{value:,.{row.decimals}f}" for value in (row.minimum, row.maximum))
+    low, high = (f"{value:,.{digits}f}" for value in (row.minimum, row.maximum))
     return (
         label,
         ours,
-        in_unit(row.mean, item.unit, row.decimals),
-        in_unit(row.spread, "", row.decimals),
-        f"{low} to {high}",
-        "—" if item.delta is None else f"{item.delta:+z,.{row.decimals}f}".replace("-", "−"),
+        in_unit(row.mean, item.unit, digits),
+        in_unit(row.spread, "", digits),
+        low if low == high else f"{low} to {high}",
+        "—" if item.delta is None else f"{item.delta:+z,.{digits}f}".replace("-", "−"),
         item.judgement,
     )
+
+
+def _decimals(item: ReferenceVerdict) -> int | None:
+    """Those of the recorded numbers; parameters as everywhere, unless that would hide a difference."""
+    if item.row is None:
+        return None
+    if item.unit == MILLIONS:
+        digits = decimals_of_millions(item.row.mean)
+        if not item.delta or round(item.delta, digits) or not round(item.delta, item.row.decimals):
+            return digits
+    return item.row.decimals
 
 
 def provenance(reference: Reference) -> str:
@@ -69,8 +89,10 @@ def provenance(reference: Reference) -> str:
     return f"{seeds}; {', '.join(reference.processors)}; commit {commits}; {reference.measured_on}"
 
 
-def notes_of(comparison: ReferenceComparison) -> list[str]:
+def notes_of(comparison: ReferenceComparison | None) -> list[str]:
     """What stands below the table: that there is no reference, or why stages are not comparable."""
+    if comparison is None:
+        return []
     if comparison.missing:
         return [f"{comparison.recipe}: {comparison.missing}"]
     return [f"Not comparable ({', '.join(stages)}): {reason}." for reason, stages in comparison.reasons()]

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 import re
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.graph import all_stages
+from vitpipe.contracts.protocol import PROTOCOL
 from vitpipe.contracts.units import format_bytes, format_count, format_duration
-from vitpipe.report.results import RunResults, labels
 
 LONG_TABLE_ROWS = 12
+MILLIONS = "M"  # the unit of parameters in published rows
 # The class table of ImageNet-22K has 21,841 rows: the page shows the first ones, the CSV file has all.
 _MAX_ROWS = 300
 # A git commit has 40 hexadecimal digits, a SHA-256 has 64.
@@ -43,6 +43,13 @@ _PERCENT_MARKS = ("_top1", "_top5", "AP", "AR", "ratio", "_mIoU")
 # Shown as figures (history, confusion), as the COCO table (box_ap, mask_ap), in the data section (splits,
 # sources) or on top of the page (verdict, reference).
 _SHOWN_ELSEWHERE = ("history", "confusion", "box_ap", "mask_ap", "splits", "sources", "verdict", "reference")
+# The table of what a network costs, with the conventions, and the metrics that are in it.
+_COST, _COSTS = "cost", ("params", "gmacs")
+# In the order in which a reader looks for them, behind a stage's main metric; all others follow.
+_ORDER = (
+    "top1", "top5", "linear_top1", "knn_top1", "mIoU", "mAcc", "aAcc", "loss", "trivial_loss", "params",
+    "gmacs", "images_per_second",
+)  # fmt: skip
 _LABELS = {
     "params": "parameters",
     "gmacs": "multiply-adds",  # multiply-accumulate operations; a FLOP count would be twice as large
@@ -113,7 +120,7 @@ def show(name: str, value: float) -> str:
         return f"{100 * value:.1f} %"
     if name.endswith("params"):
         # Papers count parameters in millions; below 0.1 M (test networks) that would show 0.0 or 0.1.
-        return f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value:,.0f}"
+        return f"{value / 1e6:,.{decimals_of_millions(value / 1e6)}f} M" if value >= 1e5 else f"{value:,.0f}"
     if name.endswith("gmacs"):
         return f"{value:.3g} G"
     if name.endswith("_bytes"):
@@ -135,9 +142,16 @@ def in_unit(value: float | str | None, unit: str, decimals: int | None = None) -
     if value is None or isinstance(value, str):
         return value or "—"
     digits = f"{value:.2f}".rstrip("0").rstrip(".") if abs(value) < 1000 else format_count(value)
+    if unit == MILLIONS and decimals is None:
+        decimals = decimals_of_millions(value)
     if decimals is not None:
         digits = f"{value:,.{decimals}f}"
     return f"{digits} {'%' if unit == 'percent' else unit}".strip()
+
+
+def decimals_of_millions(value: float) -> int:
+    """Decimals of a number of parameters in millions, the same everywhere: 0.22 M, 1.23 M, 86.4 M."""
+    return 2 if abs(value) < 10 else 1
 
 
 def metric_label(name: str) -> str:
@@ -159,14 +173,44 @@ def coco_table(metrics: Mapping[str, float]) -> ShownTable | None:
 
 
 def metric_table(artifact: Artifact) -> ShownTable | None:
-    """All metrics of a stage except those of the COCO table, the main metric first."""
-    own = {k: v for k, v in artifact.metrics.items() if not k.startswith(("box_A", "mask_A"))}
+    """All metrics of a stage except those of other tables, COCO's and the cost's; the main metric first."""
+    costs = _COSTS if artifact.tables().get(_COST) else ()
+    own = {
+        k: v for k, v in artifact.metrics.items() if not k.startswith(("box_A", "mask_A")) and k not in costs
+    }
     if not own:
         return None
-    first = headline(artifact.card.stage)
-    ordered = sorted(own.items(), key=lambda item: item[0] != first)
-    rows = tuple((metric_label(name), show(name, value)) for name, value in ordered)
+    ordered = by_interest(artifact.card.stage, own)
+    rows = tuple((metric_label(name), show(name, own[name])) for name in ordered)
     return ShownTable("metrics", "Metrics", ("metric", "value"), (False, True), rows)
+
+
+def by_interest(stage: str, names: Iterable[str]) -> list[str]:
+    """Names of a stage's metrics in the order in which a reader looks for them, its main metric first."""
+    first = headline(stage)
+    return sorted(names, key=lambda name: (name != first, *_rank(name)))
+
+
+def _rank(name: str) -> tuple[bool, int]:
+    """Place of a metric: of the trained weights, then of averaged and random ones and of several sizes."""
+    own = name.removeprefix("ema_").removeprefix("random_").removeprefix("multi_scale_")
+    own = own.removeprefix("cached_")
+    return own != name, _ORDER.index(own) if own in _ORDER else len(_ORDER)
+
+
+def protocol_table(rows: Sequence[Mapping[str, str]]) -> ShownTable | None:
+    """How a stage measured: each setting once, with the metrics that it holds for; None without any."""
+    metrics = dict.fromkeys(row["metric"] for row in rows)
+    found: dict[tuple[str, str], dict[str, None]] = {}  # an inner dict is an ordered set
+    for row in rows:
+        found.setdefault((row["setting"], row["value"]), {})[row["metric"]] = None
+    cells = tuple(
+        (*pair, "all" if len(own) == len(metrics) else ", ".join(map(metric_label, own)))
+        for pair, own in found.items()
+    )
+    if not cells:
+        return None
+    return ShownTable("protocol", "How it was measured", ("setting", "value", "metrics"), (False,) * 3, cells)
 
 
 def stage_tables(artifact: Artifact, class_names: Mapping[str, str] | None = None) -> list[ShownTable]:
@@ -177,13 +221,18 @@ def stage_tables(artifact: Artifact, class_names: Mapping[str, str] | None = Non
             name, [{k: known.get(v, v) if k == "class" else v for k, v in row.items()} for row in rows]
         )
         for name, rows in artifact.tables().items()
-        if name not in _SHOWN_ELSEWHERE and rows
+        if name not in (*_SHOWN_ELSEWHERE, PROTOCOL) and rows
     ]
-    return sorted(found, key=lambda table: len(table.rows))
+    measured = protocol_table(artifact.tables().get(PROTOCOL, []))
+    return sorted(filter(None, (*found, measured)), key=lambda table: len(table.rows))
 
 
 def shown_table(name: str, rows: Sequence[Mapping[str, str]]) -> ShownTable:
     """A formatted CSV table: ratios in percent, counts with thousands separators, sizes with their unit."""
+    if name == _COST:
+        # Each number in its own unit, as everywhere.
+        rows = [{**row, "value": _cost(row["name"], row["value"])} for row in rows]
+        rows = [{k: metric_label(v) if k == "name" else v for k, v in row.items()} for row in rows]
     columns = tuple(rows[0])
     # An empty cell is a missing number: it must not turn the column into text.
     numeric = tuple(all(_number(row[c]) is not None or row[c] == "" for row in rows) for c in columns)
@@ -197,30 +246,6 @@ def shown_table(name: str, rows: Sequence[Mapping[str, str]]) -> ShownTable:
     title = _TITLES.get(name, name.replace("_", " ").capitalize())
     heads = tuple(_head(column) for column in columns)
     return ShownTable(name, title, heads, numeric, texts, len(rows) - len(texts))
-
-
-def side_by_side(runs: Sequence[RunResults]) -> ShownTable | None:
-    """Final metrics of several runs, one column per run; with mean and standard deviation over seeds."""
-    if len(runs) < 2:
-        return None
-    stages = [node.name for run in runs for node in run.nodes()]
-    rows = []
-    # Runs of one recipe and profile differ in the seed or in an override.
-    is_repetition = len({(run.recipe.name, run.recipe.profile) for run in runs}) == 1
-    for stage in dict.fromkeys(stages):
-        per_run = [run.artifacts[stage].metrics if stage in run.artifacts else {} for run in runs]
-        for name in dict.fromkeys(key for metrics in per_run for key in metrics):
-            if stage == "prepare" and "num_" in name:  # counts of the data: the same in all runs
-                continue
-            values = [metrics.get(name) for metrics in per_run]
-            cells = [show(name, v) if v is not None else "—" for v in values]
-            if is_repetition:
-                cells.append(_mean_and_spread(name, [v for v in values if v is not None]))
-            rows.append((f"{stage} {metric_label(name)}", *cells))
-    heads = ("", *labels(runs), *(("mean ± sd",) if is_repetition else ()))
-    return ShownTable(
-        "side_by_side", "Side by side", heads, (False, *(True,) * (len(heads) - 1)), tuple(rows)
-    )
 
 
 def markdown(table: ShownTable, *, has_markup: bool = False) -> str:
@@ -248,20 +273,16 @@ def markdown_text(text: object) -> str:
     return re.sub(r"[*`\[\]$~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", plain)
 
 
-def _mean_and_spread(name: str, values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return "—"
-    # stdev divides by n - 1: the seeds are a sample of all seeds.
-    mean, spread = statistics.fmean(values), statistics.stdev(values)
-    if spread == 0:  # a count, such as the parameters
-        return show(name, mean)
-    if is_percent(name):
-        return f"{100 * mean:.1f} ± {100 * spread:.1f} %"
-    return f"{mean:.4g} ± {spread:.2g}"
-
-
 def _percent(value: float | None) -> str:
     return "—" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _cost(name: str, text: str) -> str:
+    value = _number(text)
+    if value is None:
+        return text
+    is_work = name.endswith(("macs", "flops"))
+    return f"{value / 1e9:.3g} G" if is_work and not name.startswith("g") else show(name, value)
 
 
 def _number(text: Any) -> float | None:

@@ -11,6 +11,9 @@ from vitpipe.contracts.artifact import Artifact, open_artifact
 from vitpipe.contracts.errors import ArtifactError
 from vitpipe.contracts.graph import Node, graph_of
 
+# The data, and the page itself.
+_NO_RESULTS = ("prepare", "report")
+
 
 @dataclass(frozen=True)
 class RunResults:
@@ -94,6 +97,15 @@ def labels(runs: Sequence[RunResults]) -> list[str]:
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)
     ]
+
+
+def stages_by_interest(runs: Sequence[RunResults]) -> list[str]:
+    """Stages with results: those that papers publish first, then the last ones of the pipeline."""
+    claimed = [item.stage for run in runs for item in run.recipe.expect]
+    found = [name for run in runs for name, _ in run.stages() if name not in _NO_RESULTS]
+    order = [node.name for run in runs for node in run.nodes()]
+    latest = sorted(dict.fromkeys(found), key=order.index, reverse=True)
+    return [name for name in dict.fromkeys((*claimed, *latest)) if name in found]
 
 
 def curves(artifact: Artifact) -> list[Curve]:

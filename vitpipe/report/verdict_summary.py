@@ -26,6 +26,19 @@ def summary_of(verdicts: Sequence[Verdict], comparisons: Sequence[ReferenceCompa
     return f"{said}." if said else "This recipe has no published result to compare with."
 
 
+def summaries_of(
+    runs: Sequence[tuple[str, Sequence[Verdict], ReferenceComparison | None]],
+) -> list[tuple[str, str]]:
+    """(labels, sentence) of runs given as (label, verdicts, comparison); equal sentences once.
+
+    The label of a single run is empty.
+    """
+    found: dict[str, list[str]] = {}
+    for label, verdicts, comparison in runs:
+        found.setdefault(summary_of(verdicts, [comparison]), []).append(label)
+    return [(", ".join(own) if len(runs) > 1 else "", sentence) for sentence, own in found.items()]
+
+
 def _counted(of: str, judgements: Sequence[Judgement]) -> str:
     counted = Counter(judgements)
     found = [(counted[name], name) for name in JUDGEMENTS if counted[name]]

@@ -24,7 +24,7 @@ from vitpipe.report.compare import (
     verdict_rows,
     verdicts_of,
 )
-from vitpipe.report.page import signed, stage_panels, verdict_markdown, write_markdown, write_page
+from vitpipe.report.page import signed, verdict_markdown, write_markdown, write_page
 from vitpipe.report.reference import ReferenceComparison, comparison_of, counts_by_reference
 from vitpipe.report.reference_table import (
     COLUMNS,
@@ -37,7 +37,8 @@ from vitpipe.report.reference_table import (
 )
 from vitpipe.report.result_tables import in_unit
 from vitpipe.report.results import RunResults, labels
-from vitpipe.report.verdict_summary import summary_of
+from vitpipe.report.run_views import stage_panels
+from vitpipe.report.verdict_summary import summaries_of
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
 _CSV_TABLES = (f"{TABLES}/verdict.csv", f"{TABLES}/reference.csv")
@@ -110,7 +111,7 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
         write_table(out, "reference", reference_rows(comparisons))
     counts = counts_of(every) | counts_by_reference(comparisons)
     notes = [reference_markdown(found) for found in comparisons if found is not None]
-    said = summary_of(every, comparisons)
+    said = " ".join(_sentences(runs))
     note = "\n\n".join([said, *notes, verdict_markdown(every)])
     return Report(html, text, pictures, every, comparisons, counts, note, said)
 
@@ -160,8 +161,8 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
     # Rendered into text, because a stage writes the lines to its logger and a verb to the terminal.
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=colour, no_color=not colour, highlight=False)
-    every = [verdict for run in runs for verdict in verdicts_of(run)]
-    console.print(summary_of(every, [comparison_of(run) for run in runs]), markup=False)
+    for sentence in _sentences(runs):
+        console.print(sentence, markup=False)
     for label, run in zip(labels(runs), runs, strict=True):
         if (found := comparison_of(run)) is not None:
             if found.reference is not None:
@@ -191,6 +192,14 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
         for reason, titles in reasons_by_row(verdicts):
             console.print(f"Not comparable ({titles}): {reason}.", markup=False)
     return screen.getvalue().rstrip("\n").split("\n")
+
+
+def _sentences(runs: Sequence[RunResults]) -> list[str]:
+    """The verdict in a sentence; of several runs one each, with their labels."""
+    judged = [
+        (label, verdicts_of(run), comparison_of(run)) for label, run in zip(labels(runs), runs, strict=True)
+    ]
+    return [f"{label}: {said}" if label else said for label, said in summaries_of(judged)]
 
 
 def _reference_table(label: str, found: ReferenceComparison) -> Any:

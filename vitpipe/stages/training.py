@@ -267,10 +267,10 @@ def judge(
     found = method.judge(batches, ctx.ranks, plan.precision)
     for name, rows in found.tables.items():
         ctx.logger.table(prefix + name, rows)
-    for name, columns in found.figures.items() if ctx.is_main else ():
+    for name, shown in found.figures.items() if ctx.is_main else ():
         path = ctx.folder / f"{prefix}{name}.png"
         with optional_figure(prefix + name, ctx.logger.say):
-            save_columns(columns, augment.mean, augment.std, path)
+            save_columns(shown.columns, augment.mean, augment.std, path, note=shown.note)
             ctx.logger.figure(prefix + name, path)
     return {prefix + name: value for name, value in found.metrics.items()}
 

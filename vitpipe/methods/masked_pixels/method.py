@@ -22,7 +22,7 @@ from vitpipe.data.batches import Batch
 from vitpipe.evaluate.reconstruct import painted
 from vitpipe.evaluate.trivial_predictor import TrivialPredictor
 from vitpipe.methods.masked_pixels.config import MaskedPixelsConfig
-from vitpipe.methods.method import CentreCrops, Judgement, Method
+from vitpipe.methods.method import CentreCrops, ImageColumns, Judgement, Method
 from vitpipe.models.draws import uniform
 from vitpipe.models.families import Family
 from vitpipe.models.network import Pretrainer
@@ -30,7 +30,7 @@ from vitpipe.models.pixel_target import Target, normalised_target
 from vitpipe.train.precision import autocast
 from vitpipe.train.ranks import Ranks
 
-_NUM_SHOWN = 6  # images of the figure
+_NUM_SHOWN = 6  # images of the figure, each of another class
 
 
 class MaskedPixels(Method):
@@ -81,13 +81,13 @@ class MaskedPixels(Method):
 
         Every image has a fixed mask of its own, so that losses of different epochs are comparable. The
         trivial loss is that of the best guess that needs no network, see `TrivialPredictor`. The figure has
-        original, visible part and prediction of the first images.
+        original, visible part and reconstruction of the first image of each class.
         """
         was_training = self.training
         self.eval()
         trivial = TrivialPredictor(self._targets(batches, ranks), ranks)
         totals, num_images = [0.0, 0.0], 0
-        shown: list[list[Tensor]] = []
+        shown = _FirstOfClasses()
         for batch in batches("val"):
             batch = batch.to(ranks.device)
             images, noise_BN = batch.images, self.noise(batch, "eval mask")
@@ -99,19 +99,49 @@ class MaskedPixels(Method):
             for number, guess_BND in enumerate(guesses):
                 error = unit_error(guess_BND, target.units_BND, prediction.mask_BN)
                 totals[number] += float(error) * len(images)
-            if ranks.is_main and num_images < _NUM_SHOWN:
-                few = slice(_NUM_SHOWN - num_images)
-                shown.append([images[few], *painted(images, prediction, target, few)])
+            for row in shown.wanted(batch.labels_B.tolist()) if ranks.is_main else ():
+                one = slice(row, row + 1)
+                shown.rows.append([images[one], *painted(images, prediction, target, one)])
             num_images += len(images)
         self.train(was_training)
         *totals, count = ranks.sum_numbers([*totals, float(num_images)])
         loss, trivial_loss = (total / max(count, 1.0) for total in totals)
-        columns = [torch.cat(column) for column in zip(*shown, strict=True)]
-        return Judgement({"loss": loss, "trivial_loss": trivial_loss}, figures={"reconstructions": columns})
+        figures = {"reconstructions": self._figure(shown.rows, ranks.num_ranks)} if shown.rows else {}
+        return Judgement({"loss": loss, "trivial_loss": trivial_loss}, figures=figures)
+
+    def _figure(self, rows: list[list[Tensor]], num_ranks: int) -> ImageColumns:
+        titles = ("original", "visible", "reconstruction + visible")
+        columns = [torch.cat(column) for column in zip(*rows, strict=True)]
+        read = f" that rank 0 of {num_ranks} reads" if num_ranks > 1 else ""
+        by = {"unit": "hidden patch", "image": "image"}[self.config.target_norm]
+        note = (
+            f"The first validation image{read} of each of the first {len(rows)} classes. "
+            "The network sees the patches in the middle and predicts the hidden ones. Right its prediction, "
+            "with the visible patches of the original pasted in: only the hidden patches are the network's. "
+            f"It predicts normalised pixels: mean and contrast of every {by} are taken from the original."
+        )
+        return ImageColumns(dict(zip(titles, columns, strict=True)), note)
 
     def _targets(self, batches: CentreCrops, ranks: Ranks) -> Iterator[Tensor]:
         for batch in batches("val"):
             yield self.target(batch.to(ranks.device).images).units_BND
+
+
+class _FirstOfClasses:
+    """Chooses the first image of each class, up to `_NUM_SHOWN`; `rows` keeps what is shown of each."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[Tensor]] = []
+        self.classes: set[int] = set()
+
+    def wanted(self, labels: Sequence[int]) -> list[int]:
+        """Positions in a batch of images whose class has not been seen."""
+        found = []
+        for position, label in enumerate(labels):
+            if label not in self.classes and len(self.classes) < _NUM_SHOWN:
+                self.classes.add(label)
+                found.append(position)
+        return found
 
 
 def unit_error(pred_BND: Tensor, target_BND: Tensor, counted_BN: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,10 @@ from vitpipe.stages.context import StageContext
 from vitpipe.stages.detect.config import STAGE
 from vitpipe.stages.used_datasets import record_datasets
 
-_NUM_DRAWN, _TILE = 4, 256
-# Below it a Mask R-CNN lists up to 100 boxes per image (its own threshold is 0.05), which hide the image.
-_MIN_DRAWN_SCORE = 0.3
+_NUM_DRAWN, _TILE = 4, 320
+# A Mask R-CNN lists up to 100 boxes per image, which would hide it; a lower limit of the score would show
+# nothing of a detector that has found its objects with low scores, which is enough for AP.
+_NUM_BOXES = 5
 
 
 def run(ctx: StageContext) -> dict[str, float]:
@@ -95,11 +98,8 @@ def _evaluate(
     from vitpipe.stages.dense_training import gathered, predictions
 
     results: list[dict[str, Any]] = []
-    drawn: list[Any] = []
     for sample in predictions(ctx, detector, val_set):
         results += coco_results(sample, val_set.cat_ids)
-        if len(drawn) < _NUM_DRAWN:
-            drawn.append(sample)
     results = gathered(ctx, results)
     if not ctx.is_main:
         return {}
@@ -111,7 +111,7 @@ def _evaluate(
         ctx.logger.table(f"{prefix}{kind}_ap", rows)
     ctx.logger.table(f"{prefix}per_class", _class_rows(boxes, masks))
     with optional_figure(f"{prefix}predictions", ctx.logger.say):
-        _draw(ctx, val_set, drawn, len(folder.classes), f"{prefix}predictions")
+        _draw(ctx, val_set, results, len(folder.classes), f"{prefix}predictions")
     metrics = {
         f"{prefix}{kind}_{name}": value
         for kind, result in (("box", boxes), ("mask", masks))
@@ -154,31 +154,57 @@ def _cell(value: float) -> float | str:
     return "" if math.isnan(value) else value
 
 
-def _draw(ctx: StageContext, val_set: Any, samples: list[Any], num_classes: int, name: str) -> None:
-    """The first validation images: ground truth beside the predictions with a score of at least 0.3."""
+def _draw(
+    ctx: StageContext, val_set: Any, results: list[dict[str, Any]], num_classes: int, name: str
+) -> None:
+    """Annotated objects beside the boxes with the highest scores, of the first images that hold objects.
+
+    The images are chosen by their annotations alone, and the boxes whatever their score: the picture shows
+    what the detector finds, also where that is little.
+    """
     colours = class_colours(num_classes)
     names = val_set.metainfo["classes"]
-    infos = {info["img_id"]: info for info in map(val_set.get_data_info, range(len(val_set)))}
     tiles: list[Tile] = []
-    for sample in samples:
-        with Image.open(sample.img_path) as file:
+    for info in _first_with_objects(val_set):
+        with Image.open(info["img_path"]) as file:
             image = np.asarray(file.convert("RGB"))
-        truth = _true_objects(infos[sample.img_id], names)
-        predicted = _predicted_objects(sample.pred_instances.cpu().numpy(), names)
-        # "at least" in words: Pillow's built-in font has no sign for it.
-        captions = (
-            f"ground truth: {_count(truth)}",
-            f"predicted, score at least {_MIN_DRAWN_SCORE:g}: {_count(predicted)}",
-        )
+        own = [found for found in results if found["image_id"] == info["img_id"]]
+        best = sorted(own, key=lambda found: -found["score"])[:_NUM_BOXES]
+        truth = _true_objects(info, names)
+        predicted = [_predicted_object(found, val_set.cat_ids, names) for found in best]
+        captions = (_counted(len(truth), "object"), _scores(best))
         for objects, caption in zip((truth, predicted), captions, strict=True):
             tiles.append(Tile(draw_objects(image, objects, colours, _TILE), caption))
     path = ctx.folder / f"{name}.png"
-    write_grid(path, [Section("", tiles)], columns=2)
+    heads = ("annotated", f"predicted: the {_NUM_BOXES} highest scores")
+    num_drawn = _counted(len(tiles) // 2, "validation image")
+    note = (
+        f"The first {num_drawn} with objects, in the order of the annotation file. Left the annotated "
+        f"objects, right the {_NUM_BOXES} predicted boxes with the highest scores, each with class and "
+        "score, however low the score is."
+    )
+    write_grid(path, [Section("", tiles, heads)], columns=2, note=note)
     ctx.logger.figure(name, path)
 
 
-def _count(objects: list[DrawnObject]) -> str:
-    return f"{len(objects)} object{'s' if len(objects) != 1 else ''}"
+def _first_with_objects(val_set: Any) -> list[dict[str, Any]]:
+    """The first images that hold an object; a crowd is none, it is not counted by the metric."""
+    infos = map(val_set.get_data_info, range(len(val_set)))
+    holding = (info for info in infos if not all(thing["ignore_flag"] for thing in info["instances"]))
+    return list(islice(holding, _NUM_DRAWN))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def _scores(best: list[dict[str, Any]]) -> str:
+    if not best:
+        return "no box"
+    high, low = best[0]["score"], best[-1]["score"]
+    if len(best) == 1:
+        return f"1 box, score {high:.2f}"
+    return f"{len(best)} boxes, scores {high:.2f} to {low:.2f}"
 
 
 def _true_objects(info: dict[str, Any], names: tuple[str, ...]) -> list[DrawnObject]:
@@ -191,11 +217,11 @@ def _true_objects(info: dict[str, Any], names: tuple[str, ...]) -> list[DrawnObj
     return objects
 
 
-def _predicted_objects(predicted: Any, names: tuple[str, ...]) -> list[DrawnObject]:
-    return [
-        DrawnObject(int(label), box.tolist(), mask.astype(bool), f"{names[label]} {score:.2f}")
-        for label, box, mask, score in zip(
-            predicted.labels, predicted.bboxes, predicted.masks, predicted.scores, strict=True
-        )
-        if score >= _MIN_DRAWN_SCORE
-    ]
+def _predicted_object(
+    found: dict[str, Any], category_ids: Sequence[int], names: tuple[str, ...]
+) -> DrawnObject:
+    """One entry of COCO's result format, whose box is (x, y, width, height)."""
+    label = list(category_ids).index(found["category_id"])
+    x, y, width, height = found["bbox"]
+    mask = mask_of(found["segmentation"], *found["segmentation"]["size"])
+    return DrawnObject(label, (x, y, x + width, y + height), mask, f"{names[label]} {found['score']:.2f}")

@@ -21,6 +21,7 @@ from vitpipe.data.image_grid import (
     class_colours,
     draw_labels,
     fit,
+    legend_of,
     optional_figure,
     write_grid,
 )
@@ -41,7 +42,7 @@ from vitpipe.stages.context import StageContext
 from vitpipe.stages.segment.config import STAGE
 from vitpipe.stages.used_datasets import record_datasets
 
-_NUM_DRAWN, _TILE = 4, 256
+_NUM_DRAWN, _TILE = 4, 320
 
 
 def run(ctx: StageContext) -> dict[str, float]:
@@ -114,7 +115,7 @@ def _evaluate(
     ctx.logger.table(f"{prefix}per_class", _class_rows(result, folder.classes))
     if ctx.is_main:
         with optional_figure(f"{prefix}predictions", ctx.logger.say):
-            _draw(ctx, drawn, len(folder.classes), f"{prefix}predictions")
+            _draw(ctx, drawn, folder.classes, f"{prefix}predictions")
     metrics = {f"{prefix}{name}": value for name, value in _metrics(result).items()}
     rows = _protocol(ctx, metrics, len(val_set), folder)
     if ratios := ctx.section.multi_scale_ratios:
@@ -166,18 +167,25 @@ def _cell(value: float) -> float | str:
     return "" if math.isnan(value) else value
 
 
-def _draw(ctx: StageContext, samples: list[Any], num_classes: int, name: str) -> None:
-    """The first validation images: image, ground truth, prediction."""
-    colours = class_colours(num_classes)
+def _draw(ctx: StageContext, samples: list[Any], classes: tuple[str, ...], name: str) -> None:
+    """The first validation images: image, annotation, prediction, and the colours of the classes in them."""
+    colours = class_colours(len(classes))
     tiles: list[Tile] = []
+    drawn: list[Any] = []
     for sample in samples:
         with Image.open(sample.img_path) as file:
             image = np.asarray(file.convert("RGB"))
         # Both maps have the image's original size: mmseg resizes predictions back.
-        maps = (part.data.squeeze().cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg))
-        tiles.append(Tile(fit(image, _TILE), "image"))
-        for labels, caption in zip(maps, ("ground truth (dark: ignored)", "predicted"), strict=True):
-            tiles.append(Tile(fit(draw_labels(image, labels, colours), _TILE), caption))
+        maps = [part.data.squeeze().cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg)]
+        tiles.append(Tile(fit(image, _TILE)))
+        tiles += [Tile(fit(draw_labels(image, labels, colours), _TILE)) for labels in maps]
+        drawn += maps
     path = ctx.folder / f"{name}.png"
-    write_grid(path, [Section("", tiles)], columns=3)
+    heads, legend = ("image", "annotated", "predicted"), legend_of(drawn, colours, classes)
+    share = f" that rank 0 of {ctx.ranks.num_ranks} reads" if ctx.ranks.num_ranks > 1 else ""
+    note = (
+        f"The first {len(samples)} validation images{share}: image, annotated classes, predicted classes. "
+        "The legend names every class that occurs in them; pixels without a class are dark and not counted."
+    )
+    write_grid(path, [Section("", tiles, heads, legend)], columns=3, note=note)
     ctx.logger.figure(name, path)
