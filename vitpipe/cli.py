@@ -24,7 +24,17 @@ from vitpipe.config.plugins import params_of, use_plugins_of
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import VitpipeError
 from vitpipe.contracts.shell import with_typed_commands
-from vitpipe.verbs import benchmark, clean, datasets, doctor, finished_runs, recipes, references, table
+from vitpipe.verbs import (
+    benchmark,
+    clean,
+    datasets,
+    doctor,
+    finished_runs,
+    models,
+    recipes,
+    references,
+    table,
+)
 from vitpipe.verbs.show import print_rows
 
 
@@ -277,29 +287,6 @@ def show_recipe(
 
 
 @app.command()
-def models(as_json: JsonOption = False) -> None:
-    """List the networks."""
-    from vitpipe.config.model import entries
-
-    print_rows([dataclasses.asdict(entry) for entry in entries().values()], as_json)
-
-
-@app.command()
-def cost(
-    model: Annotated[str, typer.Argument(help="for example hivit_base")],
-    image_size: Annotated[
-        int | None, typer.Option(min=16, help="pixels; the network's own if not given")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Parameters and multiply-adds of a network at any image size, by the named convention."""
-    from vitpipe.benchmarks.model_cost import cost_of
-
-    found = cost_of(model, image_size=image_size)
-    print_rows(found.table(), as_json, f"{model}, one image of {found.image_size[0]} x {found.image_size[1]}")
-
-
-@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="official checkpoint (.pth)")],
     out: Annotated[Path, typer.Option("--out", help="safetensors file to write")],
@@ -336,7 +323,7 @@ def send(folder: Annotated[Path, typer.Argument()] = Path("artifacts")) -> None:
     sync(folder)
 
 
-for verbs in (recipes, table, references, finished_runs, datasets, doctor, benchmark, clean):
+for verbs in (recipes, models, table, references, finished_runs, datasets, doctor, benchmark, clean):
     verbs.register(app)
 
 
