@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitpipe.contracts.errors import InputError
+from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
 from vitpipe.verbs.show import print_progress
 from vitpipe.verbs.table import use_compiler
 
@@ -18,12 +19,6 @@ if TYPE_CHECKING:
 # Every other import is inside a verb: `vitpipe --help` has a budget of 0.5 s of CPU time, kfp alone takes 3
 # s.
 
-RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="recipe name  [default: that of params.yaml]")
-]
-ProfileOption = Annotated[str | None, typer.Option("--profile", help="demo, full, ...")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")]
-ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile, overrides")]
 PackageOption = Annotated[
     Path | None, typer.Option("--package", help="a compiled package  [default: compile one now]")
 ]
@@ -164,7 +159,7 @@ def submit_verb(
     wait: Annotated[
         bool, typer.Option("--wait", help="wait for the end of the run; exit code 1 if it failed")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Upload the pipeline to a Kubeflow endpoint and start a run."""
     import dataclasses

@@ -37,6 +37,7 @@ def _run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Co
         ["table", "revcolv2/5"],
         ["table", "revcolv2/5", "--run", "--plan"],
         ["references", "--plan"],
+        ["doctor"],
     ],
 )
 def test_light_verbs_import_nothing_heavy(arguments: list[str]):

@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from vitpipe.config.plugins import params_of, use_plugins_of
 from vitpipe.contracts.address import hidden
-from vitpipe.contracts.errors import VitpipeError
+from vitpipe.contracts.errors import VitpipeError, with_short_values
 from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.verbs import (
     benchmark,
@@ -35,28 +35,30 @@ from vitpipe.verbs import (
     references,
     table,
 )
+from vitpipe.verbs.completion import complete_recipe, complete_stage, typed_so_far
+from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
 from vitpipe.verbs.show import print_rows
 
 
 class _Verbs(TyperGroup):
-    """The command line; its usage errors hide the credentials of addresses among the arguments."""
+    """The command line; its usage errors show long arguments shortened, addresses without credentials."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _hidden_in_usage_errors():
+        with _short_usage_errors():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        with _hidden_in_usage_errors():
+        with _short_usage_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _hidden_in_usage_errors() -> Iterator[None]:
+def _short_usage_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own copy of click does not export the class
-            error.message = hidden(error.message)  # type: ignore[attr-defined]
+            error.message = with_short_values(hidden(error.message))  # type: ignore[attr-defined]
         raise
 
 
@@ -65,17 +67,11 @@ app = typer.Typer(
     cls=_Verbs,
     help="From raw images to a table that stands beside the paper's table.",
     no_args_is_help=True,
-    add_completion=False,  # two options that every --help would show
     pretty_exceptions_enable=False,  # rich's tracebacks print local variables, passwords among them
 )
 
 # A recipe without a profile runs at laptop size: the full one would start days of training.
 PROFILE = "demo"
-RecipeOption = Annotated[str | None, typer.Option("--recipe", help="recipe name or a path ending in .yaml")]
-ProfileOption = Annotated[str | None, typer.Option("--profile", help="demo, full, ...")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")]
-ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile and what is changed")]
-JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
 def _chosen(recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path) -> Any:
@@ -111,7 +107,9 @@ def _options(
 
 @app.command()
 def run(
-    stage: Annotated[str, typer.Argument(help="prepare, pretrain, ..., report")],
+    stage: Annotated[
+        str, typer.Argument(help="prepare, pretrain, ..., report", autocompletion=complete_stage)
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="output folder")] = None,
     inputs: Annotated[list[str] | None, typer.Option("--in", help="NAME=DIR, may be repeated")] = None,
     recipe: RecipeOption = None,
@@ -261,7 +259,7 @@ def plan(
 
 @app.command(name="recipe")
 def show_recipe(
-    name: Annotated[str, typer.Argument(help="for example itpn/pixel_base")],
+    name: Annotated[str, typer.Argument(help="for example itpn/pixel_base", autocompletion=complete_recipe)],
     profile: ProfileOption = None,
     overrides: SetOption = None,
     ranks: Annotated[int, typer.Option(min=1, help="GPUs that share a training stage")] = 1,
@@ -343,7 +341,7 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        use_plugins_of(params_of(sys.argv[1:]))
+        _use_plugins()
         _mount_engine_verbs()
         app()
     except SystemExit as error:
@@ -361,6 +359,17 @@ def main() -> None:
         # A defect of ours keeps its traceback, without the credentials that a library may quote there.
         print(hidden(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)
+
+
+def _use_plugins() -> None:
+    """Use the plugins of the params file that the command line names.
+
+    Raises:
+        VitpipeError: as `use_plugins_of`, but not where a shell completes names, which shows no errors.
+    """
+    typed = typed_so_far()
+    with nullcontext() if typed is None else suppress(Exception):
+        use_plugins_of(params_of(sys.argv[1:] if typed is None else typed))
 
 
 def _is_about_a_path(error: Exception) -> bool:

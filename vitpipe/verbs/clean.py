@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vitpipe.contracts.units import format_bytes
+from vitpipe.verbs.options import JsonOption
 from vitpipe.verbs.show import print_rows
 
 
@@ -27,7 +28,7 @@ def clean(
     ),
     remove: Annotated[bool, typer.Option("--remove", help="remove the folders listed as not needed")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list only, even with --remove")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List states and outboxes that were moved aside or are no longer needed; --remove removes them.
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vitpipe.verbs.options import JsonOption, ParamsOption
+
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
@@ -29,10 +31,8 @@ def verdict(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="folders of runs; else the one of params.yaml")
     ] = None,
-    params: Annotated[
-        Path, typer.Option("--params", help="file with recipe, profile and what is changed")
-    ] = Path("params.yaml"),
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    params: ParamsOption = Path("params.yaml"),
+    as_json: JsonOption = False,
 ) -> None:
     """Show finished runs beside the published rows, demos beside our own reference; where the report is."""
     from vitpipe.config.params_file import load_params

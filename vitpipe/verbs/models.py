@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpipe.contracts.units import format_billions, format_millions
+from vitpipe.verbs.completion import complete_model
+from vitpipe.verbs.options import JsonOption
 from vitpipe.verbs.show import print_rows
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the networks: size and cost of their classifiers with 1000 classes, and their papers."""
     from vitpipe.config.model import entries
@@ -58,11 +60,11 @@ def _legend(found: Iterable[ModelEntry]) -> list[str]:
 
 
 def cost(
-    model: Annotated[str, typer.Argument(help="for example hivit_base")],
+    model: Annotated[str, typer.Argument(help="for example hivit_base", autocompletion=complete_model)],
     image_size: Annotated[
         int | None, typer.Option(min=16, help="pixels; the network's own if not given")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Parameters, multiply-adds and stored activations of a network at any image size."""
     from vitpipe.benchmarks.model_cost import cost_of

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitpipe.contracts.shell import with_typed_commands
+from vitpipe.verbs.completion import complete_profile, complete_table
+from vitpipe.verbs.options import JsonOption
 from vitpipe.verbs.show import print_progress, print_rows
 
 if TYPE_CHECKING:
@@ -36,9 +38,13 @@ def use_compiler(compiler: Callable[[TablePlan], Path]) -> None:
 
 
 def table(
-    name: Annotated[str, typer.Argument(help="PAPER/NUMBER, for example itpn/11")],
+    name: Annotated[
+        str, typer.Argument(help="PAPER/NUMBER, for example itpn/11", autocompletion=complete_table)
+    ],
     run: Annotated[bool, typer.Option("--run", help="run the rows that recipes claim")] = False,
-    profile: Annotated[str, typer.Option("--profile", help="demo, full, ...")] = "demo",
+    profile: Annotated[
+        str, typer.Option("--profile", help="demo, full, ...", autocompletion=complete_profile)
+    ] = "demo",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs per recipe, by seed")] = 1,
     row: Annotated[
         list[str] | None, typer.Option("--row", help="KEY=VALUE, only these rows, may be repeated")
@@ -50,7 +56,7 @@ def table(
         bool, typer.Option("--plan", help="with --run: show the plan, start nothing")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="with --run: start also what needs real data")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show a published table; with --run our results beside it, mean and spread over --seeds.
 
