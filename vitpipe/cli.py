@@ -24,6 +24,7 @@ from vitpipe.config.plugins import params_of, use_plugins_of
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import VitpipeError, with_short_values
 from vitpipe.contracts.shell import with_typed_commands
+from vitpipe.contracts.units import counted
 from vitpipe.verbs import (
     benchmark,
     clean,
@@ -37,6 +38,7 @@ from vitpipe.verbs import (
 )
 from vitpipe.verbs.completion import complete_recipe, complete_stage, typed_so_far
 from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
+from vitpipe.verbs.run_folders import check_runs_folder
 from vitpipe.verbs.show import print_rows
 
 
@@ -306,12 +308,10 @@ def sync(
     folder: Annotated[Path, typer.Argument(help="folder with undelivered records")] = Path("artifacts"),
 ) -> None:
     """Send to MLflow what it did not receive, for example because the server was unreachable."""
-    from vitpipe.contracts.errors import InputError
     from vitpipe.track.sync import sync_pending
 
-    if not folder.is_dir():
-        raise InputError("The folder does not exist", where=folder, fix="give the folder of your runs")
-    print(f"{sync_pending(folder)} runs sent")
+    check_runs_folder(folder)
+    print(f"{counted(sync_pending(folder), 'run')} sent")
 
 
 @app.command(hidden=True)
