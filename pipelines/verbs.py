@@ -10,6 +10,7 @@ import typer
 
 from vitpipe.contracts.errors import InputError
 from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
+from vitpipe.verbs.run_folders import check_run_place
 from vitpipe.verbs.show import print_progress
 from vitpipe.verbs.table import use_compiler
 
@@ -63,9 +64,11 @@ def compile_verb(
     dvc: Annotated[bool, typer.Option("--dvc", help="write dvc.yaml instead of a package")] = False,
 ) -> None:
     """Write the recipe's graph as a Kubeflow package, or as dvc.yaml."""
+    from vitpipe.config.read import run_folder
+
     if dvc:
         from pipelines.dvc import place_dependencies, write_dvc
-        from vitpipe.config.read import load_recipe, run_folder
+        from vitpipe.config.read import load_recipe
         from vitpipe.contracts.graph import graph_of
         from vitpipe.papers.published import check_expected
 
@@ -73,6 +76,7 @@ def compile_verb(
         loaded = load_recipe(*chosen)
         loaded.data.require_root(f"recipe {loaded.name}, profile {loaded.profile}")
         check_expected(loaded)
+        check_run_place(run_folder(*chosen[:2]))
         nodes = graph_of(loaded.stages, loaded.start_from)
         # No --out: DVC finds stages only in files of this name.
         changed = write_dvc(nodes, Path("dvc.yaml"))
@@ -85,6 +89,7 @@ def compile_verb(
     images = _pairs(image, "--image", ("train", "dense"))
     pools = read_placement(placement) if placement else None
     chosen_names = _chosen(recipe, profile, overrides, params)
+    check_run_place(run_folder(*chosen_names[:2]))
     package = compile_pipeline(*chosen_names, out, images=images, placement=pools)
     print(f"{package.path}: pipeline {package.name}, stages {', '.join(package.stages)}")
     if package.images_without_digest:
@@ -100,11 +105,13 @@ def repro_verb(
 ) -> None:
     """Run what has changed by DVC, stages that do not need each other at the same time."""
     from pipelines.repro import jobs_for, repro
-    from vitpipe.config.read import load_recipe
+    from vitpipe.config.read import load_recipe, run_folder
     from vitpipe.contracts.graph import graph_of
 
     # The file that the commands in dvc.yaml read.
-    loaded = load_recipe(*_chosen(None, None, None, Path("params.yaml")))
+    chosen = _chosen(None, None, None, Path("params.yaml"))
+    loaded = load_recipe(*chosen)
+    check_run_place(run_folder(*chosen[:2]))
     loaded.data.require_root("params.yaml")
     repro(graph_of(loaded.stages, loaded.start_from), jobs or jobs_for(loaded), print_progress)
 

@@ -38,7 +38,7 @@ from vitpipe.verbs import (
 )
 from vitpipe.verbs.completion import complete_recipe, complete_stage, typed_so_far
 from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
-from vitpipe.verbs.run_folders import check_runs_folder
+from vitpipe.verbs.run_folders import check_run_place, check_runs_folder
 from vitpipe.verbs.show import print_rows
 
 
@@ -165,7 +165,9 @@ def run(
         from vitpipe.stages.identity import folders_of
         from vitpipe.stages.run import node_of
 
-        own = folders_of(node_of(loaded, stage), run_folder(chosen.recipe, chosen.profile))
+        whole_run = run_folder(chosen.recipe, chosen.profile)
+        check_run_place(whole_run)
+        own = folders_of(node_of(loaded, stage), whole_run)
         folders, out = own.inputs, own.out
     run_stage(stage, loaded, folders, out, state=state)
 
@@ -208,6 +210,7 @@ def identity(
     check_expected(loaded)
     check_dvc_file(loaded, Path("dvc.yaml"))
     run = run_folder(chosen.recipe, chosen.profile)
+    check_run_place(run)
     if out is None:
         check_stage_folders(loaded, run)
         begin_chain(loaded, run)
@@ -238,6 +241,7 @@ def plan(
     loaded = _load(chosen)
     check_expected(loaded)
     run = run_folder(chosen.recipe, chosen.profile, artifacts)
+    check_run_place(run)
     found = forecast(loaded, run)
     # What `prepare` has counted, unless it would run again.
     is_prepared = any(item.stage == "prepare" and not item.runs for item in found)

@@ -15,6 +15,7 @@ from vitpipe.contracts.errors import InputError, VitpipeError, shortened
 from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.verbs.completion import complete_dataset
 from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
+from vitpipe.verbs.run_folders import check_run_place
 from vitpipe.verbs.show import print_progress, print_rows
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def _show_machine(
             chosen = choose(recipe, profile, overrides or (), params, default_profile="demo")
             loaded = load_recipe(chosen.recipe, chosen.profile, chosen.overrides)
             run = run_folder(chosen.recipe, chosen.profile)
+            check_run_place(run)
         except VitpipeError as error:
             if is_chosen:
                 raise

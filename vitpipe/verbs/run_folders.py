@@ -19,17 +19,29 @@ def check_runs_folder(folder: Path, default: Path = Path("artifacts")) -> None:
     Raises:
         InputError: when it is missing or no folder.
     """
+    check_run_place(folder)
     if folder.is_dir():
         return
-    if folder.exists() or folder.is_symlink():
-        what = (
-            "A link leads nowhere" if not folder.exists() else "This is a file, not the folder of your runs"
-        )
-        raise InputError(what, where=folder, fix="move it away, or give the folder of your runs")
     if folder == default:
         fix = f"{_MAKE_ONE}, or give the folder of your runs"
         raise InputError(f"There are no runs here: no folder '{folder}'", where=Path.cwd(), fix=fix)
     raise InputError("The folder does not exist", where=folder, fix="give the folder of your runs")
+
+
+def check_run_place(run: Path) -> None:
+    """Check that nothing but folders stands where a run's folders are or will be made.
+
+    Raises:
+        InputError: when a part of the path is a file, or a link that leads nowhere.
+    """
+    for place in (*reversed(run.parents), run):
+        if place.is_dir() or not (place.exists() or place.is_symlink()):
+            continue
+        what = "is a file" if place.exists() else f"is a link to {place.readlink()}, which does not exist"
+        fix = "move it away" if place.exists() else "make the folder that it leads to, or remove the link"
+        raise InputError(
+            f"'{place}' {what}; the folders of runs are made there", where=place.absolute(), fix=fix
+        )
 
 
 def chosen_runs(runs: Sequence[Path] | None, params: Path) -> list[Path]:
@@ -50,6 +62,7 @@ def chosen_runs(runs: Sequence[Path] | None, params: Path) -> list[Path]:
         raise ArtifactError(what, where=Path.cwd(), fix=fix)
     chosen = load_params(params)
     folder = run_folder(chosen.recipe, chosen.profile)
+    check_run_place(folder)
     # `vitpipe compile --dvc` makes empty folders.
     if not any(folder.glob("*/card.json")):
         what = f"{chosen.recipe} has not run yet at profile {chosen.profile}"
