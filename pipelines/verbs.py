@@ -231,7 +231,7 @@ def _pairs(texts: list[str] | None, option: str, known: tuple[str, ...] = ()) ->
         known: allowed names; all when empty.
 
     Raises:
-        InputError: when a text is not of that form or its name is not allowed.
+        InputError: when a text is not of that form, or its name is not allowed or stands twice.
     """
     pairs = {}
     for text in texts or ():
@@ -243,5 +243,7 @@ def _pairs(texts: list[str] | None, option: str, known: tuple[str, ...] = ()) ->
                 where=option,
                 fix=f"write {option} NAME=VALUE",
             )
+        if name in pairs:
+            raise InputError(f"'{name}' is given twice", where=option, fix="give it once")
         pairs[name] = value
     return pairs

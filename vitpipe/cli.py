@@ -161,15 +161,20 @@ def run(
             raise typer.BadParameter(
                 "give the output folder with --out DIR, or leave --in out, too", param_hint="--in"
             )
-        from vitpipe.config.read import run_folder
-        from vitpipe.stages.identity import folders_of
-        from vitpipe.stages.run import node_of
-
-        whole_run = run_folder(chosen.recipe, chosen.profile)
-        check_run_place(whole_run)
-        own = folders_of(node_of(loaded, stage), whole_run)
-        folders, out = own.inputs, own.out
+        folders, out = _own_folders(chosen, loaded, stage)
     run_stage(stage, loaded, folders, out, state=state)
+
+
+def _own_folders(chosen: Any, loaded: Any, stage: str) -> tuple[dict[str, Path], Path]:
+    """Inputs and output of a stage where dvc.yaml has them."""
+    from vitpipe.config.read import run_folder
+    from vitpipe.stages.identity import folders_of
+    from vitpipe.stages.run import node_of
+
+    run = run_folder(chosen.recipe, chosen.profile)
+    check_run_place(run)
+    own = folders_of(node_of(loaded, stage), run)
+    return own.inputs, own.out
 
 
 def _named_folders(texts: Sequence[str]) -> dict[str, Path]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from vitpipe.config.places import PlacedText
 from vitpipe.config.read import check_profile, read_mapping, recipe_path
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.yaml_core import WrittenFloat, WrittenInt, read_yaml, write_yaml
@@ -74,8 +75,9 @@ def load_params(path: Path) -> Params:
         )
     recipe_path(values["recipe"], f"'recipe' in {path}")
     check_profile(values["profile"], f"'profile' in {path}")
-    changed = (f"{'.'.join(keys)}={_text(value)}" for keys, value in leaves if value is not None)
-    return Params(values["recipe"], values["profile"], (*changed, *texts))
+    changed = [f"{'.'.join(keys)}={_text(value)}" for keys, value in leaves if value is not None]
+    placed = tuple(PlacedText.at(path, text) for text in (*changed, *texts))
+    return Params(values["recipe"], values["profile"], placed)
 
 
 def choose(

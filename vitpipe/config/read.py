@@ -20,9 +20,10 @@ import yaml
 from pydantic import ValidationError
 
 from vitpipe.config.mistakes import all_mistakes, remedy
+from vitpipe.config.places import Places, place_of
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.variants import merge, variants_of, with_choices
-from vitpipe.config.yaml_core import read_yaml
+from vitpipe.config.yaml_core import read_yaml, yaml_problem
 from vitpipe.contracts.discovery import files_in
 from vitpipe.contracts.errors import RecipeError, shortened
 from vitpipe.contracts.spelling import did_you_mean
@@ -125,23 +126,25 @@ def recipe_of(
     Raises:
         RecipeError: any number of wrong keys and values, all named.
     """
-    values = dict(values)
+    values, places = dict(values), Places(f"recipe {shown}, profile {profile}")
     for override in overrides:
-        change = parse_override(override)
+        change, place = parse_override(override), place_of(override)
         if wrong := [key for key in ("name", "profile") if key in change]:
             raise RecipeError(
                 f"'{shortened(override)}' is no value of a recipe: its {wrong[0]} is chosen beside them",
-                where="--set or overrides in params.yaml",
+                where=place,
                 fix="use --recipe and --profile, or the keys recipe and profile of params.yaml",
             )
         values = merge(values, change)
+        places.add(override, place)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
+        what, where = all_mistakes(error, values, places)
         raise RecipeError(
-            all_mistakes(error, values),
-            where=f"recipe {shown}, profile {profile}",
-            fix=f"{remedy(error, values)}correct these keys in the recipe, params.yaml or --set; "
+            what,
+            where=where,
+            fix=f"{remedy(error, values)}correct these keys there; "
             f"`vitpipe recipe {shlex.quote(name)} --profile {profile}` shows a recipe once it is valid",
         ) from error
 
@@ -192,15 +195,16 @@ def _own_profiles(path: Path, profile: str) -> list[Path]:
     return found
 
 
-def parse_override(text: str, where: str = "--set or overrides in params.yaml") -> dict[str, Any]:
+def parse_override(text: str, where: str = "") -> dict[str, Any]:
     """`a.b=c` as a nested mapping; the value is read as YAML.
 
     Args:
-        where: where the text comes from, for messages.
+        where: where the text comes from, for messages; by default `place_of` it.
 
     Raises:
         RecipeError: without an equals sign or with an empty key.
     """
+    where = where or place_of(text)
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -314,11 +318,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
             fix="give a YAML file, or save this one as UTF-8",
         ) from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error) or "not YAML"
+        problem, line = yaml_problem(error)
         raise RecipeError(
-            f"The file is not valid YAML: {problem}", where=f"{path}{line}", fix="correct that line"
+            f"The file is not valid YAML: {problem}",
+            where=f"{path}, line {line}" if line else path,
+            fix="correct that line",
         ) from error
     if values is None:
         return {}

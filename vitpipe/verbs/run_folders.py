@@ -48,6 +48,7 @@ def chosen_runs(runs: Sequence[Path] | None, params: Path) -> list[Path]:
     """The folders of runs that were given, else the one of the params file.
 
     Raises:
+        InputError: when one is given twice.
         ArtifactError: when none is given and there is no params file, or its recipe has not run yet.
         RecipeError: as `load_params`.
     """
@@ -55,6 +56,9 @@ def chosen_runs(runs: Sequence[Path] | None, params: Path) -> list[Path]:
     from vitpipe.config.read import run_folder
 
     if runs:
+        for run in runs:
+            if [other.resolve() for other in runs].count(run.resolve()) > 1:
+                raise InputError("A run is given twice", where=run, fix="give every run once")
         return list(runs)
     fix = f"{_MAKE_ONE}, or give the folder of a run"
     if not params.exists():
