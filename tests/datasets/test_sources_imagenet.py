@@ -273,7 +273,7 @@ def test_more_or_fewer_val_images_than_labels(original):
     assert "labels of 10 images and 9 were found" in error.what
     assert "ILSVRC2012_val_00000010" in error.what
     write(original / "ILSVRC2012_img_val.tar", tar_bytes([*images, ("ILSVRC2012_val_00000011.JPEG", b"x")]))
-    assert "1 images have no label (ILSVRC2012_val_00000011)" in refuse(original.parent).what
+    assert "1 image has no label (ILSVRC2012_val_00000011)" in refuse(original.parent).what
 
 
 @pytest.mark.parametrize("label", ["0", "6", "1001", "-1", "one"])
@@ -307,8 +307,8 @@ def test_kaggles_list(tmp_path):
     path = folder / "LOC_val_solution.csv"
     lines = path.read_text().splitlines()
     for damaged, word in (
-        ([lines[0], *lines[2:]], "1 images have no label"),
-        ([*lines, "ILSVRC2012_val_00000077,n01440764 1 2 3 4"], "1 images are missing"),
+        ([lines[0], *lines[2:]], "1 image has no label"),
+        ([*lines, "ILSVRC2012_val_00000077,n01440764 1 2 3 4"], "1 image is missing"),
         ([*lines, lines[1]], "its second one"),
         ([*lines[:-1], lines[-1].split(",")[0] + ",n09999999 1 2 3 4"], "unknown"),
         ([*lines[:-1], lines[-1].split(",")[0]], "Line 11"),

@@ -160,7 +160,7 @@ def test_other_files_in_class_folders(raw_copy):
     (report,) = examine(raw_copy, ["imagenet"])
     assert not of_level(report, "error")
     named = next(found for found in of_level(report, "warning") if "no pictures" in found.what)
-    assert "1 files are no pictures by their kind and are left out: val/n99900003/Thumbs.db" in named.what
+    assert "1 file is no picture by its kind and is left out: val/n99900003/Thumbs.db" in named.what
 
 
 def test_a_sample_is_checked_without_deep(raw_copy):
@@ -222,7 +222,7 @@ def test_classes_with_too_few_images(tmp_path):
         report = DatasetReport("imagenet")
         name_short_classes(report, split, counts, facts("imagenet"), tmp_path)
         (finding,) = report.findings
-        assert f"1 classes of {split} do not have {span} images" in finding.what
+        assert f"1 class of {split} without {span} images" in finding.what
         assert f"n01440764 ({number})" in finding.what
 
 
@@ -329,7 +329,7 @@ def test_the_verb(raw_copy, run):
     victim.touch()
     found = run("--data", raw_copy, "--dataset", "imagenet")
     assert found.exit_code == 2
-    assert "error: 1 images cannot be decoded: val/n99900003/[red]odd.JPEG" in found.output
+    assert "error: 1 image cannot be decoded: val/n99900003/[red]odd.JPEG" in found.output
     assert "Fix: replace" in found.output
     found = run("--data", raw_copy, "--dataset", "imagenet", "--json")
     assert found.exit_code == 2
@@ -405,4 +405,4 @@ def test_a_name_that_no_terminal_can_show(raw_copy):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "1 files are missing: \\ud800.jpg" in " ".join(done.stdout.split())
+    assert "1 file is missing: \\ud800.jpg" in " ".join(done.stdout.split())

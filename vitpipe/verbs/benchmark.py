@@ -15,7 +15,7 @@ import typer
 
 from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.shell import with_typed_commands
-from vitpipe.contracts.units import format_bytes, format_count, format_duration
+from vitpipe.contracts.units import counted, format_bytes, format_count, format_duration
 from vitpipe.verbs.completion import complete_profile, complete_recipe, complete_stage
 from vitpipe.verbs.options import JsonOption, SetOption
 from vitpipe.verbs.show import print_rows
@@ -226,7 +226,7 @@ def pack(
         }
         for cost in costs
     ]
-    print_rows(rows, False, f"Packing with {num_workers} processes")
+    print_rows(rows, False, f"Packing with {counted(num_workers, 'process', 'processes')}")
     print(with_typed_commands(f"`vitpipe plan` now uses the speed of this machine, stored in {kept}"))
 
 

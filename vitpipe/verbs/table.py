@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitpipe.contracts.shell import with_typed_commands
+from vitpipe.contracts.units import counted
 from vitpipe.verbs.completion import complete_profile, complete_table
 from vitpipe.verbs.options import JsonOption
 from vitpipe.verbs.show import print_progress, print_rows
@@ -118,8 +119,9 @@ def _show_plan(plan: TablePlan, as_json: bool, *, compiles: bool) -> None:
     print_rows(stages_by_run(stages), False, f"{plan.name}, profile {plan.profile}", right=("steps",))
     counts = [sum(item["does"] == kind for item in stages) for kind in ("runs", "shared", "finished")]
     print(
-        f"{len(plan.rows)} rows, {len(unclaimed)} of them without a recipe; {counts[0]} stages to run "
-        f"({num_steps:,} optimiser steps), {counts[1]} shared, {counts[2]} finished"
+        f"{counted(len(plan.rows), 'row')}, {len(unclaimed)} of them without a recipe; "
+        f"{counted(counts[0], 'stage')} to run ({counted(num_steps, 'optimiser step')}), "
+        f"{counts[1]} shared, {counts[2]} finished"
     )
     if package is not None:
         print(f"Kubeflow package: {package}")
