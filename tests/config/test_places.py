@@ -121,5 +121,7 @@ def test_short_values():
     )
     prose = "the recipe's words " + "and words " * 30 + "of the stage's"
     assert with_short_values(prose) == prose
+    path = f"the folder '/{'deep/' * 60}' is a file"
+    assert with_short_values(path) == path
     assert len(str(InputError(f"'{LONG}' is wrong"))) < 120
     assert issubclass(InputError, VitpipeError)

@@ -308,7 +308,7 @@ def test_files_that_no_list_names_are_noted(raw_copy):
     (raw_copy / "davis" / "JPEGImages" / "480p" / "zebra").mkdir()
     coco, davis = verify_coco(raw_copy / "coco"), verify_davis(raw_copy / "davis")
     assert coco.notes == ("1 file of val2017/ not in the annotations: zebra.jpg",)
-    assert davis.notes == ("1 sequences are not listed: zebra",)
+    assert davis.notes == ("1 sequence is not listed: zebra",)
     assert not any("zebra" in name for name in coco.files + davis.files)
 
 

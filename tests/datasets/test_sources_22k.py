@@ -87,7 +87,7 @@ def test_unfinished_downloads(tmp_path, rest):
     folder = tmp_path / "imagenet22k" / "winter21_whole"
     write_class_tars(MINI, folder)
     write(folder / rest, b"x")
-    assert f"1 downloads look unfinished: {rest}" in refuse(tmp_path, "imagenet22k").what
+    assert f"1 download looks unfinished: {rest}" in refuse(tmp_path, "imagenet22k").what
 
 
 def test_an_empty_or_truncated_class_tar(tmp_path):

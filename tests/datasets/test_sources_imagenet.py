@@ -248,7 +248,7 @@ def test_an_empty_class_tar_is_found_before_packing(original):
 def test_a_class_tar_missing_or_unknown(original):
     tars = [(f"{wnid}.tar", class_tar(MINI, wnid)) for wnid in MINI.wnids[:-1]]
     write(original / "ILSVRC2012_img_train.tar", tar_bytes(tars))
-    assert f"have no training images: {MINI.wnids[-1]}" in refuse(original.parent).what
+    assert f"without training images: {MINI.wnids[-1]}" in refuse(original.parent).what
     tars += [(f"{name}.tar", class_tar(MINI, MINI.wnids[-1])) for name in (MINI.wnids[-1], "n09999999")]
     write(original / "ILSVRC2012_img_train.tar", tar_bytes(tars))
     assert "1 training classes are unknown" in refuse(original.parent).what
@@ -389,4 +389,4 @@ def test_a_subset_in_a_folder_of_its_own(tmp_path):
     for split in ("train", "val"):
         shutil.rmtree(tmp_path / "imagenet10" / split / wnids[4])
     error = refuse(tmp_path, "imagenet10")
-    assert f"1 of the 10 classes of 'imagenet10' are missing: {wnids[4]}" in error.what
+    assert f"1 of the 10 classes of 'imagenet10' is missing: {wnids[4]}" in error.what

@@ -159,7 +159,7 @@ def test_other_files_in_class_folders(raw_copy):
     (raw_copy / "imagenet" / "val" / "n99900003" / "Thumbs.db").write_bytes(b"x")
     (report,) = examine(raw_copy, ["imagenet"])
     assert not of_level(report, "error")
-    named = next(found for found in of_level(report, "warning") if "no pictures" in found.what)
+    named = next(found for found in of_level(report, "warning") if "no picture" in found.what)
     assert "1 file is no picture by its kind and is left out: val/n99900003/Thumbs.db" in named.what
 
 

@@ -73,7 +73,7 @@ def test_a_class_with_other_files_only_is_empty(folder):
 def test_class_folders_whose_names_are_not_text_are_named(folder):
     for split in ("train", "val"):
         (folder / split / os.fsdecode(b"caf\xe9")).mkdir()
-    with pytest.raises(DatasetError, match="1 class folders have names that are not UTF-8") as refused:
+    with pytest.raises(DatasetError, match="1 class folder has a name not in UTF-8") as refused:
         packed(folder)
     str(refused.value).encode()  # the message itself can be printed
 

@@ -28,6 +28,7 @@ _REFUSED = {
 # A value in a message may be a whole file that somebody pasted; its beginning tells which one it is.
 _SHOWN_CHARACTERS = 80
 _QUOTED = re.compile(rf"(?<!\w)(['\"])((?:(?!\1).){{{_SHOWN_CHARACTERS + 40},}})\1(?!\w)", re.DOTALL)
+_PATH = re.compile(r"/[^\n]{1,4095}")  # Linux has none that is longer
 _NAMED = 5  # names in one message; a set of a million images can have a thousand damaged ones
 
 
@@ -75,8 +76,11 @@ def shortened(value: object) -> str:
 
 
 def with_short_values(text: str) -> str:
-    """A message in which every long value in quotes is `shortened`."""
-    return _QUOTED.sub(lambda found: f"{found[1]}{shortened(found[2])}{found[1]}", text)
+    """A message in which every long value in quotes is `shortened`; a path stays whole, to be found."""
+    return _QUOTED.sub(
+        lambda found: found[0] if _PATH.fullmatch(found[2]) else f"{found[1]}{shortened(found[2])}{found[1]}",
+        text,
+    )
 
 
 def reason_of(error: BaseException, limit: int = 120) -> str:

@@ -89,8 +89,8 @@ def label_images(images: list[FoundImage], labels: ValLabels, where: Path) -> Li
             [f"{counted(len(extra), 'image has', 'images have')} no label ({some(extra)})"] if extra else []
         )
         raise DatasetError(
-            f"{labels.where.name} has labels of {counted(len(labels.wnids), 'image')}, and found were "
-            f"{len(images)}: " + "; ".join(parts),
+            f"{labels.where.name} has labels of {counted(len(labels.wnids), 'image')} and "
+            f"{len(images)} were found: " + "; ".join(parts),
             where=where,
             fix="unpack or download ILSVRC2012_img_val.tar again; it starts at ILSVRC2012_val_00000001.JPEG",
         )
