@@ -251,7 +251,7 @@ def test_a_class_tar_missing_or_unknown(original):
     assert f"without training images: {MINI.wnids[-1]}" in refuse(original.parent).what
     tars += [(f"{name}.tar", class_tar(MINI, MINI.wnids[-1])) for name in (MINI.wnids[-1], "n09999999")]
     write(original / "ILSVRC2012_img_train.tar", tar_bytes(tars))
-    assert "1 training classes are unknown" in refuse(original.parent).what
+    assert "1 training class is unknown" in refuse(original.parent).what
 
 
 def test_a_train_tar_that_is_something_else(original):
