@@ -35,7 +35,7 @@ from vitpipe.stages.executor import OUT, RECEIPT
 
 DEV_IMAGE = "vitpipe-dev:latest"
 CHECKOUT = Path(__file__).resolve().parent.parent
-_WITHOUT_DOCKER = "start Docker, or run the same graph without it: dvc repro"
+_WITHOUT_DOCKER = "start Docker, or run the same stages without it by `dvc repro`"
 # Only what a stage reads itself: the environment of a shell may hold credentials.
 _PASSED_ON = ("OMP_NUM_THREADS", "MLFLOW_TRACKING_URI", "VITPIPE_TRACKING")
 _NUM_LOG_LINES = 12

@@ -24,6 +24,7 @@ from pipelines.compile import (
 from pipelines.placement import Placement, place, resources_of
 from vitpipe.config.carried import carried_recipe, is_fixed
 from vitpipe.contracts.graph import Image, graph_of
+from vitpipe.contracts.units import counted
 from vitpipe.tables.table_plan import StageWork, TablePlan
 
 
@@ -65,7 +66,7 @@ def table_pipeline(plan: TablePlan, images: Mapping[Image, str], placement: Plac
 
     @dsl.pipeline(
         name=table_pipeline_name(plan),
-        description=f"Table {plan.name}, profile {plan.profile}, {plan.num_seeds} seeds",
+        description=f"Table {plan.name}, profile {plan.profile}, {counted(plan.num_seeds, 'seed')}",
     )
     def pipeline(
         overrides: list[str] = for_all,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitpipe.contracts.errors import InputError
+from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
+from vitpipe.verbs.run_folders import check_run_place
 from vitpipe.verbs.show import print_progress
 from vitpipe.verbs.table import use_compiler
 
@@ -18,12 +20,6 @@ if TYPE_CHECKING:
 # Every other import is inside a verb: `vitpipe --help` has a budget of 0.5 s of CPU time, kfp alone takes 3
 # s.
 
-RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="recipe name  [default: that of params.yaml]")
-]
-ProfileOption = Annotated[str | None, typer.Option("--profile", help="demo, full, ...")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")]
-ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile, overrides")]
 PackageOption = Annotated[
     Path | None, typer.Option("--package", help="a compiled package  [default: compile one now]")
 ]
@@ -68,9 +64,11 @@ def compile_verb(
     dvc: Annotated[bool, typer.Option("--dvc", help="write dvc.yaml instead of a package")] = False,
 ) -> None:
     """Write the recipe's graph as a Kubeflow package, or as dvc.yaml."""
+    from vitpipe.config.read import run_folder
+
     if dvc:
         from pipelines.dvc import place_dependencies, write_dvc
-        from vitpipe.config.read import load_recipe, run_folder
+        from vitpipe.config.read import load_recipe
         from vitpipe.contracts.graph import graph_of
         from vitpipe.papers.published import check_expected
 
@@ -78,6 +76,7 @@ def compile_verb(
         loaded = load_recipe(*chosen)
         loaded.data.require_root(f"recipe {loaded.name}, profile {loaded.profile}")
         check_expected(loaded)
+        check_run_place(run_folder(*chosen[:2]))
         nodes = graph_of(loaded.stages, loaded.start_from)
         # No --out: DVC finds stages only in files of this name.
         changed = write_dvc(nodes, Path("dvc.yaml"))
@@ -90,6 +89,7 @@ def compile_verb(
     images = _pairs(image, "--image", ("train", "dense"))
     pools = read_placement(placement) if placement else None
     chosen_names = _chosen(recipe, profile, overrides, params)
+    check_run_place(run_folder(*chosen_names[:2]))
     package = compile_pipeline(*chosen_names, out, images=images, placement=pools)
     print(f"{package.path}: pipeline {package.name}, stages {', '.join(package.stages)}")
     if package.images_without_digest:
@@ -105,11 +105,13 @@ def repro_verb(
 ) -> None:
     """Run what has changed by DVC, stages that do not need each other at the same time."""
     from pipelines.repro import jobs_for, repro
-    from vitpipe.config.read import load_recipe
+    from vitpipe.config.read import load_recipe, run_folder
     from vitpipe.contracts.graph import graph_of
 
     # The file that the commands in dvc.yaml read.
-    loaded = load_recipe(*_chosen(None, None, None, Path("params.yaml")))
+    chosen = _chosen(None, None, None, Path("params.yaml"))
+    loaded = load_recipe(*chosen)
+    check_run_place(run_folder(*chosen[:2]))
     loaded.data.require_root("params.yaml")
     repro(graph_of(loaded.stages, loaded.start_from), jobs or jobs_for(loaded), print_progress)
 
@@ -164,7 +166,7 @@ def submit_verb(
     wait: Annotated[
         bool, typer.Option("--wait", help="wait for the end of the run; exit code 1 if it failed")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Upload the pipeline to a Kubeflow endpoint and start a run."""
     import dataclasses
@@ -229,7 +231,7 @@ def _pairs(texts: list[str] | None, option: str, known: tuple[str, ...] = ()) ->
         known: allowed names; all when empty.
 
     Raises:
-        InputError: when a text is not of that form or its name is not allowed.
+        InputError: when a text is not of that form, or its name is not allowed or stands twice.
     """
     pairs = {}
     for text in texts or ():
@@ -241,5 +243,7 @@ def _pairs(texts: list[str] | None, option: str, known: tuple[str, ...] = ()) ->
                 where=option,
                 fix=f"write {option} NAME=VALUE",
             )
+        if name in pairs:
+            raise InputError(f"'{name}' is given twice", where=option, fix="give it once")
         pairs[name] = value
     return pairs

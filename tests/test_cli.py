@@ -37,6 +37,7 @@ def _run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Co
         ["table", "revcolv2/5"],
         ["table", "revcolv2/5", "--run", "--plan"],
         ["references", "--plan"],
+        ["doctor"],
     ],
 )
 def test_light_verbs_import_nothing_heavy(arguments: list[str]):
@@ -72,7 +73,7 @@ def test_light_verbs_import_nothing_heavy(arguments: list[str]):
         (["plan", "https://me:secret@host/x"], "https://me:***@host/x"),
         (["https://me:secret@host/x"], "https://me:***@host/x"),
         (["run", "prepare", "--in", "https://me:secret@host/x"], "https://me:***@host/x"),
-        (["plan", "--params", "nowhere.yaml"], "does not exist"),
+        (["plan", "--params", "nowhere.yaml"], "There is no 'nowhere.yaml' here"),
         (
             ["run", "intermediate", "--recipe", "itpn/pixel_base", "--profile", "full", "--out", "x"],
             "has no stage 'intermediate'",

@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,31 +22,45 @@ from typer.core import TyperGroup
 
 from vitpipe.config.plugins import params_of, use_plugins_of
 from vitpipe.contracts.address import hidden
-from vitpipe.contracts.errors import VitpipeError
+from vitpipe.contracts.errors import VitpipeError, with_short_values
 from vitpipe.contracts.shell import with_typed_commands
-from vitpipe.verbs import benchmark, clean, datasets, doctor, finished_runs, recipes, references, table
+from vitpipe.contracts.units import counted
+from vitpipe.verbs import (
+    benchmark,
+    clean,
+    datasets,
+    doctor,
+    finished_runs,
+    models,
+    recipes,
+    references,
+    table,
+)
+from vitpipe.verbs.completion import complete_recipe, complete_stage, typed_so_far
+from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
+from vitpipe.verbs.run_folders import check_run_place, check_runs_folder
 from vitpipe.verbs.show import print_rows
 
 
 class _Verbs(TyperGroup):
-    """The command line; its usage errors hide the credentials of addresses among the arguments."""
+    """The command line; its usage errors show long arguments shortened, addresses without credentials."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _hidden_in_usage_errors():
+        with _short_usage_errors():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        with _hidden_in_usage_errors():
+        with _short_usage_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _hidden_in_usage_errors() -> Iterator[None]:
+def _short_usage_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own copy of click does not export the class
-            error.message = hidden(error.message)  # type: ignore[attr-defined]
+            error.message = with_short_values(hidden(error.message))  # type: ignore[attr-defined]
         raise
 
 
@@ -55,17 +69,11 @@ app = typer.Typer(
     cls=_Verbs,
     help="From raw images to a table that stands beside the paper's table.",
     no_args_is_help=True,
-    add_completion=False,  # two options that every --help would show
     pretty_exceptions_enable=False,  # rich's tracebacks print local variables, passwords among them
 )
 
 # A recipe without a profile runs at laptop size: the full one would start days of training.
 PROFILE = "demo"
-RecipeOption = Annotated[str | None, typer.Option("--recipe", help="recipe name or a path ending in .yaml")]
-ProfileOption = Annotated[str | None, typer.Option("--profile", help="demo, full, ...")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")]
-ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile and what is changed")]
-JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
 def _chosen(recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path) -> Any:
@@ -101,7 +109,9 @@ def _options(
 
 @app.command()
 def run(
-    stage: Annotated[str, typer.Argument(help="prepare, pretrain, ..., report")],
+    stage: Annotated[
+        str, typer.Argument(help="prepare, pretrain, ..., report", autocompletion=complete_stage)
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="output folder")] = None,
     inputs: Annotated[list[str] | None, typer.Option("--in", help="NAME=DIR, may be repeated")] = None,
     recipe: RecipeOption = None,
@@ -151,13 +161,20 @@ def run(
             raise typer.BadParameter(
                 "give the output folder with --out DIR, or leave --in out, too", param_hint="--in"
             )
-        from vitpipe.config.read import run_folder
-        from vitpipe.stages.identity import folders_of
-        from vitpipe.stages.run import node_of
-
-        own = folders_of(node_of(loaded, stage), run_folder(chosen.recipe, chosen.profile))
-        folders, out = own.inputs, own.out
+        folders, out = _own_folders(chosen, loaded, stage)
     run_stage(stage, loaded, folders, out, state=state)
+
+
+def _own_folders(chosen: Any, loaded: Any, stage: str) -> tuple[dict[str, Path], Path]:
+    """Inputs and output of a stage where dvc.yaml has them."""
+    from vitpipe.config.read import run_folder
+    from vitpipe.stages.identity import folders_of
+    from vitpipe.stages.run import node_of
+
+    run = run_folder(chosen.recipe, chosen.profile)
+    check_run_place(run)
+    own = folders_of(node_of(loaded, stage), run)
+    return own.inputs, own.out
 
 
 def _named_folders(texts: Sequence[str]) -> dict[str, Path]:
@@ -198,6 +215,7 @@ def identity(
     check_expected(loaded)
     check_dvc_file(loaded, Path("dvc.yaml"))
     run = run_folder(chosen.recipe, chosen.profile)
+    check_run_place(run)
     if out is None:
         check_stage_folders(loaded, run)
         begin_chain(loaded, run)
@@ -228,6 +246,7 @@ def plan(
     loaded = _load(chosen)
     check_expected(loaded)
     run = run_folder(chosen.recipe, chosen.profile, artifacts)
+    check_run_place(run)
     found = forecast(loaded, run)
     # What `prepare` has counted, unless it would run again.
     is_prepared = any(item.stage == "prepare" and not item.runs for item in found)
@@ -251,7 +270,7 @@ def plan(
 
 @app.command(name="recipe")
 def show_recipe(
-    name: Annotated[str, typer.Argument(help="for example itpn/pixel_base")],
+    name: Annotated[str, typer.Argument(help="for example itpn/pixel_base", autocompletion=complete_recipe)],
     profile: ProfileOption = None,
     overrides: SetOption = None,
     ranks: Annotated[int, typer.Option(min=1, help="GPUs that share a training stage")] = 1,
@@ -277,29 +296,6 @@ def show_recipe(
 
 
 @app.command()
-def models(as_json: JsonOption = False) -> None:
-    """List the networks."""
-    from vitpipe.config.model import entries
-
-    print_rows([dataclasses.asdict(entry) for entry in entries().values()], as_json)
-
-
-@app.command()
-def cost(
-    model: Annotated[str, typer.Argument(help="for example hivit_base")],
-    image_size: Annotated[
-        int | None, typer.Option(min=16, help="pixels; the network's own if not given")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Parameters and multiply-adds of a network at any image size, by the named convention."""
-    from vitpipe.benchmarks.model_cost import cost_of
-
-    found = cost_of(model, image_size=image_size)
-    print_rows(found.table(), as_json, f"{model}, one image of {found.image_size[0]} x {found.image_size[1]}")
-
-
-@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="official checkpoint (.pth)")],
     out: Annotated[Path, typer.Option("--out", help="safetensors file to write")],
@@ -321,12 +317,10 @@ def sync(
     folder: Annotated[Path, typer.Argument(help="folder with undelivered records")] = Path("artifacts"),
 ) -> None:
     """Send to MLflow what it did not receive, for example because the server was unreachable."""
-    from vitpipe.contracts.errors import InputError
     from vitpipe.track.sync import sync_pending
 
-    if not folder.is_dir():
-        raise InputError("The folder does not exist", where=folder, fix="give the folder of your runs")
-    print(f"{sync_pending(folder)} runs sent")
+    check_runs_folder(folder)
+    print(f"{counted(sync_pending(folder), 'run')} sent")
 
 
 @app.command(hidden=True)
@@ -336,7 +330,7 @@ def send(folder: Annotated[Path, typer.Argument()] = Path("artifacts")) -> None:
     sync(folder)
 
 
-for verbs in (recipes, table, references, finished_runs, datasets, doctor, benchmark, clean):
+for verbs in (recipes, models, table, references, finished_runs, datasets, doctor, benchmark, clean):
     verbs.register(app)
 
 
@@ -356,7 +350,7 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        use_plugins_of(params_of(sys.argv[1:]))
+        _use_plugins()
         _mount_engine_verbs()
         app()
     except SystemExit as error:
@@ -374,6 +368,17 @@ def main() -> None:
         # A defect of ours keeps its traceback, without the credentials that a library may quote there.
         print(hidden(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)
+
+
+def _use_plugins() -> None:
+    """Use the plugins of the params file that the command line names.
+
+    Raises:
+        VitpipeError: as `use_plugins_of`, but not where a shell completes names, which shows no errors.
+    """
+    typed = typed_so_far()
+    with nullcontext() if typed is None else suppress(Exception):
+        use_plugins_of(params_of(sys.argv[1:] if typed is None else typed))
 
 
 def _is_about_a_path(error: Exception) -> bool:

@@ -49,7 +49,7 @@ def test_the_password_decides_nothing():
         ("data.pinned={repo: a, revision: b, path: c, remote: 'https://me:hunter2@h'}", "is an address"),
         (
             "data.pinned={repo: ['https://me:hunter2@host/x'], revision: b, path: c}",
-            "'data.pinned.repo': Input should",
+            "'data.pinned.repo': a text is expected",
         ),
         ("data.pinned=https://me:hunter2@host/x", "data.pinned"),
         ("https://me:hunter2@host/x", "section.key=value"),

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitpipe.contracts.units import format_bytes, format_count, format_duration
+from vitpipe.contracts.units import (
+    counted,
+    format_billions,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_millions,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +44,22 @@ def test_durations(seconds, text):
 
 def test_counts():
     assert format_count(14_197_122) == "14,197,122"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(219_380, "0.22 M"), (86.4e6, "86.4 M"), (79e6, "79 M"), (2_157_600_160, "2,158 M"), (900, "0.0009 M"), (0, "0 M")],
+)  # fmt: skip
+def test_parameters_and_multiply_adds(number, text):
+    assert format_millions(number) == text
+    assert format_billions(number * 1000) == text.replace("M", "G")
+
+
+def test_a_count_and_its_noun():
+    assert counted(1, "file") == "1 file"
+    assert counted(0, "file") == "0 files"
+    assert counted(1024, "leftover folder") == "1,024 leftover folders"
+    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
 
 
 @given(st.floats(0, 1e9))

@@ -171,7 +171,7 @@ def test_coco_image_names_that_lead_out_of_the_folder(raw_copy):
     content = json.loads(path.read_text())
     content["images"][0]["file_name"] = "../../ade20k/objectInfo150.txt"
     path.write_text(json.dumps(content))
-    assert "1 files are missing" in refuse(verify_coco, raw_copy / "coco").what
+    assert "1 file is missing" in refuse(verify_coco, raw_copy / "coco").what
 
 
 @pytest.mark.parametrize(("key", "word"), [("image_id", "images"), ("category_id", "categories")])
@@ -202,7 +202,7 @@ def test_coco_images_of_another_size(raw_copy):
     look = layout_of("coco").look_into(verify_coco(root), None)
     assert look.num_looked == 10
     broken, wrong = look.problems
-    assert "1 images cannot be decoded" in broken.what
+    assert "1 image cannot be decoded" in broken.what
     assert second.name in broken.what
     assert f"{first.name} (32x20 instead of 64x48)" in wrong.what
     assert "annotations" in wrong.where
@@ -307,8 +307,8 @@ def test_files_that_no_list_names_are_noted(raw_copy):
     (raw_copy / "coco" / "val2017" / "zebra.jpg").touch()
     (raw_copy / "davis" / "JPEGImages" / "480p" / "zebra").mkdir()
     coco, davis = verify_coco(raw_copy / "coco"), verify_davis(raw_copy / "davis")
-    assert coco.notes == ("1 files of val2017/ are not in the annotations: zebra.jpg",)
-    assert davis.notes == ("1 sequences are not listed: zebra",)
+    assert coco.notes == ("1 file of val2017/ not in the annotations: zebra.jpg",)
+    assert davis.notes == ("1 sequence is not listed: zebra",)
     assert not any("zebra" in name for name in coco.files + davis.files)
 
 

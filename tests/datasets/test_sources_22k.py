@@ -87,7 +87,7 @@ def test_unfinished_downloads(tmp_path, rest):
     folder = tmp_path / "imagenet22k" / "winter21_whole"
     write_class_tars(MINI, folder)
     write(folder / rest, b"x")
-    assert f"1 downloads look unfinished: {rest}" in refuse(tmp_path, "imagenet22k").what
+    assert f"1 download looks unfinished: {rest}" in refuse(tmp_path, "imagenet22k").what
 
 
 def test_an_empty_or_truncated_class_tar(tmp_path):
@@ -113,7 +113,7 @@ def test_a_class_twice(tmp_path):
 def test_an_empty_class_folder(tmp_path):
     write_train_folders(MINI, tmp_path / "imagenet22k" / "fall11")
     (tmp_path / "imagenet22k" / "fall11" / "n00000001").mkdir()
-    assert "1 class folders are empty: n00000001" in refuse(tmp_path, "imagenet22k").what
+    assert "1 class folder is empty: n00000001" in refuse(tmp_path, "imagenet22k").what
 
 
 def write_pair_of_tars(folder):

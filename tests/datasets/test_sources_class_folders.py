@@ -79,7 +79,7 @@ def test_a_flat_val_folder(raw_copy):
 
 def test_loose_images_beside_class_folders(raw_copy):
     write(raw_copy / "imagenet" / "train" / "stray.jpeg", b"x")
-    assert "1 images are directly in 'train', not in class folders: stray.jpeg" in refuse(raw_copy).what
+    assert "1 image is directly in 'train', not in class folders: stray.jpeg" in refuse(raw_copy).what
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet22k", "cifar100"])
@@ -108,14 +108,14 @@ def test_an_empty_class(raw_copy, split):
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / ".hidden").touch()
-    assert "1 class folders are empty: n99900003" in refuse(raw_copy).what
+    assert "1 class folder is empty: n99900003" in refuse(raw_copy).what
 
 
 def test_a_class_that_is_still_packed(raw_copy):
     folder = raw_copy / "imagenet" / "train" / "n99900003"
     shutil.rmtree(folder)
     write(folder.with_name("n99900003.tar"), b"x")
-    assert "1 classes are still packed: n99900003.tar" in refuse(raw_copy).what
+    assert "1 class is still packed: n99900003.tar" in refuse(raw_copy).what
 
 
 def test_hidden_files_are_passed_over_and_others_are_not(raw_copy):

@@ -248,10 +248,10 @@ def test_an_empty_class_tar_is_found_before_packing(original):
 def test_a_class_tar_missing_or_unknown(original):
     tars = [(f"{wnid}.tar", class_tar(MINI, wnid)) for wnid in MINI.wnids[:-1]]
     write(original / "ILSVRC2012_img_train.tar", tar_bytes(tars))
-    assert f"have no training images: {MINI.wnids[-1]}" in refuse(original.parent).what
+    assert f"without training images: {MINI.wnids[-1]}" in refuse(original.parent).what
     tars += [(f"{name}.tar", class_tar(MINI, MINI.wnids[-1])) for name in (MINI.wnids[-1], "n09999999")]
     write(original / "ILSVRC2012_img_train.tar", tar_bytes(tars))
-    assert "1 training classes are unknown" in refuse(original.parent).what
+    assert "1 training class is unknown" in refuse(original.parent).what
 
 
 def test_a_train_tar_that_is_something_else(original):
@@ -273,7 +273,7 @@ def test_more_or_fewer_val_images_than_labels(original):
     assert "labels of 10 images and 9 were found" in error.what
     assert "ILSVRC2012_val_00000010" in error.what
     write(original / "ILSVRC2012_img_val.tar", tar_bytes([*images, ("ILSVRC2012_val_00000011.JPEG", b"x")]))
-    assert "1 images have no label (ILSVRC2012_val_00000011)" in refuse(original.parent).what
+    assert "1 image has no label (ILSVRC2012_val_00000011)" in refuse(original.parent).what
 
 
 @pytest.mark.parametrize("label", ["0", "6", "1001", "-1", "one"])
@@ -307,8 +307,8 @@ def test_kaggles_list(tmp_path):
     path = folder / "LOC_val_solution.csv"
     lines = path.read_text().splitlines()
     for damaged, word in (
-        ([lines[0], *lines[2:]], "1 images have no label"),
-        ([*lines, "ILSVRC2012_val_00000077,n01440764 1 2 3 4"], "1 images are missing"),
+        ([lines[0], *lines[2:]], "1 image has no label"),
+        ([*lines, "ILSVRC2012_val_00000077,n01440764 1 2 3 4"], "1 image is missing"),
         ([*lines, lines[1]], "its second one"),
         ([*lines[:-1], lines[-1].split(",")[0] + ",n09999999 1 2 3 4"], "unknown"),
         ([*lines[:-1], lines[-1].split(",")[0]], "Line 11"),
@@ -389,4 +389,4 @@ def test_a_subset_in_a_folder_of_its_own(tmp_path):
     for split in ("train", "val"):
         shutil.rmtree(tmp_path / "imagenet10" / split / wnids[4])
     error = refuse(tmp_path, "imagenet10")
-    assert f"1 of the 10 classes of 'imagenet10' are missing: {wnids[4]}" in error.what
+    assert f"1 of the 10 classes of 'imagenet10' is missing: {wnids[4]}" in error.what

@@ -73,7 +73,7 @@ def test_the_test_set_of_imagenet_is_not_used_as_val(folder):
 
 def test_missing_files(folder):
     (folder / "data" / "train-00001-of-00002.parquet").unlink()
-    assert "1 files found, 2 expected; missing numbers: 1" in refuse(folder.parent).what
+    assert "1 file found, 2 expected; missing numbers: 1" in refuse(folder.parent).what
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])

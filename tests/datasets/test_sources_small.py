@@ -258,13 +258,13 @@ def test_flowers_with_missing_images(tmp_path):
     write_flowers(folder, packed=False)
     (folder / "jpg" / "image_00004.jpg").unlink()
     error = refuse(tmp_path, "flowers102")
-    assert "1 images are missing: image_00004.jpg" in error.what
+    assert "1 image is missing: image_00004.jpg" in error.what
     assert error.where == str(folder / "jpg")
     shutil.rmtree(folder / "jpg")
     files = [(f"jpg/image_{number:05d}.jpg", jpeg(number)) for number in range(1, 36)]
     write(folder / "102flowers.tgz", gzip.compress(tar_bytes(files)))
     error = refuse(tmp_path, "flowers102")
-    assert "1 images are missing: image_00036.jpg" in error.what
+    assert "1 image is missing: image_00036.jpg" in error.what
     assert error.where == str(folder / "102flowers.tgz")
 
 
@@ -328,10 +328,10 @@ def test_domainnet_lists_that_do_not_fit(tmp_path, packed):
     path = folder / "sketch_test.txt"
     lines = path.read_text().splitlines()
     for damaged, word in (
-        ([*lines, "sketch/bat/none.jpg 2"], "lists 1 images that do not exist: sketch/bat/none.jpg"),
+        ([*lines, "sketch/bat/none.jpg 2"], "lists 1 image that does not exist: sketch/bat/none.jpg"),
         ([*lines, "sketch/bat/none.jpg 3"], "class number 3"),
         ([*lines, "sketch/owl/none.jpg 2"], "class number 2"),
-        ([*lines, "sketch/owl/none.jpg 999999"], "lists 1 images that do not exist: sketch/owl/none.jpg"),
+        ([*lines, "sketch/owl/none.jpg 999999"], "lists 1 image that does not exist: sketch/owl/none.jpg"),
         ([*lines, "sketch/../../etc/passwd 2"], "should be"),
         ([*lines, "sketch/../passwd 2"], "should be"),
         ([*lines, "/sketch/bat/x.jpg 2"], "should be"),

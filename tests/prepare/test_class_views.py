@@ -101,7 +101,7 @@ def test_a_view_of_a_set_that_has_changed_is_refused(tmp_path):
 
 def test_classes_that_the_packed_set_lacks_are_named(tmp_path):
     write_class_folders(mini_imagenet(TEN[1:], 1, 1), tmp_path / "imagenet")
-    with pytest.raises(DatasetError, match=rf"1 of the 10 classes of 'imagenet10' are missing.*{TEN[0]}"):
+    with pytest.raises(DatasetError, match=rf"1 of the 10 classes of 'imagenet10' is missing.*{TEN[0]}"):
         prepared(tmp_path / "one", tmp_path, "imagenet", "imagenet10")
 
 

@@ -28,7 +28,7 @@ from miniatures import (
 from PIL import Image
 from typer.testing import CliRunner
 
-from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.errors import DatasetError, InputError
 from vitpipe.data.manifest import DataManifest, read_manifest, write_manifest
 from vitpipe.datasets.catalogue import Archive, class_order, facts
 from vitpipe.prepare import expectations
@@ -159,8 +159,8 @@ def test_other_files_in_class_folders(raw_copy):
     (raw_copy / "imagenet" / "val" / "n99900003" / "Thumbs.db").write_bytes(b"x")
     (report,) = examine(raw_copy, ["imagenet"])
     assert not of_level(report, "error")
-    named = next(found for found in of_level(report, "warning") if "no pictures" in found.what)
-    assert "1 files are no pictures by their kind and are left out: val/n99900003/Thumbs.db" in named.what
+    named = next(found for found in of_level(report, "warning") if "no picture" in found.what)
+    assert "1 file is no picture by its kind and is left out: val/n99900003/Thumbs.db" in named.what
 
 
 def test_a_sample_is_checked_without_deep(raw_copy):
@@ -222,7 +222,7 @@ def test_classes_with_too_few_images(tmp_path):
         report = DatasetReport("imagenet")
         name_short_classes(report, split, counts, facts("imagenet"), tmp_path)
         (finding,) = report.findings
-        assert f"1 classes of {split} do not have {span} images" in finding.what
+        assert f"1 class of {split} without {span} images" in finding.what
         assert f"n01440764 ({number})" in finding.what
 
 
@@ -321,17 +321,17 @@ def test_damage_in_a_prepared_folder(prepared_copy):
 
 
 def test_the_verb(raw_copy, run):
-    found = run("--data", raw_copy, "--set", "davis", "--set", "imagenet")
+    found = run("--data", raw_copy, "--dataset", "davis", "--dataset", "imagenet")
     assert found.exit_code == 0
     assert "class folders" in found.output
     assert "note: 80 of 80 images were checked." in found.output
     victim = raw_copy / "imagenet" / "val" / "n99900003" / "[red]odd.JPEG"
     victim.touch()
-    found = run("--data", raw_copy, "--set", "imagenet")
+    found = run("--data", raw_copy, "--dataset", "imagenet")
     assert found.exit_code == 2
-    assert "error: 1 images cannot be decoded: val/n99900003/[red]odd.JPEG" in found.output
+    assert "error: 1 image cannot be decoded: val/n99900003/[red]odd.JPEG" in found.output
     assert "Fix: replace" in found.output
-    found = run("--data", raw_copy, "--set", "imagenet", "--json")
+    found = run("--data", raw_copy, "--dataset", "imagenet", "--json")
     assert found.exit_code == 2
     (report,) = json.loads(found.stdout)
     assert report["dataset"] == "imagenet"
@@ -342,6 +342,8 @@ def test_the_verb_on_this_machine(run, monkeypatch):
     found = run("--json")
     content = json.loads(found.stdout)
     assert {row["what"] for row in content["machine"]} >= {"free disk", "shared memory", "cores", "torch"}
+    assert {row["what"] for row in content["machine"]} >= {"GPU", "git", "MLflow", "Docker"}
+    assert len({row["what"] for row in content["machine"]}) == len(content["machine"])
     assert run("--deep").exit_code == 2
     locked = machine.locked_versions()
     assert locked["torch"].partition("+")[0] == version("torch").partition("+")[0]
@@ -359,6 +361,31 @@ def test_the_verb_on_this_machine(run, monkeypatch):
     assert "error: absent-library is not installed, requirements.lock has 1.0" in found.output
 
 
+def test_the_machine_is_checked_for_the_recipe(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = {row["what"]: row["value"] for row in json.loads(run("--json").stdout)["machine"]}
+    assert rows["free disk"].endswith(f" in {tmp_path}")  # no params.yaml here, and so no recipe
+    (tmp_path / "params.yaml").write_text("recipe: itpn/pixel_base\nprofile: demo\n")
+    rows = {row["what"]: row["value"] for row in json.loads(run("--json").stdout)["machine"]}
+    assert "the data of itpn/pixel_base (demo) need" in rows["free disk"]
+    asked = ["--profile", "full", "--set", "data.root=/data", "--json"]
+    rows = {row["what"]: row["value"] for row in json.loads(run(*asked).stdout)["machine"]}
+    assert "the data of itpn/pixel_base (full) need 1" in rows["free disk"]
+    (tmp_path / "params.yaml").write_text("recipe: itpn/pixel_bas\nprofile: demo\n")
+    found = run("--json")
+    assert found.exit_code == 2
+    assert "did you mean 'itpn/pixel_base'?" in json.loads(found.stdout)["findings"][0]["what"]
+
+
+def test_the_former_spelling_of_a_dataset(raw_copy, run, tmp_path):
+    with pytest.raises(InputError, match="a dataset is named by --dataset") as error:
+        run("--data", raw_copy, "--set", "davis")
+    assert f"`vitpipe doctor --data {raw_copy} --dataset davis`" in error.value.fix
+    assert error.value.exit_code == 2
+    assert run("--data", raw_copy, "--set", "seed=1").exit_code == 2  # acts on the machine's check
+    assert run("--dataset", "davis").exit_code == 2  # and this one on the data's
+
+
 def test_a_folder_of_the_users_own(raw_copy):
     (raw_copy / "imagenet").rename(raw_copy / "birds")
     (report,) = examine(raw_copy, ["birds"])
@@ -374,8 +401,8 @@ def test_a_name_that_no_terminal_can_show(raw_copy):
     content = json.loads(path.read_text())
     content["images"][0]["file_name"] = "\ud800.jpg"
     path.write_text(json.dumps(content))
-    command = [sys.executable, "-m", "vitpipe", "doctor", "--data", str(raw_copy), "--set", "coco"]
+    command = [sys.executable, "-m", "vitpipe", "doctor", "--data", str(raw_copy), "--dataset", "coco"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "1 files are missing: \\ud800.jpg" in " ".join(done.stdout.split())
+    assert "1 file is missing: \\ud800.jpg" in " ".join(done.stdout.split())

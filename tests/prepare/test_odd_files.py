@@ -56,7 +56,7 @@ def test_a_picture_counts_whatever_its_name(folder, name):
 def test_a_named_pipe_does_not_hang(folder):
     os.mkfifo(folder / "train" / "a" / "pipe.jpg")
     with pytest.raises(
-        DatasetError, match=r"1 images are unusable.*pipe\.jpg \(cannot be read: not a regular file\)"
+        DatasetError, match=r"1 image is unusable.*pipe\.jpg \(cannot be read: not a regular file\)"
     ):
         packed(folder)
     assert packed(folder, limit=1).splits["train"].num_images == 4
@@ -66,14 +66,14 @@ def test_a_class_with_other_files_only_is_empty(folder):
     for split in ("train", "val"):
         (folder / split / "c").mkdir()
         (folder / split / "c" / "Thumbs.db").write_bytes(b"x")
-    with pytest.raises(DatasetError, match="1 class folders are empty: c"):
+    with pytest.raises(DatasetError, match="1 class folder is empty: c"):
         packed(folder)
 
 
 def test_class_folders_whose_names_are_not_text_are_named(folder):
     for split in ("train", "val"):
         (folder / split / os.fsdecode(b"caf\xe9")).mkdir()
-    with pytest.raises(DatasetError, match="1 class folders have names that are not UTF-8") as refused:
+    with pytest.raises(DatasetError, match="1 class folder has a name not in UTF-8") as refused:
         packed(folder)
     str(refused.value).encode()  # the message itself can be printed
 

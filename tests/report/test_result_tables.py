@@ -28,7 +28,7 @@ from vitpipe.report.results import curves, labels
     ("name", "value", "text"),
     [
         ("top1", 0.9534, "95.3 %"), ("ema_top1", 0.5, "50.0 %"), ("box_AP50", 0.2, "20.0 %"), ("mIoU", 0.31, "31.0 %"),
-        ("loss", 0.03124, "0.03124"), ("params", 86.4e6, "86.4 M"), ("params", 221_930.0, "0.22 M"), ("params", 900.0, "900"), ("gmacs", 4.6, "4.6 G"),
+        ("loss", 0.03124, "0.03124"), ("params", 86.4e6, "86.4 M"), ("params", 219e3, "0.22 M"), ("params", 900.0, "0.0009 M"), ("gmacs", 4.6, "4.6 G"),
         ("images_per_second", 1234.5, "1,234"), ("num_bytes", 2.5e6, "2.5 MB"), ("num_images", 60000.0, "60,000"),
         ("loss", math.nan, "not a number"), ("loss", math.inf, "infinite"), ("wall_seconds", 65.0, "1 min 05 s"),
     ],

@@ -336,7 +336,7 @@ def test_the_former_verb_send_does_the_work_of_sync(store, client, new_outbox, t
     outbox = new_outbox(store)
     Journal(outbox.journal).status("FINISHED")
     done = CliRunner().invoke(app, ["send", str(tmp_path)])
-    assert done.stdout == "1 runs sent\n"
+    assert done.stdout == "1 run sent\n"
     assert done.stderr == "`vitpipe send` is now `vitpipe sync`; the old name goes with the next version\n"
     assert client.get_run(outbox.run_id).info.status == "FINISHED"
     assert CliRunner().invoke(app, ["sync", str(tmp_path)]).stdout == "0 runs sent\n"

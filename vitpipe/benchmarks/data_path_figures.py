@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitpipe.benchmarks.data_path import PathSpeed, Setting, StepShare
+from vitpipe.contracts.units import counted
 from vitpipe.report.figures import Palette
 
 
@@ -19,7 +20,7 @@ def describe(setting: Setting, mean_bytes: float) -> str:
     return (
         f"{images.number} JPEGs of {images.width} x {images.height}, {mean_bytes / 1000:.0f} kB on average, "
         f"to {setting.image_size} pixels in batches of {setting.batch}; one core, median of "
-        f"{setting.num_rounds} alternating rounds"
+        f"{counted(setting.num_rounds, 'alternating round')}"
     )
 
 
@@ -31,7 +32,7 @@ def path_rows(speeds: Sequence[PathSpeed]) -> list[dict[str, str]]:
             "ImageFolder, images/s": f"{speed.folder_images_per_second:,.0f}",
             "shards, images/s": f"{speed.shards_images_per_second:,.0f}",
             "speed-up": f"{speed.ratio:.2f}",
-            "pixels": f"identical, {speed.num_compared} images"
+            "pixels": f"identical, {counted(speed.num_compared, 'image')}"
             if speed.num_different == 0
             else f"{speed.num_different} of {speed.num_compared} images differ",
         }

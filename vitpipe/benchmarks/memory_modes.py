@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitpipe.benchmarks.tensor_memory import LiveMemory
 from vitpipe.contracts.errors import InputError, RunError
+from vitpipe.contracts.units import counted
 from vitpipe.methods.masked_pixels.method import MaskedPixels
 from vitpipe.models.memory_mode import MemoryPolicy, expected_error, num_inversions, resolve_mode
 from vitpipe.models.revcolv2.columns import Block, RevColV2Shape
@@ -166,13 +167,13 @@ def measure_steps(
     """
     costs: list[StepCost] = []
     for count in setting.columns:
-        say(f"{count} columns")
+        say(counted(count, "column"))
         trial = _Trial(setting, count, device)
         try:
             costs += trial.costs()
         except torch.OutOfMemoryError as error:
             raise RunError(
-                f"A step with {count} columns does not fit into the memory of {device}",
+                f"A step with {counted(count, 'column')} does not fit into the memory of {device}",
                 where="benchmark reversible",
                 fix="give a smaller --batch or --width",
             ) from error

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitpipe.config.model import find_model, model_config
 from vitpipe.contracts.errors import InputError
+from vitpipe.contracts.units import format_billions, format_bytes, format_millions
 from vitpipe.models.build import build_classifier
 from vitpipe.models.network import Pretrainer
 
@@ -57,6 +58,18 @@ class Cost:
         return [
             {"name": name, "value": getattr(self, name), "convention": text}
             for name, text in CONVENTIONS.items()
+        ]
+
+    def shown_rows(self) -> list[dict[str, str]]:
+        """The same for people: every value with its unit."""
+        values = {
+            "params": format_millions(self.params),
+            "macs": format_billions(self.macs),
+            "module_flops": format_billions(self.module_flops),
+            "activation_bytes": format_bytes(self.activation_bytes),
+        }
+        return [
+            {"name": name, "value": values[name], "convention": text} for name, text in CONVENTIONS.items()
         ]
 
 

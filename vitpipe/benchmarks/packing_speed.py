@@ -18,6 +18,7 @@ from pathlib import Path
 from vitpipe.benchmarks import photographs
 from vitpipe.benchmarks.process_memory import peak_resident_mb
 from vitpipe.contracts.errors import RunError
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.sources.class_folders import read_class_folders
 from vitpipe.prepare.examine_parallel import PackOptions
 from vitpipe.prepare.pack import Quarantine, pack
@@ -72,11 +73,11 @@ def measure_packing(
         RunError: when a measuring process exits without a result.
     """
     # Two sizes: photographs are limited by decoding (MB/s), small images by the work per file (images/s).
-    say(f"{num_photographs:,} photographs of 500 x 375")
+    say(f"{counted(num_photographs, 'photograph')} of 500 x 375")
     _write(root / "photographs", photographs.Photographs(num_photographs), num_photographs)
     costs = [_measure_in_fresh_process("500 x 375", root / "photographs", root / "out", workers)]
     for count in counts:
-        say(f"{count:,} small images")
+        say(f"{counted(count, 'small image')}")
         small = photographs.Photographs(min(count, _NUM_DIFFERENT), _SMALL_SIDE, _SMALL_SIDE, _SMALL_QUALITY)
         folder = root / f"small-{count}"
         _write(folder, small, count)

@@ -29,6 +29,7 @@ from vitpipe.contracts.errors import DivergenceError, InputError, RecipeError, R
 from vitpipe.contracts.graph import all_stages
 from vitpipe.contracts.seeds import seed_of
 from vitpipe.contracts.spelling import did_you_mean
+from vitpipe.contracts.units import format_millions
 from vitpipe.data.batches import Batch
 from vitpipe.data.moment import Moment
 from vitpipe.datasets.set_sizes import sized_facts
@@ -104,7 +105,7 @@ class StepTimes:
         precision = "float32" if self.precision == "off" else self.precision
         return (
             f"Step of {self.stage} ({self.method}) of {self.recipe}, profile {self.profile}: {self.model}, "
-            f"{self.num_params / 1e6:.1f} M parameters, {self.image_size} pixels, batch {self.batch}, "
+            f"{format_millions(self.num_params)} parameters, {self.image_size} pixels, batch {self.batch}, "
             f"{precision}, rounds {self.rounds}, {place}"
         )
 

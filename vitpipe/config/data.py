@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from vitpipe.config.section import Auto, Count, Effects, Pixels, Section
+from vitpipe.config.section import Auto, Count, Effects, Pixels, Section, refuse_twice
 from vitpipe.config.set_names import check_own_sets, check_set_name
 from vitpipe.contracts.address import Address, hidden
 from vitpipe.contracts.errors import RecipeError
@@ -141,6 +141,7 @@ class DataConfig(Section):
             raise ValueError("source is 'pinned', without a section pinned (repo, revision, path)")
         check_own_sets(self.own_sets)
         if self.sets != "auto":
+            refuse_twice("sets", self.sets)
             self._check_sets(self.sets)
         if self.store is not None and self.volume is None and not S3_ADDRESS.fullmatch(self.store.secret):
             raise ValueError(

@@ -8,16 +8,36 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from vitpipe.config.model import known_options, options_of_others
+from vitpipe.config.places import Places
 from vitpipe.config.recipe import Recipe
+from vitpipe.contracts.errors import shortened
 from vitpipe.contracts.spelling import did_you_mean
 
+# What is expected, in words instead of the names of Python's classes.
+_EXPECTED = {
+    "model_type": "keys and values are expected",
+    "model_attributes_type": "keys and values are expected",
+    "dict_type": "keys and values are expected",
+    "mapping_type": "keys and values are expected",
+    "tuple_type": "a list is expected",
+    "list_type": "a list is expected",
+    "set_type": "a list is expected",
+    "string_type": "a text is expected",
+}
 
-def all_mistakes(error: ValidationError, values: Mapping[str, Any]) -> str:
-    """The mistakes that pydantic has found in a recipe with these values."""
+
+def all_mistakes(error: ValidationError, values: Mapping[str, Any], places: Places) -> tuple[str, str]:
+    """The mistakes that pydantic has found in a recipe with these values, and where they stand."""
     # `is_instance_of` a class of ours: a text that becomes one is the other choice, and has its own line.
-    lines = [_line(item, values) for item in error.errors() if item["type"] != "is_instance_of"]
+    found = [_line(item, values) for item in error.errors() if item["type"] != "is_instance_of"]
+    stands = [places.of(keys) if keys else places.named_in(line) for keys, line in found]
+    different = list(dict.fromkeys(stands))
+    lines = [
+        f"{line} ({place})" if len(different) > 1 and place != places.recipe else line
+        for (_, line), place in zip(found, stands, strict=True)
+    ]
     count = f"{len(lines)} mistakes: " if len(lines) > 1 else ""
-    return count + "; ".join(lines)
+    return count + "; ".join(lines), "; ".join(different)
 
 
 def remedy(error: ValidationError, values: Mapping[str, Any]) -> str:
@@ -32,19 +52,24 @@ def remedy(error: ValidationError, values: Mapping[str, Any]) -> str:
     return f"take out what this network does not have: {taken}; " if found else ""
 
 
-def _line(item: Any, values: Mapping[str, Any]) -> str:
+def _line(item: Any, values: Mapping[str, Any]) -> tuple[list[str], str]:
+    """The keys that lead to a mistake, and what it is."""
     *above, last = item["loc"] or ("",)
     section, shown = _section_at(tuple(above), values)
-    path = ".".join((*shown, *_key(section, last)))
+    keys = [*shown, *_key(section, last)]
+    path = ".".join(keys)
     if item["type"] == "extra_forbidden":
-        keys = _keys_of(section)
-        path = ".".join((*shown, str(last)))  # as given, brackets included
-        return f"'{path}' is not a known key{did_you_mean(str(last), keys, keys)}"
+        known = _keys_of(section)
+        keys = [*shown, str(last)]  # as given, brackets included
+        return (
+            keys,
+            f"'{shortened('.'.join(keys))}' is not a known key{did_you_mean(str(last), known, known)}",
+        )
     if item["type"] == "missing":
-        return f"'{path}' is missing"
-    shown_value = "" if item["type"] == "value_error" else f" (given: {item['input']!r})"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"'{path}': {message}{shown_value}" if path else message
+        return keys, f"'{path}' is missing"
+    shown_value = "" if item["type"] == "value_error" else f" (given: {shortened(repr(item['input']))})"
+    message = _EXPECTED.get(item["type"], item["msg"].removeprefix("Value error, "))
+    return keys, f"'{path}': {message}{shown_value}" if path else message
 
 
 def _keys_of(section: type[BaseModel]) -> dict[str, str]:

@@ -19,10 +19,11 @@ from typing import Any
 
 import yaml
 
+from vitpipe.config.places import PlacedText
 from vitpipe.config.read import check_profile, read_mapping, recipe_path
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.yaml_core import WrittenFloat, WrittenInt, read_yaml, write_yaml
-from vitpipe.contracts.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError, shortened
 from vitpipe.contracts.spelling import did_you_mean
 
 
@@ -45,6 +46,12 @@ def load_params(path: Path) -> Params:
         RecipeError: when the file is missing, not YAML, or has other keys than its own and those of a
             recipe; or when there is no such recipe or profile.
     """
+    if not path.exists():
+        raise RecipeError(
+            f"There is no '{shortened(path)}' here",
+            where=Path.cwd(),
+            fix="start in the folder of the project, give the file by --params, or name a recipe by --recipe",
+        )
     values = read_mapping(path)
     # `name` is what the key `recipe` says.
     known = (*_OWN_KEYS, *(key for key in Recipe.model_fields if key != "name"))
@@ -68,8 +75,9 @@ def load_params(path: Path) -> Params:
         )
     recipe_path(values["recipe"], f"'recipe' in {path}")
     check_profile(values["profile"], f"'profile' in {path}")
-    changed = (f"{'.'.join(keys)}={_text(value)}" for keys, value in leaves if value is not None)
-    return Params(values["recipe"], values["profile"], (*changed, *texts))
+    changed = [f"{'.'.join(keys)}={_text(value)}" for keys, value in leaves if value is not None]
+    placed = tuple(PlacedText.at(path, text) for text in (*changed, *texts))
+    return Params(values["recipe"], values["profile"], placed)
 
 
 def choose(

@@ -20,20 +20,18 @@ import yaml
 from pydantic import ValidationError
 
 from vitpipe.config.mistakes import all_mistakes, remedy
+from vitpipe.config.places import Places, place_of
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.variants import merge, variants_of, with_choices
-from vitpipe.config.yaml_core import read_yaml
-from vitpipe.contracts.address import hidden
+from vitpipe.config.yaml_core import read_yaml, yaml_problem
 from vitpipe.contracts.discovery import files_in
-from vitpipe.contracts.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError, shortened
 from vitpipe.contracts.spelling import did_you_mean
 
 _PROFILES = "profiles"
 ARTIFACTS = Path("artifacts")
 # The names of recipes and profiles; they become folders, MLflow parameters and arguments of commands.
 NAME = re.compile(r"[A-Za-z0-9_\-./]+")
-# A wrong value may be a whole file pasted into params.yaml; a message shows its beginning.
-_SHOWN_CHARACTERS = 120
 
 
 def recipe_files() -> dict[str, Path]:
@@ -90,7 +88,7 @@ def run_folder(recipe: str, profile: str, root: Path = ARTIFACTS) -> Path:
         wrong = "DVC writes \\${ in another way"
     if wrong:
         raise RecipeError(
-            f"The recipe '{_shown(recipe)}' can have no folder below {root}: {wrong}",
+            f"The recipe '{shortened(recipe)}' can have no folder below {root}: {wrong}",
             where="recipe",
             fix="give the file another path without that, or name the folders of `vitpipe run` by --in and "
             "--out",
@@ -128,23 +126,25 @@ def recipe_of(
     Raises:
         RecipeError: any number of wrong keys and values, all named.
     """
-    values = dict(values)
+    values, places = dict(values), Places(f"recipe {shown}, profile {profile}")
     for override in overrides:
-        change = parse_override(override)
+        change, place = parse_override(override), place_of(override)
         if wrong := [key for key in ("name", "profile") if key in change]:
             raise RecipeError(
-                f"'{override}' is no value of a recipe: the run's {wrong[0]} is chosen beside them",
-                where="--set or overrides in params.yaml",
+                f"'{shortened(override)}' is no value of a recipe: its {wrong[0]} is chosen beside them",
+                where=place,
                 fix="use --recipe and --profile, or the keys recipe and profile of params.yaml",
             )
         values = merge(values, change)
+        places.add(override, place)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
+        what, where = all_mistakes(error, values, places)
         raise RecipeError(
-            all_mistakes(error, values),
-            where=f"recipe {shown}, profile {profile}",
-            fix=f"{remedy(error, values)}correct these keys in the recipe, params.yaml or --set; "
+            what,
+            where=where,
+            fix=f"{remedy(error, values)}correct these keys there; "
             f"`vitpipe recipe {shlex.quote(name)} --profile {profile}` shows a recipe once it is valid",
         ) from error
 
@@ -177,7 +177,7 @@ def _check_own_name(values: Mapping[str, Any], path: Path, profile: str) -> None
     if file is not None and file.resolve() != path.resolve():
         problem = f"'name' is '{values['name']}', which is another recipe"
     elif values.get("profile", profile) != profile:
-        problem = f"'profile' is '{_shown(str(values['profile']))}', and the run's is '{profile}'"
+        problem = f"'profile' is '{shortened(values['profile'])}', and the run's is '{profile}'"
     if problem:
         raise RecipeError(problem, where=path, fix="take that line out of the file")
 
@@ -195,20 +195,21 @@ def _own_profiles(path: Path, profile: str) -> list[Path]:
     return found
 
 
-def parse_override(text: str, where: str = "--set or overrides in params.yaml") -> dict[str, Any]:
+def parse_override(text: str, where: str = "") -> dict[str, Any]:
     """`a.b=c` as a nested mapping; the value is read as YAML.
 
     Args:
-        where: where the text comes from, for messages.
+        where: where the text comes from, for messages; by default `place_of` it.
 
     Raises:
         RecipeError: without an equals sign or with an empty key.
     """
+    where = where or place_of(text)
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(
-            f"The override '{text}' is not of the form section.key=value",
+            f"The override '{shortened(text)}' is not of the form section.key=value",
             where=where,
             fix="write for example pretrain.epochs=10",
         )
@@ -217,7 +218,7 @@ def parse_override(text: str, where: str = "--set or overrides in params.yaml") 
         nested: Any = read_yaml(value)
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"The value of the override '{text}' is not YAML",
+            f"The value of the override '{shortened(text)}' is not YAML",
             where=where,
             fix="quote text that holds special characters",
         ) from error
@@ -235,7 +236,7 @@ def recipe_path(name: str, where: str) -> tuple[Path, tuple[str, ...]]:
     _refuse_unprintable(name, "recipe", where)
     if "://" in name:
         raise RecipeError(
-            f"The recipe '{_shown(name)}' is an address",
+            f"The recipe '{shortened(name)}' is an address",
             where=where,
             fix="fetch the file and give its path",
         )
@@ -246,17 +247,17 @@ def recipe_path(name: str, where: str) -> tuple[Path, tuple[str, ...]]:
         if Path(path).suffix in (".yaml", ".yml") and os.path.isfile(path):  # noqa: PTH113
             return Path(path), tuple(parts[i:])
     if Path(name).suffix in (".yaml", ".yml") and os.path.isdir(name):  # noqa: PTH112
-        raise RecipeError(f"The recipe '{_shown(name)}' is a folder", where=where, fix="give a file in it")
+        raise RecipeError(f"The recipe '{shortened(name)}' is a folder", where=where, fix="give a file in it")
     if any(Path(part).suffix in (".yaml", ".yml") for part in parts):
         raise RecipeError(
-            f"The recipe file '{_shown(name)}' does not exist", where=where, fix="check the path"
+            f"The recipe file '{shortened(name)}' does not exist", where=where, fix="check the path"
         )
     files = recipe_files()
     if (file := "/".join(parts[:2])) in files:
         return files[file], tuple(parts[2:])
     other = "" if NAME.fullmatch(name) else " (a name has letters, digits and _ - . / only)"
     raise RecipeError(
-        f"There is no recipe '{_shown(name)}'{other}{did_you_mean(name, list(files))}",
+        f"There is no recipe '{shortened(name)}'{other}{did_you_mean(name, list(files))}",
         where=where,
         fix="`vitpipe recipes` lists them all; a path that ends in .yaml reads your own",
     )
@@ -274,7 +275,7 @@ def check_profile(profile: str, where: str) -> None:
     _refuse_unprintable(profile, "profile", where)
     if profile not in profile_names():
         raise RecipeError(
-            f"There is no profile '{_shown(profile)}'{did_you_mean(profile, profile_names())}",
+            f"There is no profile '{shortened(profile)}'{did_you_mean(profile, profile_names())}",
             where=where,
             fix=f"choose one of: {', '.join(profile_names())}",
         )
@@ -283,16 +284,10 @@ def check_profile(profile: str, where: str) -> None:
 def _refuse_unprintable(text: str, kind: str, where: str) -> None:
     if not text.isprintable():
         raise RecipeError(
-            f"The {kind} '{_shown(text)}' holds a line break or another character that does not print",
-            where=where.replace(text, _shown(text)),
+            f"The {kind} '{shortened(text)}' holds a line break or another character that does not print",
+            where=where.replace(text, shortened(text)),
             fix="write letters, digits and _ - . / only; the path of a file of yours may hold spaces, too",
         )
-
-
-def _shown(text: str) -> str:
-    """A text as one short line: what does not print is written as in Python."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in hidden(text))
-    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}..."
 
 
 @functools.lru_cache(maxsize=256)
@@ -323,11 +318,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
             fix="give a YAML file, or save this one as UTF-8",
         ) from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error) or "not YAML"
+        problem, line = yaml_problem(error)
         raise RecipeError(
-            f"The file is not valid YAML: {problem}", where=f"{path}{line}", fix="correct that line"
+            f"The file is not valid YAML: {problem}",
+            where=f"{path}, line {line}" if line else path,
+            fix="correct that line",
         ) from error
     if values is None:
         return {}

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, ValidationError, create_model, model_valida
 
 from vitpipe.config.data import DataConfig
 from vitpipe.config.model import AnyModel, families_that_build
-from vitpipe.config.section import Effects, Positive, Section
+from vitpipe.config.section import Effects, Positive, Section, refuse_twice
 from vitpipe.config.set_names import sets_to_prepare
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.discovery import part_of
@@ -104,6 +104,7 @@ class RecipeBase(Section):
     def _stages_have_sections(self) -> RecipeBase:
         if not self.stages:
             raise ValueError("'stages' names no stage")
+        refuse_twice("stages", self.stages)
         for stage in self.stages:
             if stage in _SECTIONS and getattr(self, stage) is None:
                 raise ValueError(

@@ -16,6 +16,7 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.config.set_names import sets_read
 from vitpipe.config.train_sections import LoopConfig, TrainConfig
 from vitpipe.contracts.errors import RecipeError
+from vitpipe.contracts.units import counted
 
 Precision = Literal["off", "bf16", "fp16"]
 # Images per micro-batch on a CPU, for all stages.
@@ -76,13 +77,13 @@ def train_plan(
     batch = section.global_batch
     if batch % num_ranks:
         raise RecipeError(
-            f"The global batch of {batch} images cannot be shared by {num_ranks} ranks",
+            f"The global batch of {counted(batch, 'image')} cannot be shared by {num_ranks} ranks",
             where=f"{path}.global_batch",
             fix=f"use a number of GPUs that divides {batch}",
         )
     if num_images < batch:
         raise RecipeError(
-            f"The training set has {num_images} images, fewer than one global batch of {batch}",
+            f"The training set has {counted(num_images, 'image')}, fewer than one global batch of {batch}",
             where=f"{path}.global_batch",
             fix="lower the global batch or give more images",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -21,6 +23,16 @@ def _in_order(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
         raise ValueError(f"the lower end {pair[0]:g} is above the upper end {pair[1]:g}")
     return pair
+
+
+def refuse_twice(key: str, names: Iterable[str]) -> None:
+    """Refuse a list that names something twice.
+
+    Raises:
+        ValueError: names it.
+    """
+    if again := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"'{key}' names '{again[0]}' twice")
 
 
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_in_order)]

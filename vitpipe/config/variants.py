@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,9 @@ def _check(variants: Variants, chosen: Sequence[str], name: str) -> None:
         # Each choice may exist and the combination not: tables have holes.
         what += f": {'; '.join(unknown)}" if unknown else ", its `variants` leave this combination out"
     raise RecipeError(
-        what, where="recipe", fix=f"write for example {example}; `vitpipe recipes {name}` lists all of them"
+        what,
+        where="recipe",
+        fix=f"write for example {example}; `vitpipe recipes {shlex.quote(name)}` lists all of them",
     )
 
 

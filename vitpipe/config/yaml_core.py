@@ -7,9 +7,11 @@ PyYAML reads YAML 1.1, where `off` is false, `1:40` is 100 and `0100` is 64. The
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Any, Self, TypeVar
 
 import yaml
+from yaml.reader import ReaderError
 
 
 class _Written:
@@ -106,11 +108,32 @@ def read_yaml(text: str) -> Any:
         value = yaml.load(text, Loader=_CoreLoader)
         _refuse_cycles(value, ())
         return value
+    except ReaderError as error:
+        raise _unprintable(error, text) from error
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply") from error
     # An integer of thousands of digits, a tag of Python, a date that does not exist.
     except (ValueError, OverflowError) as error:
         raise yaml.YAMLError(str(error)) from error
+
+
+def yaml_problem(error: yaml.YAMLError) -> tuple[str, int]:
+    """What is wrong with a text that is no YAML, and on which line; 0 where that is not known."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or " ".join(str(error).split()) or "not YAML"
+    return problem, mark.line + 1 if mark else 0
+
+
+def _unprintable(error: ReaderError, text: str) -> yaml.YAMLError:
+    """The error for a character that YAML does not allow, such as NUL, with its line."""
+    line = text.count("\n", 0, error.position)
+    column = error.position - (text.rfind("\n", 0, error.position) + 1)
+    number = error.character if isinstance(error.character, int) else ord(error.character)
+    name = unicodedata.name(chr(number), "NUL" if number == 0 else "a control character")
+    return yaml.MarkedYAMLError(
+        problem=f"the character U+{number:04X} ({name}) in column {column + 1} is not allowed",
+        problem_mark=yaml.Mark("", error.position, line, column, None, 0),
+    )
 
 
 def _refuse_cycles(value: Any, above: tuple[int, ...]) -> None:

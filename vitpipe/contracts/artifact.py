@@ -40,6 +40,7 @@ from vitpipe.contracts.provenance import (
 from vitpipe.contracts.provenance import Card as Card
 from vitpipe.contracts.provenance import RunRecord as RunRecord
 from vitpipe.contracts.provenance import read_card as read_card
+from vitpipe.contracts.units import counted
 
 METRICS, TABLES, WEIGHTS = "metrics.json", "tables", "weights.safetensors"
 MANIFEST = "manifest.json"
@@ -337,7 +338,7 @@ def _sha256(path: Path) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return f"{CARD} is damaged: {error.error_count()} keys are missing or wrong"
+        return f"{CARD} is damaged: {counted(error.error_count(), 'key is', 'keys are')} missing or wrong"
     if isinstance(error, FileNotFoundError):
         return f"it has no {Path(error.filename).name}"
     return str(error).splitlines()[0]

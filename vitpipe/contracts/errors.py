@@ -25,6 +25,10 @@ _REFUSED = {
     errno.EROFS: "choose a folder on a file system that is not mounted read-only",
     errno.EACCES: "give this user the right to write there or choose another --out folder",
 }
+# A value in a message may be a whole file that somebody pasted; its beginning tells which one it is.
+_SHOWN_CHARACTERS = 80
+_QUOTED = re.compile(rf"(?<!\w)(['\"])((?:(?!\1).){{{_SHOWN_CHARACTERS + 40},}})\1(?!\w)", re.DOTALL)
+_PATH = re.compile(r"/[^\n]{1,4095}")  # Linux has none that is longer
 _NAMED = 5  # names in one message; a set of a million images can have a thousand damaged ones
 
 
@@ -40,8 +44,9 @@ class VitpipeError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str | Path = "", fix: str = "") -> None:
-        # Reasons come from libraries, which quote addresses as they were given them.
-        self.what, self.where, self.fix = hidden(_without_addresses(what)), hidden(str(where)), hidden(fix)
+        # Reasons come from libraries, which quote addresses and values as they were given them.
+        self.what = with_short_values(hidden(_without_addresses(what)))
+        self.where, self.fix = hidden(str(where)), hidden(fix)
         parts = [self.what.rstrip(".") + "."]
         if self.where:
             parts.append(f"Where: {self.where.rstrip('.')}.")
@@ -54,6 +59,28 @@ def some(names: Sequence[object], shown: int = _NAMED) -> str:
     """The first few names of many, for a message."""
     more = len(names) - shown
     return ", ".join(str(name) for name in names[:shown]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def shortened(value: object) -> str:
+    """A value that somebody gave, as one short line without credentials.
+
+    What does not print is written as in Python; of a long value the beginning is shown.
+    """
+    # Two characters per shown one are enough for what `hidden` takes out of an address.
+    text = hidden(str(value))
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: 2 * _SHOWN_CHARACTERS]
+    )
+    is_whole = len(line) <= _SHOWN_CHARACTERS and len(text) <= 2 * _SHOWN_CHARACTERS
+    return line if is_whole else f"{line[:_SHOWN_CHARACTERS]}..."
+
+
+def with_short_values(text: str) -> str:
+    """A message in which every long value in quotes is `shortened`; a path stays whole, to be found."""
+    return _QUOTED.sub(
+        lambda found: found[0] if _PATH.fullmatch(found[2]) else f"{found[1]}{shortened(found[2])}{found[1]}",
+        text,
+    )
 
 
 def reason_of(error: BaseException, limit: int = 120) -> str:

@@ -37,3 +37,29 @@ def format_duration(seconds: float) -> str:
 def format_count(number: float) -> str:
     """A whole number with thousands marks: `14,197,122`."""
     return f"{number:,.0f}"
+
+
+def format_millions(number: float) -> str:
+    """Parameters as papers count them: `0.29 M`, `86.4 M`, `2,158 M`; very small ones with 3 digits."""
+    return f"{_few_digits(number / 1e6)} M"
+
+
+def format_billions(number: float) -> str:
+    """Multiply-adds and FLOPs as papers count them: `17.82 G`, `0.00459 G`."""
+    return f"{_few_digits(number / 1e9)} G"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A count and its noun: `1 file`, `2 files`, `1,024 leftover folders`.
+
+    Args:
+        plural: of a noun that does not take an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def _few_digits(value: float) -> str:
+    if value >= 1000:
+        return format_count(value)
+    # Small networks are told apart by their digits: two decimals would make most of them 0.
+    return f"{value:.3g}" if value < 0.1 else f"{value:.2f}".rstrip("0").rstrip(".")

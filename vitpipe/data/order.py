@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.seeds import generator_of
+from vitpipe.contracts.units import counted
 
 
 @dataclass(frozen=True, order=True)
@@ -73,7 +74,7 @@ def train_chunks(
     steps_per_epoch = epoch_steps(num_samples, global_batch)
     if steps_per_epoch == 0:
         raise InputError(
-            f"The set has {num_samples} images, fewer than one global batch of {global_batch}",
+            f"The set has {counted(num_samples, 'image')}, fewer than one global batch of {global_batch}",
             fix="lower global_batch, or prepare more images",
         )
     # One permutation is kept at a time: 8 bytes per sample, 112 MB for 14 million.

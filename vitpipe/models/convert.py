@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitpipe.config.model import FAMILIES, family_names
 from vitpipe.contracts.discovery import part_of, source_of
 from vitpipe.contracts.errors import CheckpointError, disk_errors, some
+from vitpipe.contracts.units import counted
 from vitpipe.models.foreign import foreign_network
 from vitpipe.models.official import Conversion, Renamed, misfit, open_checkpoint
 from vitpipe.models.official import read_checkpoint as read_checkpoint
@@ -177,7 +178,8 @@ def _refuse_not_finite(official: Mapping[str, Tensor], where: str | Path) -> Non
     ]
     if wrong:
         raise CheckpointError(
-            f"{len(wrong)} of {len(official)} tensors have values that are not finite: {some(wrong, 2)}",
+            f"{len(wrong)} of {counted(len(official), 'tensor')} with values that are not finite: "
+            f"{some(wrong, 2)}",
             where=where,
             fix="give a checkpoint from before the training diverged",
         )

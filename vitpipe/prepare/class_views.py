@@ -45,7 +45,9 @@ def write_view(prepare_folder: Path, dataset: str, whole: str) -> ShardManifest:
     number = {key: position for position, key in enumerate(packed.classes)}
     if missing := [key for key in keys if key not in number]:
         raise DatasetError(
-            f"{len(missing)} of the {len(keys)} classes of '{dataset}' are missing in '{whole}': "
+            f"{len(missing)} of the {len(keys)} classes of '{dataset}' "
+            f"{'is' if len(missing) == 1 else 'are'} "
+            f"missing in '{whole}': "
             f"{some(missing)}",
             where=prepare_folder / whole,
             fix=f"prepare all of '{whole}', or name another dataset in the stages that read '{dataset}'",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitpipe.contracts.seeds import generator_of
+from vitpipe.contracts.units import counted
 from vitpipe.data.image_grid import (
     DrawnObject,
     Pixels,
@@ -105,7 +106,9 @@ def _class_section(folder: Path, dataset: str, num_images: int, seed: int) -> Se
         for position in _choose(len(shards), count, seed, dataset, split):
             image, label = shards.decode(position)
             tiles.append(Tile(fit(np.asarray(image.convert("RGB")), _TILE), f"{split}: {names[label]}"))
-    return Section(f"{dataset}: {', '.join(sizes)}, {len(shards.classes)} classes", tiles)
+    return Section(
+        f"{dataset}: {', '.join(sizes)}, {counted(len(shards.classes), 'class', 'classes')}", tiles
+    )
 
 
 def _coco_tiles(dense: DenseFolder, num_images: int, seed: int) -> _Samples:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vitpipe.config.digest import digest_of
 from vitpipe.contracts.errors import DatasetError, VitpipeError
+from vitpipe.contracts.units import counted
 from vitpipe.data.manifest import (
     MANIFEST,
     DataManifest,
@@ -148,7 +149,11 @@ def _examine_source(report: DatasetReport, root: Path, *, deep: bool, checksums:
         name_short_classes(report, split, per_class, known, source.root)
     if others.number:
         fix = "remove them from the class folders, so that the counts are those of images"
-        what = f"{others.number:,} files are no pictures by their kind and are left out: {others}"
+        kinds = counted(
+            others.number, "file is no picture by its kind", "files are no pictures by their kind"
+        )
+        verb = "is" if others.number == 1 else "are"
+        what = f"{kinds} and {verb} left out: {others}"
         report.add("warning", what, source.root, fix)
     _decode(report, source, sample.entries, deep=deep)
 
@@ -169,7 +174,9 @@ def _decode(report: DatasetReport, source: Source, sample: Sequence[ImageEntry],
             anomalies[image.finding] += 1
     if corrupt.number:
         fix = "replace them by intact copies, or set data.max_corrupt_images to leave them out"
-        report.add("error", f"{corrupt.number:,} images cannot be decoded: {corrupt}", source.root, fix)
+        report.add(
+            "error", f"{counted(corrupt.number, 'image')} cannot be decoded: {corrupt}", source.root, fix
+        )
     for finding, count in sorted(anomalies.items()):
         report.add("note", f"{count:,} of the checked images: {finding}")
     _note_checked(report, number, total)
@@ -219,7 +226,7 @@ def _examine_prepared(report: DatasetReport, root: Path, *, checksums: bool) -> 
         report.num_classes, digests = len(shards.classes), (shards.digest, content_digest(shards))
         num_bytes = sum(split.size_bytes for split in shards.splits.values())
         for finding, count in shards.findings.items():
-            report.add("note", f"{count:,} images: {finding}", root / name)
+            report.add("note", f"{counted(count, 'image')}: {finding}", root / name)
         if checksums:
             verify_checksums(root, name)
     report.add("note", f"Checksums of {num_bytes:,} bytes {'match' if checksums else 'were not compared'}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from vitpipe.config.digest import digest_of, file_digest
 from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.contracts.files import written_aside
+from vitpipe.contracts.units import counted
 from vitpipe.data.manifest import DenseManifest, content_digest, write_manifest
 from vitpipe.datasets.layouts import DenseLayout
 from vitpipe.prepare.shard_writer import tar_header
@@ -115,7 +116,7 @@ def _tar_blocks(layout: DenseLayout) -> Iterator[bytes]:
             yield chunk
         if num_bytes != size:
             raise DatasetError(
-                f"A file has {num_bytes} bytes instead of {size}: it changed while it was packed",
+                f"A file has {counted(num_bytes, 'byte')} instead of {size}: it changed while it was packed",
                 where=layout.tree.where(name),
                 fix="stop the process that writes to this folder, and run the prepare stage again",
             )

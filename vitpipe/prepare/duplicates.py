@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitpipe.contracts.units import counted
 from vitpipe.data.image_grid import Section, Tile, fit, side_by_side, write_grid
 
 _SIDE, _NUM_FREQUENCIES = 32, 8
@@ -57,11 +58,12 @@ class NearDuplicates:
         if not self.num_val_images:
             return "no validation image has a near duplicate among the training images"
         text = (
-            f"{self.num_val_images:,} validation images have near duplicates among the training images, "
-            f"{len(self.pairs):,} pairs are listed"
+            f"{counted(self.num_val_images, 'validation image has', 'validation images have')} near "
+            f"duplicates among the training images, "
+            f"{counted(len(self.pairs), 'pair is', 'pairs are')} listed"
         )
         if self.num_capped:
-            text += f"; of {self.num_capped:,} images only the nearest {self.max_pairs} are"
+            text += f"; of {counted(self.num_capped, 'image')} only the nearest {self.max_pairs} are"
         return text
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from vitpipe.config.data import DataConfig
 from vitpipe.contracts.errors import some
 from vitpipe.contracts.graph import CLASSES
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.catalogue import FACTS, Archive, DatasetFacts, class_order, facts
 from vitpipe.prepare.findings import DatasetReport
 
@@ -57,10 +58,13 @@ def compare_counts(report: DatasetReport, known: DatasetFacts, fix: str) -> None
         if number is not None and number != expected[split]:
             difference = number - expected[split]
             more = f"{difference:,} more" if difference > 0 else f"{-difference:,} fewer"
-            what = f"{split} has {number:,} images, {more} than the {expected[split]:,} of {known.title}"
+            what = (
+                f"{split} has {counted(number, 'image')}, {more} than the {expected[split]:,} of "
+                f"{known.title}"
+            )
             report.add("warning", what, fix=fix)
     if report.num_classes is not None and report.num_classes != known.num_classes:
-        what = f"{report.num_classes:,} classes, expected {known.num_classes:,}"
+        what = f"{counted(report.num_classes, 'class', 'classes')}, expected {known.num_classes:,}"
         report.add("warning", what, fix=fix)
 
 
@@ -104,13 +108,16 @@ def compare_classes(report: DatasetReport, classes: Sequence[str], known: Sequen
     elif unknown:
         report.add(
             "error",
-            f"{len(unknown)} classes do not belong to {report.dataset}: {some(unknown)}"
-            + (f"; missing are {some(missing)}" if missing else ""),
+            f"{counted(len(unknown), 'class does', 'classes do')} not belong to {report.dataset}: "
+            f"{some(unknown)}" + (f"; missing are {some(missing)}" if missing else ""),
             where,
             "rename or remove these folders: each one shifts the labels of all classes after it",
         )
     else:
-        what = f"{len(missing)} of the {len(known):,} classes are missing: {some(missing)}"
+        what = (
+            f"{len(missing)} of the {len(known):,} classes {'is' if len(missing) == 1 else 'are'} "
+            f"missing: {some(missing)}"
+        )
         report.add("warning", what, where, "add them, or do not compare with results on the whole dataset")
 
 
@@ -131,7 +138,10 @@ def name_short_classes(
     # If half of all classes differ, it is another release or a subset, which `compare_counts` reports.
     if odd and len(odd) < known.num_classes // 2:
         span = f"{low}" if low == high else f"{low} to {high}"
-        what = f"{len(odd)} classes of {split} do not have {span} images as in the release: {some(odd)}"
+        what = (
+            f"{counted(len(odd), 'class', 'classes')} of {split} without {span} images as in the "
+            f"release: {some(odd)}"
+        )
         report.add("warning", what, where, "unpack these classes again from the original archives")
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import VitpipeError
 
 # The order is the order of columns in `DatasetReport.table`.
@@ -31,6 +32,11 @@ class Finding:
     where: str = ""
     fix: str = ""
 
+    def __post_init__(self) -> None:
+        # Addresses come with the credentials that the user gave; JSON shows these texts as they are.
+        for name in ("what", "where", "fix"):
+            object.__setattr__(self, name, hidden(getattr(self, name)))
+
     @classmethod
     def of(cls, error: VitpipeError) -> Finding:
         """The finding for an exception that would stop a run."""
@@ -38,7 +44,6 @@ class Finding:
 
     def __str__(self) -> str:
         """One paragraph: what, where, fix."""
-        # VitpipeError also hides credentials in URLs.
         return f"{self.level}: {VitpipeError(self.what, where=self.where, fix=self.fix)}"
 
 

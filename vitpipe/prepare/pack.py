@@ -23,6 +23,7 @@ from pathlib import Path, PurePath
 from vitpipe.config.digest import digest_of
 from vitpipe.contracts.errors import DatasetError, VitpipeError, disk_errors
 from vitpipe.contracts.files import move_aside, write_whole
+from vitpipe.contracts.units import counted
 from vitpipe.data.manifest import (
     FINDINGS,
     MANIFEST,
@@ -73,8 +74,8 @@ class Quarantine:
             return
         more = self.num_left_out - len(self.named)
         raise DatasetError(
-            f"{self.num_left_out} images are unusable, {self.limit} are allowed: {', '.join(self.named)}"
-            + (f" and {more} more" if more else ""),
+            f"{counted(self.num_left_out, 'image is', 'images are')} unusable, {self.limit} are "
+            f"allowed: {', '.join(self.named)}" + (f" and {more} more" if more else ""),
             where=findings,
             fix="replace these files by intact copies, or set data.max_corrupt_images to at least "
             f"{self.num_left_out} to train without them; complete shards are kept",
@@ -217,7 +218,7 @@ class _Split:
     def _count(self, entry: ImageEntry) -> None:
         if not 0 <= entry.label < len(self.source.classes):
             raise DatasetError(
-                f"An image has label {entry.label}, but there are {len(self.source.classes)} classes",
+                f"An image has label {entry.label}, but the classes are {len(self.source.classes)}",
                 where=f"{self.source.root}: {entry.shown}",
                 fix="compare the file with its published checksum and download it again",
             )

@@ -14,7 +14,13 @@ from typing import Any
 from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.graph import all_stages
 from vitpipe.contracts.protocol import PROTOCOL
-from vitpipe.contracts.units import format_bytes, format_count, format_duration
+from vitpipe.contracts.units import (
+    format_billions,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_millions,
+)
 
 LONG_TABLE_ROWS = 12
 MILLIONS = "M"  # the unit of parameters in published rows
@@ -119,10 +125,9 @@ def show(name: str, value: float) -> str:
     if is_percent(name):
         return f"{100 * value:.1f} %"
     if name.endswith("params"):
-        # Papers count parameters in millions; below 0.1 M (test networks) that would show 0.0 or 0.1.
-        return f"{value / 1e6:,.{decimals_of_millions(value / 1e6)}f} M" if value >= 1e5 else f"{value:,.0f}"
+        return format_millions(value)
     if name.endswith("gmacs"):
-        return f"{value:.3g} G"
+        return format_billions(value * 1e9)
     if name.endswith("_bytes"):
         return format_bytes(value)
     if name.endswith("seconds"):

@@ -25,7 +25,7 @@ _TIMEOUTS = {
     "ReadTimeoutError",
     "ConnectTimeoutError",
 }
-_SYNC_LATER = "then run `vitpipe sync FOLDER`"
+_SYNC_LATER = "then run `vitpipe sync`"
 _START = f"start the server or correct MLFLOW_TRACKING_URI, {_SYNC_LATER}"
 
 

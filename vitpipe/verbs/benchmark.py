@@ -15,11 +15,12 @@ import typer
 
 from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.shell import with_typed_commands
-from vitpipe.contracts.units import format_bytes, format_count, format_duration
+from vitpipe.contracts.units import counted, format_bytes, format_count, format_duration
+from vitpipe.verbs.completion import complete_profile, complete_recipe, complete_stage
+from vitpipe.verbs.options import JsonOption, SetOption
 from vitpipe.verbs.show import print_rows
 
 _MB = 1e6
-JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if there is one]")]
 ScratchOption = Annotated[
     Path | None, typer.Option(help="folder for temporary test images and shards  [default: system's]")
@@ -35,17 +36,20 @@ def register(app: typer.Typer) -> None:
 
 
 def step(
-    recipe: Annotated[str, typer.Argument(help="for example itpn/pixel_base")],
+    recipe: Annotated[
+        str, typer.Argument(help="for example itpn/pixel_base", autocompletion=complete_recipe)
+    ],
     stage: Annotated[
         str | None,
-        typer.Option(help="pretrain, intermediate, finetune, ...  [default: the recipe's first of them]"),
+        typer.Option(
+            help="pretrain, intermediate, finetune, ...  [default: the recipe's first of them]",
+            autocompletion=complete_stage,
+        ),
     ] = None,
-    profile: Annotated[str, typer.Option(help="demo, full, ...")] = "full",
+    profile: Annotated[str, typer.Option(help="demo, full, ...", autocompletion=complete_profile)] = "full",
     batch: Annotated[int, typer.Option(min=1, help="images per step")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="timed steps")] = 10,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")
-    ] = None,
+    overrides: SetOption = None,
     classes: Annotated[
         int | None, typer.Option(min=1, help="classes of the labels  [default: those of the stage's dataset]")
     ] = None,
@@ -222,7 +226,7 @@ def pack(
         }
         for cost in costs
     ]
-    print_rows(rows, False, f"Packing with {num_workers} processes")
+    print_rows(rows, False, f"Packing with {counted(num_workers, 'process', 'processes')}")
     print(with_typed_commands(f"`vitpipe plan` now uses the speed of this machine, stored in {kept}"))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vitpipe.contracts.units import format_bytes
+from vitpipe.contracts.shell import with_typed_commands
+from vitpipe.contracts.units import counted, format_bytes
+from vitpipe.verbs.options import JsonOption
+from vitpipe.verbs.run_folders import check_runs_folder
 from vitpipe.verbs.show import print_rows
 
 
@@ -27,18 +31,16 @@ def clean(
     ),
     remove: Annotated[bool, typer.Option("--remove", help="remove the folders listed as not needed")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list only, even with --remove")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List states and outboxes that were moved aside or are no longer needed; --remove removes them.
 
     Folders that are needed (unfinished training, points that MLflow has not received) are removed only if the
     folder itself is given.
     """
-    from vitpipe.contracts.errors import InputError
     from vitpipe.stages.leftovers import clear, leftovers
 
-    if not folder.is_dir():
-        raise InputError("The folder does not exist", where=folder, fix="give the folder of your runs")
+    check_runs_folder(folder)
     items = leftovers(folder)
     removed = clear(items, folder) if remove and not dry_run else []
     rows = [
@@ -56,6 +58,9 @@ def clean(
         }
         for item in items
     ]
-    print_rows(rows, as_json, f"{len(items)} leftover folders below {folder}", right=("size",))
+    print_rows(rows, as_json, f"{counted(len(items), 'leftover folder')} below {folder}", right=("size",))
     if not remove and not as_json and any(not item.is_needed for item in items):
-        print("`vitpipe clean --remove` removes the folders that are not needed")
+        command = shlex.join(
+            ["vitpipe", "clean", *([] if folder == Path("artifacts") else [str(folder)]), "--remove"]
+        )
+        print(with_typed_commands(f"`{command}` removes the folders that are not needed"))

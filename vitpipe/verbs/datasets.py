@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitpipe.contracts.units import format_bytes, format_count
+from vitpipe.verbs.completion import complete_dataset
+from vitpipe.verbs.options import JsonOption
 from vitpipe.verbs.show import print_rows
 
 if TYPE_CHECKING:  # the catalogue imports the types of recipes, which `vitpipe --help` does not need
@@ -25,9 +27,12 @@ def register(app: typer.Typer) -> None:
 
 def datasets_verb(
     name: Annotated[
-        str | None, typer.Argument(help="show all facts about one dataset, for example imagenet22k")
+        str | None,
+        typer.Argument(
+            help="show all facts about one dataset, for example imagenet22k", autocompletion=complete_dataset
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the datasets; with NAME show its source formats, archives with checksums, licence and citation."""
     from vitpipe.datasets.catalogue import FACTS, facts

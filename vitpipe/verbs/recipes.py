@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vitpipe.verbs.completion import complete_recipe_file
+from vitpipe.verbs.options import JsonOption
 from vitpipe.verbs.show import print_rows
 
 
@@ -16,9 +18,14 @@ def register(app: typer.Typer) -> None:
 
 def recipes(
     file: Annotated[
-        str | None, typer.Argument(metavar="[PAPER/FILE]", help="list all variants of this recipe file")
+        str | None,
+        typer.Argument(
+            metavar="[PAPER/FILE]",
+            help="list all variants of this recipe file",
+            autocompletion=complete_recipe_file,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the recipe files with their number of variants; with PAPER/FILE all variants of one."""
     from vitpipe.config.read import load_recipe, recipe_files, variant_names

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitpipe.verbs.completion import complete_recipe
+from vitpipe.verbs.options import JsonOption
 from vitpipe.verbs.show import print_progress, print_rows
 from vitpipe.verbs.table import stages_by_run
 
@@ -25,14 +27,18 @@ def register(app: typer.Typer) -> None:
 def references(
     recipe: Annotated[
         list[str] | None,
-        typer.Option("--recipe", help="recipe name, may be repeated; else the demos of the README"),
+        typer.Option(
+            "--recipe",
+            help="recipe name, may be repeated; else the demos of the README",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=2, help="runs per recipe, by seed")] = 5,
     out: Annotated[
         Path | None, typer.Option("--out", help="file to write; else papers/demo.yaml of the package")
     ] = None,
     plan_only: Annotated[bool, typer.Option("--plan", help="show the plan, start nothing")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run the demo of recipes over several seeds and record mean, range and spread of their results.
 

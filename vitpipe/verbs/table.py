@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitpipe.contracts.shell import with_typed_commands
+from vitpipe.contracts.units import counted
+from vitpipe.verbs.completion import complete_profile, complete_table
+from vitpipe.verbs.options import JsonOption
 from vitpipe.verbs.show import print_progress, print_rows
 
 if TYPE_CHECKING:
@@ -36,9 +39,13 @@ def use_compiler(compiler: Callable[[TablePlan], Path]) -> None:
 
 
 def table(
-    name: Annotated[str, typer.Argument(help="PAPER/NUMBER, for example itpn/11")],
+    name: Annotated[
+        str, typer.Argument(help="PAPER/NUMBER, for example itpn/11", autocompletion=complete_table)
+    ],
     run: Annotated[bool, typer.Option("--run", help="run the rows that recipes claim")] = False,
-    profile: Annotated[str, typer.Option("--profile", help="demo, full, ...")] = "demo",
+    profile: Annotated[
+        str, typer.Option("--profile", help="demo, full, ...", autocompletion=complete_profile)
+    ] = "demo",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="runs per recipe, by seed")] = 1,
     row: Annotated[
         list[str] | None, typer.Option("--row", help="KEY=VALUE, only these rows, may be repeated")
@@ -50,7 +57,7 @@ def table(
         bool, typer.Option("--plan", help="with --run: show the plan, start nothing")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="with --run: start also what needs real data")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show a published table; with --run our results beside it, mean and spread over --seeds.
 
@@ -112,8 +119,9 @@ def _show_plan(plan: TablePlan, as_json: bool, *, compiles: bool) -> None:
     print_rows(stages_by_run(stages), False, f"{plan.name}, profile {plan.profile}", right=("steps",))
     counts = [sum(item["does"] == kind for item in stages) for kind in ("runs", "shared", "finished")]
     print(
-        f"{len(plan.rows)} rows, {len(unclaimed)} of them without a recipe; {counts[0]} stages to run "
-        f"({num_steps:,} optimiser steps), {counts[1]} shared, {counts[2]} finished"
+        f"{counted(len(plan.rows), 'row')}, {len(unclaimed)} of them without a recipe; "
+        f"{counted(counts[0], 'stage')} to run ({counted(num_steps, 'optimiser step')}), "
+        f"{counts[1]} shared, {counts[2]} finished"
     )
     if package is not None:
         print(f"Kubeflow package: {package}")

@@ -20,6 +20,7 @@ from vitpipe.config.data import S3_ADDRESS
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import DatasetError, StorageError, VitpipeError
 from vitpipe.contracts.files import written_aside
+from vitpipe.contracts.units import counted
 from vitpipe.data.storage.storage import blocks_of, changed_file
 
 # S3 allows 10,000 parts of at least 5 MiB each: 640 GB with this size.
@@ -85,7 +86,7 @@ class S3Storage:
             # botocore checks the length of a body only when it is read to its end; `read(n)` may return less.
             expected = min(size_bytes, self._size_of(answer, name) - offset)
             if len(block) != expected:
-                raise _TransferError(f"{len(block)} bytes received instead of {expected}")
+                raise _TransferError(f"{counted(len(block), 'byte')} received instead of {expected}")
             return block
 
         return self._retry(get, name, _READ_ATTEMPTS)

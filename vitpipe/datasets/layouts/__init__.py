@@ -56,7 +56,9 @@ def inspected(layout: DenseLayout) -> DenseLayout:
     problems = layout_of(layout.kind).look_into(layout, None).problems
     if problems:
         more = (
-            "" if len(problems) == 1 else "; then the others, which `vitpipe doctor --deep` lists with theirs"
+            ""
+            if len(problems) == 1
+            else "; then the others, which `vitpipe doctor` with --data and --deep lists with theirs"
         )
         raise DatasetError(
             "; ".join(problem.what.rstrip(".") for problem in problems),

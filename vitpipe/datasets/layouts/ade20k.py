@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.catalogue import class_names
 from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
@@ -47,7 +48,7 @@ def verify_ade20k(root: Path, dataset: str = "ade20k") -> DenseLayout:
         again = "unpack ADEChallengeData2016.zip again"
         if not image_names:
             others = tree.names(images)
-            found = f", but {len(others)} other files: {some(others, 2)}" if others else ""
+            found = f", but {counted(len(others), 'other file')}: {some(others, 2)}" if others else ""
             raise DatasetError(
                 f"There are no images NAME.jpg{found}",
                 where=tree.where(images),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.layouts.coco_annotations import ANNOTATIONS, SPLITS, instances_of, read_annotations
 from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
@@ -60,7 +61,7 @@ def verify_coco(root: Path, dataset: str = "coco") -> DenseLayout:
         present = tree.names(folder)
         require_files(listed, present, tree.where(folder), fix)
         if extra := sorted(set(present) - set(listed)):
-            notes.append(f"{len(extra)} files of {folder}/ are not in the annotations: {some(extra)}")
+            notes.append(f"{counted(len(extra), 'file')} of {folder}/ not in the annotations: {some(extra)}")
         counts[f"{split}_images"], counts[f"{split}_annotations"] = len(listed), len(content["annotations"])
         sizes |= {
             f"{folder}/{image['file_name']}": (image["width"], image["height"]) for image in content["images"]
@@ -105,13 +106,14 @@ def _size_problems(
 ) -> Iterator[DatasetError]:
     if broken:
         yield DatasetError(
-            f"{len(broken)} images cannot be decoded: {some(broken)}",
+            f"{counted(len(broken), 'image')} cannot be decoded: {some(broken)}",
             where=layout.root,
             fix="unpack them from the original zip again",
         )
     if wrong:
         yield DatasetError(
-            f"{len(wrong)} images have another size than in their annotations: {some(wrong)}",
+            f"{counted(len(wrong), 'image has', 'images have')} another size than in their "
+            f"annotations: {some(wrong)}",
             where=layout.tree.where(instances),
             fix="use images and annotations of the same release, and do not resize the images: "
             "boxes and masks are in pixels of the original",

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.layouts.file_tree import (
     DenseLayout,
     FileTree,
@@ -52,7 +53,9 @@ def verify_davis(root: Path, dataset: str = "davis") -> DenseLayout:
     # The trainval archive has exactly the listed ones; others may be of test-dev, unpacked into the same
     # folder.
     extra = [name for name in tree.names(_FRAMES) if name not in listed]
-    notes = (f"{len(extra)} sequences are not listed: {some(extra)}",) if extra else ()
+    notes = (
+        (f"{counted(len(extra), 'sequence is', 'sequences are')} not listed: {some(extra)}",) if extra else ()
+    )
     return DenseLayout(dataset, "davis", root, (), counts, tuple(sorted(files)), tree, notes)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from vitpipe.contracts.errors import DatasetError, reason_of, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.archives import ZipEntry, safe_zip_members
 
 if TYPE_CHECKING:  # image_headers imports this module
@@ -354,7 +355,9 @@ def require_files(required: Iterable[str], present: Iterable[str], where: str, f
     present = set(present)
     missing = [name for name in required if name not in present]
     if missing:
-        raise DatasetError(f"{len(missing)} files are missing: {some(missing)}", where=where, fix=fix)
+        raise DatasetError(
+            f"{counted(len(missing), 'file is', 'files are')} missing: {some(missing)}", where=where, fix=fix
+        )
 
 
 def evenly_spaced(names: Sequence[str], number: int | None) -> list[str]:

@@ -171,7 +171,7 @@ def _checked(
     for row, label in enumerate(labels):
         if not isinstance(label, int) or not 0 <= label < num_classes:
             raise DatasetError(
-                f"Row {row} has the label {label}; there are {num_classes} classes",
+                f"Row {row} has the label {label}; classes: {num_classes}",
                 where=where,
                 fix=again,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.sources.class_listing import (
     HELD_OUT_NOTE,
     ClassSource,
@@ -90,7 +91,7 @@ def refuse_empty(part: FolderClasses) -> None:
     empty = part.empty(part.classes)
     if empty:
         raise DatasetError(
-            f"{len(empty)} class folders are empty: {some(empty)}",
+            f"{counted(len(empty), 'class folder is', 'class folders are')} empty: {some(empty)}",
             where=part.where,
             fix="unpack their images, or remove the folders from train/ and val/",
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.sources.byte_ranges import ByteRange, FileSpan
 from vitpipe.datasets.sources.source import ImageEntry, Source
 
@@ -174,7 +175,8 @@ def class_folders_of(folder: Path) -> tuple[str, ...]:
     flat = sorted(entry.name for entry in visible if entry.name.lower().endswith(IMAGE_SUFFIXES))
     if flat:
         raise DatasetError(
-            f"{len(flat)} images are directly in '{folder.name}', not in class folders: {some(flat)}",
+            f"{counted(len(flat), 'image is', 'images are')} directly in '{folder.name}', not in "
+            f"class folders: {some(flat)}",
             where=folder,
             fix="move each image into the folder of its class; or, for ImageNet's val, put "
             "ILSVRC2012_devkit_t12.tar.gz (it has ILSVRC2012_validation_ground_truth.txt) or Kaggle's "
@@ -185,7 +187,7 @@ def class_folders_of(folder: Path) -> tuple[str, ...]:
     packed = [name for name in packed if name.removesuffix(".tar") not in classes]
     if classes and packed:
         raise DatasetError(
-            f"{len(packed)} classes are still packed: {some(packed)}",
+            f"{counted(len(packed), 'class is', 'classes are')} still packed: {some(packed)}",
             where=folder,
             fix="unpack each tar into a folder of its name, or remove the folders: tars are read directly",
         )
@@ -193,7 +195,8 @@ def class_folders_of(folder: Path) -> tuple[str, ...]:
     if odd := [name for name in classes if name != name.encode(errors="replace").decode()]:
         shown = some([ascii(name)[1:-1] for name in odd])
         raise DatasetError(
-            f"{len(odd)} class folders have names that are not UTF-8: {shown}",
+            f"{counted(len(odd), 'class folder has a name', 'class folders have names')} not in "
+            f"UTF-8: {shown}",
             where=ascii(str(folder))[1:-1],
             fix="rename them, for example by `convmv -f latin1 -t utf8`",
         )

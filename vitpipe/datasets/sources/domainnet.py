@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.archives import safe_zip_members
 from vitpipe.datasets.sources.byte_ranges import ByteRange, FileSpan, ZipMember
 from vitpipe.datasets.sources.class_listing import (
@@ -85,7 +86,8 @@ def read_domain(root: Path, dataset: str) -> ClassSource:
         missing = [row.path for row in rows if row.path not in present]
         if missing:
             raise DatasetError(
-                f"{paths[split].name} lists {len(missing)} images that do not exist: {some(missing)}",
+                f"{paths[split].name} lists {counted(len(missing), 'image that does', 'images that do')} "
+                f"not exist: {some(missing)}",
                 where=where,
                 fix=f"download {domain}.zip and the lists again, of the same version (cleaned or original)",
             )

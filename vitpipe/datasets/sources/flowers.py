@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.archives import safe_tar_stream
 from vitpipe.datasets.catalogue import class_names
 from vitpipe.datasets.sources.byte_ranges import FileSpan, Inline
@@ -139,7 +140,8 @@ def _read_lists(root: Path) -> _Lists:
     outside = sorted(number for number in set(listed) if not 1 <= number <= len(labels))
     if outside or len(set(listed)) != len(listed):
         raise DatasetError(
-            f"The lists name images twice or beyond the {len(labels)} labels: {some(outside) or 'twice'}",
+            f"The lists name images twice or beyond the {counted(len(labels), 'label')}: "
+            f"{some(outside) or 'twice'}",
             where=sets_path,
             fix="download setid.mat and imagelabels.mat again, of the same release",
         )
@@ -168,7 +170,9 @@ def _found(folder: Path, number: int) -> FoundImage:
 def _missing(numbers: set[int], where: Path) -> DatasetError:
     names = [_name(number) for number in sorted(numbers)]
     return DatasetError(
-        f"{len(names)} images are missing: {some(names)}", where=where, fix=f"download {ARCHIVE} again"
+        f"{counted(len(names), 'image is', 'images are')} missing: {some(names)}",
+        where=where,
+        fix=f"download {ARCHIVE} again",
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.archives import safe_tar_members
 from vitpipe.datasets.sources.byte_ranges import FileSpan
 from vitpipe.datasets.sources.class_folders import order_notes, refuse_empty, require_same_classes
@@ -197,13 +198,15 @@ def _require_same_classes(
     where_known = labels.where if labels else val.where
     if unknown := sorted(set(train.classes) - known):
         raise DatasetError(
-            f"{len(unknown)} training classes are unknown to {where_known.name}: {some(unknown)}",
+            f"{counted(len(unknown), 'training class is', 'training classes are')} unknown to "
+            f"{where_known.name}: {some(unknown)}",
             where=train.where,
             fix=f"remove them if they are not of ILSVRC2012, or get {where_known.name} again",
         )
     if missing := sorted(known - set(train.classes)):
         raise DatasetError(
-            f"{len(missing)} classes of {where_known.name} have no training images: {some(missing)}",
+            f"{counted(len(missing), 'class', 'classes')} of {where_known.name} without training "
+            f"images: {some(missing)}",
             where=train.where,
             fix=f"unpack or get {TRAIN_TAR} completely; it holds one tar for each of them",
         )

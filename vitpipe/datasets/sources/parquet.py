@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vitpipe.contracts.errors import DatasetError, reason_of, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.catalogue import class_order
 from vitpipe.datasets.sources.byte_ranges import Inline
 from vitpipe.datasets.sources.class_listing import shown_below, visible_names
@@ -148,7 +149,7 @@ def _files_of_splits(folder: Path, dataset: str) -> dict[str, list[Path]]:
         missing = sorted(set(range(wanted)) - {number for number, _, _ in shards})
         if missing or len(shards) != wanted:
             raise DatasetError(
-                f"{prefix}: {len(shards)} files found, {wanted} expected; missing numbers: "
+                f"{prefix}: {counted(len(shards), 'file')} found, {wanted} expected; missing numbers: "
                 f"{some(missing) or 'none, some occur twice'}",
                 where=folder,
                 fix="download the missing files, and remove files of another release",
@@ -235,7 +236,8 @@ def _scan(files: dict[str, list[Path]], columns: _Columns) -> tuple[dict[int, st
             num_labels = max(num_labels, label + 1)
             if columns.class_names and num_labels > len(columns.class_names):
                 raise DatasetError(
-                    f"Row {row} has the label {label}; the schema has {len(columns.class_names)} classes",
+                    f"Row {row} has the label {label}; the schema has "
+                    f"{counted(len(columns.class_names), 'class', 'classes')}",
                     where=path,
                     fix="take all files from the same release of the set",
                 )
@@ -271,7 +273,8 @@ def _classes(
         odd = [wnid for label, wnid in wnids.items() if canonical[label] != wnid]
         if odd:
             raise DatasetError(
-                f"{len(odd)} wnids in the paths have non-standard class numbers: {some(sorted(odd))}",
+                f"{counted(len(odd), 'wnid', 'wnids')} in the paths with non-standard class numbers: "
+                f"{some(sorted(odd))}",
                 where=folder,
                 fix="use files whose labels are the standard class numbers, or another form of the set",
             )

@@ -49,7 +49,8 @@ def take_classes(source: Source, dataset: str, keys: Sequence[str], base: str) -
     missing = [key for key in keys if key not in source.classes]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of the {len(keys)} classes of '{dataset}' are missing: {some(missing)}",
+            f"{len(missing)} of the {len(keys)} classes of '{dataset}' "
+            f"{'is' if len(missing) == 1 else 'are'} missing: {some(missing)}",
             where=source.root,
             fix=f"put all of {base} into {base}/, or class folders of these names into {dataset}/",
         )

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.archives import safe_tar_stream
 from vitpipe.datasets.sources.class_listing import FoundImage, ListedImages, first_existing
 from vitpipe.datasets.sources.matlab import read_mat
@@ -79,11 +80,17 @@ def label_images(images: list[FoundImage], labels: ValLabels, where: Path) -> Li
     stems = {PurePosixPath(image.name).stem for image in images}
     missing, extra = sorted(labels.wnids.keys() - stems), sorted(stems - labels.wnids.keys())
     if missing or extra:
-        parts = [f"{len(missing)} images are missing ({some(missing)})"] if missing else []
-        parts += [f"{len(extra)} images have no label ({some(extra)})"] if extra else []
+        parts = (
+            [f"{counted(len(missing), 'image is', 'images are')} missing ({some(missing)})"]
+            if missing
+            else []
+        )
+        parts += (
+            [f"{counted(len(extra), 'image has', 'images have')} no label ({some(extra)})"] if extra else []
+        )
         raise DatasetError(
-            f"{labels.where.name} has labels of {len(labels.wnids)} images and {len(images)} were found: "
-            + "; ".join(parts),
+            f"{labels.where.name} has labels of {counted(len(labels.wnids), 'image')} and "
+            f"{len(images)} were found: " + "; ".join(parts),
             where=where,
             fix="unpack or download ILSVRC2012_img_val.tar again; it starts at ILSVRC2012_val_00000001.JPEG",
         )

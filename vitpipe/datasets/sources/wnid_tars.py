@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from vitpipe.contracts.errors import DatasetError, some
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.archives import safe_tar_members
 from vitpipe.datasets.sources.byte_ranges import FileSpan
 from vitpipe.datasets.sources.class_folders import require_same_classes, source_of_folders
@@ -107,7 +108,7 @@ def tars_in_folder(folder: Path, root: Path) -> TarClasses:
     unfinished = [name for name in names if _UNFINISHED.fullmatch(name)]
     if unfinished:
         raise DatasetError(
-            f"{len(unfinished)} downloads look unfinished: {some(unfinished)}",
+            f"{counted(len(unfinished), 'download looks', 'downloads look')} unfinished: {some(unfinished)}",
             where=folder,
             fix="finish the downloads, or remove these files",
         )
@@ -133,7 +134,7 @@ def tars_in_tar(path: Path, root: Path) -> TarClasses:
         elif not name.startswith("."):
             others.append(member.name)
     if others or not tars:
-        found = f"{len(others)} other files: {some(others)}" if others else "none"
+        found = f"{counted(len(others), 'other file')}: {some(others)}" if others else "none"
         raise DatasetError(
             f"The archive should contain one <wnid>.tar per class, and contains {found}",
             where=path,
@@ -208,7 +209,7 @@ def _held_out(root: Path, dataset: str, train: FolderClasses | TarClasses, form:
         train.refuse_empty()
     elif empty := train.empty(train.classes):
         raise DatasetError(
-            f"{len(empty)} class folders are empty: {some(empty)}",
+            f"{counted(len(empty), 'class folder is', 'class folders are')} empty: {some(empty)}",
             where=train.where,
             fix="unpack their images, or remove the folders",
         )
