@@ -15,7 +15,6 @@ is final, marks the run KILLED, and exits after `GRACE_SECONDS` at the latest.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import select
@@ -299,7 +298,8 @@ def main() -> None:
     stage = StageProcess(Producer.model_validate_json(sys.argv[2]), sys.stdin.buffer)
     threading.Thread(target=stage.watch, args=(outbox,), daemon=True).start()
     # Meanwhile: the longest part of the start.
-    importlib.import_module("mlflow.tracking")
+    import mlflow.tracking  # noqa: F401
+
     stage.hold(HOLD_SECONDS)
     # The uploader of an earlier process of this stage may still be sending; it releases the lock when it
     # exits.
