@@ -132,5 +132,5 @@ def test_missing_label_maps_are_named(tmp_path):
         place.mkdir(parents=True)
         for name in names:
             (place / name).touch()
-    with pytest.raises(DatasetError, match=r"1 images have no label map \(b\)"):
+    with pytest.raises(DatasetError, match=r"1 image without a label map \(b\)"):
         ade_places(tmp_path, "train")

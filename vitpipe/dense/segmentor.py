@@ -11,6 +11,7 @@ from vitpipe.config.dense_sections import SegmentConfig
 from vitpipe.config.model import ModelConfig
 from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.units import counted
 from vitpipe.datasets.dense_folder import DenseFolder
 from vitpipe.dense.head import segmentation_head
 
@@ -179,5 +180,7 @@ def ade_places(root: Path, split: str) -> tuple[Path, Path]:
     orphans = {file.stem for file in images.glob("*.jpg")} - {file.stem for file in labels.glob("*.png")}
     if orphans:
         named = ", ".join(sorted(orphans)[:3])
-        raise DatasetError(f"{len(orphans)} images have no label map ({named})", where=labels, fix=fix)
+        raise DatasetError(
+            f"{counted(len(orphans), 'image')} without a label map ({named})", where=labels, fix=fix
+        )
     return images, labels

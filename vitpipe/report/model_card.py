@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.units import format_count
+from vitpipe.contracts.units import counted, format_count
 from vitpipe.report.compare import Verdict, reasons_by_row
 from vitpipe.report.page import signed
 from vitpipe.report.result_tables import ShownTable, headline, in_unit, markdown, markdown_text, show
@@ -131,8 +131,8 @@ def _metrics(facts: CardFacts) -> list[str]:
 def _data(sets: Sequence[SetFacts]) -> list[str]:
     return [
         f"* {markdown_text(item.title)} (`{item.name}`, digest `{item.digest[:12]}`): "
-        f"{format_count(item.num_train)} training and {format_count(item.num_val)} validation images, "
-        f"{format_count(item.num_classes)} classes"
+        f"{format_count(item.num_train)} training and {counted(item.num_val, 'validation image')}, "
+        f"{counted(item.num_classes, 'class', 'classes')}"
         for item in sets
     ] or ["* not known"]
 

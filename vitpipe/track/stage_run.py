@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -248,7 +249,7 @@ class StageRun:
         kept = keep_unsent(self.outbox, keep_at) if status == "FINISHED" else self.outbox.folder
         self.say(
             f"MLflow at {self.address} has not received all records of stage {self.stage}; they are kept in "
-            f"{kept}. The next stage sends them. To send them now, run: vitpipe sync {kept}"
+            f"{kept}. The next stage sends them. To send them now, run: vitpipe sync {shlex.quote(str(kept))}"
         )
 
     def _wake(self) -> None:

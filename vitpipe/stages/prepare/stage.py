@@ -17,6 +17,7 @@ from vitpipe.config.digest import digest_of
 from vitpipe.config.resolve import num_packers
 from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.contracts.logger import RunLogger
+from vitpipe.contracts.units import counted
 from vitpipe.data.image_grid import optional_figure
 from vitpipe.data.manifest import (
     MANIFEST,
@@ -137,13 +138,13 @@ def _pack(ctx: StageContext, source: Source, quarantine: Quarantine) -> ShardMan
     data, name, started = ctx.recipe.data, source.dataset, time.monotonic()
     encoding = Encoding(short_side=data.short_side, quality=data.jpeg_quality) if data.short_side else None
     options = PackOptions(data.shard_megabytes * 1_000_000, encoding, data.near_duplicates, num_packers(data))
-    ctx.logger.say(f"{name}: {len(source.classes):,} classes, format: {source.form}")
+    ctx.logger.say(f"{name}: {counted(len(source.classes), 'class', 'classes')}, format: {source.form}")
     for note in source.notes:
         ctx.logger.say(f"{name}: {note}")
 
     def log_progress(progress: PackProgress) -> None:
         speed = f"{progress.num_entries / progress.seconds:,.0f} images/s"
-        ctx.logger.say(f"{name} {progress.split}: {progress.num_entries:,} images packed, {speed}")
+        ctx.logger.say(f"{name} {progress.split}: {counted(progress.num_entries, 'image')} packed, {speed}")
 
     folder = ctx.folder / name
     manifest = pack(
@@ -198,7 +199,7 @@ def _move_to_store(ctx: StageContext, folder: Path) -> None:
         if manifest.store is None:  # shards reused from an earlier run are in the store already
             kept, num_sent = keep_in_store(folder / name, manifest, store.secret)
             if kept.store is not None:
-                ctx.logger.say(f"{name}: {num_sent} files uploaded to {kept.store}")
+                ctx.logger.say(f"{name}: {counted(num_sent, 'file')} uploaded to {kept.store}")
 
 
 def _pull(ctx: StageContext) -> None:
@@ -281,7 +282,7 @@ def _report(ctx: StageContext, manifests: dict[str, Manifest]) -> None:
     logger.table("sources", source_rows(manifests, revisions))
     logger.table("findings", findings)
     for row in splits:
-        logger.say(f"{row['dataset']} {row['split']}: {row['num_images']:,} images")
+        logger.say(f"{row['dataset']} {row['split']}: {counted(row['num_images'], 'image')}")
     for row in findings[:_FINDINGS_LOGGED]:
         treatment = row["treatment"].capitalize()
         logger.say(f"{treatment}: {row['dataset']}/{row['file']} ({row['finding']})")
