@@ -27,6 +27,7 @@ from vitpipe.track.delivery import Delivery
 from vitpipe.track.journal import Journal, OfferedModel
 from vitpipe.track.model_folder import labels_text, open_predictor
 from vitpipe.track.model_registry import Registry, best_alias, registered_name
+from vitpipe.track.server import connect
 
 CLASSES = [f"n{number:08}" for number in range(10)]
 NAMES = [f"name {number}" for number in range(10)]
@@ -170,6 +171,34 @@ def test_it_travels_by_the_outbox_and_a_journal_of_before_still_reads(client, st
     # `num_models` did not exist in earlier versions.
     sent = json.loads((outbox.folder / "sent.json").read_text())
     assert sent["num_models"] == 1
+
+
+def test_files_that_are_gone_cost_the_model_only(client, store, new_outbox):
+    outbox = new_outbox(store, "finetune")
+    journal = Journal(outbox.journal)
+    journal.status("RUNNING")
+    journal.model(offered())
+    journal.status("FINISHED")
+    Delivery(outbox, warn=lines.append).sync()
+    assert outbox.is_delivered()
+    assert "no longer exists; vitpipe-itpn-pixel_base-finetune is not registered" in lines[0]
+    assert not client.search_registered_models()
+
+
+@pytest.mark.slow
+def test_a_server_takes_it_over_http(server_port, folder, tmp_path, monkeypatch):
+    from mlflow.artifacts import download_artifacts
+
+    address = f"http://127.0.0.1:{server_port}"
+    client = connect(address)
+    name = f"vitpipe-{tmp_path.name}-finetune"
+    Registry(client, address, lines.append).add(new_run(client), offered(name=name), folder)
+    assert not lines
+    (version,) = client.search_model_versions(f"name = '{name}'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    place = download_artifacts(artifact_uri=version.source, dst_path=str(tmp_path))
+    weights = Path(place) / "artifacts" / "model" / "weights.safetensors"
+    assert weights.read_bytes() == (folder / "weights.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

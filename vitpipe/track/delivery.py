@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.contracts.address import hidden
-from vitpipe.track.journal import JournalReader, PipelineSummary, Point, UsedDataset, without_credentials
+from vitpipe.track.journal import (
+    JournalReader,
+    OfferedModel,
+    PipelineSummary,
+    Point,
+    UsedDataset,
+    without_credentials,
+)
 from vitpipe.track.mlflow_errors import tracking_errors
 from vitpipe.track.mlflow_names import (
     MAX_DATASET_NAME_LENGTH,
@@ -31,6 +38,7 @@ from vitpipe.track.mlflow_names import (
     stage_tags,
 )
 from vitpipe.track.mlflow_runs import Runs, in_batches
+from vitpipe.track.model_folder import FILES
 from vitpipe.track.model_registry import Registry
 from vitpipe.track.outbox import MODEL_FOLDER, Outbox, SentState
 from vitpipe.track.producer import Producer
@@ -156,8 +164,7 @@ class Delivery:
             self._send_file(run_id or self.sent.run_id, file.path)
             self._store_sent(num_files=self.sent.num_files + 1)
         while self.sent.num_models < len(contents.models):
-            model = contents.models[self.sent.num_models]
-            self._registry().add(self.sent.run_id, model, self.outbox.files / MODEL_FOLDER)
+            self._send_model(contents.models[self.sent.num_models])
             self._store_sent(num_models=self.sent.num_models + 1)
         while self.sent.num_summaries < len(contents.summaries):
             self._send_summary(contents.summaries[self.sent.num_summaries])
@@ -289,6 +296,13 @@ class Delivery:
             entry = {"path": path, "type": "table"}
             if entry not in logged:
                 self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*logged, entry]))
+
+    def _send_model(self, model: OfferedModel) -> None:
+        folder = self.outbox.files / MODEL_FOLDER
+        if missing := [name for name in FILES if not (folder / name).is_file()]:
+            self._warn(f"{folder / missing[0]} no longer exists; {model.name} is not registered")
+            return
+        self._registry().add(self.sent.run_id, model, folder)
 
     def _send_summary(self, summary: PipelineSummary) -> None:
         from mlflow.entities import Metric, RunTag
