@@ -13,6 +13,7 @@ import pytest
 import yaml
 from docker_double import DockerDouble
 from engine_trials import PROFILE, RECIPE, TINY
+from shared_folder import shared_folder
 
 from pipelines.compile import compile_pipeline
 from pipelines.dvc import render_dvc
@@ -32,7 +33,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     """`dvc repro` of the tiny chain: the folder of its outputs."""
-    folder = tmp_path_factory.mktemp("dvc")
+    return shared_folder(tmp_path_factory, "dvc-chain", _run_by_dvc) / "artifacts" / RECIPE / PROFILE
+
+
+def _run_by_dvc(folder: Path) -> None:
     stages = load_recipe(RECIPE, PROFILE, TINY).stages
     (folder / "dvc.yaml").write_text(render_dvc(graph_of(stages)), encoding="utf-8")
     params = {"recipe": RECIPE, "profile": PROFILE, "overrides": list(TINY)}
@@ -45,7 +49,6 @@ def chain(tmp_path_factory):
             [BIN / "dvc", *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "artifacts" / RECIPE / PROFILE
 
 
 @pytest.fixture(scope="module")

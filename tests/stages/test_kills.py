@@ -21,6 +21,7 @@ import mlflow
 import pytest
 import torch
 from safetensors.torch import load_file
+from shared_folder import shared_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.dense, pytest.mark.timeout(3000)]
 
@@ -109,10 +110,12 @@ class Stage:
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     """The stages that feed the others, and an undisturbed run of each that is killed later."""
-    folder = tmp_path_factory.mktemp("chain")
-    for name in ("prepare", "pretrain", "intermediate", "finetune", "detect", "segment"):
-        Stage(name, folder, folder / name, is_tracked=False).finish()
-    return folder
+
+    def run_all(folder: Path) -> None:
+        for name in ("prepare", "pretrain", "intermediate", "finetune", "detect", "segment"):
+            Stage(name, folder, folder / name, is_tracked=False).finish()
+
+    return shared_folder(tmp_path_factory, "kill-chain", run_all)
 
 
 def history(out: Path) -> dict[tuple[str, int], float]:

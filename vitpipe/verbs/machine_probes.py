@@ -141,6 +141,13 @@ def _no_commit(error: subprocess.CalledProcessError) -> Answer:
     return "no commit", [Finding("warning", what, str(place), fix)]
 
 
+_SOCKET_ERRORS = {
+    "FileNotFoundError": "it does not run: there is no socket",
+    "ConnectionRefusedError": "it does not run: the socket refuses connections",
+    "PermissionError": "this user may not open its socket",
+}
+
+
 def examine_docker() -> Answer:
     """Version of the Docker engine that answers; only `vitpipe local` needs one."""
     use = "only `vitpipe local` needs it"
@@ -156,5 +163,7 @@ def examine_docker() -> Answer:
         fix = "start Docker, or run the same stages without it by `dvc repro`"
         if "Permission denied" in str(error):
             fix = "add this user to the group docker and log in again"
-        what = f"No Docker engine answers ({reason_of(error)}); {use}"
+        # docker-py nests the socket's error in two others, each of which prints those inside it.
+        inner = next((kind for kind in _SOCKET_ERRORS if kind in str(error)), "")
+        what = f"No Docker engine answers ({_SOCKET_ERRORS.get(inner) or reason_of(error)}); {use}"
         return f"no engine answers ({use})", [Finding("note", what, fix=fix)]
