@@ -23,7 +23,7 @@ from pathlib import Path
 from urllib.parse import quote
 from urllib.request import urlopen
 
-_START_SECONDS, _PAGE_MS = 300, 15_000
+_START_SECONDS, _SHOT_SECONDS, _PAGE_MS = 300, 60, 15_000
 _WIDTH = 1600
 _COMPARED = 4
 
@@ -94,16 +94,20 @@ def _photograph(address: str, file: Path, height: int) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         raise SystemExit("Chromium is not installed")
-    # MLflow's page asks its server for ever; a busy machine may never find it at rest.
-    subprocess.run(
-        [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            # The page is drawn by scripts that ask the server.
-            f"--virtual-time-budget={_PAGE_MS}", "--hide-scrollbars", f"--window-size={_WIDTH},{height}",
-            f"--screenshot={file.resolve()}", address,
-        ],
-        check=True, capture_output=True, timeout=180,
-    )  # fmt: skip
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        # The page is drawn by scripts that ask the server.
+        f"--virtual-time-budget={_PAGE_MS}", "--hide-scrollbars", f"--window-size={_WIDTH},{height}",
+        f"--screenshot={file.resolve()}", address,
+    ]  # fmt: skip
+    for is_last in (False, False, True):
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=_SHOT_SECONDS)
+            return
+        except subprocess.TimeoutExpired:
+            # The first page of a new server may wait for an answer for ever; the next one does not.
+            if is_last:
+                raise SystemExit(f"{address} was not drawn in {_SHOT_SECONDS} s") from None
 
 
 if __name__ == "__main__":

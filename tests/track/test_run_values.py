@@ -44,7 +44,7 @@ def test_parameters_that_the_run_does_not_read_are_left_out():
     assert full["data"]["root"] == "/data"
 
 
-def test_runs_are_compared_by_what_can_change_a_result():
+def test_runs_are_compared_by_what_decides_their_weights():
     values = compared_values(load_recipe("itpn/pixel_base", "demo", ("seed=3",)))
     assert [key for key in values if key.startswith("data.")] == ["data.source"]
     assert values["seed"] == "3"

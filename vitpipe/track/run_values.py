@@ -66,15 +66,16 @@ def sections_in_use(recipe: Recipe) -> dict[str, Any]:
 def compared_values(recipe: Recipe) -> dict[str, str]:
     """Dotted key -> value of what two runs of the chain are compared by in MLflow.
 
-    Left out of `sections_in_use` are values that change no result, and those of `data` except its source:
-    MLflow lists parameters by name, and fifteen sizes of the data would come first. The data are compared
-    by the digests of the datasets, which the run lists.
+    Left out of `sections_in_use` are values that do not decide the weights, and those of `data` except its
+    source: MLflow lists parameters by name, and sizes of the data and of batches in evaluation would come
+    first. The data are compared by the digests of the datasets, which the run lists; how a number was
+    measured stands in the table `protocol` of its stage.
     """
-    acting = flatten(recipe.acting())
+    deciding = {"name", "profile", "data.source", *flatten(recipe.acting(on_weights_only=True))}
     return {
         key: value
         for key, value in flatten(sections_in_use(recipe)).items()
-        if key in acting and (not key.startswith("data.") or key == "data.source")
+        if key in deciding and (not key.startswith("data.") or key == "data.source")
     }
 
 
