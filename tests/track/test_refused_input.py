@@ -62,6 +62,28 @@ def test_a_stage_that_had_numbers_has_failed(run_stage, client):
     assert [run.info.status for run in runs_in(client)] == ["FAILED", "FAILED"]
 
 
+def wait_until_mlflow_has_it(logger):
+    assert logger.run_id
+
+
+def test_a_refusal_after_the_run_has_appeared_deletes_it(run_stage, client, recipe, tmp_path):
+    with pytest.raises(DatasetError):
+        run_stage(REFUSAL, wait_until_mlflow_has_it)
+    assert not runs_in(client)
+    assert not (tmp_path / ".out.state" / "track").exists()
+
+    # What ran before it in the chain stays as it was.
+    (tmp_path / "prepare").mkdir()
+    with stage_run(
+        stage="prepare", recipe=recipe, folder=tmp_path / "prepare", state=tmp_path / ".prepare.state"
+    ) as logger:
+        train(logger)
+    with pytest.raises(DatasetError):
+        run_stage(REFUSAL, wait_until_mlflow_has_it)
+    assert [run.info.status for run in runs_in(client)] == ["FINISHED", "FINISHED"]
+    assert {run.data.tags["vitpipe.role"] for run in runs_in(client)} == {"pipeline", "stage"}
+
+
 def test_what_an_earlier_process_could_not_send_is_kept(run_stage, client, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

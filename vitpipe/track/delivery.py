@@ -180,7 +180,11 @@ class Delivery:
                 self._open_runs()
                 self._sync()
                 return
-            self._runs.set_status(self.sent.run_id, self.sent.parent_id, *contents.statuses[-1])
+            status, time_ms = contents.statuses[-1]
+            if status == "REFUSED":
+                self._runs.withdraw(self.sent.run_id, self.sent.parent_id, time_ms)
+            else:
+                self._runs.set_status(self.sent.run_id, self.sent.parent_id, status, time_ms)
             self._store_sent(num_statuses=len(contents.statuses))
 
     def _store_sent(self, **changes: Any) -> None:

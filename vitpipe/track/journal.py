@@ -35,7 +35,8 @@ from vitpipe.track.checked_json import SUM, DamagedError, checksum, parse_checke
 
 # MLflow's own asynchronous logging queue is no substitute: it is in memory and loses its points on a kill.
 
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+# A stage that has refused its input before it had numbers: its run is deleted in MLflow.
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "REFUSED"]
 Target = Literal["run", "pipeline"]
 
 

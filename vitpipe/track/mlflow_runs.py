@@ -118,6 +118,21 @@ class Runs:
             else:
                 self._client.set_terminated(run.info.run_id, status, time_ms)
 
+    def withdraw(self, run_id: str, parent_id: str, time_ms: int) -> None:
+        """Delete the outbox's run, and the pipeline's run where no stage is left below it."""
+        found = list(self._own_and_pipeline(run_id, parent_id))
+        if any(run.info.run_id == run_id for run in found):
+            self._client.delete_run(run_id)
+        for run in found:
+            if run.info.run_id == run_id:
+                continue
+            if self._search(run.info.experiment_id, {"mlflow.parentRunId": parent_id}):
+                # As between two stages: what ran before has finished, the rest follows when it is corrected.
+                self._client.log_batch(parent_id, tags=self._status_tags(time_ms))
+                self._client.set_terminated(parent_id, "FINISHED", time_ms)
+            else:
+                self._client.delete_run(parent_id)
+
     def mark_killed(self, run_id: str, parent_id: str, running_ms: int, died_ms: int) -> None:
         """Set the runs to KILLED that are still RUNNING in MLflow and that no other process has continued.
 

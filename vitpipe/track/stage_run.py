@@ -210,6 +210,11 @@ class StageRun:
             self.journal.points(metrics, contents.last_step)
             self.journal.commit()
 
+    @property
+    def has_nothing_to_show(self) -> bool:
+        """Whether neither this process nor an earlier one has recorded a number."""
+        return self._is_new and not self.journal.contents.final
+
     def withdraw(self) -> bool:
         """Forget a stage that has refused its input before MLflow has heard of it.
 
@@ -245,6 +250,8 @@ class StageRun:
         self._uploader.finish()
         self._check_server()
         if self.outbox.is_delivered():
+            if status == "REFUSED":  # of a run that is no more
+                shutil.rmtree(self.outbox.folder, ignore_errors=True)
             return
         kept = keep_unsent(self.outbox, keep_at) if status == "FINISHED" else self.outbox.folder
         self.say(
@@ -295,7 +302,7 @@ def stage_run(
     Continues the MLflow run of the outbox in `state`, else the one that Kubeflow's MLflow plugin sets by
     `MLFLOW_RUN_ID` (removed from the environment), else creates a run below the pipeline's run, which the
     first stage creates. The final status is FINISHED, KILLED after SIGINT or SIGTERM, else FAILED; a stage
-    that refuses its input before it has numbers leaves no run.
+    that refuses its input before it has numbers leaves no run: one that has appeared meanwhile is deleted.
 
     Args:
         folder: the stage's output folder, for tables.
@@ -332,6 +339,7 @@ def stage_run(
         raise
     except InputError:
         is_withdrawn = run.withdraw()
+        status = "REFUSED" if run.has_nothing_to_show else "FAILED"
         raise
     finally:
         if not is_withdrawn:
