@@ -320,7 +320,7 @@ def test_weights_that_are_not_finite_are_refused(official_nano):
     state = dict(official_nano["pixel_base_classifier"])
     state["head.weight"] = state["head.weight"] * float("nan")
     with pytest.raises(
-        CheckpointError, match=r"1 of \d+ tensors have values that are not finite: head.weight"
+        CheckpointError, match=r"1 of \d+ tensors with values that are not finite: head.weight"
     ):
         convert_state(state)
 

@@ -76,9 +76,9 @@ def test_a_misspelt_name_is_one_of_the_recipes_mistakes():
     with pytest.raises(RecipeError, match=r"'model\.name': There is no model '3'"):
         load_recipe("itpn/pixel_base", "full", ["model.name=3"])
     for wrong in ("model.name=null", "model.name=[hivit_base]"):
-        with pytest.raises(RecipeError, match=r"'model\.name': Input should be a valid string"):
+        with pytest.raises(RecipeError, match=r"'model\.name': a text is expected"):
             load_recipe("itpn/pixel_base", "full", [wrong])
-    with pytest.raises(RecipeError, match="'model': Input should be a valid dictionary"):
+    with pytest.raises(RecipeError, match="'model': keys and values are expected"):
         load_recipe("itpn/pixel_base", "full", ["model=hivit_base"])
 
 

@@ -74,9 +74,10 @@ def test_it_runs_and_is_reported_in_its_place(finished):
     text, page = ((folder / f"report/report.{kind}").read_text() for kind in ("md", "html"))
     assert f"| effective rank | {rank:.4g} |" in text
     sections = [line.split()[1] for line in text.splitlines() if line.startswith("### ")]
-    assert [name for name in sections if name in STAGES] == ["finetune", "spectrum", "evaluate"]
-    # In the drawing of the graph.
-    assert f">effective rank {rank:.4g}</text>" in page
+    # In the order of interest: results before the training that led to them.
+    assert [name for name in sections if name in STAGES] == ["evaluate", "spectrum", "finetune"]
+    assert f"{rank:.4g}" in page
+    assert ">spectrum<" in page  # in the graph
 
 
 def test_an_edit_of_its_file_runs_it_and_the_report_again(finished, tmp_path):

@@ -8,11 +8,12 @@ from __future__ import annotations
 import multiprocessing.queues
 import os
 import re
+import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import parent_process
-from typing import Any
+from typing import Any, NoReturn
 
 from vitpipe.contracts.errors import RunError, StorageError
 from vitpipe.contracts.processes import die_with_parent
@@ -58,29 +59,42 @@ def loader_errors() -> Iterator[None]:
         RunError: a process was killed, most often because memory was short.
     """
     try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        # torch has no class of its own for this. Where the process ends while a batch is fetched from it, the
-        # connection breaks first.
-        # The cause, where there is one, says how it ended.
-        said = re.search(_ENDED, str(error.__cause__)) or re.search(_ENDED, str(error))
-        if said is None and not _is_handing_over(error):
-            raise
-        by, code = (said["signal"], said["code"]) if said else ("", "")
-        if code == str(_NO_SHARED_MEMORY) or by == "Bus error":
-            raise StorageError(
-                "A loader process found no shared memory for a batch",
-                where="/dev/shm",
-                fix="enlarge it (docker run --shm-size=8g; in Kubernetes a volume of medium Memory), raise a "
-                f"limit on the size of files (`ulimit -f`), or take smaller batches; {_WITHOUT_WORKERS}",
-            ) from error
-        how = f"was killed by a signal ({by})" if by else "ended"
-        raise RunError(
-            f"A loader process {how} before its work was done",
-            where="data.workers",
-            fix="if memory was short (`dmesg` names killed processes), take fewer workers or smaller "
-            "batches; the same command goes on from the saved state; " + _WITHOUT_WORKERS,
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            _explain(error)
+    except RuntimeError as error:
+        # The signal handler may raise while the broken connection, which was noticed first, is explained.
+        _explain(error)
+
+
+def _explain(error: Exception) -> NoReturn:
+    """Raise the error in words if it is about a loader process, else as it is."""
+    # torch has no class of its own for this. Where the process ends while a batch is fetched from it, the
+    # connection breaks first.
+    # The cause, where there is one, says how it ended.
+    said = re.search(_ENDED, str(error.__cause__)) or re.search(_ENDED, str(error))
+    if said is None and not _is_handing_over(error):
+        raise error
+    # The run is over. torch's handler would raise again for every other worker that ends now, up to the exit
+    # of the interpreter. Only the main thread may change it, and only there does it raise.
+    with suppress(ValueError):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    by, code = (said["signal"], said["code"]) if said else ("", "")
+    if code == str(_NO_SHARED_MEMORY) or by == "Bus error":
+        raise StorageError(
+            "A loader process found no shared memory for a batch",
+            where="/dev/shm",
+            fix="enlarge it (docker run --shm-size=8g; in Kubernetes a volume of medium Memory), raise a "
+            f"limit on the size of files (`ulimit -f`), or take smaller batches; {_WITHOUT_WORKERS}",
         ) from error
+    how = f"was killed by a signal ({by})" if by else "ended"
+    raise RunError(
+        f"A loader process {how} before its work was done",
+        where="data.workers",
+        fix="if memory was short (`dmesg` names killed processes), take fewer workers or smaller "
+        "batches; the same command goes on from the saved state; " + _WITHOUT_WORKERS,
+    ) from error
 
 
 def _is_handing_over(error: BaseException) -> bool:

@@ -218,7 +218,7 @@ class _Split:
     def _count(self, entry: ImageEntry) -> None:
         if not 0 <= entry.label < len(self.source.classes):
             raise DatasetError(
-                f"An image has label {entry.label}, but the classes are {len(self.source.classes)}",
+                f"An image has label {entry.label}, but there are {len(self.source.classes)} classes",
                 where=f"{self.source.root}: {entry.shown}",
                 fix="compare the file with its published checksum and download it again",
             )
