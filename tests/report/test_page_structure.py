@@ -278,3 +278,12 @@ def test_text_has_the_contrast_of_wcag_in_both_themes(theme):
     for text, ground in pairs:
         high, low = sorted((_luminance(values[text]), _luminance(values[ground])), reverse=True)
         assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+
+
+def test_a_damaged_picture_costs_only_itself(make_run, tmp_path):
+    run = make_run(tmp_path / "run", load_recipe("itpn/pixel_base", "demo"))
+    for name, content in (("empty", b""), ("text", b"no picture"), ("cut", b"\x89PNG\r\n\x1a\n")):
+        (run.artifacts["detect"].path / f"{name}.png").write_bytes(content)
+    page = build_report([run], tmp_path / "out").html.read_text("utf-8")
+    assert "box AP" in page
+    assert ">Text<" not in page

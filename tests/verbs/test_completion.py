@@ -1,7 +1,6 @@
 """Completion in bash: the process is started as its completion function starts it."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +82,6 @@ def test_completion_imports_nothing_heavy(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_loads_the_script_and_completes(tmp_path):
     script = subprocess.run(
         [VITPIPE],

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.train_sections import ClassifyConfig
-from vitpipe.contracts.errors import CheckpointError
 from vitpipe.data.augment import eval_transform
-from vitpipe.models.build import as_stored, build_classifier
-from vitpipe.models.transfer import describe, load_same
-from vitpipe.models.weights import load_state
+from vitpipe.models.build import stored_classifier
+from vitpipe.models.transfer import load_same
 
 
 class ImageClassifier:
@@ -35,19 +33,10 @@ class ImageClassifier:
     """
 
     def __init__(self, weights: Path, recipe: Recipe, stage: str, device: str = "cpu") -> None:
-        state = load_state(weights)
-        info = describe(state, weights)
-        if info.kind != "classifier":
-            raise CheckpointError(
-                f"The weights are those of {info}, which cannot classify",
-                where=weights,
-                fix="give the weights of a finetune stage",
-            )
-        # Options from the file, not from the recipe: it is what was trained.
-        model = build_classifier(as_stored(recipe.model, info), num_classes=info.num_classes)
-        load_same(model, state, weights)
-        self.device, self.num_classes = torch.device(device), info.num_classes
-        self.model = model.eval().to(self.device)
+        build, state = stored_classifier(recipe.model, weights)
+        self.model, self.device = build(), torch.device(device)
+        load_same(self.model, state, weights)
+        self.model.eval().to(self.device)
         section: ClassifyConfig = getattr(recipe, stage)
         self.transform = eval_transform(recipe.model.image_size, section.eval_crop_ratio, section.augment)
 

@@ -6,13 +6,19 @@ All raise `RecipeError` when the model's name is unknown or its family does not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vitpipe.config.model import ModelConfig, find_model
+from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.families import WeightsInfo, family, family_of
 from vitpipe.models.network import Classifier, DenseBackbone, Encoder, Pretrainer, Task
+from vitpipe.models.transfer import describe
+from vitpipe.models.weights import load_state
 
 
 def build_pretrainer(model: ModelConfig, *, mask_ratio: float = 0.75) -> Pretrainer:
@@ -49,6 +55,29 @@ def build_dense(model: ModelConfig, task: Task, *, image_size: int, drop_path: f
 def as_stored(model: ModelConfig, info: WeightsInfo) -> ModelConfig:
     """The section with the options that a weights file shows; see `Family.as_stored`."""
     return family_of(model).as_stored(model, info)
+
+
+def stored_classifier(model: ModelConfig, path: Path) -> tuple[Callable[[], Classifier], dict[str, Tensor]]:
+    """How to build the classifier that a weights file holds, and its weights.
+
+    Classes and options come from the file, not from the recipe: it may be another stage's.
+
+    Args:
+        model: the recipe's section.
+        path: safetensors file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds no classifier.
+    """
+    state = load_state(path)
+    info = describe(state, path)
+    if info.kind != "classifier":
+        raise CheckpointError(
+            f"The weights are those of {info}, which cannot classify",
+            where=path,
+            fix="give the weights of a finetune stage; a recipe without one has no stage evaluate either",
+        )
+    return partial(build_classifier, as_stored(model, info), num_classes=info.num_classes), state
 
 
 def create_backbone(name: str, *, image_size: int | None = None, **options: Any) -> nn.Module:

@@ -126,7 +126,7 @@ def _coco_tiles(dense: DenseFolder, num_images: int, seed: int) -> _Samples:
             objects = [
                 _drawn_object(number, annotation, names, image) for number, annotation in enumerate(own)
             ]
-            caption = f"{split}: {len(own)} object{'s' if len(own) != 1 else ''}"
+            caption = f"{split}: {counted(len(own), 'object')}"
             tiles.append(Tile(draw_objects(image, objects, _OBJECT_COLOURS, _TILE), caption))
     return tiles, ()
 

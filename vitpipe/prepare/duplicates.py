@@ -191,7 +191,7 @@ def duplicate_sheet(
         pair = [
             fit(np.asarray(read(*place).convert("RGB")), _TILE) for place in (("val", val), ("train", train))
         ]
-        bits = f"{distance} bit{'s' if distance != 1 else ''} apart"
+        bits = f"{counted(distance, 'bit')} apart"
         tiles.append(Tile(side_by_side(pair), f"val {val:,} and train {train:,}, {bits}"))
     note = "The nearest pairs: the validation image left, the training image most like it right."
     write_grid(path, [Section("", tiles)], columns=_PAIR_COLUMNS, note=note)

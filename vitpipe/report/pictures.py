@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +45,10 @@ def pictures_of(artifact: Artifact, anchor: str) -> list[Picture]:
     files += duplicate_pictures(artifact)
     found = []
     for number, (title, file) in enumerate(files):
-        with Image.open(file) as picture:
-            width, height = picture.size
-        found.append(Picture(f"{anchor}-p{number}", title, note_of(file), data_uri(file), width, height))
+        # A picture that somebody has damaged is not worth the page with all results.
+        with suppress(OSError, SyntaxError, ValueError), Image.open(file) as picture:
+            about = (note_of(file), data_uri(file), *picture.size)
+            found.append(Picture(f"{anchor}-p{number}", title, *about))
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from vitpipe import __version__
 from vitpipe.contracts.errors import ArtifactError, disk_errors, some
 from vitpipe.contracts.files import write_whole
+from vitpipe.contracts.units import counted
 from vitpipe.report.compare import JUDGEMENTS
 from vitpipe.report.page import TEMPLATES, signed, template_environment
 from vitpipe.report.result_tables import ShownTable, markdown
@@ -101,7 +102,7 @@ def table_lines(report: TableReport, *, width: int, colour: bool = False) -> lis
 
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=colour, no_color=not colour, highlight=False)
-    seeds = f"{report.num_seeds} seed{'s' if report.num_seeds > 1 else ''}"
+    seeds = counted(report.num_seeds, "seed")
     table = Table(
         title=f"{report.name} ({report.source}), profile {report.profile}, {seeds}", title_justify="left"
     )
@@ -113,7 +114,7 @@ def table_lines(report: TableReport, *, width: int, colour: bool = False) -> lis
         table.add_row(*map(Text, front), Text(judgement, style=colour_name), Text(item.recipe and recipe))
     console.print(table)
     for reason, count in report.reasons():
-        console.print(f"{count} row{'s' if count > 1 else ''}: {reason}", markup=False)
+        console.print(f"{counted(count, 'row')}: {reason}", markup=False)
     for line in report.failures:
         console.print(f"Failed: {line}", markup=False)
     return screen.getvalue().rstrip("\n").split("\n")
@@ -151,12 +152,12 @@ def _markdown(report: TableReport) -> str:
         _MARKS[MARKDOWN],
         f"# {report.name}: {report.source}",
         "",
-        f"{report.title}. Profile {report.profile}, {report.num_seeds} "
-        f"seed{'s' if report.num_seeds > 1 else ''}; mean ± sample standard deviation, n seeds.",
+        f"{report.title}. Profile {report.profile}, {counted(report.num_seeds, 'seed')}; "
+        "mean ± sample standard deviation, n seeds.",
         "",
         table_markdown(report),
         "",
-        *(f"* {count} row{'s' if count > 1 else ''}: {reason}" for reason, count in report.reasons()),
+        *(f"* {counted(count, 'row')}: {reason}" for reason, count in report.reasons()),
         *(f"* Failed: {line}" for line in report.failures),
     ]
     if report.runs:

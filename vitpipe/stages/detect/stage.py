@@ -17,6 +17,7 @@ from PIL import Image
 
 from vitpipe.config.dense_sections import DetectConfig
 from vitpipe.contracts.protocol import COCO_AP, PROTOCOL, protocol_rows
+from vitpipe.contracts.units import counted
 from vitpipe.data.image_grid import (
     DrawnObject,
     Section,
@@ -172,12 +173,12 @@ def _draw(
         best = sorted(own, key=lambda found: -found["score"])[:_NUM_BOXES]
         truth = _true_objects(info, names)
         predicted = [_predicted_object(found, val_set.cat_ids, names) for found in best]
-        captions = (_counted(len(truth), "object"), _scores(best))
+        captions = (counted(len(truth), "object"), _scores(best))
         for objects, caption in zip((truth, predicted), captions, strict=True):
             tiles.append(Tile(draw_objects(image, objects, colours, _TILE), caption))
     path = ctx.folder / f"{name}.png"
     heads = ("annotated", f"predicted: the {_NUM_BOXES} highest scores")
-    num_drawn = _counted(len(tiles) // 2, "validation image")
+    num_drawn = counted(len(tiles) // 2, "validation image")
     note = (
         f"The first {num_drawn} with objects, in the order of the annotation file. Left the annotated "
         f"objects, right the {_NUM_BOXES} predicted boxes with the highest scores, each with class and "
@@ -192,10 +193,6 @@ def _first_with_objects(val_set: Any) -> list[dict[str, Any]]:
     infos = map(val_set.get_data_info, range(len(val_set)))
     holding = (info for info in infos if not all(thing["ignore_flag"] for thing in info["instances"]))
     return list(islice(holding, _NUM_DRAWN))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _scores(best: list[dict[str, Any]]) -> str:

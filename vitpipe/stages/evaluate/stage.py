@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-
-from torch import Tensor
 
 from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.benchmarks.throughput import images_per_second
-from vitpipe.contracts.errors import CheckpointError
 from vitpipe.contracts.protocol import NOT_AVERAGED, PROTOCOL, protocol_rows
 from vitpipe.evaluate.accuracy import evaluate_classifier
-from vitpipe.models.build import as_stored, build_classifier
+from vitpipe.models.build import stored_classifier
 from vitpipe.models.network import Classifier
-from vitpipe.models.transfer import describe, load_same
-from vitpipe.models.weights import load_state
+from vitpipe.models.transfer import load_same
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import accuracy_protocol, centre_batches, open_sets, trained_augment
 
@@ -37,9 +32,10 @@ def run(ctx: StageContext) -> dict[str, float]:
     """
     section, ranks, side = ctx.recipe.evaluate, ctx.ranks, ctx.recipe.model.image_size
     _, val_set = open_sets(ctx, used=("val",))
-    build, state = _described_classifier(ctx)
+    path = ctx.inputs["weights"].weights
+    build, state = stored_classifier(ctx.recipe.model, path)
     model = build()
-    load_same(model, state, ctx.inputs["weights"].weights)
+    load_same(model, state, path)
     model.to(ranks.device)
     accuracy = evaluate_classifier(
         model,
@@ -74,23 +70,6 @@ def run(ctx: StageContext) -> dict[str, float]:
     )
     ctx.logger.table(PROTOCOL, measured + counted)
     return {**accuracy.metrics(), **_cost(ctx, build), "images_per_second": speed}
-
-
-def _described_classifier(ctx: StageContext) -> tuple[Callable[[], Classifier], dict[str, Tensor]]:
-    """How to build the network that the weights are for, and the weights."""
-    path = ctx.inputs["weights"].weights
-    state = load_state(path)
-    info = describe(state, path)
-    if info.kind != "classifier":
-        raise CheckpointError(
-            f"The weights are those of {info}, which cannot classify",
-            where=path,
-            fix="add a finetune stage to the recipe, or take evaluate out of its stages",
-        )
-    # Classes and options from the file, not from the recipe: it may be another stage's.
-    model = as_stored(ctx.recipe.model, info)
-    build = partial(build_classifier, model, num_classes=info.num_classes)
-    return build, state
 
 
 def _cost(ctx: StageContext, build: Callable[[], Classifier]) -> dict[str, float]:
