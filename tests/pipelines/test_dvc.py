@@ -209,7 +209,9 @@ def test_the_real_stages_write_where_dvc_expects_it(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("there", ["notes.txt", "a file", "a folder of photos"])
+@pytest.mark.parametrize(
+    "there", ["notes.txt", "a file", "a folder of photos", "a link to a disk that is away"]
+)
 def test_what_is_not_ours_is_refused_before_dvc_removes_it(project, there):
     """DVC empties the output of a stage that it is going to run before the stage could look."""
     choose(project)
@@ -217,14 +219,17 @@ def test_what_is_not_ours_is_refused_before_dvc_removes_it(project, there):
     out = project / "artifacts/itpn/pixel_base/demo/finetune"
     mine = {"a file": out, "notes.txt": out / "notes.txt"}.get(there, out / "photos" / "one.jpg")
     shutil.rmtree(out)
-    mine.parent.mkdir(parents=True, exist_ok=True)
-    mine.write_text("mine", encoding="utf-8")
+    if "link" in there:
+        out.symlink_to(project / "disk" / "finetune")
+    else:
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("mine", encoding="utf-8")
     (project / "ran.txt").unlink()
     done = call_dvc(project, "repro")
     assert done.returncode != 0
     assert str(out) in done.stderr
     assert "Traceback" not in done.stderr
-    assert mine.read_text(encoding="utf-8") == "mine"
+    assert out.is_symlink() if "link" in there else mine.read_text(encoding="utf-8") == "mine"
     assert not (project / "ran.txt").exists(), "a stage ran"
     shown = subprocess.run(
         [BIN / "vitpipe", "plan", "--json"], cwd=project, capture_output=True, text=True, check=True

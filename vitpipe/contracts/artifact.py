@@ -183,6 +183,13 @@ def is_being_written(folder: Path) -> bool:
     return (folder / _WRITING).is_file()
 
 
+def folder_in_work(out: Path) -> Path:
+    """The hidden folder beside `out` that `writing` fills before it is renamed to `out`."""
+    # Beside the target of a link, not beside the link: a rename works only within one file system.
+    out = out.resolve()
+    return out.with_name(f".{out.name}.{TEMPORARY[0]}")
+
+
 @contextmanager
 def writing(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out`; rename it to `out` on success, delete it on any failure.
@@ -194,9 +201,8 @@ def writing(out: Path) -> Iterator[Path]:
         ArtifactError: `out`, or the folder beside it that is written first, is somebody else's.
         StorageError: when the disk is full or read-only.
     """
-    # Beside the target of a link, not beside the link: a rename works only within one file system.
     out = out.resolve()
-    partial, replaced = (out.with_name(f".{out.name}.{end}") for end in TEMPORARY)
+    partial, replaced = folder_in_work(out), out.with_name(f".{out.name}.{TEMPORARY[1]}")
     for folder in (out, partial, replaced):
         refuse_foreign(folder)
     with disk_errors(out):
@@ -273,13 +279,8 @@ def _added_files(folder: Path) -> list[str]:
         return []
     if not known:
         return []
-    own = known | {
-        CARD,
-        *UNTRACKED,
-        ".DS_Store",
-        "Thumbs.db",
-        "desktop.ini",
-    }  # the latter three: file browsers
+    # The latter three are written by file browsers.
+    own = known | {CARD, *UNTRACKED, ".DS_Store", "Thumbs.db", "desktop.ini"}
     folders = {str(parent) for name in known for parent in Path(name).parents}
     added = [name for name in _files_of(folder) if name not in own and Path(name).name not in own]
     return added + [

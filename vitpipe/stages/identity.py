@@ -126,8 +126,20 @@ def check_stage_folders(recipe: Recipe, run: Path) -> None:
         ArtifactError: as `check_output_folders`, for the first folder that holds something else.
     """
     for node in graph_of(recipe.stages, recipe.start_from):
-        folders = folders_of(node, run)
-        check_output_folders(node.name, recipe, folders.inputs, folders.out, None)
+        _check_stage_folder(recipe, node, run)
+
+
+def _check_stage_folder(recipe: Recipe, node: Node, run: Path) -> None:
+    folders = folders_of(node, run)
+    if folders.out.is_symlink() and not folders.out.exists():
+        # DVC empties the folder that a link leads to, but replaces a link that leads nowhere.
+        raise ArtifactError(
+            f"The output folder is a link to {folders.out.readlink()}, which does not exist; nothing was "
+            "touched",
+            where=folders.out.absolute(),
+            fix="make that folder or mount its disk, or remove the link",
+        )
+    check_output_folders(node.name, recipe, folders.inputs, folders.out, None)
 
 
 def check_dvc_file(recipe: Recipe, path: Path) -> None:
@@ -182,11 +194,10 @@ def forecast(recipe: Recipe, run: Path) -> list[Forecast]:
 
 def _in_the_way(recipe: Recipe, node: Node, run: Path) -> str:
     """What of the user's the stage would refuse to replace; empty if there is nothing."""
-    folders = folders_of(node, run)
     try:
-        check_output_folders(node.name, recipe, folders.inputs, folders.out, None)
+        _check_stage_folder(recipe, node, run)
     except ArtifactError as error:
-        return f"{error.what} ({folders.out})"
+        return f"{error.what} ({folders_of(node, run).out})"
     return ""
 
 

@@ -22,6 +22,7 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import (
     Artifact,
     changed_files,
+    folder_in_work,
     open_artifact,
     write_card,
     write_metrics,
@@ -102,11 +103,11 @@ def run_stage(
     job = _open_job(name, recipe, inputs, out, state)
     with (
         loader_errors(),
-        # Left in reverse: the ranks part, the logger writes its last records, the folder is renamed, and only
-        # then the state is reduced and the lock released. A kill in between loses nothing.
+        # Left in reverse: the ranks part, the folder is renamed, the logger says FINISHED, the state is
+        # reduced, the lock released. A kill in between loses nothing, and what is FINISHED has its output.
         _claimed(job, out) as claim,
+        _logger(job, chain_key(recipe, out, pipeline_folder)) as logger,
         _output_folder(job) as folder,
-        _logger(job, folder, chain_key(recipe, out, pipeline_folder)) as logger,
         _joined(job.stage) as ranks,
     ):
         remarks = [artifact.remark for artifact in job.inputs.values() if artifact.remark]
@@ -205,7 +206,7 @@ def _output_folder(job: _Job) -> Iterator[Path]:
 
 
 @contextmanager
-def _logger(job: _Job, folder: Path, chain: str) -> Iterator[RunLogger]:
+def _logger(job: _Job, chain: str) -> Iterator[RunLogger]:
     from vitpipe.track.stage_run import SilentLogger, stage_run
 
     if job.rank != 0:
@@ -214,7 +215,7 @@ def _logger(job: _Job, folder: Path, chain: str) -> Iterator[RunLogger]:
     with stage_run(
         stage=job.stage.name,
         recipe=job.recipe,
-        folder=folder,
+        folder=folder_in_work(job.folders.out),
         state=job.folders.state,
         tags={"git_commit": git_commit(), **git_links(PACKAGE)},
         provenance=_provenance(job),

@@ -111,7 +111,9 @@ class JournalContents:
     Attributes:
         final: committed points, in the order of their commits; one per name and step.
         pending: points that a resume may still discard.
-        datasets, models: without duplicates; a resumed stage records them again.
+        datasets: without duplicates; a resumed stage records them again.
+        models: without duplicates, of stages that have finished: one whose stage was killed before its output
+            was complete is not in the registry.
         statuses: (status, time in milliseconds since the epoch); the times increase strictly.
         num_damaged: lines that could not be read.
         last_ms: time of the latest record, milliseconds since the epoch; the stage was alive then.
@@ -127,6 +129,7 @@ class JournalContents:
     num_damaged: int = 0
     last_ms: int = 0
     _final_keys: set[tuple[str, int]] = field(default_factory=set)
+    _offered: list[OfferedModel] = field(default_factory=list)
 
     @property
     def last_step(self) -> int:
@@ -174,9 +177,7 @@ class JournalContents:
         elif "file" in record:
             self.files.append(ArtifactFile(record["file"], record["to"]))
         elif "model" in record:
-            model = OfferedModel(**record["model"])
-            if model not in self.models:
-                self.models.append(model)
+            self._offered = [OfferedModel(**record["model"])]  # a stage has one
         elif "summary" in record:
             self.summaries.append(PipelineSummary(time_ms=record["time"], **record["summary"]))
         elif "status" in record:
@@ -186,6 +187,9 @@ class JournalContents:
             # or a clock may be set back. So each time is at least 1 ms after the one before.
             after = self.statuses[-1][1] + 1 if self.statuses else 0
             self.statuses.append((record["status"], max(int(record["time"]), after)))
+            if record["status"] == "FINISHED":
+                self.models += [model for model in self._offered if model not in self.models]
+            self._offered.clear()  # a resumed stage offers its model again
 
 
 class JournalReader:
