@@ -97,6 +97,11 @@ class ModelConfig(Section):
         return find_model(self.name)
 
     @property
+    def token_pixels(self) -> int:
+        """Pixels per side of what becomes one token of the last block; sides of crops are multiples of it."""
+        return self.stride
+
+    @property
     def num_layers(self) -> int:
         """Layer ids of the classifier with these options; a family whose options change it overrides this."""
         # Also a property of the networks (`Network.num_layers`), which count what they really have: `vitpipe
