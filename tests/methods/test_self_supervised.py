@@ -3,109 +3,47 @@
 from __future__ import annotations
 
 import math
+import signal
 
 import pytest
 import torch
-from short_runs import AUGMENT, SEED, packed_digits
+from self_supervised_runs import NAMES, build, child, run, section
+from short_runs import AUGMENT, opened, packed_digits
+from tiny_runs import free_port, run_processes
 from torch.nn import functional as F
 
 from vitpipe.config.distillation_section import num_neighbours
 from vitpipe.config.method import METHODS
-from vitpipe.config.model import model_config
 from vitpipe.config.named import settings_of
-from vitpipe.config.resolve import Accelerator, train_plan
-from vitpipe.config.train_sections import OptimConfig
 from vitpipe.contracts.errors import InputError
-from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.augment import eval_transform
-from vitpipe.data.batches import eval_batches, train_batches
+from vitpipe.data.batches import eval_batches
 from vitpipe.data.moment import Moment
 from vitpipe.methods.collapse import CollapseWatch, effective_rank
 from vitpipe.methods.distillation import Centre, cross_entropy
-from vitpipe.methods.method import method_class
-from vitpipe.models.families import family_of
 from vitpipe.models.neighbours import nearest_neighbours, neighbour_table
-from vitpipe.optim.optimiser import build_optimiser
-from vitpipe.stages.pretrain.config import PretrainConfig
-from vitpipe.train.checkpoint import StateFolder
-from vitpipe.train.loop import train
 from vitpipe.train.ranks import Ranks
-
-NAMES = ("dino", "selfpatch", "esvit", "moby", "moby_selfpatch")
-SMALL = {
-    "dino": {"prototypes": 32, "head_hidden": 16, "head_width": 8},
-    "moby": {"queue": 64, "head_hidden": 16, "head_width": 8},
-}
-CROPS = {"global_size": 32, "local_size": 24, "num_local": 2}
-
-
-def section(name: str, *, global_batch: int = 16, epochs: float = 1, **changes) -> PretrainConfig:
-    settings = dict(SMALL["moby" if name.startswith("moby") else "dino"])
-    settings["crops"] = {**CROPS, "num_local": 0} if name.startswith("moby") else CROPS
-    if "selfpatch" in name:
-        settings["patch_prototypes"] = 24
-    optim = OptimConfig(
-        base_lr=2e-3,
-        lr_reference_batch=None,
-        clip_grad_norm=3.0,
-        clip_each_tensor=not name.startswith("moby"),
-    )
-    return PretrainConfig(
-        epochs=epochs,
-        global_batch=global_batch,
-        optim=optim,
-        augment=AUGMENT,
-        method={"name": name, **settings, **changes.pop("method", {})},
-        log_every_steps=1,
-        checkpoint_minutes=1e6,
-        **changes,
-    )
-
-
-def model(name: str, **options):
-    pooling = "class_attention" if "selfpatch" in name else "class_token"
-    return model_config(
-        {"name": "vit_nano", "image_size": 32, "patch_size": 8, "pooling": pooling, **options}
-    )
-
-
-def build(name: str, given: PretrainConfig | None = None, **options):
-    torch.manual_seed(3)
-    given, network = given or section(name), model(name, **options)
-    kind = method_class(name)
-    return kind.build(given.method, family_of(network), network, section=given, classes=("a",))
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    return packed_digits(tmp_path_factory.mktemp("shards"))
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("unlabelled")
+    packed_digits(place)
+    return place
 
 
-def run(shards, states, name, *, micro_batch="auto", ranks=None, until=None, epochs=1.0):
-    """Train; the method, and its losses step by step."""
-    given = section(name, micro_batch=micro_batch, epochs=epochs)
-    ranks, method, logger = ranks or Ranks(), build(name, given), MemoryLogger()
-    plan = train_plan(
-        given, path="short", num_images=len(shards), num_ranks=ranks.num_ranks, accelerator=Accelerator()
-    )
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As the child processes: another number of threads adds up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
-    def batches(start):
-        made = train_batches(
-            shards, method.views(given.augment, 32), seed=SEED, global_batch=plan.global_batch,
-            micro_batch=plan.micro_batch, rank=ranks.rank, num_ranks=ranks.num_ranks, start_step=start,
-            num_steps=plan.num_steps, workers=0,
-        )  # fmt: skip
-        for batch in made:
-            if until is not None and batch.moment.step == until:
-                raise KeyboardInterrupt
-            yield batch
 
-    folder = StateFolder(states, "0" * 64, lambda line: None)
-    optimiser = build_optimiser(method.groups(given.optim), given.optim)
-    train(
-        method, batches, plan, optimiser=optimiser, section=given, ranks=ranks, states=folder, logger=logger
-    )
-    return method, [value for _, name, value in logger.points if name == "train/loss"]
+@pytest.fixture(scope="module")
+def shards(folder):
+    return opened(folder)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -212,28 +150,38 @@ def test_the_centre_is_a_mean_over_all_rows():
     torch.testing.assert_close(centre.value, 0.1 * rows.mean(0))
 
 
-def test_a_killed_run_continues_bit_for_bit(shards, tmp_path):
-    for name in NAMES:
-        whole, _ = run(shards, tmp_path / name / "whole", name)
-        given = tmp_path / name / "parts"
-        with pytest.raises(KeyboardInterrupt):
-            run_saving(shards, given, name, until=3)
-        resumed, _ = run(shards, given, name)
-        expected = whole.resume_state()
-        for key, tensor in resumed.resume_state().items():
-            assert torch.equal(tensor, expected[key]), (name, key)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_process_continues_bit_for_bit(name, folder):
+    """Teacher, heads, centres, queues: all that the method keeps is what an undisturbed run has."""
+    whole, _ = run(opened(folder), folder / f"{name}-whole", name)
+    assert run_processes(child, (folder, name, 3)) == [-signal.SIGKILL]
+    assert run_processes(child, (folder, name, None)) == [0]
+    found = torch.load(folder / f"{name}-0.pt", weights_only=True)
+    assert len(found["losses"]) == 3  # of six steps: it did not begin anew
+    for key, tensor in whole.resume_state().items():
+        assert torch.equal(found["state"][key], tensor), key
 
 
-def run_saving(shards, states, name, until):
-    """`run` that saves a state after every step."""
-    import vitpipe.train.speedometer as speedometer
-
-    original = speedometer.Speedometer.minutes_since_save
-    speedometer.Speedometer.minutes_since_save = lambda self: math.inf
-    try:
-        run(shards, states, name, until=until)
-    finally:
-        speedometer.Speedometer.minutes_since_save = original
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "is_exact"), [("selfpatch", True), ("esvit", True), ("moby_selfpatch", False)]
+)
+def test_two_ranks_are_one_rank_with_accumulation(name, is_exact, folder):
+    """To the last bit without batch norm, which has the statistics of both ranks together."""
+    place, port = folder / "ranks", free_port()
+    place.mkdir(exist_ok=True)
+    if not (place / "packed").exists():
+        (place / "packed").symlink_to(folder / "packed")
+    assert run_processes(child, *[(place, name, None, rank, 2, port) for rank in range(2)]) == [0, 0]
+    both = [torch.load(place / f"{name}-{rank}.pt", weights_only=True)["state"] for rank in range(2)]
+    alone, _ = run(opened(folder), folder / f"{name}-alone", name, micro_batch=8 if is_exact else 16)
+    for key, tensor in alone.resume_state().items():
+        assert torch.equal(both[0][key], both[1][key]), key
+        if is_exact:
+            assert torch.equal(both[0][key], tensor), key
+        else:
+            torch.testing.assert_close(both[0][key], tensor, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["dino", "selfpatch", "esvit"])
