@@ -22,7 +22,7 @@ from vitpipe.data.image_grid import optional_figure
 from vitpipe.data.low_shot import LabelledSet, LowShot
 from vitpipe.data.manifest import DenseManifest
 from vitpipe.data.shards import open_shards
-from vitpipe.datasets.pictures import open_pictures
+from vitpipe.datasets.dense_pictures import open_pictures
 from vitpipe.evaluate.reconstruct import save_columns
 from vitpipe.methods.method import Method, method_class
 from vitpipe.models.families import family_of
