@@ -20,10 +20,13 @@ class MethodConfig(NamedSection):
     Attributes:
         gives_classifier: its result tells the classes of the training set apart: the stages intermediate and
             finetune take such methods, pretrain takes the others.
+        needs_classes: its losses or what it is judged by read the labels: pretrain refuses a set without
+            classes for it.
         builds: what its `build` asks the network's family for. A recipe whose family lacks it is refused.
     """
 
     gives_classifier: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
     builds: ClassVar[tuple[NetworkKind, ...]] = ()
 
     def misfit(self, model: ModelConfig, global_batch: int) -> str:
