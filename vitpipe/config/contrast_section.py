@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from vitpipe.config.distillation_section import crops_misfit
 from vitpipe.config.method import MethodConfig
 from vitpipe.config.model import ModelConfig
 from vitpipe.config.multi_crop import CropsConfig
-from vitpipe.config.section import Count, Effects, Positive, Ratio
+from vitpipe.config.section import Count, Effects, Positive, Ratio, RatioRange
 from vitpipe.contracts.graph import NetworkKind
 
-# Two views without local crops: MoBY's augmentation (its released code).
-_VIEWS = CropsConfig(
-    num_local=0,
-    global_scale=(0.08, 1.0),
-    interpolation="bilinear",
-    blur_probability=(1.0, 0.1, 0.0),
-    solarise_probability=(0.0, 0.2, 0.0),
-)
+
+class ViewsConfig(CropsConfig):
+    """Two views without local crops; the defaults are MoBY's augmentation (its released code)."""
+
+    num_local: Annotated[int, Field(ge=0)] = 0
+    global_scale: RatioRange = (0.08, 1.0)
+    interpolation: Literal["bicubic", "bilinear"] = "bilinear"
+    blur_probability: tuple[Ratio, Ratio, Ratio] = (1.0, 0.1, 0.0)
+    solarise_probability: tuple[Ratio, Ratio, Ratio] = (0.0, 0.2, 0.0)
 
 
 class ContrastConfig(MethodConfig):
@@ -35,7 +38,7 @@ class ContrastConfig(MethodConfig):
 
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder",)
 
-    crops: CropsConfig = _VIEWS
+    crops: ViewsConfig = ViewsConfig()
     queue: Count = 4096
     temperature: Positive = 0.2
     head_hidden: Count = 4096

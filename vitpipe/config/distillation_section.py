@@ -88,6 +88,11 @@ def crops_misfit(crops: CropsConfig, model: ModelConfig) -> str:
         **({"local_size": crops.local_size} if crops.num_local else {}),
     }
     for key, size in sizes.items():
+        if size != model.image_size and not model.takes_any_size:
+            return (
+                f"crops.{key} is {size}, but with these options '{model.name}' takes images of image_size "
+                f"({model.image_size}) only: give it an option without relative positions, or the same size"
+            )
         if size % unit:
             below, above = size // unit * unit, (size // unit + 1) * unit
             fits = f"{below} or {above}" if below else str(above)
