@@ -19,7 +19,8 @@ class SelfDistillationConfig(MethodConfig):
     """DINO's options (Caron et al., arXiv 2104.14294); its successors add theirs.
 
     The student's head has `prototypes` outputs behind a bottleneck of `head_width` channels and layers of
-    `head_hidden`. With `scale_prototypes` the length of each prototype is trained, too; it is 1 otherwise.
+    `head_hidden`, whose initial values have a std of 0.02, or by fan-in where `head_init_gain` is given (for
+    narrow heads). With `scale_prototypes` the length of each prototype is trained, too; it is 1 otherwise.
     The teacher's outputs are centred by their running mean (`centre_momentum`) and sharpened by
     `teacher_temperature`, which begins at `warmup_teacher_temperature` and reaches its value in the last of
     the warm-up epochs. The average's momentum rises from `teacher_momentum` to 1. Prototypes learn nothing in
@@ -28,7 +29,7 @@ class SelfDistillationConfig(MethodConfig):
 
     effects: ClassVar[Effects] = Effects(
         weights=(
-            "crops prototypes head_hidden head_width scale_prototypes student_temperature "
+            "crops prototypes head_hidden head_width head_init_gain scale_prototypes student_temperature "
             "teacher_temperature warmup_teacher_temperature warmup_teacher_temperature_epochs "
             "centre_momentum teacher_momentum freeze_prototypes_epochs drop_path"
         ),
@@ -40,6 +41,7 @@ class SelfDistillationConfig(MethodConfig):
     prototypes: Count = 65_536
     head_hidden: Count = 2048
     head_width: Count = 256
+    head_init_gain: Positive | None = None
     scale_prototypes: bool = False
     student_temperature: Positive = 0.1
     teacher_temperature: Positive = 0.04

@@ -185,6 +185,7 @@ def dino_head(config: SelfDistillationConfig, width: int, prototypes: int) -> Di
         hidden=config.head_hidden,
         bottleneck=config.head_width,
         trains_length=config.scale_prototypes,
+        init_gain=config.head_init_gain,
     )
 
 
