@@ -237,7 +237,7 @@ def test_pictures_of_several_runs_stand_side_by_side_and_explain_themselves_once
     assert captions == [f"Predictions · seed 0 {NOTE}", "Predictions · seed 1, seed 2"]
     # The tables of all three runs are the same, too.
     summaries = [text for text in _texts(shown.all("summary")) if text.startswith("Per class")]
-    assert summaries == ["Per class · seed 0, seed 1, seed 2 10 rows"] * 2
+    assert summaries == ["Per class · all runs 10 rows"] * 2
     figures = [e for e in shown.all("figure", "picture") if shown.inside(e, "results")]
     assert len({id(e["around"][-2]) for e in figures}) == 1
     assert figures[0]["around"][-2]["class"] == "beside"

@@ -21,7 +21,8 @@ from vitpipe.report.result_tables import (
     shown_table,
     stage_tables,
 )
-from vitpipe.report.results import curves, labels
+from vitpipe.report.results import curves
+from vitpipe.report.run_labels import labels
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vitpipe.contracts.errors import ArtifactError, InputError, RecipeError, StoppedError
-from vitpipe.report.results import labels
+from vitpipe.report.run_labels import labels
 from vitpipe.stages.folder_lock import locked_folders
 from vitpipe.stages.report.stage import results_of_folder
 from vitpipe.tables.run_table import Progress, planned_stages, run_table

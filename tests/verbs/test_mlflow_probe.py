@@ -109,3 +109,18 @@ def test_a_real_server_with_a_password(address, monkeypatch, tmp_path):
         value, (finding,) = examine_mlflow(tmp_path)
         assert "status 401" in finding.what
         assert "wrong-secret" not in f"{value}{finding}"
+
+
+@pytest.mark.parametrize("name", ['it\'s "mine"', "50%41?mode=ro"])
+def test_the_sqlite_file_of_a_folder_with_any_name(address, monkeypatch, tmp_path, name):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / name
+    folder.mkdir()
+    value, findings = examine_mlflow(folder)
+    assert value.endswith("will be made by the first run")
+    assert not findings
+    (folder / "mlflow.db").write_bytes(b"this is no database, " * 50)
+    value, (finding,) = examine_mlflow(folder)
+    assert value.endswith("may not be written")
+    assert str(folder / "mlflow.db") in finding.fix
+    assert "MLFLOW_TRACKING_URI" in finding.fix

@@ -11,7 +11,7 @@ from vitpipe.contracts.units import format_duration
 from vitpipe.report.compare import Verdict
 from vitpipe.report.reference_table import notes_of, provenance, reference_markdown
 from vitpipe.report.result_tables import ShownTable, in_unit, markdown, markdown_text, metric_label
-from vitpipe.report.results import RunResults
+from vitpipe.report.results import TOTAL_TIME, RunResults
 from vitpipe.report.run_differences import difference_tables
 from vitpipe.report.run_views import RunView, curve_figures, grouped, run_views, stage_groups
 from vitpipe.report.verdict_summary import summaries_of
@@ -130,7 +130,13 @@ def template_environment(*, escaping: bool) -> Any:
         loader=FileSystemLoader(TEMPLATES), autoescape=escaping, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals |= {"facts_by_rows": facts_by_rows, "grouped": grouped, "notes_of": notes_of, **_KEYS}
+    environment.globals |= {
+        "facts_by_rows": facts_by_rows,
+        "grouped": grouped,
+        "notes_of": notes_of,
+        "TOTAL_TIME": TOTAL_TIME,
+        **_KEYS,
+    }
     environment.filters |= {
         "in_unit": in_unit, "signed": signed, "gauge": gauge, "markdown": markdown, "text": markdown_text,
         "duration": format_duration, "provenance": provenance,

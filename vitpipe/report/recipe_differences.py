@@ -8,6 +8,7 @@ from typing import Any
 
 from vitpipe.config.digest import recipe_sections
 from vitpipe.config.recipe import Recipe
+from vitpipe.config.telling_values import flat_values, value_text
 from vitpipe.contracts.graph import Node
 
 # Another seed is what a comparison is for; data are compared by what was prepared.
@@ -40,25 +41,14 @@ def acting_values(recipe: Recipe, chain: Sequence[Node]) -> dict[str, Any]:
     return flat_values(sections)
 
 
-def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of nested values."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat_values(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, str]:
     """Key -> `finetune.epochs is 8, not 16` of each key whose values differ, in alphabetical order."""
     absent = object()
     pairs = ((key, ours.get(key, absent), theirs.get(key, absent)) for key in sorted({*ours, *theirs}))
 
     def text(value: Any) -> str:
-        # Numbers as people write them: whole floats (epochs) without a point.
-        is_whole = isinstance(value, float) and value.is_integer()
-        return "absent" if value is absent else json.dumps(int(value) if is_whole else value)
+        # In a sentence, unlike in a list of values, texts stand in quotes.
+        is_text = isinstance(value, str)
+        return "absent" if value is absent else json.dumps(value) if is_text else value_text(value)
 
     return {key: f"{key} is {text(here)}, not {text(there)}" for key, here, there in pairs if here != there}

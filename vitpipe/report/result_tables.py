@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,11 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class ShownTable:
-    """A formatted table: `rows` are texts, `numeric` marks the columns to align right."""
+    """A formatted table: `rows` are texts, `numeric` marks the columns to align right.
+
+    Attributes:
+        note: a sentence below it; empty for none.
+    """
 
     name: str
     title: str
@@ -93,6 +97,7 @@ class ShownTable:
     numeric: tuple[bool, ...]
     rows: tuple[tuple[str, ...], ...]
     num_left_out: int = 0
+    note: str = ""
 
     @property
     def num_rows(self) -> int:
@@ -118,24 +123,45 @@ def is_percent(name: str) -> bool:
     return last in _PERCENT or any(mark in last for mark in _PERCENT_MARKS)
 
 
-def show(name: str, value: float) -> str:
-    """A metric with its unit: `95.3 %`, `86.4 M`, `1,234`, `0.0312`."""
+def show(name: str, value: float, extra_digits: int = 0) -> str:
+    """A metric with its unit: `95.3 %`, `86.4 M`, `1,234`, `0.0312`.
+
+    Args:
+        extra_digits: beyond those that a reader needs; then numbers are not shortened to millions or minutes.
+    """
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
     if is_percent(name):
-        return f"{100 * value:.1f} %"
-    if name.endswith("params"):
+        return f"{100 * value:.{1 + extra_digits}f} %"
+    if extra_digits == 0 and name.endswith("params"):
         return format_millions(value)
-    if name.endswith("gmacs"):
+    if extra_digits == 0 and name.endswith("gmacs"):
         return format_billions(value * 1e9)
-    if name.endswith("_bytes"):
+    if extra_digits == 0 and name.endswith("_bytes"):
         return format_bytes(value)
-    if name.endswith("seconds"):
+    if extra_digits == 0 and name.endswith("seconds"):
         return format_duration(value)
     # From 2^53 (9e15) on every float is whole, so "whole" then no longer means a count.
     if value == int(value) and abs(value) < 1e15:
         return format_count(value)
-    return format_count(value) if abs(value) >= 1000 else f"{value:.4g}"
+    if extra_digits == 0 and abs(value) >= 1000:
+        return format_count(value)
+    return f"{value:.{4 + extra_digits}g}"
+
+
+def told_apart(values: Sequence[float], text: Callable[[float, int], str]) -> list[str]:
+    """Texts of numbers, with as many digits as it takes that different ones look different.
+
+    Args:
+        text: of a number with so many extra digits.
+    """
+    # 17 significant digits tell any two floats apart; the texts of NaN are equal, unlike the values.
+    num_different = len({repr(value) for value in values})
+    for extra_digits in range(17):
+        texts = [text(value, extra_digits) for value in values]
+        if len(set(texts)) == num_different:
+            return texts
+    return [repr(value) for value in values]
 
 
 def in_unit(value: float | str | None, unit: str, decimals: int | None = None) -> str:

@@ -11,8 +11,11 @@ from vitpipe.contracts.artifact import Artifact, open_artifact
 from vitpipe.contracts.errors import ArtifactError
 from vitpipe.contracts.graph import Node, graph_of
 
+REPORT = "report"
+# What `RunResults.total_seconds` is, wherever it is shown.
+TOTAL_TIME = "time of all stages but the report"
 # The data, and the page itself.
-_NO_RESULTS = ("prepare", "report")
+_NO_RESULTS = ("prepare", REPORT)
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,23 @@ class RunResults:
     artifacts: dict[str, Artifact]
     mismatches: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def title(self) -> str:
-        """Recipe, profile and seed."""
-        return f"{self.recipe.name} · {self.recipe.profile} · seed {self.recipe.seed}"
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall time of each finished stage, seconds, in running order.
+
+        Not of the report: a page that it writes itself cannot know it, and one run has one time on all pages.
+        Without stages that DVC has fetched, whose times are not known.
+        """
+        return {
+            name: artifact.run.wall_seconds
+            for name, artifact in self.stages()
+            if name != REPORT and artifact.run.wall_seconds
+        }
 
     @property
-    def wall_seconds(self) -> float:
-        """Sum of the wall times of all stages, seconds; 0 where that of any stage is not known."""
-        seconds = [artifact.run.wall_seconds for artifact in self.artifacts.values()]
-        return sum(seconds) if all(seconds) else 0.0
-
-    def known_seconds(self) -> dict[str, float]:
-        """Wall time of each stage, seconds; without those that DVC has fetched, whose times are not known."""
-        return {name: a.run.wall_seconds for name, a in self.stages() if a.run.wall_seconds}
+    def total_seconds(self) -> float:
+        """Sum of `stage_seconds`; 0 where the time of any of these stages is not known."""
+        known = self.stage_seconds()
+        return sum(known.values()) if set(known) == set(self.artifacts) - {REPORT} else 0.0
 
     def nodes(self) -> tuple[Node, ...]:
         """The stages of the recipe's graph in running order, also those that did not run."""
@@ -85,18 +91,6 @@ def open_results(recipe: Recipe, folder: Path) -> RunResults:
             fix="give the folder of a run, for example artifacts/itpn/pixel_base/demo",
         )
     return RunResults(recipe, found)
-
-
-def labels(runs: Sequence[RunResults]) -> list[str]:
-    """A short, unique label per run: those of recipe, profile and seed in which the runs differ."""
-    parts = [(run.recipe.name, run.recipe.profile, f"seed {run.recipe.seed}") for run in runs]
-    differing = [i for i in range(3) if len({part[i] for part in parts}) > 1] or [0]
-    names = [" · ".join(part[i] for i in differing) for part in parts]
-    # Runs that differ in an override only still get the same name: number them.
-    return [
-        f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
 
 
 def stages_by_interest(runs: Sequence[RunResults]) -> list[str]:

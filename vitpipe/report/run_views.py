@@ -8,6 +8,8 @@ from functools import partial
 from html import escape
 from typing import Any
 
+from vitpipe.config.run_name import overridden
+from vitpipe.config.telling_values import value_text
 from vitpipe.contracts.errors import reason_of
 from vitpipe.contracts.units import format_duration
 from vitpipe.report import figures
@@ -26,7 +28,8 @@ from vitpipe.report.result_tables import (
     shown_table,
     stage_tables,
 )
-from vitpipe.report.results import RunResults, curves, labels, stages_by_interest
+from vitpipe.report.results import REPORT, RunResults, curves, stages_by_interest
+from vitpipe.report.run_labels import labels
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class RunView:
     anchor: str
     label: str
     run: RunResults
+    overrides: list[str]
     verdicts: list[Verdict]
     reference: ReferenceComparison | None
     graph: DrawnGraph
@@ -176,10 +180,11 @@ def _run_view(anchor: str, label: str, run: RunResults, with_figures: bool) -> R
         anchor=anchor,
         label=label,
         run=run,
+        overrides=[f"{key}={value_text(value)}" for key, value in overridden(run.recipe).items()],
         verdicts=verdicts,
         reference=reference,
         graph=_graph(run, anchor),
-        total_time=_duration(run.wall_seconds),
+        total_time=_duration(run.total_seconds),
         headlines=_headlines(run, verdicts, reference),
         stages=stages,
         data=data,
@@ -229,8 +234,15 @@ def _stage_group(
             owners.setdefault(key, []).append(label)
         for picture in stage.pictures:
             owners.setdefault(picture.uri, []).append(label)
+    every = ", ".join(label for label, _ in stages)
     names = {key: ", ".join(own) for key, own in owners.items()}
-    shown = [(names[key], table) for key, table in tables.items() if key not in seen]
+    names = {key: "all runs" if own == every and len(stages) > 1 else own for key, own in names.items()}
+    # The same table of all runs together, not all tables of one run after those of another.
+    order = list(dict.fromkeys(table.name for table in tables.values()))
+    shown = sorted(
+        ((names[key], table) for key, table in tables.items() if key not in seen),
+        key=lambda item: order.index(item[1].name),
+    )
     seen |= set(tables)
     views = []
     for label, stage in stages:
@@ -261,18 +273,20 @@ def _headlines(
 
 
 def _graph(run: RunResults, anchor: str) -> DrawnGraph:
-    total = sum(run.known_seconds().values()) or 1.0  # not zero: the shares are divided by it
+    known = run.stage_seconds()
+    total = sum(known.values()) or 1.0  # not zero: the shares are divided by it
     texts = {}
     for node in run.nodes():
         artifact = run.artifacts.get(node.name)
         if artifact is None:
             # A report that the stage writes is made before the stage has a card.
-            this_page = node.name == "report"
+            this_page = node.name == REPORT
             texts[node.name] = NodeText("", 0.0, this_page, "this page" if this_page else "did not run")
             continue
         seconds = artifact.run.wall_seconds
-        link = "" if node.name == "report" else f"{anchor}-{node.name}"
-        texts[node.name] = NodeText(_duration(seconds), seconds / total, True, link=link)
+        link = "" if node.name == REPORT else f"{anchor}-{node.name}"
+        share = known.get(node.name, 0.0) / total
+        texts[node.name] = NodeText(_duration(seconds), share, True, link=link)
     return draw_graph(run.nodes(), texts)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from vitpipe.config.recipe import Expectation
 from vitpipe.report.comparability import Reason
 from vitpipe.report.compare import Verdict, num_decimals, verdict_of
-from vitpipe.report.result_tables import in_unit
+from vitpipe.report.result_tables import in_unit, told_apart
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ class SeedResults:
     def by_seed(self) -> str:
         """`seed 0: 67.2, seed 1: 67.5` where the seeds differ, else empty."""
         unit = str(self.row["unit"])
-        texts = [f"seed {seed}: {in_unit(value, unit)}" for seed, value in self.values.items()]
+        numbers = told_apart(
+            list(self.values.values()),
+            lambda value, extra: in_unit(value, unit, 2 + extra if extra else None),
+        )
+        texts = [f"seed {seed}: {text}" for seed, text in zip(self.values, numbers, strict=True)]
         return ", ".join(texts) if self.spread else ""
 
     @property

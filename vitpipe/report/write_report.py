@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,8 @@ from vitpipe.report.reference_table import (
     reference_rows,
 )
 from vitpipe.report.result_tables import in_unit
-from vitpipe.report.results import RunResults, labels
+from vitpipe.report.results import TOTAL_TIME, RunResults
+from vitpipe.report.run_labels import labels
 from vitpipe.report.run_views import stage_panels
 from vitpipe.report.verdict_summary import summaries_of
 
@@ -107,13 +108,24 @@ def build_report(runs: Sequence[RunResults], out: Path) -> Report:
         pictures = _write_figures(runs, out / FIGURES, undrawn.append)
         html = write_page(runs, out / PAGE)
         text = write_markdown(runs, out / TEXT, pictures, undrawn)
-        write_table(out, "verdict", verdict_rows(every))
-        write_table(out, "reference", reference_rows(comparisons))
+        names = labels(runs) if len(runs) > 1 else None
+        write_table(out, "verdict", _named([verdict_rows(verdicts_of(run)) for run in runs], names))
+        write_table(out, "reference", _named([reference_rows([found]) for found in comparisons], names))
     counts = counts_of(every) | counts_by_reference(comparisons)
     notes = [reference_markdown(found) for found in comparisons if found is not None]
     said = " ".join(_sentences(runs))
     note = "\n\n".join([said, *notes, verdict_markdown(every)])
     return Report(html, text, pictures, every, comparisons, counts, note, said)
+
+
+def _named(
+    rows_of_runs: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """The rows of all runs; of several runs, each with the name of its run."""
+    if names is None:
+        return [dict(row) for rows in rows_of_runs for row in rows]
+    # Last, because a report's tables are recognised by their first columns.
+    return [{**row, "run": name} for name, rows in zip(names, rows_of_runs, strict=True) for row in rows]
 
 
 def _refuse_foreign_files(out: Path) -> None:
@@ -169,7 +181,7 @@ def verdict_lines(runs: Sequence[RunResults], *, width: int = 110, colour: bool 
                 console.print(_reference_table(label, found))
             for note in notes_of(found):
                 console.print(with_typed_commands(note), markup=False)
-        time = f", {format_duration(run.wall_seconds)} for all stages" if run.wall_seconds else ""
+        time = f", {TOTAL_TIME}: {format_duration(run.total_seconds)}" if run.total_seconds else ""
         table = Table(
             title=f"{label}: {run.recipe.profile}{time}",
             title_justify="left",
@@ -230,17 +242,27 @@ def _write_figures(runs: Sequence[RunResults], folder: Path, say: Callable[[str]
         if main:
             draw = partial(figures.draw_stage_curves, main, figures.PAPER)
             write(f"Learning curves of {stage}", f"curves_{stage}", draw)
+    suffixes = _file_suffixes(labels(runs))
     for label, run in zip(labels(runs), runs, strict=True):
-        # A label may hold characters that a file name or a Markdown link cannot.
-        suffix = "" if len(runs) == 1 else f"_{re.sub(r'[^A-Za-z0-9]+', '_', label)}"
+        suffix = "" if len(runs) == 1 else suffixes[label]
         where = "" if len(runs) == 1 else f" ({label})"
         for stage, artifact in run.stages():
             rows = artifact.tables().get("confusion", [])
             draw = partial(figures.draw_confusion, rows, figures.PAPER, run.class_names())
             write(f"Confusion matrix of {stage}{where}", f"confusion_{stage}{suffix}", draw)
-        seconds = run.known_seconds()
+        seconds = run.stage_seconds()
         if seconds:
             texts = {name: format_duration(value) for name, value in seconds.items()}
             draw = partial(figures.draw_times, seconds, texts, figures.PAPER)
             write(f"Time per stage{where}", f"times{suffix}", draw)
+    return found
+
+
+def _file_suffixes(names: Sequence[str]) -> dict[str, str]:
+    """Label -> a part of a file name, another for each; a label may hold what names and links cannot."""
+    found: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9]+", "_", name)
+        number = sum(re.sub(r"[^A-Za-z0-9]+", "_", other) == plain for other in found)
+        found[name] = f"_{plain}" + (f"_{number + 1}" if number else "")
     return found

@@ -7,12 +7,14 @@ class; the cause is in the chain of exceptions below it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.errors import RunError, VitpipeError
+from vitpipe.track.sqlite_store import sqlite_file
 
 # A proxy answers with a whole HTML page, which MLflow quotes.
 _MAX_REASON_LENGTH = 300
@@ -25,6 +27,8 @@ _TIMEOUTS = {
     "ReadTimeoutError",
     "ConnectTimeoutError",
 }
+# MLflow's codes for a failure of its own, not of the request.
+_FAILURES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
 _SYNC_LATER = "then run `vitpipe sync`"
 _START = f"start the server or correct MLFLOW_TRACKING_URI, {_SYNC_LATER}"
 
@@ -52,6 +56,15 @@ def tracking_errors(address: Address | str) -> Iterator[None]:
         raise _explained(error, address if isinstance(address, Address) else Address(address)) from error
 
 
+def hide_logged_errors() -> None:
+    """Keep MLflow from writing a traceback of the database beside the `TrackingError` that tells it."""
+    logging.getLogger("mlflow.store.db.utils").addFilter(_is_no_error)
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
+
+
 def error_code(error: Exception) -> str:
     """MLflow's error code, for example `INVALID_PARAMETER_VALUE`; empty when MLflow itself did not answer."""
     # For a 404 of a proxy or another program at that address, MLflow's client also sets an error code (by the
@@ -63,7 +76,6 @@ def error_code(error: Exception) -> str:
 
 def _explained(error: Exception, address: Address) -> TrackingError:
     names = {type(link).__name__ for link in _chain(error)}
-    is_http = address.secret.lower().startswith(("http://", "https://"))
     if names & {"gaierror", "NameResolutionError"}:
         what = "MLflow does not answer (host name not found)"
         return NoAnswerError(
@@ -88,20 +100,24 @@ def _explained(error: Exception, address: Address) -> TrackingError:
         return _server_error(_reason(_chain(error)[-1]), address)
     if type(error).__module__.startswith("mlflow.") and _is_answer(error, strictly=False):
         return _rejection(error, address)
-    if is_http:
+    if _is_http(address):
         return NoAnswerError(f"MLflow does not answer ({_reason(error)})", where=str(address), fix=_START)
     return _database_error(error, address)
 
 
 def _rejection(error: Exception, address: Address) -> TrackingError:
     code, reason = str(getattr(error, "error_code", "")), _reason(error)
+    is_failure = code in _FAILURES
+    # Without a server, MLflow's client itself gives these codes to whatever the database says.
+    if is_failure and not _is_http(address):
+        return _database_error(error, address)
     # First, because its status 403 has the code PERMISSION_DENIED: MLflow 3.17 rejects unknown host names,
     # while its /health stays green, so that the probe does not notice.
     if "Invalid Host header" in reason:
         fix = "start the server with `--allowed-hosts` that lists this host"
     elif code in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
         fix = credentials_fix(address)
-    elif code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED"):
+    elif is_failure:
         return _server_error(reason, address)
     # The code that MLflow's client gives to a 404 whose body is not MLflow's JSON.
     elif code == "ENDPOINT_NOT_FOUND":
@@ -141,6 +157,11 @@ def _server_error(reason: str, address: Address) -> TrackingError:
 def _database_error(error: Exception, address: Address) -> TrackingError:
     """The error for a database that MLflow's client opens itself, without a server."""
     fix = f"correct MLFLOW_TRACKING_URI or repair the database, {_SYNC_LATER}"
+    if file := sqlite_file(address):
+        fix = (
+            f"repair the database, or give this user the right to write {file} and its folder, or work in "
+            f"another folder, or set MLFLOW_TRACKING_URI to another database or a server, {_SYNC_LATER}"
+        )
     if isinstance(error, ImportError):  # the driver that the address names, for example psycopg2
         fix = "install that module beside MLflow, or set MLFLOW_TRACKING_URI to a server"
     elif "***" in address.secret:
@@ -148,6 +169,10 @@ def _database_error(error: Exception, address: Address) -> TrackingError:
     return TrackingError(
         f"MLflow's database cannot be opened ({_reason(error)})", where=str(address), fix=fix
     )
+
+
+def _is_http(address: Address) -> bool:
+    return address.secret.lower().startswith(("http://", "https://"))
 
 
 def _is_answer(error: Exception, *, strictly: bool = True) -> bool:

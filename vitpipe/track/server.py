@@ -7,16 +7,15 @@ opens too. `MLFLOW_TRACKING_URI` selects a server; `VITPIPE_TRACKING=off` sends 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from vitpipe.contracts.address import Address
-from vitpipe.track.mlflow_errors import TrackingError, error_code, tracking_errors
+from vitpipe.track.mlflow_errors import TrackingError, error_code, hide_logged_errors, tracking_errors
+from vitpipe.track.sqlite_store import artifact_location, is_escaped, new_store, sqlite_address, sqlite_file
 
 OFF = Address("off")
 EXPERIMENT = "vitpipe"
@@ -45,7 +44,7 @@ def store_address(folder: Path) -> Address:
         return OFF
     # MLflow 3.17 refuses its former default, a `file:` store.
     home = repository_of_experiment(folder.resolve()) or folder.resolve()
-    return Address(os.environ.get(URI_VARIABLE) or f"sqlite:///{home / 'mlflow.db'}")
+    return Address(named) if (named := os.environ.get(URI_VARIABLE)) else sqlite_address(home / "mlflow.db")
 
 
 def repository_of_experiment(folder: Path) -> Path | None:
@@ -100,11 +99,16 @@ def connect(address: Address | str, *, on_answer: Callable[[], None] | None = No
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
-        with _migration_lock(address):
+        hide_logged_errors()
+        with new_store(address):
             client = MlflowClient(tracking_uri=address.secret)
             # The constructor does not connect. This call opens the database and creates its tables if
             # necessary.
             client.search_experiments(max_results=1)
+            if is_escaped(address):
+                # The registry opens the database by itself, and MLflow then makes the folders that
+                # `new_store` removes.
+                client.search_registered_models(max_results=1)
         return client
 
 
@@ -118,8 +122,10 @@ def experiment_id(client: Any, address: Address | str, name: str) -> str:
 
     found = client.get_experiment_by_name(name)
     if found is None:
+        file = sqlite_file(_as_address(address))
+        location = artifact_location(file) if file else None  # a server has its own setting
         try:
-            return client.create_experiment(name, artifact_location=_artifact_location(_as_address(address)))
+            return client.create_experiment(name, artifact_location=location)
         except MlflowException:
             # Another process may have created it since the look-up.
             found = client.get_experiment_by_name(name)
@@ -190,28 +196,3 @@ def _id_unless_deleted(found: Any, address: Address) -> str:
             "MLFLOW_EXPERIMENT_NAME to another experiment",
         )
     return str(found.experiment_id)
-
-
-def sqlite_file(address: Address) -> Path | None:
-    """The file of a sqlite address; None for others."""
-    whole = address.secret
-    return Path(whole.removeprefix("sqlite:///")) if whole.startswith("sqlite:///") else None
-
-
-def _artifact_location(address: Address) -> str | None:
-    """Folder beside a sqlite file; None for a server, which has its own setting."""
-    file = sqlite_file(address)
-    return (file.resolve().parent / "mlartifacts").as_uri() if file else None
-
-
-@contextmanager
-def _migration_lock(address: Address) -> Iterator[None]:
-    """Serialise the creation of tables: of two stages that start on a new sqlite file, one would fail."""
-    file = sqlite_file(address)
-    if file is None:
-        yield
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_name(f"{file.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

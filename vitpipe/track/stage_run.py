@@ -22,6 +22,7 @@ from typing import Any
 
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
+from vitpipe.config.run_name import run_title
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.artifact import HISTORY, read_metrics, write_table
 from vitpipe.contracts.errors import InputError, StoppedError, StorageError, disk_errors
@@ -30,7 +31,7 @@ from vitpipe.track.console import Console
 from vitpipe.track.journal import Journal, OfferedModel, Status, Target, UsedDataset, without_credentials
 from vitpipe.track.outbox import MODEL_FOLDER, OUTBOX_FOLDER, Origin, Outbox, plain_value, table_as_json
 from vitpipe.track.producer import Producer
-from vitpipe.track.run_values import compared_values, flatten, run_title
+from vitpipe.track.run_values import compared_values, flatten
 from vitpipe.track.server import EXPERIMENT, OFF, address_to_use, store_address
 from vitpipe.track.sync import UNSENT_SUFFIX, keep_unsent
 from vitpipe.track.uploader import Uploader

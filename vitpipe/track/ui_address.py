@@ -11,7 +11,8 @@ from pathlib import Path
 from vitpipe.contracts.address import Address
 from vitpipe.contracts.shell import typed
 from vitpipe.track.runs_view import VIEW, VIEW_TAG
-from vitpipe.track.server import EXPERIMENT, OFF, PROBE_SECONDS, is_server, sqlite_file
+from vitpipe.track.server import EXPERIMENT, OFF, PROBE_SECONDS, is_server
+from vitpipe.track.sqlite_store import sqlite_address, sqlite_file
 
 # Where `mlflow ui` listens unless it is told otherwise.
 _LOCAL = "http://127.0.0.1:5000"
@@ -28,7 +29,7 @@ def ui_lines(address: Address) -> list[str]:
         return [f"MLflow: {str(address).rstrip('/')}/{_page(*_experiment_at(address))}"]
     file, shown = sqlite_file(address), str(address)
     if file is not None and file.is_relative_to(Path.cwd()):
-        shown = f"sqlite:///{file.relative_to(Path.cwd())}"
+        shown = str(sqlite_address(file.relative_to(Path.cwd())))
     found = _experiment_in(file) if file is not None else _UNKNOWN
     return [
         f"MLflow: {typed('mlflow')} ui --backend-store-uri {shlex.quote(shown)}",
@@ -55,7 +56,7 @@ def _experiment_in(file: Path) -> tuple[str, bool]:
     """Our experiment in a sqlite file. Importing MLflow would take seconds."""
     with (
         contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database,
+        contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database,
     ):
         asked = "select experiment_id from experiments where name = ?"
         found = database.execute(asked, (_name(),)).fetchone()

@@ -12,7 +12,8 @@ from vitpipe.contracts.address import Address
 from vitpipe.contracts.errors import reason_of
 from vitpipe.prepare.findings import Finding
 from vitpipe.track.mlflow_errors import TrackingError, credentials_fix, tracking_errors
-from vitpipe.track.server import EXPERIMENT, OFF, is_server, probe, sqlite_file, store_address
+from vitpipe.track.server import EXPERIMENT, OFF, is_server, probe, store_address
+from vitpipe.track.sqlite_store import sqlite_file
 
 _SECONDS = 3.0  # per request
 _LATER = "runs go on without it and keep their records, which `vitpipe sync` sends"
@@ -113,7 +114,7 @@ def _sqlite(address: Address, file: Path) -> tuple[str, list[Finding]]:
         above = next(folder for folder in file.absolute().parents if folder.exists())
         if os.access(above, os.W_OK | os.X_OK):
             return f"{address}: will be made by the first run", []
-        fix = "give this user the right to write there, or set MLFLOW_TRACKING_URI"
+        fix = f"give this user the right to write to {above}, or work elsewhere, or set MLFLOW_TRACKING_URI"
         what = "MLflow's database cannot be made: its folder may not be written"
         return f"{address}: cannot be made", [_warning(what, address, fix)]
     try:
@@ -129,7 +130,10 @@ def _sqlite(address: Address, file: Path) -> tuple[str, list[Finding]]:
     except sqlite3.Error as error:
         if "no such table" in str(error):
             return f"{address}: will be filled by the first run", []
-        fix = "give this user the right to write it, end the program that holds it, or repair the database"
+        fix = (
+            f"give this user the right to write {file}, end the program that holds it, repair the database, "
+            "work in another folder, or set MLFLOW_TRACKING_URI"
+        )
         return f"{address}: may not be written", [
             _warning(f"MLflow's database cannot be written ({reason_of(error)})", address, fix)
         ]
