@@ -157,8 +157,9 @@ def _kind_of(state: Mapping[str, Tensor], where: str | Path) -> str | None:
             where=where,
             fix="give a pixel-supervised checkpoint; only those can be converted",
         )
-    # By what only one kind has, pre-training first: it has a pyramid too.
-    if "patch_embed.proj.weight" in state:
+    # By what only one kind has, pre-training first: it has a pyramid too. A Swin Transformer has the same
+    # names for patch embedding and head, but its blocks are inside of layers.
+    if "patch_embed.proj.weight" in state and any(name.startswith("blocks.") for name in state):
         if "decoder_pred.weight" in state:
             return "itpn_pixel_pretrain"
         if "head.weight" in state:
