@@ -64,7 +64,7 @@ class SwinFamily(Family[SwinConfig]):
     def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
         """What a state is, recognised by patch embedding and first table; `None` without them."""
         table = state.get(f"backbone.layers.0.blocks.0.{_TABLE}")
-        if table is None or "backbone.patch_embed.proj.weight" not in state:
+        if table is None or table.ndim != 2 or "backbone.patch_embed.proj.weight" not in state:
             return None
         shape, head = shape_of(state, "backbone."), state.get("head.weight")
         return WeightsInfo(
