@@ -120,6 +120,13 @@ class Encoder(Network):
         # Without the norm: k-NN and linear probe bring their own scaling (`FrozenProbe`).
         return self.features(images_BCHW).pooled
 
+    def image_attention(self, images_BCHW: Tensor) -> Tensor | None:
+        """Share of each cell of the grid in the image's vector, mean over the heads: (B, rows, columns).
+
+        `None` for networks whose vector is no result of attention.
+        """
+        return None
+
     def chosen_blocks(self, blocks: Sequence[int]) -> tuple[int, ...]:
         """Block numbers from 0, negative ones resolved.
 

@@ -162,6 +162,7 @@ def test_a_size_that_windows_do_not_divide_is_refused_with_those_that_they_do():
     with pytest.raises(InputError, match="cannot be merged down to stride 32"):
         build_swin(SHAPES["swin_tiny"], image_size=100)
     model = build_classifier(NANO, num_classes=2)
+    assert not NANO.takes_any_size
     with pytest.raises(InputError, match=r"built for images of 64 x 64 pixels and got 64 x 96"):
         model(torch.zeros(1, 3, 64, 96))
 

@@ -37,6 +37,11 @@ class SwinConfig(ModelConfig):
     # As released; MAE's 2e-5 is a choice of recipes that fine-tune.
     head_init_std: Positive = 0.02
 
+    @property
+    def takes_any_size(self) -> bool:
+        """No: masks of shifted windows and the windows themselves are made for one size."""
+        return False
+
     @model_validator(mode="before")
     @classmethod
     def _takes_its_own_size(cls, values: Any) -> Any:

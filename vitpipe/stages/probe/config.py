@@ -8,7 +8,7 @@ from pydantic import Field
 
 from vitpipe.config.section import Count, Effects, Positive, Section
 from vitpipe.config.train_sections import TrainConfig
-from vitpipe.contracts.graph import DATA, ONE_GPU, Stage
+from vitpipe.contracts.graph import CLASSES, DATA, ONE_GPU, Stage
 
 
 class LinearConfig(TrainConfig):
@@ -18,15 +18,17 @@ class LinearConfig(TrainConfig):
 class ProbeConfig(Section):
     """k-nearest-neighbour and linear classification on frozen features.
 
+    Without `dataset` they classify the set that the weights were trained on, which then needs classes.
     Without `linear` the linear classifier is trained on features computed once, from centre crops, by
     `epochs`, `batch` and `base_lr`.
     """
 
     effects: ClassVar[Effects] = Effects(
-        weights="linear epochs batch base_lr",
+        weights="dataset linear epochs batch base_lr",
         figures="neighbours temperature eval_crop_ratio",
     )
 
+    dataset: str | None = None
     linear: LinearConfig | None = None
     # Features are computed once, so these 90 epochs cost minutes even for ImageNet.
     epochs: Count = 90
@@ -43,6 +45,7 @@ STAGE = Stage(
     order=50,
     summary="frozen features by nearest neighbours and a linear classifier",
     inputs={**DATA, "weights": ("pretrain", "finetune")},
+    reads=CLASSES,
     builds=("encoder",),
     sections=("seed", "model", "probe"),
     image="train",
