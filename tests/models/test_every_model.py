@@ -75,7 +75,7 @@ PINNED = {
     "revcol_large/classifier": (273_095_400, 39_306_092_544, "4edd02a3d1eb"),
     "revcol_xlarge/classifier": (833_807_400, 120_206_026_752, "9a2556f09c24"),
     "revcol_huge/classifier": (2_157_600_160, 310_617_031_680, "320c21c5e4bc"),
-    "vit_nano/classifier": (415_400, 6_085_888, "17458cf3745e"),
+    "vit_nano/classifier": (315_432, 4_340_736, "bae1871f3cb7"),
     "vit_tiny/classifier": (5_717_416, 1_253_683_200, "6bb6b986a1ad"),
     "vit_small/classifier": (22_050_664, 4_598_882_304, "1fe6051a483b"),
     "revcolv2_nano/classifier": (566_164, 6_400_896, "f2e92dbf178f"),

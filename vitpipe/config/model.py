@@ -103,7 +103,7 @@ class ModelConfig(Section):
 
     @property
     def takes_any_size(self) -> bool:
-        """Whether the encoder takes images of other sizes than `image_size`, as crops of several sizes need."""
+        """Whether the encoder takes images of other sizes than `image_size`, as local crops are."""
         return True
 
     @property

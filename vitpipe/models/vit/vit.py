@@ -46,7 +46,7 @@ SHAPES: dict[str, ViTShape] = {
     shape.name: shape
     for shape in (
         # Ours. 64 channels need initial values by fan-in, see `init_weights`.
-        ViTShape("vit_nano", 64, 6, 4, init_gain=1.0),
+        ViTShape("vit_nano", 64, 4, 4, init_gain=1.0),
         ViTShape("vit_tiny", 192, 12, 3),
         ViTShape("vit_small", 384, 12, 6),
     )
