@@ -79,7 +79,7 @@ def test_any_multiple_of_16_can_be_asked():
     small, large = cost_of("hivit_nano", image_size=64), cost_of("hivit_nano", image_size=128)
     tokens_only = 4 * small.macs
     assert large.macs > tokens_only
-    with pytest.raises(InputError, match="multiple of 16"):
+    with pytest.raises(InputError, match="100 pixels: the network needs a multiple of 16"):
         cost_of("hivit_nano", image_size=100)
     with pytest.raises(RecipeError, match="did you mean"):
         cost_of("hivit_bse")

@@ -20,6 +20,8 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 class Golden:
     """The recorded numbers, and official states whose tensors are a function of their names."""
 
+    folder = GOLDEN
+
     def __init__(self) -> None:
         self.numbers: dict[str, Any] = json.loads((GOLDEN / "itpn.json").read_text())
         spec = importlib.util.spec_from_file_location("golden_fill", GOLDEN / "fill.py")

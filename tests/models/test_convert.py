@@ -301,13 +301,6 @@ VIT = {
     [
         (VIT, "a ViT of 12 blocks and 768 channels, patches of 16 pixels"),
         (with_prefix("module.backbone.", VIT), "a ViT of 12 blocks and 768 channels"),
-        (
-            {
-                "layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(9, 3),
-                "layers.1.x": torch.zeros(1),
-            },
-            "a Swin Transformer of 2 stages",
-        ),
         ({"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)}, "a ResNet"),
     ],
 )

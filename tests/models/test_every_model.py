@@ -90,6 +90,10 @@ PINNED = {
     "revcolv2_large/pretrainer": (324_994_048, 41_543_720_960, "8241b11c4785"),
     "revcolv2_large/detector": (329_161_632, 69_756_682_240, "60457b835b5c"),
     "revcolv2_large/segmentor": (330_481_280, 427_399_577_600, "eedda5b3a4e7"),
+    "swin_nano/classifier": (504_942, 6_685_696, "f2a0ad70491b"),
+    "swin_tiny/classifier": (28_288_354, 4_490_566_656, "7528ed603d4e"),
+    "swin_small/classifier": (49_606_258, 8_740_875_264, "3ee197fa807c"),
+    "swin_base/classifier": (87_768_224, 15_430_946_816, "163c87f9366f"),
 }
 
 

@@ -124,8 +124,9 @@ def cost_of(name: str, *, image_size: int | None = None, num_classes: int = 1000
     try:
         model = model_config({"name": name, "image_size": size})
     except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InputError(
-            f"{name} cannot take images of {size} pixels: {error.errors()[0]['msg']}",
+            f"{name} cannot take images of {size} pixels: {reason}",
             where="--image-size",
             fix="give another size",
         ) from error

@@ -21,9 +21,6 @@ def foreign_network(state: Mapping[str, Tensor]) -> str:
         units = f", patches of {patch.shape[-1]} pixels" if patch is not None and patch.ndim == 4 else ""
         plural = "s" if blocks > 1 else ""
         return f"a ViT of {blocks} block{plural} and {width} channels{units} (MAE, DeiT, DINO, BEiT are such)"
-    if any(name.startswith("layers.") and "relative_position_bias_table" in name for name in names):
-        stages = _count(names, r"layers\.(\d+)\.")
-        return f"a Swin Transformer of {stages} stages"
     if "layer1.0.conv1.weight" in names:
         return "a ResNet"
     if "downsample_layers.0.0.weight" in names:

@@ -157,8 +157,10 @@ def _kind_of(state: Mapping[str, Tensor], where: str | Path) -> str | None:
             where=where,
             fix="give a pixel-supervised checkpoint; only those can be converted",
         )
-    # By what only one kind has, pre-training first: it has a pyramid too. `pos_embed` is a plain ViT's.
-    if "patch_embed.proj.weight" in state and "pos_embed" not in state:
+    # By what only one kind has, pre-training first: it has a pyramid too. Two others have the same names for
+    # patch embedding and head: `pos_embed` is a plain ViT's, and Swin has its blocks inside of layers.
+    has_blocks = any(name.startswith("blocks.") for name in state)
+    if "patch_embed.proj.weight" in state and has_blocks and "pos_embed" not in state:
         if "decoder_pred.weight" in state:
             return "itpn_pixel_pretrain"
         if "head.weight" in state:

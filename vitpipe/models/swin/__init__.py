@@ -1,0 +1,1 @@
+"""Swin Transformers: timm's network with our configuration, draws and weight files."""
