@@ -7,7 +7,6 @@ shards are cached on this machine. Every read is verified against the checksum i
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.class_selection import ClassSelection
+from vitpipe.data.image_pixels import as_rgb, opened
 from vitpipe.data.manifest import SetManifest, ShardManifest, SplitManifest, read_manifest
 from vitpipe.data.storage.cache import RangeCache, shard_cache
 from vitpipe.data.storage.open_storage import storage_of
@@ -138,14 +138,10 @@ class ShardSet:
         # All are read before the first is decoded, so that remote reads of a batch overlap.
         for position, sample in zip(positions, self.read_many(positions), strict=True):
             try:
-                with Image.open(io.BytesIO(sample.image_bytes)) as image:
-                    read_at_once(image, sample.image_bytes)
-                    image.load()
-                    # Palettes, CMYK and transparency are converted, EXIF rotation is ignored: that is how
-                    # the published training code reads images.
-                    rgb = image if image.mode == "RGB" else image.convert("RGB")
+                with opened(sample.image_bytes) as image:
+                    rgb = as_rgb(image)
             # Pillow's PNG reader raises SyntaxError for damaged chunks.
-            except (OSError, SyntaxError, ValueError) as error:
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise DatasetError(
                     f"The image '{sample.key}' cannot be decoded ({error})",
                     where=f"{self.folder}, split {self.split}, position {position}",
@@ -302,18 +298,6 @@ def read_shard_manifest(prepare_folder: Path, dataset: str) -> ShardManifest:
             fix="name a set with classes as `dataset` of this stage; `vitpipe datasets` lists them",
         )
     return manifest
-
-
-def read_at_once(image: Image.Image, content: bytes) -> None:
-    """Let Pillow pass the whole file to the decoder at once.
-
-    Args:
-        image: opened and not yet loaded.
-        content: bytes of the file.
-    """
-    # Pillow feeds its decoder blocks of 64 kB (`ImageFile.MAXBLOCK`); so read, a JPEG takes a sixth longer.
-    if isinstance(image, ImageFile.ImageFile):
-        image.decodermaxblock = max(image.decodermaxblock, len(content))
 
 
 def verify_checksums(prepare_folder: Path, dataset: str) -> int:
