@@ -6,6 +6,7 @@ Exit code 0: done; 1: the work failed; 2: the input was wrong. Errors are one pa
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from typer.core import TyperGroup
 
 from vitpipe.config.plugins import params_of, use_plugins_of
 from vitpipe.contracts.address import hidden
-from vitpipe.contracts.errors import VitpipeError, with_short_values
+from vitpipe.contracts.errors import VitpipeError, shortened, with_short_values
 from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.contracts.units import counted
 from vitpipe.verbs import (
@@ -388,8 +389,10 @@ def _is_about_a_path(error: Exception) -> bool:
 
 
 def _about_the_path(error: Any) -> str:
+    # A path stays whole, to be found; one that is too long is nowhere.
+    path = shortened(error.filename) if error.errno == errno.ENAMETOOLONG else hidden(str(error.filename))
     return (
-        f"The file system refused a path ({error.strerror}). Where: {hidden(str(error.filename))}. "
+        f"The file system refused a path ({error.strerror}). Where: {path}. "
         "Fix: check this path and the options that name it; with VITPIPE_TRACEBACK=1 in the environment the "
         "same command shows where it happened."
     )

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vitpipe.contracts.errors import ArtifactError, disk_errors
-from vitpipe.contracts.files import move_aside, remove, sync_folder, write_whole
+from vitpipe.contracts.files import move_aside, read_text, remove, sync_folder, write_whole
 from vitpipe.contracts.provenance import CARD as CARD
 from vitpipe.contracts.provenance import (
     CARD_CHECKSUM,
@@ -124,6 +124,16 @@ class Artifact:
         return found
 
 
+def is_placeholder(folder: Path) -> bool:
+    """Whether a folder is empty, as `vitpipe compile --dvc` makes it: its stage has not run yet.
+
+    Raises:
+        OSError: it is no folder, or may not be read.
+    """
+    with os.scandir(folder) as entries:
+        return next(entries, None) is None
+
+
 def open_artifact(path: Path, stage: str | None = None) -> Artifact:
     """Open a finished output folder.
 
@@ -142,6 +152,13 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
             "or let `dvc repro` run the chain in order",
         )
     try:
+        if is_placeholder(path):
+            raise ArtifactError(
+                f"{f'The stage {stage!r}' if stage else 'The stage of this folder'} has not run yet: the "
+                "folder is empty",
+                where=path,
+                fix="run it first, or let `dvc repro` run the chain in order",
+            )
         card, run, remark = read_provenance(path)
         metrics = read_json(path / METRICS)
     except PermissionError as error:
@@ -172,7 +189,7 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
 def is_marked(folder: Path) -> bool:
     """Whether a folder is a stage's output, of this or any other version, finished or damaged."""
     try:
-        values = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        values = json.loads(read_text(folder / CARD))
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and {"schema_version", "stage", "recipe"} <= set(values)

@@ -104,7 +104,7 @@ def _show_machine(
 
     loaded, run, mistakes = None, ARTIFACTS, []
     # Outside of a project there is none, and the machine can be checked all the same.
-    if is_chosen or params.is_file():
+    if is_chosen or params.exists():
         try:
             chosen = choose(recipe, profile, overrides or (), params, default_profile="demo")
             loaded = load_recipe(chosen.recipe, chosen.profile, chosen.overrides)
