@@ -40,7 +40,7 @@ from vitpipe.verbs import (
 from vitpipe.verbs.completion import complete_recipe, complete_stage, typed_so_far
 from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
 from vitpipe.verbs.run_folders import check_run_place, check_runs_folder
-from vitpipe.verbs.show import print_rows
+from vitpipe.verbs.show import print_rows, warn_of
 
 
 class _Verbs(TyperGroup):
@@ -239,7 +239,7 @@ def plan(
     from vitpipe.datasets.set_sizes import prepared_train_sizes
     from vitpipe.papers.published import check_expected
     from vitpipe.prepare.packing_cost import pack_speed, plan_rows, shown_rows
-    from vitpipe.stages.identity import forecast
+    from vitpipe.stages.identity import check_dvc_folder, forecast
     from vitpipe.stages.resolved import training_steps
     from vitpipe.verbs.graph_tree import graph_tree
 
@@ -264,6 +264,7 @@ def plan(
     if as_json:
         print(json.dumps({"stages": rows, "data": plan_rows(loaded.data)}, indent=2, default=str))
         return
+    warn_of(check_dvc_folder, Path.cwd())
     print("\n".join(graph_tree(graph_of(loaded.stages, loaded.start_from))))
     print_rows(rows, False, f"{loaded.name}, profile {loaded.profile}")
     print_rows(shown_rows(loaded.data), False, f"Data, packed at {pack_speed()}")

@@ -106,7 +106,7 @@ def test_a_verdict_where_only_prepare_has_run_says_which_stages_have_not(only_pr
 def test_a_stage_behind_one_that_has_not_run_says_so(only_prepared):
     done = vitpipe("run", "intermediate", cwd=only_prepared.parents[3])
     assert done.returncode == 2
-    assert "The stage 'pretrain' has not run yet: the folder is empty" in done.stderr
+    assert "The stage 'pretrain' has not run yet: its folder is empty" in done.stderr
     assert "move it away" not in done.stderr
 
 
@@ -114,5 +114,5 @@ def test_a_folder_with_something_foreign_in_it_is_still_refused(only_prepared):
     (only_prepared / "finetune" / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="not a finished stage output"):
         open_results(load_recipe("itpn/pixel_base", "demo"), only_prepared)
-    with pytest.raises(ArtifactError, match="'probe' has not run yet: the folder is empty"):
+    with pytest.raises(ArtifactError, match="'probe' has not run yet: its folder is empty"):
         open_artifact(only_prepared / "probe", "probe")

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vitpipe.contracts.errors import ArtifactError, disk_errors
-from vitpipe.contracts.files import move_aside, read_text, remove, sync_folder, write_whole
+from vitpipe.contracts.files import is_empty, move_aside, read_text, remove, sync_folder, write_whole
 from vitpipe.contracts.provenance import CARD as CARD
 from vitpipe.contracts.provenance import (
     CARD_CHECKSUM,
@@ -124,16 +124,6 @@ class Artifact:
         return found
 
 
-def is_placeholder(folder: Path) -> bool:
-    """Whether a folder is empty, as `vitpipe compile --dvc` makes it: its stage has not run yet.
-
-    Raises:
-        OSError: it is no folder, or may not be read.
-    """
-    with os.scandir(folder) as entries:
-        return next(entries, None) is None
-
-
 def open_artifact(path: Path, stage: str | None = None) -> Artifact:
     """Open a finished output folder.
 
@@ -144,21 +134,16 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
     Raises:
         ArtifactError: when the folder is missing, incomplete, damaged or of another stage.
     """
-    if not path.is_dir():
+    if not path.is_dir() or is_empty(path):
+        absent = "The input is a file, not a folder" if path.exists() else "The input folder does not exist"
+        unused = f"The stage{f' {stage!r}' if stage else ''} has not run yet: its folder is empty"
         raise ArtifactError(
-            "The input is a file, not a folder" if path.exists() else "The input folder does not exist",
+            unused if path.is_dir() else absent,
             where=path,
             fix=f"run the stage that makes it first{f' (vitpipe run {stage} ...)' if stage else ''}, "
             "or let `dvc repro` run the chain in order",
         )
     try:
-        if is_placeholder(path):
-            raise ArtifactError(
-                f"{f'The stage {stage!r}' if stage else 'The stage of this folder'} has not run yet: the "
-                "folder is empty",
-                where=path,
-                fix="run it first, or let `dvc repro` run the chain in order",
-            )
         card, run, remark = read_provenance(path)
         metrics = read_json(path / METRICS)
     except PermissionError as error:

@@ -145,6 +145,15 @@ def move_aside(place: Path, reason: str) -> Path:
     return target
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, as those of `vitpipe compile --dvc`; False if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
+
+
 def size_bytes(place: Path) -> int:
     """Bytes of a file, or of all files below a folder; links count as themselves."""
     if place.is_symlink() or not place.is_dir():

@@ -100,6 +100,7 @@ def _show_machine(
     from vitpipe.config.params_file import choose
     from vitpipe.config.read import ARTIFACTS, load_recipe, run_folder
     from vitpipe.prepare.findings import Finding
+    from vitpipe.stages.identity import check_dvc_folder
     from vitpipe.verbs.machine import examine_machine
 
     loaded, run, mistakes = None, ARTIFACTS, []
@@ -114,6 +115,10 @@ def _show_machine(
             if is_chosen:
                 raise
             mistakes.append(Finding.of(error))
+    try:
+        check_dvc_folder(Path.cwd())
+    except VitpipeError as error:
+        mistakes.append(Finding.of(error))
     rows, findings = examine_machine(Path.cwd(), loaded, run)
     findings = [*mistakes, *findings]
     if as_json:
