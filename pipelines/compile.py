@@ -17,7 +17,7 @@ from vitpipe.config.carried import recipe_from
 from vitpipe.config.read import load_recipe, recipe_values
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import InputError, disk_errors
-from vitpipe.contracts.files import written_aside
+from vitpipe.contracts.files import read_text, written_aside
 from vitpipe.contracts.graph import Image, all_stages
 from vitpipe.papers.published import check_expected
 
@@ -174,7 +174,7 @@ def validate_package(path: Path) -> Package:
 
     with _parse_errors(path, json_format.ParseError):
         # The first document is the pipeline; the second, if any, is what kfp-kubernetes adds (PlatformSpec).
-        documents = [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d is not None]
+        documents = [d for d in yaml.safe_load_all(read_text(path)) if d is not None]
         spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
         # PipelineSpec declares deploymentSpec as a free-form Struct, so its fields are checked by a message
         # of their own; the same holds for the executors of PlatformSpec.

@@ -31,6 +31,7 @@ from vitpipe.config.digest import file_digest
 from vitpipe.contracts.artifact import CARD, open_artifact
 from vitpipe.contracts.discovery import PLUGINS_VARIABLE, plugin_folders
 from vitpipe.contracts.errors import ArtifactError, EngineError, InputError, disk_errors
+from vitpipe.contracts.files import read_text
 from vitpipe.stages.executor import OUT, RECEIPT
 
 DEV_IMAGE = "vitpipe-dev:latest"
@@ -197,7 +198,7 @@ def _run(
 
 def _without_retries(path: Path) -> str:
     """The package's text without retries, which are for lost nodes: here they would only delay an error."""
-    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    documents = list(yaml.safe_load_all(read_text(path)))
     for task in documents[0]["root"]["dag"]["tasks"].values():
         task.pop("retryPolicy", None)
     return yaml.safe_dump_all(documents)

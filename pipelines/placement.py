@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.yaml_core import plain, read_yaml
 from vitpipe.contracts.errors import InputError
+from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import Resources, Stage
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def read_placement(path: Path) -> Placement:
         InputError: when the file is missing, not YAML, or has unknown keys or wrong values.
     """
     try:
-        return Placement.model_validate(plain(read_yaml(path.read_text(encoding="utf-8"))) or {})
+        return Placement.model_validate(plain(read_yaml(read_text(path))) or {})
     except (OSError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not YAML"
         raise InputError(

@@ -22,7 +22,7 @@ from vitpipe.contracts.errors import ArtifactError, EngineError, StoppedError
 from vitpipe.contracts.graph import Node
 from vitpipe.contracts.processes import sigterm_interrupts, start_reading
 from vitpipe.stages.folder_lock import holder_of, locked_folders
-from vitpipe.stages.identity import IDENTITY
+from vitpipe.stages.identity import IDENTITY, check_dvc_folder
 
 _BIN = Path(sys.executable).parent
 # DVC: dies with this process, its stage with it, and it can be interrupted: a shell's background job, such as
@@ -65,9 +65,11 @@ def repro(nodes: Sequence[Node], jobs: int, say: Callable[[str], None]) -> None:
         say: gets every line that DVC and the stages print, with the stage's name in front.
 
     Raises:
+        InputError: as `check_dvc_folder`.
         EngineError: a stage failed, this is no DVC repository, or another process does this here.
         StoppedError: Ctrl-C or SIGTERM; the stages that were running have saved their states.
     """
+    check_dvc_folder(Path.cwd())
     if not Path(".dvc").is_dir():
         raise EngineError(
             "There is no DVC repository here",

@@ -71,7 +71,9 @@ def compile_verb(
         from vitpipe.config.read import load_recipe
         from vitpipe.contracts.graph import graph_of
         from vitpipe.papers.published import check_expected
+        from vitpipe.stages.identity import check_dvc_folder
 
+        check_dvc_folder(Path.cwd())
         chosen = _chosen(recipe, profile, overrides, params)
         loaded = load_recipe(*chosen)
         loaded.data.require_root(f"recipe {loaded.name}, profile {loaded.profile}")

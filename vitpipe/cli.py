@@ -6,6 +6,7 @@ Exit code 0: done; 1: the work failed; 2: the input was wrong. Errors are one pa
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from typer.core import TyperGroup
 
 from vitpipe.config.plugins import params_of, use_plugins_of
 from vitpipe.contracts.address import hidden
-from vitpipe.contracts.errors import VitpipeError, with_short_values
+from vitpipe.contracts.errors import VitpipeError, shortened, with_short_values
 from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.contracts.units import counted
 from vitpipe.verbs import (
@@ -39,7 +40,7 @@ from vitpipe.verbs import (
 from vitpipe.verbs.completion import complete_recipe, complete_stage, typed_so_far
 from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
 from vitpipe.verbs.run_folders import check_run_place, check_runs_folder
-from vitpipe.verbs.show import print_rows
+from vitpipe.verbs.show import print_rows, warn_of
 
 
 class _Verbs(TyperGroup):
@@ -238,7 +239,7 @@ def plan(
     from vitpipe.datasets.set_sizes import prepared_train_sizes
     from vitpipe.papers.published import check_expected
     from vitpipe.prepare.packing_cost import pack_speed, plan_rows, shown_rows
-    from vitpipe.stages.identity import forecast
+    from vitpipe.stages.identity import check_dvc_folder, forecast
     from vitpipe.stages.resolved import training_steps
     from vitpipe.verbs.graph_tree import graph_tree
 
@@ -263,6 +264,7 @@ def plan(
     if as_json:
         print(json.dumps({"stages": rows, "data": plan_rows(loaded.data)}, indent=2, default=str))
         return
+    warn_of(check_dvc_folder, Path.cwd())
     print("\n".join(graph_tree(graph_of(loaded.stages, loaded.start_from))))
     print_rows(rows, False, f"{loaded.name}, profile {loaded.profile}")
     print_rows(shown_rows(loaded.data), False, f"Data, packed at {pack_speed()}")
@@ -388,8 +390,10 @@ def _is_about_a_path(error: Exception) -> bool:
 
 
 def _about_the_path(error: Any) -> str:
+    # A path stays whole, to be found; one that is too long is nowhere.
+    path = shortened(error.filename) if error.errno == errno.ENAMETOOLONG else hidden(str(error.filename))
     return (
-        f"The file system refused a path ({error.strerror}). Where: {hidden(str(error.filename))}. "
+        f"The file system refused a path ({error.strerror}). Where: {path}. "
         "Fix: check this path and the options that name it; with VITPIPE_TRACEBACK=1 in the environment the "
         "same command shows where it happened."
     )

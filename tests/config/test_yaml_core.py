@@ -75,8 +75,8 @@ def test_a_merge_key_brings_keys_that_those_beside_it_replace(tmp_path):
     assert {"finetune.epochs=3", "detect.epochs=3"} <= set(load_params(file).overrides)
 
 
-# JSON writes others as pairs of surrogates, which YAML does not know.
-TEXT = st.text(st.characters(max_codepoint=0xD7FF))
+# JSON writes others as pairs of surrogates, which YAML does not know; no text of ours holds NUL.
+TEXT = st.text(st.characters(min_codepoint=1, max_codepoint=0xD7FF))
 
 
 @given(

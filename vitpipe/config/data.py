@@ -12,10 +12,11 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from vitpipe.config.section import Auto, Count, Effects, Pixels, Section, refuse_twice
 from vitpipe.config.set_names import check_own_sets, check_set_name
 from vitpipe.contracts.address import Address, hidden
-from vitpipe.contracts.errors import RecipeError
+from vitpipe.contracts.errors import RecipeError, shortened
 
 _EMBEDDED_CLASSES = {"imagenet": 10, "imagenet22k": 50}  # see datasets/embedded/write.py
 EMBEDDED_SETS = ("imagenet", "imagenet22k", "coco", "ade20k", "davis")
+_MAX_NAME_BYTES = 255  # NAME_MAX of Linux and macOS
 # An object storage's credentials come from the AWS variables and files, so none can stand in its address.
 S3_ADDRESS = re.compile(r"s3://(?P<bucket>[A-Za-z0-9._\-]+)(?:/(?P<prefix>[^?#]*))?")
 
@@ -32,7 +33,20 @@ def _at_home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111  (before pydantic)
 
 
-LocalPath = Annotated[Path, BeforeValidator(_at_home), BeforeValidator(_not_an_address)]
+def _possible_name(value: Any) -> Any:
+    """Refuse a name that no file system takes while the key that holds it is known."""
+    longest = max(str(value).split("/"), key=len)
+    if len(os.fsencode(longest)) > _MAX_NAME_BYTES:
+        raise ValueError(
+            f"the name '{shortened(longest)}' in this path has {len(os.fsencode(longest)):,} bytes, and file "
+            f"systems take {_MAX_NAME_BYTES}"
+        )
+    return value
+
+
+LocalPath = Annotated[
+    Path, BeforeValidator(_at_home), BeforeValidator(_possible_name), BeforeValidator(_not_an_address)
+]
 HomeAddress = Annotated[Address, BeforeValidator(_at_home)]
 PlainName = Annotated[str, BeforeValidator(_not_an_address)]
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.discovery import PACKAGE, plugin_folders
+from vitpipe.contracts.files import require_regular
 from vitpipe.contracts.git import ask_git
 
 # What decides a result: the package, and the two packages beside it that call it. Not params.yaml, dvc.yaml
@@ -36,7 +37,8 @@ def digest_of(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of a file's bytes. Raises OSError where it cannot be read or is no regular file."""
+    require_regular(path)
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

@@ -26,6 +26,7 @@ from vitpipe.config.variants import merge, variants_of, with_choices
 from vitpipe.config.yaml_core import read_yaml, yaml_problem
 from vitpipe.contracts.discovery import files_in
 from vitpipe.contracts.errors import RecipeError, shortened
+from vitpipe.contracts.files import read_text
 from vitpipe.contracts.spelling import did_you_mean
 
 _PROFILES = "profiles"
@@ -218,9 +219,9 @@ def parse_override(text: str, where: str = "") -> dict[str, Any]:
         nested: Any = read_yaml(value)
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"The value of the override '{shortened(text)}' is not YAML",
+            f"The value of the override '{shortened(text)}' is not YAML: {yaml_problem(error)[0]}",
             where=where,
-            fix="quote text that holds special characters",
+            fix="correct the value, or put a text that holds special characters into quotes",
         ) from error
     for key in reversed(keys):
         nested = {key: nested}
@@ -243,8 +244,10 @@ def recipe_path(name: str, where: str) -> tuple[Path, tuple[str, ...]]:
     parts = name.split("/")
     for i in range(1, len(parts) + 1):
         path = "/".join(parts[:i])
-        # Path.is_file raises for a name that is too long, os.path.isfile does not.
-        if Path(path).suffix in (".yaml", ".yml") and os.path.isfile(path):  # noqa: PTH113
+        # Path.is_file raises for a name that is too long, os.path does not. What is there and no regular
+        # file, such as a named pipe, is refused by name when it is read.
+        is_there = os.path.exists(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112
+        if Path(path).suffix in (".yaml", ".yml") and is_there:
             return Path(path), tuple(parts[i:])
     if Path(name).suffix in (".yaml", ".yml") and os.path.isdir(name):  # noqa: PTH112
         raise RecipeError(f"The recipe '{shortened(name)}' is a folder", where=where, fix="give a file in it")
@@ -304,12 +307,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
         RecipeError: when it is missing, unreadable, not YAML or no mapping.
     """
     try:
-        values = _parsed(path.read_text(encoding="utf-8"))
+        values = _parsed(read_text(path))
     except FileNotFoundError as error:
         raise RecipeError("The file does not exist", where=path, fix="check the path") from error
     except OSError as error:
         raise RecipeError(
-            f"The file cannot be read ({error.strerror})", where=path, fix="check path and rights"
+            f"The file cannot be read ({error.strerror})",
+            where=path,
+            fix="give a YAML file that you may read",
         ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(

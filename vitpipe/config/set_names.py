@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitpipe.contracts.discovery import files_in
+from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import CLASSES, graph_of
 from vitpipe.contracts.spelling import did_you_mean
 
@@ -63,7 +64,7 @@ def _classes_of(path: Path) -> str | None:
     # Only when it is asked: validating a recipe needs names alone, which are those of the files.
     import yaml
 
-    found = yaml.safe_load(path.read_text(encoding="utf-8")).get("classes_of")
+    found = yaml.safe_load(read_text(path)).get("classes_of")
     return None if found is None else str(found)
 
 

@@ -11,7 +11,21 @@ import unicodedata
 from typing import Any, Self, TypeVar
 
 import yaml
+from yaml.parser import ParserError
 from yaml.reader import ReaderError
+from yaml.scanner import ScannerError
+
+from vitpipe.contracts.errors import shortened
+
+# Python writes out integers of up to 4,300 decimal digits; hexadecimal ones become longer.
+_MAX_DIGITS = 1000
+# PyYAML looks for the colon behind a key no further (YAML 1.2, chapter 7.4.2, has the same limit).
+_MAX_KEY_CHARACTERS = 1024
+# No path, name or text of ours can hold NUL or half of a surrogate pair, which YAML lets escapes write.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+# YAML ends lines by \n, \r, NEL, LS and PS; marks count them so.
+_LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+_AROUND_KEYS = re.compile(r"(:(?=\s|$)|[,{}\[\]])")
 
 
 class _Written:
@@ -40,6 +54,17 @@ class _CoreLoader(yaml.SafeLoader):
 
     # PyYAML's own name: without it those of YAML 1.1 would be inherited.
     yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """The text of a scalar; refuses characters that no path and no UTF-8 file can hold."""
+        text = super().construct_scalar(node)
+        if isinstance(text, str) and (found := _NO_TEXT.search(text)):
+            name = "NUL" if found[0] == "\0" else "half of a surrogate pair"
+            raise yaml.MarkedYAMLError(
+                problem=f"the character U+{ord(found[0]):04X} ({name}) is not allowed in '{shortened(text)}'",
+                problem_mark=node.start_mark,
+            )
+        return text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -79,13 +104,28 @@ for _name, (_pattern, _first) in _SCALARS.items():
 def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> WrittenInt:
     text = str(loader.construct_scalar(node))
     base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-    # Not base 0, by which Python refuses leading zeros.
-    return WrittenInt.of(int(text[2:] if base != 10 else text, base), text)
+    if len(text) > _MAX_DIGITS:
+        raise yaml.MarkedYAMLError(
+            problem=f"the number '{shortened(text)}' has {len(text):,} digits, which is too long",
+            problem_mark=node.start_mark,
+        )
+    try:
+        # Not base 0, by which Python refuses leading zeros.
+        return WrittenInt.of(int(text[2:] if base != 10 else text, base), text)
+    except ValueError as error:  # of a text behind the tag !!int
+        raise _no_number(node, text) from error
 
 
 def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> WrittenFloat:
     text = str(loader.construct_scalar(node))
-    return WrittenFloat.of(float(text.lower().replace(".inf", "inf").replace(".nan", "nan")), text)
+    try:
+        return WrittenFloat.of(float(text.lower().replace(".inf", "inf").replace(".nan", "nan")), text)
+    except ValueError as error:  # of a text behind the tag !!float
+        raise _no_number(node, text) from error
+
+
+def _no_number(node: yaml.ScalarNode, text: str) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(problem=f"'{shortened(text)}' is no number", problem_mark=node.start_mark)
 
 
 def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
@@ -110,9 +150,11 @@ def read_yaml(text: str) -> Any:
         return value
     except ReaderError as error:
         raise _unprintable(error, text) from error
+    except (ScannerError, ParserError) as error:
+        raise _long_key(error, text) or error from error
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply") from error
-    # An integer of thousands of digits, a tag of Python, a date that does not exist.
+    # A tag of Python, a date that does not exist.
     except (ValueError, OverflowError) as error:
         raise yaml.YAMLError(str(error)) from error
 
@@ -122,6 +164,25 @@ def yaml_problem(error: yaml.YAMLError) -> tuple[str, int]:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or " ".join(str(error).split()) or "not YAML"
     return problem, mark.line + 1 if mark else 0
+
+
+def _long_key(error: yaml.MarkedYAMLError, text: str) -> yaml.YAMLError | None:
+    """The error for a key beyond YAML's limit, of which PyYAML says that its colon is missing or too much."""
+    marks = [mark for mark in (error.context_mark, error.problem_mark) if mark is not None]
+    lines = _LINE_BREAK.split(text)
+    for mark in (mark for mark in marks if mark.line < len(lines)):
+        # What stands before each colon, back to the last comma or bracket.
+        parts = _AROUND_KEYS.split(lines[mark.line])
+        keys = [
+            part.strip(" \t\"'") for part, end in zip(parts[::2], parts[1::2], strict=False) if end[0] == ":"
+        ]
+        for key in (key for key in keys if len(key) > _MAX_KEY_CHARACTERS):
+            return yaml.MarkedYAMLError(
+                problem=f"the key '{shortened(key)}' has {len(key):,} characters, and YAML allows "
+                f"{_MAX_KEY_CHARACTERS:,}",
+                problem_mark=mark,
+            )
+    return None
 
 
 def _unprintable(error: ReaderError, text: str) -> yaml.YAMLError:

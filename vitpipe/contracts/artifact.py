@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vitpipe.contracts.errors import ArtifactError, disk_errors
-from vitpipe.contracts.files import move_aside, remove, sync_folder, write_whole
+from vitpipe.contracts.files import is_empty, move_aside, read_text, remove, sync_folder, write_whole
 from vitpipe.contracts.provenance import CARD as CARD
 from vitpipe.contracts.provenance import (
     CARD_CHECKSUM,
@@ -134,9 +134,11 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
     Raises:
         ArtifactError: when the folder is missing, incomplete, damaged or of another stage.
     """
-    if not path.is_dir():
+    if not path.is_dir() or is_empty(path):
+        absent = "The input is a file, not a folder" if path.exists() else "The input folder does not exist"
+        unused = f"The stage{f' {stage!r}' if stage else ''} has not run yet: its folder is empty"
         raise ArtifactError(
-            "The input is a file, not a folder" if path.exists() else "The input folder does not exist",
+            unused if path.is_dir() else absent,
             where=path,
             fix=f"run the stage that makes it first{f' (vitpipe run {stage} ...)' if stage else ''}, "
             "or let `dvc repro` run the chain in order",
@@ -172,7 +174,7 @@ def open_artifact(path: Path, stage: str | None = None) -> Artifact:
 def is_marked(folder: Path) -> bool:
     """Whether a folder is a stage's output, of this or any other version, finished or damaged."""
     try:
-        values = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        values = json.loads(read_text(folder / CARD))
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and {"schema_version", "stage", "recipe"} <= set(values)

@@ -206,7 +206,7 @@ def _shared_packages(plugin: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _check(plugin: Path, where: str) -> None:
-    if not plugin.is_dir():
+    if not os.path.isdir(plugin):  # noqa: PTH112  (Path.is_dir raises for a name that is too long)
         raise InputError("The plugin folder does not exist", where=where, fix="check the path")
     if not any((PACKAGE / place.name).is_dir() for place in plugin.iterdir() if place.is_dir()):
         raise InputError(

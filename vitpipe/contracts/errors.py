@@ -28,7 +28,8 @@ _REFUSED = {
 # A value in a message may be a whole file that somebody pasted; its beginning tells which one it is.
 _SHOWN_CHARACTERS = 80
 _QUOTED = re.compile(rf"(?<!\w)(['\"])((?:(?!\1).){{{_SHOWN_CHARACTERS + 40},}})\1(?!\w)", re.DOTALL)
-_PATH = re.compile(r"/[^\n]{1,4095}")  # Linux has none that is longer
+_PATH = re.compile(r"/[^\n]{1,4095}")
+_MAX_PATH = 4096  # Linux has none that is longer
 _NAMED = 5  # names in one message; a set of a million images can have a thousand damaged ones
 
 
@@ -46,7 +47,10 @@ class VitpipeError(Exception):
     def __init__(self, what: str, *, where: str | Path = "", fix: str = "") -> None:
         # Reasons come from libraries, which quote addresses and values as they were given them.
         self.what = with_short_values(hidden(_without_addresses(what)))
-        self.where, self.fix = hidden(str(where)), hidden(fix)
+        place = str(where)
+        # A path stays whole, to be found; one that no system takes is a mistake.
+        self.where = hidden(place) if len(place) <= _MAX_PATH else shortened(place)
+        self.fix = hidden(fix)
         parts = [self.what.rstrip(".") + "."]
         if self.where:
             parts.append(f"Where: {self.where.rstrip('.')}.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.contracts.errors import disk_errors
+
+_KINDS = (
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
 
 
 @contextmanager
@@ -55,10 +64,35 @@ def write_whole(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def require_regular(path: Path) -> None:
+    """Refuse a path that is no regular file: opening a named pipe waits for a writer, for ever.
+
+    Raises:
+        OSError: there is nothing, a folder, or a named pipe, socket or device; `strerror` says which.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kind = next((name for found, name in _KINDS if found(mode)), "something else")
+        raise OSError(errno.EINVAL, f"it is a {kind}, not a regular file", str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text (UTF-8) of a file that a user has named.
+
+    Raises:
+        OSError: it cannot be read, or as `require_regular`.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    require_regular(path)
+    return path.read_text(encoding="utf-8")
+
+
 def read_keys(path: Path) -> dict[str, Any]:
     """Keys and values of a JSON file that nothing depends on; none where it is missing or damaged."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -109,6 +143,15 @@ def move_aside(place: Path, reason: str) -> Path:
     with disk_errors(place):
         place.rename(target)
     return target
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, as those of `vitpipe compile --dvc`; False if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
 
 
 def size_bytes(place: Path) -> int:

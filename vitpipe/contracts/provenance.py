@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vitpipe.contracts.files import write_whole
+from vitpipe.contracts.files import read_text, write_whole
 
 CARD, RUN, RUN_HISTORY = "card.json", "run.json", "run_history.csv"
 # Modification stamps of what a dataset was packed from, in its folder; see prepare/pack.py.
@@ -144,7 +144,7 @@ def read_run_record(folder: Path, card: str = "") -> tuple[RunRecord, str]:
         of another run.
     """
     try:
-        values = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        values = json.loads(read_text(folder / RUN))
         checksum = values.pop(_RUN_CHECKSUM)
         record = RunRecord.model_validate(values)
     except FileNotFoundError:
@@ -178,6 +178,6 @@ def checksum_of(values: Mapping[str, Any]) -> str:
 def read_json(path: Path) -> Any:
     """Parsed JSON of a file. Raises ValueError with the file's name when it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except ValueError as error:  # JSON and UTF-8 errors are ValueErrors
         raise ValueError(f"{path.name} is damaged: {error}") from error

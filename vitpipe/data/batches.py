@@ -197,7 +197,7 @@ class _BatchImages:
     def add(self, image: Image.Image) -> None:
         """Transform the next image."""
         # Without stacking afterwards, which copies every image once more (with whole JPEGs, see
-        # `decode.read_at_once`, a tenth of the data path's time).
+        # `image_pixels.opened`, a tenth of the data path's time).
         if not isinstance(self.transform, Chain):
             self.made.append(self.transform(image))
         elif self.batch is None:

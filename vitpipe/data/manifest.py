@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, RootModel, ValidationError, model_va
 from vitpipe.config.digest import digest_of
 from vitpipe.contracts.artifact import MANIFEST as MANIFEST
 from vitpipe.contracts.errors import DatasetError
-from vitpipe.contracts.files import write_whole
+from vitpipe.contracts.files import require_regular, write_whole
 from vitpipe.contracts.provenance import LISTING
 
 FINDINGS = "findings.csv"
@@ -207,6 +207,7 @@ def read_manifest(folder: Path, kind: type[AnyManifest]) -> AnyManifest:
     """
     path = folder / MANIFEST
     try:
+        require_regular(path)
         return kind.model_validate_json(path.read_bytes())
     # Before OSError, its base class: a missing permission must not be reported as a missing dataset, whose
     # fix would be to prepare everything again.

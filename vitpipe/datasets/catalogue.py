@@ -24,6 +24,7 @@ from vitpipe.config.data import EMBEDDED_SETS, DataConfig, EmbeddedConfig
 from vitpipe.config.set_names import facts_files
 from vitpipe.contracts.discovery import files_in
 from vitpipe.contracts.errors import DatasetError
+from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import CLASSES
 from vitpipe.datasets.bundled import bundled_file
 
@@ -326,7 +327,7 @@ def _read_facts(files: tuple[Path, ...]) -> dict[str, DatasetFacts]:
 
     # The C parser is absent where PyYAML was built without libyaml.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    entries = {path.stem: yaml.load(path.read_text(encoding="utf-8"), Loader=loader) for path in files}
+    entries = {path.stem: yaml.load(read_text(path), Loader=loader) for path in files}
     found = {path.stem: _facts_of(path, entries[path.stem]) for path in files}
     for path in files:
         known = found[path.stem]

@@ -26,6 +26,7 @@ from vitpipe.data.image_grid import (
     rgb,
     write_grid,
 )
+from vitpipe.data.image_pixels import rgb_file
 from vitpipe.data.manifest import ShardManifest
 from vitpipe.data.shards import open_shards
 from vitpipe.datasets.dense_folder import DenseFolder, open_dense
@@ -184,8 +185,7 @@ def _davis_tiles(dense: DenseFolder, num_images: int, seed: int) -> _Samples:
 
 
 def _open(path: Path) -> Pixels:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    return np.asarray(rgb_file(path))
 
 
 def _read_labels(path: Path) -> NDArray[np.int64]:

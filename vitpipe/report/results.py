@@ -9,6 +9,7 @@ from pathlib import Path
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import Artifact, open_artifact
 from vitpipe.contracts.errors import ArtifactError
+from vitpipe.contracts.files import is_empty
 from vitpipe.contracts.graph import Node, graph_of
 
 REPORT = "report"
@@ -83,7 +84,8 @@ def open_results(recipe: Recipe, folder: Path) -> RunResults:
     """
     # By the recipe's graph, not by the folders found: an earlier recipe may have left other stages there.
     names = [node.name for node in graph_of(recipe.stages, recipe.start_from)]
-    found = {name: open_artifact(folder / name, name) for name in names if (folder / name).is_dir()}
+    outs = {name: folder / name for name in names if (folder / name).is_dir()}
+    found = {name: open_artifact(out, name) for name, out in outs.items() if not is_empty(out)}
     if not found:
         raise ArtifactError(
             "There is no finished stage in this folder",

@@ -76,7 +76,7 @@ def chain_key(recipe: Recipe, out: Path, pipeline_folder: str = "") -> str:
     folder = out.parent.resolve()
     key = "" if pipeline_folder else str(read_keys(folder / _FILE).get("key", ""))
     # Stages of one pipeline run, or run by hand into one folder, get the same key from that place.
-    key = key or hashlib.sha256((pipeline_folder or str(folder)).encode()).hexdigest()
+    key = key or hashlib.sha256(os.fsencode(pipeline_folder or folder)).hexdigest()
     return f"{recipe.name} {recipe.profile} {key[:12]}"
 
 

@@ -17,7 +17,7 @@ import yaml
 from vitpipe.config.digest import digest_of
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import CARD, RunRecord, open_artifact
-from vitpipe.contracts.errors import ArtifactError, RecipeError, some
+from vitpipe.contracts.errors import ArtifactError, InputError, RecipeError, some
 from vitpipe.contracts.files import write_whole
 from vitpipe.contracts.graph import Node, Stage, all_stages, graph_of
 from vitpipe.stages.output_folders import check_output_folders, check_result_folder
@@ -142,15 +142,42 @@ def _check_stage_folder(recipe: Recipe, node: Node, run: Path) -> None:
     check_output_folders(node.name, recipe, folders.inputs, folders.out, None)
 
 
+def check_dvc_folder(folder: Path) -> None:
+    """Refuse a project folder in which DVC cannot work.
+
+    DVC 3.67 writes the folder's path into the format of its progress bars, where braces mean something, and
+    into files in UTF-8; it ends in a traceback.
+
+    Raises:
+        InputError: the path holds a brace or bytes that are no UTF-8.
+    """
+    path = str(folder.resolve())
+    found = next((brace for brace in "{}" if brace in path), "")
+    wrong = f"holds '{found}'" if found else ""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        wrong = "is not text in UTF-8"
+    if wrong:
+        raise InputError(
+            f"DVC cannot work in this folder: its path {wrong}",
+            where=path,
+            fix="rename that folder, or move the project (a link to it is not enough); `vitpipe run STAGE` "
+            "works without DVC",
+        )
+
+
 def check_dvc_file(recipe: Recipe, path: Path) -> None:
     """Check that `dvc.yaml` has the graph of this recipe; a missing file is fine.
 
     Raises:
+        InputError: as `check_dvc_folder`.
         RecipeError: when it was written for a recipe with another graph, or hands values of params.yaml to
             a shell, as earlier versions wrote it.
     """
     if not path.is_file():
         return
+    check_dvc_folder(path.absolute().parent)
     written = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
     unsafe = [name for name, stage in written.items() if "${" in str(stage.get("cmd", ""))]
     if unsafe:

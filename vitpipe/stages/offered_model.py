@@ -7,14 +7,13 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 
-from PIL import Image
-
 from vitpipe.config.digest import git_commit
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import TABLES, WEIGHTS, Artifact
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.contracts.graph import all_stages, graph_of
 from vitpipe.contracts.protocol import PROTOCOL
+from vitpipe.data.image_pixels import rgb_file
 from vitpipe.data.manifest import DenseManifest, ShardManifest
 from vitpipe.datasets.catalogue import facts as facts_of_set
 from vitpipe.prepare.set_summary import read_prepared
@@ -147,8 +146,7 @@ def _example(ctx: StageContext, manifest: ShardManifest | DenseManifest) -> byte
         root = open_dense(prepared, ctx.section.dataset, ctx.state / "data").root
         with os.scandir(root / _VAL_FOLDERS[all_stages()[ctx.stage].reads]) as entries:
             first = min(entry.path for entry in entries if entry.name.lower().endswith((".jpg", ".jpeg")))
-        with Image.open(first) as file:
-            picture = file.convert("RGB")
+        picture = rgb_file(first)
     picture.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
     content = io.BytesIO()
     picture.save(content, format="JPEG", quality=95)

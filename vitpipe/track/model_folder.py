@@ -21,8 +21,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.errors import ArtifactError, InputError
+from vitpipe.contracts.errors import ArtifactError
 from vitpipe.contracts.graph import CLASSES, all_stages
+from vitpipe.track.posted_pictures import pictures
 
 WEIGHTS_FILE, RECIPE_FILE, LABELS_FILE = "weights.safetensors", "recipe.json", "labels.json"
 EXAMPLE_FILE, CARD_FILE = "example.jpg", "README.md"
@@ -56,10 +57,10 @@ class Labels(BaseModel):
 
 
 class Predictor(Protocol):
-    """Encoded images -> one row of plain values for each."""
+    """Posted images (`posted_pictures`) -> one row of plain values for each."""
 
-    def __call__(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
-        """Predict. Raises InputError for bytes that are no image."""
+    def __call__(self, images: Sequence[object]) -> list[dict[str, Any]]:
+        """Predict. Raises InputError for what is no image; the message names the row."""
 
 
 def open_predictor(folder: Path, device: str = "cpu") -> Predictor:
@@ -99,12 +100,15 @@ class _Classes:
     lists: ClassVar = {"top_classes": "string", "top_names": "string", "top_probabilities": "double"}
 
     def __init__(self, weights: Path, recipe: Recipe, labels: Labels, device: str) -> None:
+        from vitpipe.data.image_pixels import encoding_of
         from vitpipe.evaluate.image_classifier import ImageClassifier
 
         self.classify, self.labels = ImageClassifier(weights, recipe, labels.stage, device), labels.classes
+        # Only sets with classes are packed in another size.
+        self.encoding = encoding_of(recipe.data)
 
-    def __call__(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
-        top = self.classify([_decoded(image) for image in images]).topk(min(_TOP, len(self.labels)))
+    def __call__(self, images: Sequence[object]) -> list[dict[str, Any]]:
+        top = self.classify(pictures(images, self.encoding)).topk(min(_TOP, len(self.labels)))
         rows = []
         for shares, places in zip(top.values.tolist(), top.indices.tolist(), strict=True):
             found = [self.labels[place] for place in places]
@@ -133,10 +137,10 @@ class _Boxes:
         self.labels = labels.classes
         self.detect = ImageDetector(weights, recipe, labels.stage, len(self.labels), device)
 
-    def __call__(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
+    def __call__(self, images: Sequence[object]) -> list[dict[str, Any]]:
         from vitpipe.dense.coco_ap import encoded_masks
 
-        decoded = [_decoded(image) for image in images]
+        decoded = pictures(images)
         rows = []
         for image, found in zip(decoded, self.detect(decoded), strict=True):
             kept = found[found.scores >= _MIN_SCORE]
@@ -166,12 +170,12 @@ class _LabelMaps:
         self.labels = labels.classes
         self.segment = ImageSegmentor(weights, recipe, labels.stage, len(self.labels), device)
 
-    def __call__(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
+    def __call__(self, images: Sequence[object]) -> list[dict[str, Any]]:
         import numpy as np
         from PIL import Image
 
         rows, smallest = [], np.uint8 if len(self.labels) <= 256 else np.uint16
-        for numbers in self.segment([_decoded(image) for image in images]):
+        for numbers in self.segment(pictures(images)):
             file = io.BytesIO()
             Image.fromarray(numbers.astype(smallest)).save(file, format="PNG")
             counts = np.bincount(numbers.ravel(), minlength=len(self.labels))
@@ -196,22 +200,6 @@ def output_columns(kind: str) -> Iterator[tuple[str, str, bool]]:
     predictor = _KINDS[kind]
     yield from ((name, type_, False) for name, type_ in predictor.columns.items())
     yield from ((name, type_, True) for name, type_ in predictor.lists.items())
-
-
-def _decoded(image_bytes: bytes) -> Any:
-    """Encoded bytes -> RGB, as training reads images: EXIF rotation and transparency are ignored."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(image_bytes)) as image:
-            image.load()
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"The bytes are no image that can be read ({error})",
-            where="column 'image'",
-            fix="post a JPEG, PNG or WebP file in base64",
-        ) from error
 
 
 def labels_text(stage: str, classes: Sequence[str], names: Sequence[str] = ()) -> str:

@@ -172,14 +172,15 @@ def write_package(package: Path, model: OfferedModel, folder: Path, run_id: str,
     import pandas as pd
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Array
+    from mlflow.types.schema import AnyType, Array
 
     def column(name: str, type_: str, is_list: bool) -> Any:
         item: Any = Array(DataType[type_[1:-1]]) if type_.startswith("[") else DataType[type_]
         return ColSpec(Array(item) if is_list else item, name)
 
     outputs = Schema([column(*described) for described in output_columns(model.kind)])
-    inputs = Schema([ColSpec(DataType.binary, "image")])
+    # Any: MLflow would decode a binary column itself, and answer null or a number with a TypeError's text.
+    inputs = Schema([ColSpec(AnyType(), "image")])
     example = pd.DataFrame({"image": [(folder / EXAMPLE_FILE).read_bytes()]})
     mlflow.pyfunc.save_model(
         str(package),

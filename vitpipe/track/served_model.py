@@ -2,8 +2,8 @@
 
     mlflow models serve --env-manager local -m models:/vitpipe-itpn-pixel_base-finetune@candidate
 
-Request: `{"dataframe_records": [{"image": "BASE64 OF A JPEG OR PNG"}]}`. With `VITPIPE_DEVICE=cuda` in its
-environment the server predicts on a GPU.
+Request: `{"dataframe_records": [{"image": "BASE64 OF A JPEG OR PNG, OR A DATA URL"}]}`. With
+`VITPIPE_DEVICE=cuda` in its environment the server predicts on a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MODEL = "model"  # name of the folder among MLflow's artifacts
 
 
 class ServedModel(PythonModel):
-    """Images in a column `image`, encoded; see `model_folder` for the columns of the answer."""
+    """Images in a column `image` (`posted_pictures`); see `model_folder` for the columns of the answer."""
 
     def load_context(self, context: Any) -> None:
         """Build the network and load its weights. Raises as `open_predictor`."""
@@ -38,8 +38,12 @@ class ServedModel(PythonModel):
         Raises:
             MlflowException: a row holds no image; the server answers with status 400.
         """
+        posted = model_input["image"].tolist()
+        # MLflow passes `{"inputs": {"image": [...]}}` on as one row that holds the list.
+        if len(posted) == 1 and isinstance(posted[0], list):
+            (posted,) = posted
         try:
-            rows = self.predictor([bytes(image) for image in model_input["image"]])
+            rows = self.predictor(posted)
         except InputError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         return pd.DataFrame(rows)

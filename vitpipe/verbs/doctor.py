@@ -100,11 +100,12 @@ def _show_machine(
     from vitpipe.config.params_file import choose
     from vitpipe.config.read import ARTIFACTS, load_recipe, run_folder
     from vitpipe.prepare.findings import Finding
+    from vitpipe.stages.identity import check_dvc_folder
     from vitpipe.verbs.machine import examine_machine
 
     loaded, run, mistakes = None, ARTIFACTS, []
     # Outside of a project there is none, and the machine can be checked all the same.
-    if is_chosen or params.is_file():
+    if is_chosen or params.exists():
         try:
             chosen = choose(recipe, profile, overrides or (), params, default_profile="demo")
             loaded = load_recipe(chosen.recipe, chosen.profile, chosen.overrides)
@@ -114,6 +115,10 @@ def _show_machine(
             if is_chosen:
                 raise
             mistakes.append(Finding.of(error))
+    try:
+        check_dvc_folder(Path.cwd())
+    except VitpipeError as error:
+        mistakes.append(Finding.of(error))
     rows, findings = examine_machine(Path.cwd(), loaded, run)
     findings = [*mistakes, *findings]
     if as_json:

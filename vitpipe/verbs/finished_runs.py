@@ -50,6 +50,7 @@ def verdict(
         print(json.dumps(verdict_values_of_folders(runs), indent=2))
         return
     print("\n".join(verdicts_of_folders(runs)))
-    for folder in runs:
-        print(f"Report: {folder / 'report' / 'report.html'}")
+    for page in (folder / "report" / "report.html" for folder in runs):
+        if page.is_file():
+            print(f"Report: {page}")
     print("\n".join(ui_lines(store_address(Path.cwd()))))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vitpipe.contracts.errors import VitpipeError
+from vitpipe.contracts.shell import with_typed_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,3 +103,11 @@ def _lines(names: list[str], cells: list[str]) -> Table:
 def print_progress(line: str) -> None:
     """Print a line to stderr: stdout belongs to the result."""
     print(line, file=sys.stderr, flush=True)
+
+
+def warn_of(check: Callable[[Path], None], path: Path) -> None:
+    """Print on stderr what a check refuses, and go on."""
+    try:
+        check(path)
+    except VitpipeError as error:
+        print(f"warning: {with_typed_commands(str(error))}", file=sys.stderr)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vitpipe.config.dense_sections import DetectConfig
 from vitpipe.contracts.protocol import COCO_AP, PROTOCOL, protocol_rows
@@ -27,6 +26,7 @@ from vitpipe.data.image_grid import (
     optional_figure,
     write_grid,
 )
+from vitpipe.data.image_pixels import rgb_file
 from vitpipe.datasets.dense_folder import DenseFolder, open_dense
 from vitpipe.datasets.layouts.coco_outlines import mask_of
 from vitpipe.dense.coco_ap import NUMBERS, CocoResult, coco_ap, coco_results
@@ -167,8 +167,7 @@ def _draw(
     names = val_set.metainfo["classes"]
     tiles: list[Tile] = []
     for info in _first_with_objects(val_set):
-        with Image.open(info["img_path"]) as file:
-            image = np.asarray(file.convert("RGB"))
+        image = np.asarray(rgb_file(info["img_path"]))
         own = [found for found in results if found["image_id"] == info["img_id"]]
         best = sorted(own, key=lambda found: -found["score"])[:_NUM_BOXES]
         truth = _true_objects(info, names)

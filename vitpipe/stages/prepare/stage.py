@@ -19,10 +19,10 @@ from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.contracts.logger import RunLogger
 from vitpipe.contracts.units import counted
 from vitpipe.data.image_grid import optional_figure
+from vitpipe.data.image_pixels import encoding_of
 from vitpipe.data.manifest import (
     MANIFEST,
     DataManifest,
-    Encoding,
     ShardManifest,
     read_manifest,
     write_manifest,
@@ -136,8 +136,9 @@ def prepare_sets(ctx: StageContext, root: Path) -> None:
 def _pack(ctx: StageContext, source: Source, quarantine: Quarantine) -> ShardManifest:
     """Pack one classification dataset, or reuse the shards of an earlier run if its source is unchanged."""
     data, name, started = ctx.recipe.data, source.dataset, time.monotonic()
-    encoding = Encoding(short_side=data.short_side, quality=data.jpeg_quality) if data.short_side else None
-    options = PackOptions(data.shard_megabytes * 1_000_000, encoding, data.near_duplicates, num_packers(data))
+    options = PackOptions(
+        data.shard_megabytes * 1_000_000, encoding_of(data), data.near_duplicates, num_packers(data)
+    )
     ctx.logger.say(f"{name}: {counted(len(source.classes), 'class', 'classes')}, format: {source.form}")
     for note in source.notes:
         ctx.logger.say(f"{name}: {note}")

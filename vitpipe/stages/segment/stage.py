@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vitpipe.config.dense_sections import SegmentConfig
 from vitpipe.contracts.protocol import PIXEL_IOU, PROTOCOL, protocol_rows
@@ -25,6 +24,7 @@ from vitpipe.data.image_grid import (
     optional_figure,
     write_grid,
 )
+from vitpipe.data.image_pixels import rgb_file
 from vitpipe.datasets.dense_folder import DenseFolder, open_dense
 from vitpipe.dense.head import segmentation_head
 from vitpipe.dense.miou import PixelCounts, SegmentResult
@@ -173,8 +173,7 @@ def _draw(ctx: StageContext, samples: list[Any], classes: tuple[str, ...], name:
     tiles: list[Tile] = []
     drawn: list[Any] = []
     for sample in samples:
-        with Image.open(sample.img_path) as file:
-            image = np.asarray(file.convert("RGB"))
+        image = np.asarray(rgb_file(sample.img_path))
         # Both maps have the image's original size: mmseg resizes predictions back.
         maps = [part.data.squeeze().cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg)]
         tiles.append(Tile(fit(image, _TILE)))
