@@ -135,17 +135,23 @@ def train_linear(
             # Linear scaling rule (Goyal et al., arXiv 1706.02677), as in MAE and DINO.
             group["lr"] = cosine(progress, rate * batch / 256, 0.0)
         inputs_BC = (features_MC[batch_B] - probes.mean) / probes.std
-        logits = F.linear(inputs_BC, weight.flatten(0, 1), bias.flatten()).view(batch * len(rates), -1)
-        targets = labels_M[batch_B].repeat_interleave(len(rates))
-        # The mean over the images for each classifier; no gradient goes from one to another.
-        losses = F.cross_entropy(logits, targets, reduction="sum") / batch
-        weight_grad, bias_grad = torch.autograd.grad(losses, (weight, bias))
+        weight_grad, bias_grad = _gradients(weight, bias, inputs_BC, labels_M[batch_B])
         for place, (own_weight, own_bias) in enumerate(views):
             own_weight.grad, own_bias.grad = weight_grad[place], bias_grad[place]
         optimiser.step()
         if after_epoch and done == steps_per_epoch - 1:
             after_epoch(probes)
     return probes
+
+
+def _gradients(weight: Tensor, bias: Tensor, inputs_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each classifier's own mean cross entropy, for (L, K, C) and (L, K)."""
+    logits_BM = F.linear(inputs_BC, weight.flatten(0, 1), bias.flatten())
+    targets = labels_B.repeat_interleave(len(weight))
+    # No gradient goes from one classifier to another, so their losses may be added.
+    losses = F.cross_entropy(logits_BM.view(len(targets), -1), targets, reduction="sum") / len(labels_B)
+    weight_grad, bias_grad = torch.autograd.grad(losses, (weight, bias))
+    return weight_grad, bias_grad
 
 
 def _untrained(
