@@ -63,6 +63,8 @@ def test_an_average_of_weights_is_a_part_where_the_recipe_has_one():
 
 def test_the_labels_have_the_classes_of_the_stage():
     assert _measured("intermediate", rounds=1).num_classes == 50
+    # Of a set with annotations, pre-training reads the pictures only.
+    assert _measured("pretrain", "pretrain.dataset=coco", "probe.dataset=imagenet", rounds=1).num_classes == 0
 
 
 @pytest.mark.parametrize(

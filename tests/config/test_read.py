@@ -50,12 +50,16 @@ def test_invalid_recipe_is_refused_with_its_message(path: Path, tmp_path: Path):
     assert caught.value.fix
 
 
+# They end in pre-training or in a linear classifier, for which no table has a row of this length.
+WITHOUT_ROWS = ("selfpatch/coco", "selfpatch/dino")
+
+
 @pytest.mark.parametrize("profile", profile_names())
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid_at_every_profile(name: str, profile: str):
     recipe = load_recipe(name, profile)
     assert (recipe.name, recipe.profile) == (name, profile)
-    assert recipe.expect
+    assert recipe.expect or name.startswith(WITHOUT_ROWS)
     assert recipe.source.tables
 
 

@@ -38,6 +38,8 @@ def trainable(name: str) -> tuple[TrainConfig, ModelConfig]:
         # A section refuses a method of the other kind itself, a method the networks that it cannot train.
         try:
             found = section_of(stage, STEPS, method={"name": name})
+            if found.method.misfit(model, found.global_batch):
+                continue
             built(found, model)
         except (ValidationError, RecipeError):
             continue

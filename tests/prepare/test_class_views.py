@@ -16,7 +16,7 @@ from vitpipe.data.batches import eval_batches
 from vitpipe.data.class_selection import ClassSelection
 from vitpipe.data.manifest import DataManifest, content_digest, read_manifest
 from vitpipe.data.shards import open_shards, read_shard_manifest, verify_checksums
-from vitpipe.datasets.catalogue import class_order
+from vitpipe.datasets.catalogue import class_order, facts
 from vitpipe.prepare.class_views import write_view
 from vitpipe.prepare.dataset_doctor import examine
 from vitpipe.stages.prepare import stage as prepare
@@ -169,3 +169,27 @@ def test_a_second_view_needs_no_packing(tmp_path):
     write_view(folder, "imagenet10", "imagenet")
     assert read_shard_manifest(folder, "imagenet") == before
     assert len(open_shards(folder, "imagenet10", "val")) == 20
+
+
+def test_ten_classes_alone_are_packed_from_imagenets_folder_and_examined_there(tmp_path):
+    assert TEN == (
+        "n02056570", "n02085936", "n02128757", "n02690373", "n02692877",
+        "n03095699", "n04254680", "n04285008", "n04467665", "n07747607",
+    )  # fmt: skip
+    known = facts("imagenet10")
+    assert (known.num_train_images, known.num_val_images, known.num_classes) == (13_000, 500, 10)
+    write_class_folders(MANY, tmp_path / "imagenet")
+    folder, metrics, _ = prepared(tmp_path / "one", tmp_path, "imagenet10")
+    manifest = read_shard_manifest(folder, "imagenet10")
+    assert (manifest.classes, manifest.view) == (TEN, None)
+    assert (metrics["imagenet10_num_train"], metrics["imagenet10_num_val"]) == (50, 20)
+    (report,) = examine(tmp_path, ["imagenet10"], deep=True)
+    assert (report.num_train, report.num_val, report.num_classes) == (50, 20, 10)
+    levels = {finding.level: finding.what for finding in report.findings}
+    assert "error" not in levels
+    assert "20 images, 480 fewer than the 500 of ImageNet-10" in levels["warning"]
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "imagenet" / split / TEN[3])
+    (report,) = examine(tmp_path, ["imagenet10"])
+    (error,) = [finding for finding in report.findings if finding.level == "error"]
+    assert f"1 of the 10 classes of 'imagenet10' is missing: {TEN[3]}" in error.what

@@ -26,7 +26,7 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.config.resolve import TrainPlan, train_plan
 from vitpipe.config.train_sections import TrainConfig
 from vitpipe.contracts.errors import DivergenceError, InputError, RecipeError, RunError, StoppedError
-from vitpipe.contracts.graph import all_stages
+from vitpipe.contracts.graph import PICTURES, all_stages
 from vitpipe.contracts.seeds import seed_of
 from vitpipe.contracts.spelling import did_you_mean
 from vitpipe.contracts.units import format_millions
@@ -222,7 +222,11 @@ def _section(recipe: Recipe, stage: str | None) -> tuple[str, TrainConfig]:
 
 
 def _num_classes(recipe: Recipe, stage: str, section: TrainConfig) -> int:
-    known = sized_facts(section.dataset, recipe.data).num_classes
+    found = sized_facts(section.dataset, recipe.data)
+    # As pre-training reads them: pictures without classes, all of label 0.
+    if not found.has_classes and all_stages()[stage].reads == PICTURES:
+        return 0
+    known = found.num_classes
     if not known:
         raise InputError(
             f"The number of classes of '{section.dataset}' is unknown",
@@ -254,7 +258,7 @@ def _batches(
     generator = torch.Generator().manual_seed(0)
     batch = plan.micro_batch
     images = tuple(torch.randn(batch, *view.shape, generator=generator) for view in views)
-    labels = torch.randint(num_classes, (batch,), generator=generator)
+    labels = torch.randint(max(1, num_classes), (batch,), generator=generator)
 
     def batches(start_step: int) -> Iterator[Batch]:
         for step in range(start_step, plan.num_steps):

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, SerializeAsAny
 
+from vitpipe.config.model import ModelConfig
 from vitpipe.config.named import NamedSection, one_of, settings_of
 from vitpipe.contracts.discovery import names_in
 from vitpipe.contracts.graph import NetworkKind
@@ -19,11 +20,21 @@ class MethodConfig(NamedSection):
     Attributes:
         gives_classifier: its result tells the classes of the training set apart: the stages intermediate and
             finetune take such methods, pretrain takes the others.
+        needs_classes: its losses or what it is judged by read the labels: pretrain refuses a set without
+            classes for it.
         builds: what its `build` asks the network's family for. A recipe whose family lacks it is refused.
     """
 
     gives_classifier: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
     builds: ClassVar[tuple[NetworkKind, ...]] = ()
+
+    def misfit(self, model: ModelConfig, global_batch: int) -> str:
+        """Why the method cannot train this network with this batch, as a sentence; empty if it can.
+
+        Asked when a recipe is read, so that nothing is prepared for a training that cannot start.
+        """
+        return ""
 
 
 def _gives_classifier(wanted: bool) -> AfterValidator:

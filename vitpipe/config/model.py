@@ -97,6 +97,16 @@ class ModelConfig(Section):
         return find_model(self.name)
 
     @property
+    def token_pixels(self) -> int:
+        """Pixels per side of what becomes one token of the last block; sides of crops are multiples of it."""
+        return self.stride
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether the encoder takes images of other sizes than `image_size`, as crops of several sizes need."""
+        return True
+
+    @property
     def num_layers(self) -> int:
         """Layer ids of the classifier with these options; a family whose options change it overrides this."""
         # Also a property of the networks (`Network.num_layers`), which count what they really have: `vitpipe

@@ -137,6 +137,15 @@ class RecipeBase(Section):
         return self
 
     @model_validator(mode="after")
+    def _methods_fit_the_network(self) -> RecipeBase:
+        for stage in self.stages:
+            section: Any = getattr(self, stage, None)
+            method = getattr(section, "method", None)
+            if method is not None and (why := method.misfit(self.model, section.global_batch)):
+                raise ValueError(f"method '{method.name}' of stage '{stage}': {why}")
+        return self
+
+    @model_validator(mode="after")
     def _crops_fit_the_network(self) -> RecipeBase:
         section, stride = getattr(self, "segment", None), self.model.stride
         if "segment" in self.stages and section is not None and section.crop_size % stride:

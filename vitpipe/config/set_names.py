@@ -1,8 +1,8 @@
 """Names of datasets: which there are, and which of them the stages of a recipe read.
 
 A catalogue set is a file `datasets/facts/<name>.yaml`, ours or a plugin's; a set of the user's own stands in
-`data.own_sets`. A stage reads the set that `dataset` of its section names; one without that key (probe,
-evaluate) reads the set that its weights were trained on.
+`data.own_sets`. A stage reads the set that `dataset` of its section names; one without that key (evaluate),
+or without a value for it (probe), reads the set that its weights were trained on.
 """
 
 from __future__ import annotations

@@ -34,24 +34,24 @@ def _rising(epochs: tuple[float, ...]) -> tuple[float, ...]:
 class OptimConfig(Section):
     """The optimiser and its schedule. Peak lr = base_lr, times global_batch / lr_reference_batch where given.
 
-    `betas` and `eps` are AdamW's, `momentum` that of SGD (not Nesterov's) and LARS, `trust_coefficient` that
-    of LARS. `layer_decay` multiplies the learning rate once per layer from the head towards the input. The
-    warm-up lasts `warmup_epochs`, or `warmup_steps` where given. It replaces the beginning of the curve, from
-    `warmup_lr` on; with
-    `warmup_factor` it multiplies the curve, from this factor on (mmdetection, mmsegmentation). `warmup_lr`
-    and `min_lr`, where the curve ends, are absolute. With `warmup_reaches_peak` the last step of the warm-up
-    has the peak already (DINO), otherwise the step after it (MAE). The curve counts from the end of the
-    warm-up (MAE, DINO) or from the start of the `run` (Swin, mmdetection); its unit says how often the rate
-    changes. `step` multiplies by `drop_factor` at each of `drop_epochs`. With `final_weight_decay` weight
-    decay follows a cosine to it (DINO).
+    `clip_grad_norm` is the largest norm of all gradients together, or of every tensor's with
+    `clip_each_tensor` (DINO). `betas` and `eps` are AdamW's, `momentum` that of SGD (not Nesterov's) and
+    LARS, `trust_coefficient` that of LARS. `layer_decay` multiplies the learning rate once per layer from the
+    head towards the input. The warm-up lasts `warmup_epochs`, or `warmup_steps` where given. It replaces the
+    beginning of the curve, from `warmup_lr` on; with `warmup_factor` it multiplies the curve, from this
+    factor on (mmdetection, mmsegmentation). `warmup_lr` and `min_lr`, where the curve ends, are absolute.
+    With `warmup_reaches_peak` the last step of the warm-up has the peak already (DINO), otherwise the step
+    after it (MAE). The curve counts from the end of the warm-up (MAE, DINO) or from the start of the `run`
+    (Swin, mmdetection); its unit says how often the rate changes. `step` multiplies by `drop_factor` at each
+    of `drop_epochs`. With `final_weight_decay` weight decay follows a cosine to it (DINO).
     """
 
     effects: ClassVar[Effects] = Effects(
         weights=(
             "name base_lr lr_reference_batch min_lr betas eps momentum trust_coefficient weight_decay "
-            "final_weight_decay layer_decay clip_grad_norm warmup_epochs warmup_steps warmup_lr "
-            "warmup_factor warmup_reaches_peak schedule schedule_start schedule_unit drop_epochs drop_factor "
-            "poly_power"
+            "final_weight_decay layer_decay clip_grad_norm clip_each_tensor warmup_epochs warmup_steps "
+            "warmup_lr warmup_factor warmup_reaches_peak schedule schedule_start schedule_unit drop_epochs "
+            "drop_factor poly_power"
         ),
     )
 
@@ -71,6 +71,7 @@ class OptimConfig(Section):
     # None and 1.0 differ: None makes no groups per layer at all, so the plan shows no table of layers.
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     clip_grad_norm: Positive | None = None
+    clip_each_tensor: bool = False
     # May be a fraction, and may exceed the epochs: warm-up then lasts for the whole run.
     warmup_epochs: NotNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] | None = None

@@ -20,6 +20,7 @@ Image = Literal["train", "dense"]
 Kind = Literal["Dataset", "Model", "Artifact"]
 STAGE_PACKAGE = "vitpipe.stages"
 CLASSES = "classes"  # the kind of a dataset of images with classes
+PICTURES = "pictures"  # a dataset of any kind, of which only the pictures are read
 # What a family of networks may be built as; each is a function of `models.families.Family`.
 NetworkKind = Literal["encoder", "classifier", "intermediate_heads", "pretrainer", "dense"]
 
@@ -56,8 +57,8 @@ class Stage:
         takes_every_stage: one input for each stage of a lower order, by its name, instead of `inputs`.
         sections: top-level recipe keys that the stage reads; others do not re-run it. Only `prepare` reads
             `data`: what it makes of it reaches the others as their input folder.
-        reads: kind of the dataset that `dataset` of its section names, as in the catalogue: `CLASSES`, or a
-            layout such as `coco`.
+        reads: kind of the dataset that it reads, as in the catalogue: `CLASSES`, or a layout such as `coco`;
+            `PICTURES` for any kind. Its section names the dataset, or its weights' card.
         builds: what the stage itself builds of the recipe's network; what a method builds says its settings.
         kind: Kubeflow's type of the output folder.
         pages: outputs of their own in Kubeflow: stem of a file in the folder -> Kubeflow's type.

@@ -23,11 +23,11 @@ from vitpipe.data.order import Chunk, epoch_steps, eval_chunks, train_chunks
 
 
 class ImageSet(Protocol):
-    """Images with classes by position: a `ShardSet`, or some of its images."""
+    """Images by position: a `ShardSet`, some of its images, or the pictures of a set with annotations."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class folder names in the order of the class numbers."""
+        """Class folder names in the order of the class numbers; none where all have label 0."""
 
     def __len__(self) -> int: ...
 
@@ -197,7 +197,7 @@ class _BatchImages:
     def add(self, image: Image.Image) -> None:
         """Transform the next image."""
         # Without stacking afterwards, which copies every image once more (with whole JPEGs, see
-        # `shards.read_at_once`, a tenth of the data path's time).
+        # `decode.read_at_once`, a tenth of the data path's time).
         if not isinstance(self.transform, Chain):
             self.made.append(self.transform(image))
         elif self.batch is None:

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vitpipe.contracts.seeds import seed_of
-from vitpipe.data.shards import ShardSet
+
+
+class LabelledSet(Protocol):
+    """What a share is taken of: an `ImageSet` that tells all class numbers without reading an image."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class folder names in the order of the class numbers."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names for people; empty when unknown."""
+
+    @property
+    def labels(self) -> NDArray[np.uint32]:
+        """Class numbers of all images, (num_images,)."""
+
+    def __len__(self) -> int: ...
+
+    def decode_many(self, positions: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
+        """See `ShardSet.decode_many`."""
 
 
 class LowShot:
     """Some images of a set, of every class its part; which ones is a function of the seed.
+
+    Of a set without classes, whose labels are all 0, they are any images.
 
     Args:
         shards: the whole set.
@@ -24,7 +47,7 @@ class LowShot:
         positions: of the chosen images in the whole set, ascending, (num_images,).
     """
 
-    def __init__(self, shards: ShardSet, num_images: int, seed: int) -> None:
+    def __init__(self, shards: LabelledSet, num_images: int, seed: int) -> None:
         self.shards, self.classes, self.class_names = shards, shards.classes, shards.class_names
         labels = shards.labels
         order = np.random.default_rng(seed_of("low shot", seed)).permutation(len(labels))

@@ -7,7 +7,6 @@ shards are cached on this machine. Every read is verified against the checksum i
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 
 from vitpipe.contracts.errors import DatasetError
 from vitpipe.data.class_selection import ClassSelection
+from vitpipe.data.decode import rgb_image
 from vitpipe.data.manifest import SetManifest, ShardManifest, SplitManifest, read_manifest
 from vitpipe.data.storage.cache import RangeCache, shard_cache
 from vitpipe.data.storage.open_storage import storage_of
@@ -33,10 +33,11 @@ INDEX_DTYPE = np.dtype(
 )
 # A tar member's header is one block of 512 bytes directly before its content; bytes 148 to 155 hold the
 # header's checksum in octal (POSIX ustar).
-_HEADER, _HEADER_SUM = 512, slice(148, 156)
+HEADER_BYTES, _HEADER_SUM = 512, slice(148, 156)
 # Remote reads wait for the network: all 16 run at the same time, within s3._CONNECTIONS.
 _REMOTE_READERS = 16
 _REPACK = "run the prepare stage again, or copy the prepared folder again"
+_CHANGED = "has changed since it was packed"
 _UPLOAD_AGAIN = "run the prepare stage again: it sends missing and damaged files"
 
 
@@ -65,6 +66,7 @@ class ShardSet:
         folder: holds the manifest and, without `store`, the shards.
         split: `train` or `val`.
         view: manifest of some classes of this set, to see only these, with class numbers of their own.
+        index: the file of the index, where it is not beside the shards.
 
     Attributes:
         classes: class folder names in the order of the class numbers.
@@ -77,8 +79,18 @@ class ShardSet:
         DatasetError: when the index is missing, incomplete or damaged.
     """
 
+    # Words of messages, which other files in tars may need otherwise.
+    _unusable = "A shard cannot be used"
+    _undecodable_fix = "run the prepare stage again: it lists such images and leaves them out"
+
     def __init__(
-        self, folder: Path, manifest: ShardManifest, split: str, view: ShardManifest | None = None
+        self,
+        folder: Path,
+        manifest: ShardManifest,
+        split: str,
+        view: ShardManifest | None = None,
+        *,
+        index: Path | None = None,
     ) -> None:
         seen = view or manifest
         self.folder, self.dataset, self.split = folder, seen.dataset, split
@@ -86,6 +98,7 @@ class ShardSet:
         self.manifest: SplitManifest = manifest.splits[split]
         self.storage: Storage = storage_of(folder, manifest.store)
         self.cache: RangeCache | None = shard_cache() if self.storage.is_remote else None
+        self._index = index
         self._readers: tuple[int, ThreadPoolExecutor] | None = None
         self._records = self._map_index(check=True)
         self._chosen: ClassSelection | None = None
@@ -122,7 +135,10 @@ class ShardSet:
         read = self._pool().map if self.storage.is_remote and len(missing) > 1 else map
         wanted = [positions[place] for place in missing], [entries[place] for place in missing]
         blocks.update(zip(missing, read(self._from_storage, *wanted), strict=True))
-        return [_sample(blocks[place], entry.label) for place, entry in enumerate(entries)]
+        return [
+            Sample(self._key(blocks[place]), entry.label, blocks[place][HEADER_BYTES:])
+            for place, entry in enumerate(entries)
+        ]
 
     def decode(self, position: int) -> tuple[Image.Image, int]:
         """The image at a position as RGB, with its class number.
@@ -137,20 +153,8 @@ class ShardSet:
         """Images (RGB) and class numbers in the order of `positions`. Raises as `decode`."""
         # All are read before the first is decoded, so that remote reads of a batch overlap.
         for position, sample in zip(positions, self.read_many(positions), strict=True):
-            try:
-                with Image.open(io.BytesIO(sample.image_bytes)) as image:
-                    read_at_once(image, sample.image_bytes)
-                    image.load()
-                    # Palettes, CMYK and transparency are converted, EXIF rotation is ignored: that is how
-                    # the published training code reads images.
-                    rgb = image if image.mode == "RGB" else image.convert("RGB")
-            # Pillow's PNG reader raises SyntaxError for damaged chunks.
-            except (OSError, SyntaxError, ValueError) as error:
-                raise DatasetError(
-                    f"The image '{sample.key}' cannot be decoded ({error})",
-                    where=f"{self.folder}, split {self.split}, position {position}",
-                    fix="run the prepare stage again: it lists such images and leaves them out",
-                ) from error
+            where = f"{self.folder}, split {self.split}, position {position}"
+            rgb = rgb_image(sample.image_bytes, sample.key, where, self._undecodable_fix)
             yield rgb, sample.label
 
     def close(self) -> None:
@@ -177,28 +181,36 @@ class ShardSet:
         found = [_Entry(*self._records.item(self._chosen.positions.item(position))) for position in positions]
         return [entry._replace(label=self._chosen.label(entry.label)) for entry in found]
 
+    def _key(self, block: bytes) -> str:
+        """The key of the image whose tar header a block begins with."""
+        return member_name(block).rpartition(".")[0]
+
+    def _shown(self, position: int, block: bytes) -> str:
+        """What a message calls an image with these damaged bytes, of which the header may be damaged."""
+        return f"image {position}"
+
     def _from_cache(self, cache: RangeCache, entry: _Entry) -> bytes | None:
         # Keyed by content, not by name: two sets with equal shards share them, and a repacked shard never
         # meets ranges of its former version.
         key = self.manifest.shards[entry.shard].sha256
-        block = cache.read(key, entry.offset - _HEADER, _HEADER + entry.size)
+        block = cache.read(key, entry.offset - HEADER_BYTES, HEADER_BYTES + entry.size)
         return block if block is not None and _is_intact(block, entry) else None
 
     def _from_storage(self, position: int, entry: _Entry) -> bytes:
-        shard = self.manifest.shards[entry.shard]
-        start = entry.offset - _HEADER
+        shard, block = self.manifest.shards[entry.shard], b""
+        start = entry.offset - HEADER_BYTES
         # A remote read gets a second attempt: bytes may be damaged in transit. A local file would give the
         # same bytes again.
         for _ in range(1 if self.cache is None else 2):
-            block = self.storage.read(shard.name, start, _HEADER + entry.size)
+            block = self.storage.read(shard.name, start, HEADER_BYTES + entry.size)
             if _is_intact(block, entry):
                 if self.cache is not None:
                     self.cache.write(shard.sha256, start, block)
                 return block
         # The record decides where the image is looked for: a damaged index looks like a changed shard.
-        name, what = shard.name, f"A shard cannot be used: image {position} has changed since it was packed"
+        name, what = shard.name, f"{self._unusable}: {self._shown(position, block)} {_CHANGED}"
         if self._index_sha256() != self.manifest.index_sha256:
-            name, what = self.manifest.index, "The index of the shards has changed since it was packed"
+            name, what = self.manifest.index, f"The index of the shards {_CHANGED}"
         raise DatasetError(what, where=self.storage.place(name), fix=_fix(self.storage))
 
     def _index_sha256(self) -> str:
@@ -224,12 +236,12 @@ class ShardSet:
         size_bytes = self.manifest.num_images * INDEX_DTYPE.itemsize
         if size_bytes == 0:
             return np.empty(0, INDEX_DTYPE)  # an empty file cannot be mapped
-        if self.cache is not None:
+        if self.cache is not None and self._index is None:
             path = self.cache.index(self.manifest.index_sha256, size_bytes, self._index_blocks, check=check)
             if path is None:
                 return self._index_in_memory()
         else:
-            path = Path(self.storage.place(self.manifest.index))
+            path = self._index or Path(self.storage.place(self.manifest.index))
             if not path.is_file() or path.stat().st_size != size_bytes:
                 raise DatasetError("The index is missing or incomplete", where=path, fix=_REPACK)
         # A plain array on the same memory: indexing numpy's memmap class is several times slower.
@@ -247,6 +259,8 @@ class ShardSet:
         return np.frombuffer(content, INDEX_DTYPE)
 
     def _index_blocks(self) -> Iterator[bytes]:
+        if self._index is not None:
+            return iter((self._index.read_bytes(),))
         return blocks_of(self.storage, self.manifest.index, self.manifest.num_images * INDEX_DTYPE.itemsize)
 
 
@@ -304,18 +318,6 @@ def read_shard_manifest(prepare_folder: Path, dataset: str) -> ShardManifest:
     return manifest
 
 
-def read_at_once(image: Image.Image, content: bytes) -> None:
-    """Let Pillow pass the whole file to the decoder at once.
-
-    Args:
-        image: opened and not yet loaded.
-        content: bytes of the file.
-    """
-    # Pillow feeds its decoder blocks of 64 kB (`ImageFile.MAXBLOCK`); so read, a JPEG takes a sixth longer.
-    if isinstance(image, ImageFile.ImageFile):
-        image.decodermaxblock = max(image.decodermaxblock, len(content))
-
-
 def verify_checksums(prepare_folder: Path, dataset: str) -> int:
     """Verify the checksums of every shard and index of a set by reading them completely; none for a view.
 
@@ -360,22 +362,26 @@ def _is_intact(block: bytes, entry: _Entry) -> bool:
     """Whether a block is the tar header and the image that were packed."""
     # Both are checked, because the key in the header names the image in messages, and the index has a
     # checksum of the image only.
-    if len(block) != _HEADER + entry.size:
+    if len(block) != HEADER_BYTES + entry.size:
         return False
-    header = block[:_HEADER]
+    return is_header(block[:HEADER_BYTES]) and zlib.crc32(memoryview(block)[HEADER_BYTES:]) == entry.crc32
+
+
+def is_header(header: bytes) -> bool:
+    """Whether 512 bytes are an undamaged tar header."""
     try:
         noted = int(header[_HEADER_SUM].rstrip(b"\0 "), 8)
     except ValueError:  # zeros, a hole of the sparse cache file
         return False
     # The sum of all bytes of the header, with the checksum field counted as eight spaces (POSIX ustar).
-    if noted != sum(header) - sum(header[_HEADER_SUM]) + 8 * ord(" "):
-        return False
-    return zlib.crc32(memoryview(block)[_HEADER:]) == entry.crc32
+    return noted == sum(header) - sum(header[_HEADER_SUM]) + 8 * ord(" ")
 
 
-def _sample(block: bytes, label: int) -> Sample:
-    # The first 100 bytes of a tar header are the member's name; the key is that without its extension.
-    return Sample(block[:100].rstrip(b"\0").decode("ascii").rpartition(".")[0], label, block[_HEADER:])
+def member_name(block: bytes) -> str:
+    """The name in a tar header (POSIX ustar), whose first bytes a block has."""
+    # Bytes 0 to 99; of a longer name they are its end, and the beginning is in bytes 345 to 499.
+    name, prefix = (field.rstrip(b"\0").decode("utf-8", "replace") for field in (block[:100], block[345:500]))
+    return f"{prefix}/{name}" if prefix else name
 
 
 def _fix(storage: Storage) -> str:

@@ -11,11 +11,11 @@ from vitpipe.config.digest import file_digest
 from vitpipe.contracts.errors import DatasetError, disk_errors
 from vitpipe.data.manifest import DenseManifest, SetManifest, read_manifest
 from vitpipe.data.storage.open_storage import storage_of
-from vitpipe.data.storage.storage import blocks_of
+from vitpipe.data.storage.storage import Storage, blocks_of
 from vitpipe.datasets.archives import unpack_tar
-from vitpipe.datasets.layouts import verified
+from vitpipe.datasets.layouts import DenseLayout, verified
 
-_REDO = "run the prepare stage again, or copy the prepared folder again"
+REDO = "run the prepare stage again, or copy the prepared folder again"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def open_dense(prepare_folder: Path, dataset: str, scratch: Path, kind: str = ""
     """
     folder = prepare_folder / dataset
     manifest = read_manifest(folder, SetManifest).root
-    found = _kind(manifest) if isinstance(manifest, DenseManifest) else "images with classes"
+    found = kind_of(manifest) if isinstance(manifest, DenseManifest) else "images with classes"
     if not isinstance(manifest, DenseManifest) or kind not in ("", found):
         raise DatasetError(
             f"'{dataset}' is a set of another kind: {found} instead of {kind or 'scenes with annotations'}",
@@ -64,7 +64,7 @@ def open_dense(prepare_folder: Path, dataset: str, scratch: Path, kind: str = ""
         if not root.is_dir():
             _unpack(folder, manifest, root)
     else:
-        root = _checked_root(manifest, folder)
+        root = checked_layout(manifest, folder).root
     return DenseFolder(root, manifest.classes, manifest.digest, manifest.counts, scratch)
 
 
@@ -80,18 +80,32 @@ def check_dense(prepare_folder: Path, dataset: str, *, checksums: bool) -> Dense
     folder = prepare_folder / dataset
     manifest = read_manifest(folder, DenseManifest)
     if manifest.archive is None:
-        _checked_root(manifest, folder)
+        checked_layout(manifest, folder)
         return manifest
-    storage = storage_of(folder, manifest.store)
-    if storage.size_bytes(manifest.archive) != manifest.size_bytes:
-        where = storage.place(manifest.archive)
-        raise DatasetError("The archive is missing or has a different size", where=where, fix=_REDO)
+    storage = whole_archive(folder, manifest)
     if checksums:
         total = hashlib.sha256()
         for block in blocks_of(storage, manifest.archive, manifest.size_bytes):
             total.update(block)
-        _compare(total.hexdigest(), manifest, storage.place(manifest.archive))
+        require_checksum(total.hexdigest(), manifest, storage.place(manifest.archive))
     return manifest
+
+
+def whole_archive(folder: Path, manifest: DenseManifest) -> Storage:
+    """The storage that holds a set's archive.
+
+    Args:
+        folder: of the manifest.
+
+    Raises:
+        DatasetError: when it is missing there or has another size.
+    """
+    storage = storage_of(folder, manifest.store)
+    assert manifest.archive is not None
+    if storage.size_bytes(manifest.archive) != manifest.size_bytes:
+        where = storage.place(manifest.archive)
+        raise DatasetError("The archive is missing or has a different size", where=where, fix=REDO)
+    return storage
 
 
 def _unpack(folder: Path, manifest: DenseManifest, root: Path) -> None:
@@ -103,8 +117,8 @@ def _unpack(folder: Path, manifest: DenseManifest, root: Path) -> None:
     if not storage.is_remote:
         archive = Path(storage.place(manifest.archive))
         if not archive.is_file():
-            raise DatasetError("The archive is missing", where=archive, fix=_REDO)
-        _compare(file_digest(archive), manifest, archive)
+            raise DatasetError("The archive is missing", where=archive, fix=REDO)
+        require_checksum(file_digest(archive), manifest, archive)
         unpack_tar(archive, root, limit_bytes=limit_bytes)
         return
     with disk_errors(root):
@@ -114,16 +128,29 @@ def _unpack(folder: Path, manifest: DenseManifest, root: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
             fetched = Path(temporary) / manifest.archive
             storage.fetch(manifest.archive, fetched)
-            _compare(file_digest(fetched), manifest, storage.place(manifest.archive))
+            require_checksum(file_digest(fetched), manifest, storage.place(manifest.archive))
             unpack_tar(fetched, root, limit_bytes=limit_bytes)
 
 
-def _compare(sha256: str, manifest: DenseManifest, where: str | Path) -> None:
+def require_checksum(sha256: str, manifest: DenseManifest, where: str | Path) -> None:
+    """Compare the SHA-256 of a set's archive with its manifest.
+
+    Raises:
+        DatasetError: when they differ.
+    """
     if sha256 != manifest.archive_sha256:
-        raise DatasetError("The archive's checksum differs from the manifest's", where=where, fix=_REDO)
+        raise DatasetError("The archive's checksum differs from the manifest's", where=where, fix=REDO)
 
 
-def _checked_root(manifest: DenseManifest, folder: Path) -> Path:
+def checked_layout(manifest: DenseManifest, folder: Path) -> DenseLayout:
+    """The user's folder of a set that was not packed.
+
+    Args:
+        folder: of the manifest, for the message.
+
+    Raises:
+        DatasetError: when it is missing, or other files are in it than when it was prepared.
+    """
     root = manifest.root
     if root is None or not root.is_dir():
         raise DatasetError(
@@ -132,15 +159,16 @@ def _checked_root(manifest: DenseManifest, folder: Path) -> Path:
             fix="mount it at the same path, or run the prepare stage again with the new data.root",
         )
     # Names and counts, not contents: reading the 20 GB of COCO before every run would take minutes.
-    found = verified(_kind(manifest), root, manifest.dataset).counts
-    if found != manifest.counts:
+    found = verified(kind_of(manifest), root, manifest.dataset)
+    if found.counts != manifest.counts:
         raise DatasetError(
-            f"The folder has changed since it was prepared: found {found}, expected {manifest.counts}",
+            f"The folder has changed since it was prepared: found {found.counts}, expected {manifest.counts}",
             where=root,
             fix="run the prepare stage again",
         )
-    return root
+    return found
 
 
-def _kind(manifest: DenseManifest) -> str:
+def kind_of(manifest: DenseManifest) -> str:
+    """The layout of a prepared set."""
     return manifest.layout or manifest.dataset

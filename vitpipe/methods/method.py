@@ -79,7 +79,8 @@ class Method(Trainable):
             family: builds the networks of the recipe's model.
             model: the recipe's model.
             section: the stage's, for what is not the method's own, such as mixing in `augment`.
-            classes: names of the classes of the training set.
+            classes: names of the classes of the training set; none for one without labels, whose images all
+                have label 0. A method that has to have classes says so by `needs_classes` of its options.
         """
 
     def views(self, augment: AugmentConfig, image_size: int) -> Transform:

@@ -121,13 +121,13 @@ def convert_state(official: Mapping[str, Tensor], *, kind: str = "auto", where: 
     """
     known = conversions()
     kinds = ", ".join(kind for each in known for kind in each.kinds)
-    if foreign := foreign_network(official):
+    renamed = _renamed(official, known, where)
+    if renamed is None and (foreign := foreign_network(official)):
         raise CheckpointError(
             f"The checkpoint is of {foreign}, which vitpipe does not have",
             where=where,
             fix=f"give a checkpoint of one of the known kinds: {kinds}",
         )
-    renamed = _renamed(official, known, where)
     if renamed is None:
         raise CheckpointError(
             f"The checkpoint is of no known kind (first keys: {', '.join(sorted(official)[:3])})",

@@ -154,6 +154,13 @@ class Encoder(Network):
             return "image vector behind the last block"
         return f"class tokens of the last {last_blocks} blocks, each behind the final norm"
 
+    def image_attention(self, images_BCHW: Tensor) -> Tensor | None:
+        """Share of each cell of the grid in the image's vector, mean over the heads: (B, rows, columns).
+
+        `None` for networks whose vector is no result of attention.
+        """
+        return None
+
     def chosen_blocks(self, blocks: Sequence[int]) -> tuple[int, ...]:
         """Block numbers from 0, negative ones resolved.
 

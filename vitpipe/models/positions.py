@@ -34,18 +34,38 @@ def sincos_table(side: int, width: int) -> Tensor:
     return torch.cat([column_NC, row_NC], dim=1).float().unsqueeze(0)
 
 
-def resample_positions(table_1NC: Tensor, grid: tuple[int, int]) -> Tensor:
+def class_sincos_table(side: int, width: int) -> Tensor:
+    """MoCo-v3's fixed 2-D position table (1, side*side, width), float32.
+
+    Four groups of channels: sine and cosine of the row, then of the column, frequency k being
+    10000^(-k / (width/4)) (Chen et al., An Empirical Study of Training Self-Supervised Vision Transformers,
+    arXiv 2104.02057; the order is that of the released code).
+    """
+    quarter = width // 4
+    frequency_k = 10000.0 ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
+    angle_Sk = torch.arange(side, dtype=torch.float32)[:, None] * frequency_k
+    axis_SC = torch.cat([angle_Sk.sin(), angle_Sk.cos()], dim=1)
+    row_NC, column_NC = axis_SC.repeat_interleave(side, dim=0), axis_SC.repeat(side, 1)
+    return torch.cat([row_NC, column_NC], dim=1).unsqueeze(0)
+
+
+def resample_positions(table_1NC: Tensor, grid: tuple[int, int], *, has_offset: bool = True) -> Tensor:
     """Resample a square position table to another grid: (1, N, C) -> (1, rows*columns, C).
 
-    Bicubic, with the factor (rows + 0.1) / S instead of rows / S, as in iTPN's released code (and DINO's).
+    Bicubic, with the factor (rows + 0.1) / S instead of rows / S, as in the released code of DINO, SelfPatch
+    and iTPN.
 
     Args:
         table_1NC: N a square number.
         grid: rows and columns of units of the result.
+        has_offset: with the 0.1; EsViT resizes without it.
     """
     _, num_units, width = table_1NC.shape
     side = math.isqrt(num_units)
     square = table_1NC.reshape(1, side, side, width).permute(0, 3, 1, 2)
+    if not has_offset:
+        resampled = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+        return resampled.flatten(2).transpose(1, 2)
     # torch computes the output size as floor(S * factor), and rounding errors of rows / S could lose a row;
     # the 0.1 prevents that. It also shifts the sample points a little, even when the grid stays the same, and
     # released weights were trained with that: `size=grid` would give other values.

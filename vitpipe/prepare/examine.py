@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from vitpipe.contracts.errors import reason_of
+from vitpipe.data.decode import read_at_once
 from vitpipe.data.manifest import Encoding
-from vitpipe.data.shards import read_at_once
 
 Treatment = Literal["", "kept", "converted", "left out"]
 _ORIENTATION = 0x0112  # EXIF tag `Orientation`; 1 is upright, 2 to 8 are turned or mirrored

@@ -13,7 +13,6 @@ from vitpipe.config.resolve import TrainPlan
 from vitpipe.config.train_sections import ClassifyConfig
 from vitpipe.contracts.protocol import NOT_AVERAGED, PROTOCOL
 from vitpipe.data.batches import Batch, ImageSet
-from vitpipe.data.shards import ShardSet
 from vitpipe.methods.method import Method
 from vitpipe.models.network import Network
 from vitpipe.stages.context import StageContext
@@ -72,7 +71,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
 
 def _validation(
-    ctx: StageContext, method: Method, plan: TrainPlan, sets: tuple[ImageSet, ShardSet]
+    ctx: StageContext, method: Method, plan: TrainPlan, sets: tuple[ImageSet, ImageSet]
 ) -> Validation | None:
     """Accuracy and loss on the validation set during training, every `validate_epochs`."""
     section: ClassifyConfig = ctx.section

@@ -13,14 +13,16 @@ from vitpipe.config.digest import digest_of
 from vitpipe.config.resolve import Reason, TrainPlan, num_workers, train_plan
 from vitpipe.config.train_sections import AugmentConfig, LoopConfig, TrainConfig
 from vitpipe.contracts.artifact import WEIGHTS
-from vitpipe.contracts.graph import all_stages
+from vitpipe.contracts.graph import PICTURES, all_stages
 from vitpipe.contracts.protocol import centre_crop, protocol_rows
 from vitpipe.contracts.seeds import seed_of
 from vitpipe.data.augment import eval_transform
 from vitpipe.data.batches import Batch, ImageSet, eval_batches, train_batches
 from vitpipe.data.image_grid import optional_figure
-from vitpipe.data.low_shot import LowShot
-from vitpipe.data.shards import ShardSet, open_shards
+from vitpipe.data.low_shot import LabelledSet, LowShot
+from vitpipe.data.manifest import DenseManifest
+from vitpipe.data.shards import open_shards
+from vitpipe.datasets.dense_pictures import open_pictures
 from vitpipe.evaluate.reconstruct import save_columns
 from vitpipe.methods.method import Method, method_class
 from vitpipe.models.families import family_of
@@ -28,6 +30,7 @@ from vitpipe.models.network import Network
 from vitpipe.models.transfer import transfer_weights
 from vitpipe.models.weights import save_weights
 from vitpipe.optim.optimiser import build_optimiser
+from vitpipe.prepare.set_summary import read_set
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.used_datasets import record_datasets
 from vitpipe.stages.weights_identity import dataset_read, starting_weights, weights_identity
@@ -40,10 +43,11 @@ from vitpipe.train.validation import Validation
 EMA_WEIGHTS = "ema.safetensors"
 
 
-def open_sets(ctx: StageContext, used: Sequence[str] = ("train", "val")) -> tuple[ImageSet, ShardSet]:
+def open_sets(ctx: StageContext, used: Sequence[str] = ("train", "val")) -> tuple[ImageSet, ImageSet]:
     """Training and validation set of the stage's dataset; the tracker is told which of them are used.
 
-    The training set has the share of its images that the section asks for.
+    The training set has the share of its images that the section asks for. A stage that learns without labels
+    gets the pictures of a set with annotations, with no classes and label 0.
 
     Raises:
         DatasetError: when it was not prepared, or is of another kind.
@@ -51,11 +55,22 @@ def open_sets(ctx: StageContext, used: Sequence[str] = ("train", "val")) -> tupl
     folder = ctx.inputs["data"].path
     # Weights from outside, of an earlier version: ImageNet was all that probe and evaluate could read.
     dataset = dataset_read(ctx.stage, ctx.recipe, ctx.inputs) or "imagenet"
-    whole, val_set = (open_shards(folder, dataset, split) for split in ("train", "val"))
+    sets: dict[str, LabelledSet]
+    if _reads_pictures(ctx) and isinstance(read_set(folder, dataset), DenseManifest):
+        sets = {**open_pictures(folder, dataset, ctx.state / "data", ctx.logger.say)}
+    else:
+        sets = {split: open_shards(folder, dataset, split) for split in ("train", "val")}
+    whole, val_set = sets["train"], sets["val"]
     record_datasets(ctx, dataset, used)
     section = ctx.section
     chosen = section.num_images(len(whole)) if isinstance(section, LoopConfig) else len(whole)
     return (whole if chosen == len(whole) else LowShot(whole, chosen, ctx.recipe.seed)), val_set
+
+
+def _reads_pictures(ctx: StageContext) -> bool:
+    """Whether the stage can do without classes."""
+    method = getattr(ctx.section, "method", None)
+    return all_stages()[ctx.stage].reads == PICTURES and not (method and method.needs_classes)
 
 
 def seed_model(ctx: StageContext) -> None:
@@ -119,7 +134,7 @@ def build_method(ctx: StageContext, section: Any, classes: Sequence[str]) -> Met
 
     Args:
         section: with `method`.
-        classes: names of the classes of the training set.
+        classes: names of the classes of the training set; none for one without labels.
     """
     seed_model(ctx)
     kind, model = method_class(section.method.name), ctx.recipe.model
@@ -245,7 +260,7 @@ def judge(
     ctx: StageContext,
     method: Method,
     plan: TrainPlan,
-    sets: tuple[ImageSet, ShardSet],
+    sets: tuple[ImageSet, ImageSet],
     *,
     crop_ratio: float,
     batch: int,

@@ -87,7 +87,9 @@ def _read(kind: type[T], file: Path) -> T:
 
 def can_predict(stage: str) -> bool:
     """Whether models of this stage can be served."""
-    return all_stages()[stage].reads in _KINDS
+    known = all_stages()[stage]
+    # Probe and evaluation read a set with classes, too, and have no model of their own.
+    return known.kind == "Model" and known.reads in _KINDS
 
 
 class _Classes:

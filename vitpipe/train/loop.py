@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from vitpipe.config.resolve import TrainPlan
-from vitpipe.config.train_sections import LoopConfig
+from vitpipe.config.train_sections import LoopConfig, OptimConfig
 from vitpipe.contracts.errors import CheckpointError
 from vitpipe.contracts.logger import RunLogger
+from vitpipe.data.moment import Moment
+from vitpipe.optim.clipping import clip_gradients
 from vitpipe.optim.optimiser import set_learning_rate, set_weight_decay
 from vitpipe.optim.schedules import learning_rate, weight_decay
 from vitpipe.train.average import WeightAverage
@@ -83,14 +85,14 @@ def train(
             lr = _set_schedules(state, plan, section)
             result = _forward_backward(wrapped, stream, state, plan, ranks)
             saves = last or stop.requested or pace.minutes_since_save() >= section.checkpoint_minutes
-            norm = _clip(state, section.optim.clip_grad_norm, measured=logs or saves)
+            norm = _clip(state, section.optim, measured=logs or saves)
             # Before the optimiser: a loss that is not finite must not reach the weights.
             losses, stopping = _reduce_and_check(result, norm, saves and stop.requested, state, states, ranks)
             state.take_step(result.suspect.moment, ranks)
             logger.progress(state.step, plan.num_steps, losses)
             state.add_to_window(losses)
             if logs:
-                _log(state, lr, norm, pace, plan.global_batch, logger)
+                _log(state, lr, norm, pace, plan.global_batch, result.suspect.moment, logger)
             if validation is not None:
                 validation.log_if_due(method, state.step, last, pace, logger)
             if saves or stopping:
@@ -150,27 +152,18 @@ def _forward_backward(
     return result
 
 
-def _clip(state: TrainState, max_norm: float | None, *, measured: bool) -> float | None:
-    """Clip the gradient to `max_norm` (L2 norm over all parameters together).
+def _clip(state: TrainState, optim: OptimConfig, *, measured: bool) -> float | None:
+    """Clip the gradient as the recipe says; its norm before, where it was computed (`clip_gradients`).
 
     Args:
-        measured: compute the norm although nothing is clipped.
-
-    Returns:
-        The norm before, or `None` when it has not been computed.
+        measured: compute the norm anyway. Steps whose result is shown or saved are always checked: a state
+        must
+            not hold the harm of a gradient that is not finite.
     """
     # The threshold, and the method's hook, refer to true gradients, so the loss scale is removed first.
     state.scaler.unscale_(state.optimiser)
-    # Reading all gradients once more costs 2 % of a step on a CPU, and on a GPU the host waits for the
-    # result. Steps whose result is shown or saved are always checked: a state must not hold the harm of a
-    # gradient that is not finite.
-    if max_norm is None and not measured:
-        return None
     parameters = [p for group in state.optimiser.param_groups for p in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return float(norm)
+    return clip_gradients(parameters, optim.clip_grad_norm, each=optim.clip_each_tensor, measured=measured)
 
 
 def _reduce_and_check(
@@ -198,10 +191,18 @@ def _reduce_and_check(
 
 
 def _log(
-    state: TrainState, lr: float, norm: float | None, pace: Speedometer, batch: int, logger: RunLogger
+    state: TrainState,
+    lr: float,
+    norm: float | None,
+    pace: Speedometer,
+    batch: int,
+    moment: Moment,
+    logger: RunLogger,
 ) -> None:
     """Log means since the last point, rate and gradient norm of the last step, images/s, memory in GiB."""
     points = {**state.window_means(), "learning_rate": lr}
+    for line in state.method.warnings(points, moment):
+        logger.say(line)
     points["images_per_second"] = pace.images_per_second(state.step, batch)
     # In fp16 occasional overflows are how the loss scale adjusts itself; such a norm is no number to draw.
     if norm is not None and math.isfinite(norm):

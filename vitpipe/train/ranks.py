@@ -66,6 +66,15 @@ class Ranks:
         dist.all_reduce(shared)
         return shared.to(values.device)
 
+    def gather(self, values: Tensor) -> Tensor:
+        """The tensors of all ranks, equal in shape, in their order: (num_ranks, ...) on every rank."""
+        if self.num_ranks == 1:
+            return values.unsqueeze(0)
+        shared = values.to(self.device).contiguous()
+        found = [torch.empty_like(shared) for _ in range(self.num_ranks)]
+        dist.all_gather(found, shared)
+        return torch.stack(found).to(values.device)
+
     def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
         """Element-wise sum of numbers over all ranks, in float64."""
         return list(self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist())

@@ -117,6 +117,15 @@ class Trainable(nn.Module, ABC):
             ranks: to sum over all ranks what they must have in common.
         """
 
+    def warnings(self, means: Mapping[str, float], moment: Moment) -> list[str]:
+        """What a user should know of a training that goes wrong; shown by the loop when it logs, on rank 0.
+
+        Args:
+            means: of `losses` over the steps since the last logged point.
+            moment: of the step that is done.
+        """
+        return []
+
     def results(self) -> dict[str, nn.Module]:
         """What the stage saves, by file name: `weights` is what later stages start from."""
         return {"weights": self.model}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vitpipe.contracts.errors import DatasetError, some
@@ -165,4 +165,9 @@ def _classes(tree: FileTree) -> tuple[str, ...]:
     return tuple(row[-1].split(",")[0].strip() for row in rows)
 
 
-LAYOUT = Layout(verify_ade20k, look_into_ade20k)
+def pictures_of_ade20k(files: Sequence[str], split: str, read: Callable[[str], bytes]) -> list[str]:
+    """The pictures of a split, see `Layout.pictures`."""
+    return [name for name in files if name.startswith(f"images/{_FOLDERS[split]}/")]
+
+
+LAYOUT = Layout(verify_ade20k, look_into_ade20k, pictures_of_ade20k)

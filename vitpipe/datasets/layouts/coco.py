@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from vitpipe.contracts.errors import DatasetError, some
@@ -124,4 +124,9 @@ def _num_images(layout: DenseLayout) -> int:
     return layout.counts["train_images"] + layout.counts["val_images"]
 
 
-LAYOUT = Layout(verify_coco, look_into_coco)
+def pictures_of_coco(files: Sequence[str], split: str, read: Callable[[str], bytes]) -> list[str]:
+    """The pictures of a split, also those without any object; see `Layout.pictures`."""
+    return [name for name in files if name.startswith(f"{split}2017/")]
+
+
+LAYOUT = Layout(verify_coco, look_into_coco, pictures_of_coco)

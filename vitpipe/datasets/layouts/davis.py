@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -143,4 +144,10 @@ def _frames_of(tree: FileTree, sequence: str, listing: str) -> list[str]:
     return [f"{sequence}/{stem}" for stem in stems]
 
 
-LAYOUT = Layout(verify_davis, look_into_davis)
+def pictures_of_davis(files: Sequence[str], split: str, read: Callable[[str], bytes]) -> list[str]:
+    """The frames of a split's sequences, see `Layout.pictures`."""
+    sequences = set(read(f"ImageSets/2017/{split}.txt").decode("utf-8", "replace").split())
+    return [name for name in files if name.startswith(f"{_FRAMES}/") and name.split("/")[2] in sequences]
+
+
+LAYOUT = Layout(verify_davis, look_into_davis, pictures_of_davis)

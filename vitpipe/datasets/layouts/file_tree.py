@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # image_headers imports this module
     from vitpipe.datasets.layouts.image_headers import Look
 
 _CHUNK = 2**20  # bytes per read
+Pictures = Callable[[Sequence[str], str, Callable[[str], bytes]], list[str]]
 
 
 class FileTree(ABC):
@@ -298,10 +299,13 @@ class Layout:
     Attributes:
         verify: folder and name of a set > its content; raises a `DatasetError` that says what is wrong.
         look_into: inspects the images themselves, a number of them or all.
+        pictures: the files of a set, `train` or `val`, and a function that reads one of them > those that are
+            pictures of this split, in their order; without it stages cannot read the pictures alone.
     """
 
     verify: Callable[[Path, str], DenseLayout]
     look_into: Callable[[DenseLayout, int | None], Look]
+    pictures: Pictures | None = None
 
 
 def open_tree(root: Path, dataset: str, archives: Iterable[OriginalArchive]) -> tuple[Path, FileTree]:

@@ -18,6 +18,7 @@ from vitpipe.config.method import MethodConfig
 from vitpipe.config.model import ModelConfig
 from vitpipe.config.resolve import Precision
 from vitpipe.config.train_sections import TrainConfig
+from vitpipe.contracts.units import counted
 from vitpipe.data.batches import Batch
 from vitpipe.evaluate.reconstruct import painted
 from vitpipe.evaluate.trivial_predictor import TrivialPredictor
@@ -30,7 +31,7 @@ from vitpipe.models.pixel_target import Target, normalised_target
 from vitpipe.train.precision import autocast
 from vitpipe.train.ranks import Ranks
 
-_NUM_SHOWN = 6  # images of the figure, each of another class
+_NUM_SHOWN = 6  # images of the figure, where there are classes each of another one
 
 
 class MaskedPixels(Method):
@@ -38,9 +39,12 @@ class MaskedPixels(Method):
 
     model: Pretrainer
 
-    def __init__(self, model: Pretrainer, config: MaskedPixelsConfig = MaskedPixelsConfig()) -> None:
+    def __init__(
+        self, model: Pretrainer, config: MaskedPixelsConfig = MaskedPixelsConfig(), *, by_class: bool = True
+    ) -> None:
+        """Args: by_class: choose the images of the figure by their classes."""
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.by_class = model, config, by_class
 
     @classmethod
     def build(
@@ -52,9 +56,9 @@ class MaskedPixels(Method):
         section: TrainConfig,
         classes: Sequence[str],
     ) -> MaskedPixels:
-        """The family's pre-training network; neither section nor classes matter."""
+        """The family's pre-training network; the section does not matter, classes only to the figure."""
         assert isinstance(config, MaskedPixelsConfig)
-        return cls(family.pretrainer(model, mask_ratio=config.mask_ratio), config)
+        return cls(family.pretrainer(model, mask_ratio=config.mask_ratio), config, by_class=bool(classes))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`: squared error over the units of the micro-batch that count."""
@@ -81,13 +85,14 @@ class MaskedPixels(Method):
 
         Every image has a fixed mask of its own, so that losses of different epochs are comparable. The
         trivial loss is that of the best guess that needs no network, see `TrivialPredictor`. The figure has
-        original, visible part and reconstruction of the first image of each class.
+        original, visible part and reconstruction of the first image of each class, of a set without classes
+        those of its first images.
         """
         was_training = self.training
         self.eval()
         trivial = TrivialPredictor(self._targets(batches, ranks), ranks)
         totals, num_images = [0.0, 0.0], 0
-        shown = _FirstOfClasses()
+        shown = _Shown(self.by_class)
         for batch in batches("val"):
             batch = batch.to(ranks.device)
             images, noise_BN = batch.images, self.noise(batch, "eval mask")
@@ -114,8 +119,11 @@ class MaskedPixels(Method):
         columns = [torch.cat(column) for column in zip(*rows, strict=True)]
         read = f" that rank 0 of {num_ranks} reads" if num_ranks > 1 else ""
         by = {"unit": "hidden patch", "image": "image"}[self.config.target_norm]
+        which = f"The first validation image{read} of each of the first {len(rows)} classes. "
+        if not self.by_class:
+            which = f"The first {counted(len(rows), 'validation image')}{read}. "
         note = (
-            f"The first validation image{read} of each of the first {len(rows)} classes. "
+            f"{which}"
             "The network sees the patches in the middle and predicts the hidden ones. Right its prediction, "
             "with the visible patches of the original pasted in: only the hidden patches are the network's. "
             f"It predicts normalised pixels: mean and contrast of every {by} are taken from the original."
@@ -127,15 +135,22 @@ class MaskedPixels(Method):
             yield self.target(batch.to(ranks.device).images).units_BND
 
 
-class _FirstOfClasses:
-    """Chooses the first image of each class, up to `_NUM_SHOWN`; `rows` keeps what is shown of each."""
+class _Shown:
+    """Chooses the first image of each class, up to `_NUM_SHOWN`; `rows` keeps what is shown of each.
 
-    def __init__(self) -> None:
+    Args:
+        by_class: otherwise the first images, whatever their labels.
+    """
+
+    def __init__(self, by_class: bool) -> None:
+        self.by_class = by_class
         self.rows: list[list[Tensor]] = []
         self.classes: set[int] = set()
 
     def wanted(self, labels: Sequence[int]) -> list[int]:
-        """Positions in a batch of images whose class has not been seen."""
+        """Positions in a batch of images that are shown; the caller adds a row for each."""
+        if not self.by_class:
+            return list(range(min(len(labels), _NUM_SHOWN - len(self.rows))))
         found = []
         for position, label in enumerate(labels):
             if label not in self.classes and len(self.classes) < _NUM_SHOWN:

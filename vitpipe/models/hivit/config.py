@@ -61,6 +61,11 @@ class HiViTConfig(ModelConfig):
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "pretrainer", "dense")
     stride: ClassVar[int] = 16
 
+    @property
+    def takes_any_size(self) -> bool:
+        """Tables of relative positions are made for one grid."""
+        return not self.relative_position
+
     pyramid: PyramidConfig = PyramidConfig()
     decoder: DecoderConfig = DecoderConfig()
     relative_position: bool = True

@@ -157,8 +157,8 @@ def _kind_of(state: Mapping[str, Tensor], where: str | Path) -> str | None:
             where=where,
             fix="give a pixel-supervised checkpoint; only those can be converted",
         )
-    # By what only one kind has, pre-training first: it has a pyramid too.
-    if "patch_embed.proj.weight" in state:
+    # By what only one kind has, pre-training first: it has a pyramid too. `pos_embed` is a plain ViT's.
+    if "patch_embed.proj.weight" in state and "pos_embed" not in state:
         if "decoder_pred.weight" in state:
             return "itpn_pixel_pretrain"
         if "head.weight" in state:

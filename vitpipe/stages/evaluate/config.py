@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from vitpipe.config.section import Count, Effects, Section
-from vitpipe.contracts.graph import DATA, ONE_GPU, Stage
+from vitpipe.contracts.graph import CLASSES, DATA, ONE_GPU, Stage
 
 
 class EvaluateConfig(Section):
@@ -29,6 +29,7 @@ STAGE = Stage(
     order=90,
     summary="accuracy, cost and throughput of the result",
     inputs={**DATA, "weights": ("finetune", "intermediate", "pretrain")},
+    reads=CLASSES,
     sections=("seed", "model", "evaluate"),
     image="train",
     kind="Artifact",

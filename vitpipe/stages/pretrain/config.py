@@ -10,7 +10,7 @@ from vitpipe.config.method import METHODS, PretrainingMethod
 from vitpipe.config.named import settings_of
 from vitpipe.config.section import Effects
 from vitpipe.config.train_sections import TrainConfig
-from vitpipe.contracts.graph import CLASSES, DATA, EIGHT_GPUS, Stage
+from vitpipe.contracts.graph import DATA, EIGHT_GPUS, PICTURES, Stage
 
 
 class PretrainConfig(TrainConfig):
@@ -28,7 +28,7 @@ STAGE = Stage(
     order=20,
     summary="pre-training without labels",
     inputs=DATA,
-    reads=CLASSES,
+    reads=PICTURES,
     sections=("seed", "model", "pretrain"),
     image="train",
     kind="Model",

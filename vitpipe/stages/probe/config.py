@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from vitpipe.config.section import Count, Effects, Positive, Section
 from vitpipe.config.train_sections import TrainConfig
-from vitpipe.contracts.graph import DATA, ONE_GPU, Stage
+from vitpipe.contracts.graph import CLASSES, DATA, ONE_GPU, Stage
 
 
 class LinearConfig(TrainConfig):
@@ -40,6 +40,7 @@ Rates = Annotated[
 class ProbeConfig(Section):
     """k-nearest-neighbour and linear classification on frozen features.
 
+    Without `dataset` they classify the set that the weights were trained on, which then needs classes.
     Without `linear` the linear classifier is trained on features computed once, from centre crops, by
     `epochs`, `batch` and `base_lr`, the peak learning rate per 256 images. Of several rates the best is
     chosen by a held-out tenth of the training images. The rate follows a cosine by `schedule_unit`. The
@@ -49,10 +50,11 @@ class ProbeConfig(Section):
     """
 
     effects: ClassVar[Effects] = Effects(
-        weights="linear last_blocks standardise epochs batch base_lr schedule_unit",
+        weights="dataset linear last_blocks standardise epochs batch base_lr schedule_unit",
         figures="best_epoch neighbours temperature eval_crop_ratio",
     )
 
+    dataset: str | None = None
     linear: LinearConfig | None = None
     last_blocks: Count = 1
     standardise: bool = True
@@ -78,6 +80,7 @@ STAGE = Stage(
     order=50,
     summary="frozen features by nearest neighbours and a linear classifier",
     inputs={**DATA, "weights": ("pretrain", "finetune")},
+    reads=CLASSES,
     builds=("encoder",),
     sections=("seed", "model", "probe"),
     image="train",

@@ -1,0 +1,1 @@
+"""EsViT: views and regions matched across views."""

@@ -1,0 +1,1 @@
+"""MoBY: contrast with queues of keys, and a momentum target."""

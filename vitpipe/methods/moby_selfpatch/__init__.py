@@ -1,0 +1,1 @@
+"""SelfPatch on MoBY."""

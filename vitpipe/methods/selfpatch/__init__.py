@@ -1,0 +1,1 @@
+"""SelfPatch on DINO: patches learn from their neighbours."""

@@ -1,0 +1,90 @@
+"""Plain vision transformers in a recipe: sizes and options; imports no torch.
+
+Sizes are DeiT's (Touvron et al., arXiv 2012.12877, table 1). DINO, EsViT, MoBY and MoCo-v3 pre-train them
+with a class token, SelfPatch (Yun et al., CVPR 2022) without.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from vitpipe.config.model import ModelConfig, ModelEntry
+from vitpipe.config.section import Count, Effects, Positive
+from vitpipe.contracts.graph import NetworkKind
+
+_DEIT = "Training data-efficient image transformers & distillation (Touvron et al., arXiv 2012.12877)"
+
+
+class ViTConfig(ModelConfig):
+    """A plain vision transformer.
+
+    `pooling` says what stands for the whole image: a class token among the patches, followed by a last norm
+    (DINO, DeiT); `class_attention`, two blocks in which a token of its own looks at the patches, behind a
+    trunk without class token and last norm (SelfPatch); or the mean of the normed patches. `heads` of
+    attention is the size's own if not given: MoCo-v3 takes 12 for vit_small. `position: sincos` is a fixed
+    table, `none` leaves positions out. `position_resize: offset` resizes the table to other grids as DINO and
+    SelfPatch do, `plain` as EsViT does. `head_init_std` is that of a new classification head's weight.
+    """
+
+    effects: ClassVar[Effects] = Effects(
+        weights="patch_size pooling heads position position_resize head_init_std",
+    )
+
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier")
+
+    patch_size: Count = 16
+    pooling: Literal["class_token", "class_attention", "mean"] = "class_token"
+    heads: Count | None = None
+    position: Literal["learned", "sincos", "none"] = "learned"
+    position_resize: Literal["offset", "plain"] = "offset"
+    head_init_std: Positive = 0.02
+
+    @property
+    def token_pixels(self) -> int:
+        """The side of a patch."""
+        return self.patch_size
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        return self
+
+
+CONFIG = ViTConfig
+
+# tests/models/test_every_model.py measures parameters and multiply-adds of every entry again.
+ENTRIES = (
+    ModelEntry(
+        name="vit_nano",
+        summary="6 blocks of 64 channels: our own, for a laptop and the demo (patch_size 8)",
+        paper="ours, after " + _DEIT,
+        published_params=None,
+        classifier_params=415_400,
+        classifier_macs=6_085_888,
+        image_size=64,
+        num_layers=8,  # input, 6 blocks, head
+    ),
+    ModelEntry(
+        name="vit_tiny",
+        summary="12 blocks of 192 channels, 3 heads",
+        paper=_DEIT,
+        published_params=None,  # table 1 rounds it to 5 million
+        classifier_params=5_717_416,
+        classifier_macs=1_253_683_200,
+        image_size=224,
+        num_layers=14,
+    ),
+    ModelEntry(
+        name="vit_small",
+        summary="12 blocks of 384 channels, 6 heads",
+        paper=_DEIT,
+        published_params=22.0,  # table 1
+        classifier_params=22_050_664,
+        classifier_macs=4_598_882_304,
+        image_size=224,
+        num_layers=14,
+    ),
+)

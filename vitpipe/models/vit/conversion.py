@@ -1,0 +1,158 @@
+"""Official checkpoints of plain vision transformers under our names.
+
+Knows the training files and the bare trunks of SelfPatch (Yun et al., CVPR 2022), DINO (Caron et al., arXiv
+2104.14294), EsViT (Li et al., arXiv 2106.09785), MoBY (Xie et al., arXiv 2105.04553) and MoCo-v3 (Chen et
+al., arXiv 2104.02057), and DeiT's and timm's classifiers, in the sizes of `SHAPES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitpipe.config.model import model_config
+from vitpipe.models.build import build_classifier, build_encoder
+from vitpipe.models.network import Encoder
+from vitpipe.models.official import Conversion, Renamed, misfit
+from vitpipe.models.vit.vit import SHAPES
+from vitpipe.models.weights import KeyRow
+
+# What stands in front of the trunk's names, by the kind of the file. EsViT's training files, bare trunks and
+# classifiers have nothing there.
+_TRUNKS = {
+    "backbone.": "vit_self_distilled",
+    "encoder.": "vit_moby",
+    "base_encoder.": "vit_mocov3",
+    "": "vit",
+}
+_HEAD = "a projection head, which only pre-training has"
+_SLOW = "the momentum network's copy"
+# Parts of training files beside the trunk, and why they are not taken over.
+_DROPPED = {
+    "c_head.": _HEAD,
+    "p_head.": _HEAD,
+    "head_dense.": _HEAD,
+    "head.mlp.": _HEAD,
+    "head.last_layer.": _HEAD,
+    "base_encoder.head.": _HEAD,
+    "projector.": _HEAD,
+    "predictor.": "the predictor, which only pre-training has",
+    "projector_k.": _SLOW,
+    "encoder_k.": _SLOW,
+    "momentum_encoder.": _SLOW,
+    "queue": "the queue of keys, which only pre-training has",
+}
+# Official name -> ours, inside the trunk. A trailing dot stands for a whole module.
+_TRUNK_NAMES = {
+    "cls_token": "backbone.class_token",
+    "patch_embed.proj.": "backbone.patch_embed.",
+    "blocks.": "backbone.blocks.",
+    "norm.": "backbone.norm.",
+}
+_MODULE_NAMES = {
+    "ca_head.cls_token": "aggregation.token",
+    "ca_head.cls_blocks.": "aggregation.blocks.",
+    "ca_head.norm.": "aggregation.norm.",
+}
+
+
+def rename_vit(official: Mapping[str, Tensor], where: str | Path) -> Renamed | None:
+    """The state under our names; `None` when it is not of these networks.
+
+    Args:
+        official: name -> tensor, as released.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: when a name is not known.
+    """
+    prefix = next((p for p in _TRUNKS if f"{p}patch_embed.proj.weight" in official), None)
+    if prefix is None or f"{prefix}blocks.0.attn.qkv.weight" not in official:
+        return None
+    inside = {name.removeprefix(prefix): t for name, t in official.items() if name.startswith(prefix)}
+    stem = inside["patch_embed.proj.weight"]
+    depth = len({name.split(".")[1] for name in inside if name.startswith("blocks.")})
+    sizes = (stem.shape[0], depth)
+    name = next((shape.name for shape in SHAPES.values() if (shape.width, shape.depth) == sizes), None)
+    if name is None or "absolute_pos_embed" in inside or "decoder_pred.weight" in inside:
+        return None
+    state: dict[str, Tensor] = {}
+    rows: list[KeyRow] = []
+    unknown: list[str] = []
+    for key, tensor in official.items():
+        found = _placed(key, tensor, prefix)
+        if found is None:
+            unknown.append(f"{key} is not known")
+            continue
+        rows += [KeyRow(key, target, tuple(t.shape), "renamed", why) for target, t, why in found if target]
+        rows += [KeyRow(key, "", tuple(t.shape), "dropped", why) for target, t, why in found if not target]
+        state |= {target: t for target, t, _ in found if target}
+    if unknown:
+        # Not dropped: an unknown tensor means another network, or code that has changed since.
+        raise misfit(unknown, where)
+    network = _network_like(state, name, stem.shape[2], is_fixed=prefix == "base_encoder.")
+    return Renamed(_TRUNKS[prefix], name, state, network, tuple(rows))
+
+
+def _placed(key: str, tensor: Tensor, prefix: str) -> list[tuple[str, Tensor, str]] | None:
+    """Our names, parts and remarks for an official tensor; an empty name drops it; `None`: not known."""
+    if key in (f"{prefix}head.weight", f"{prefix}head.bias") and prefix in ("", "base_encoder."):
+        return [(key.removeprefix(prefix), tensor, "")]
+    if why := next((why for part, why in _DROPPED.items() if key.startswith(part)), ""):
+        return [("", tensor, why)]
+    for theirs, ours in _MODULE_NAMES.items():
+        if key == theirs or (theirs.endswith(".") and key.startswith(theirs)):
+            # The released blocks have their three linear layers inside a module `attn`.
+            return [(ours + key.removeprefix(theirs).replace("attn.", ""), tensor, "")]
+    if not key.startswith(prefix):
+        return None
+    inner = key.removeprefix(prefix)
+    if inner == "pos_embed":
+        return _positions(tensor, is_fixed=prefix == "base_encoder.")
+    for theirs, ours in _TRUNK_NAMES.items():
+        if inner == theirs or (theirs.endswith(".") and inner.startswith(theirs)):
+            return [(ours + inner.removeprefix(theirs), tensor, "")]
+    return None
+
+
+def _positions(table_1MC: Tensor, *, is_fixed: bool) -> list[tuple[str, Tensor, str]]:
+    """The released table is one: the class token's entry, where there is one, before those of the patches."""
+    num_entries = table_1MC.shape[1]
+    side = int(num_entries**0.5)
+    if side * side == num_entries:
+        return [("backbone.position", table_1MC, "")]
+    patches = ("backbone.position", table_1MC[:, 1:], "entries of the patches")
+    if is_fixed:
+        return [patches, ("", table_1MC[:, :1], "the class token's entry, which is zero in the fixed table")]
+    return [patches, ("backbone.class_position", table_1MC[:, :1], "entry of the class token")]
+
+
+def _network_like(state: Mapping[str, Tensor], name: str, patch_size: int, *, is_fixed: bool) -> Encoder:
+    """Our network on the meta device, with the sizes and parts that the state shows."""
+    position = state.get("backbone.position")
+    side = 14 if position is None else int(position.shape[1] ** 0.5)
+    has_module = any(key.startswith("aggregation.") for key in state)
+    is_bare = "backbone.class_token" not in state and "backbone.norm.weight" not in state
+    pooling = "class_token" if "backbone.class_token" in state else "class_attention" if is_bare else "mean"
+    model = model_config(
+        {
+            "name": name,
+            "image_size": side * patch_size,
+            "patch_size": patch_size,
+            "pooling": pooling,
+            "position": "none" if position is None else "sincos" if is_fixed else "learned",
+        }
+    )
+    head = state.get("head.weight")
+    with torch.device("meta"):
+        network = build_encoder(model) if head is None else build_classifier(model, num_classes=head.shape[0])
+    if is_bare and not has_module:
+        # A bare trunk: complete without the module, which a network that wants one starts anew.
+        network.aggregation = None  # type: ignore[assignment]
+    return network
+
+
+CONVERSION = Conversion(tuple(_TRUNKS.values()), rename_vit)
