@@ -14,8 +14,9 @@ import torch
 from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.config.model import FAMILIES, entries, model_config
 from vitpipe.contracts.discovery import PACKAGE, source_of
-from vitpipe.contracts.errors import RecipeError
+from vitpipe.contracts.errors import InputError, RecipeError
 from vitpipe.models.build import build_classifier, build_dense, build_pretrainer, create_backbone
+from vitpipe.models.network import Encoder
 
 SMALL_DECODER = {"pyramid": {"width": 64}, "decoder": {"width": 64, "depth": 2, "heads": 4}}
 SMALL_SIZE = 64
@@ -150,10 +151,25 @@ def _check_features(model, images):
     for tokens, (rows, columns), map_BCHW in zip(found.tokens, found.grids, found.maps(), strict=True):
         assert tokens.shape[:2] == (2, rows * columns)
         assert map_BCHW.shape == (2, tokens.shape[2], rows, columns)
+    _check_last_blocks(model, images, has_class_tokens=bool(found.class_tokens))
     read = model.forward_features(images)
     assert model.logits(read).shape == (2, model.num_classes)
     assert read.tokens[0].shape == found.tokens[-1].shape
     assert model.final_norm(read.tokens[0]).shape == read.tokens[0].shape
+
+
+def _check_last_blocks(model, images, *, has_class_tokens):
+    """Features of two blocks end with those of the last one, or are refused."""
+    if model.num_blocks < 2:
+        return
+    if not has_class_tokens and type(model).frozen_features is Encoder.frozen_features:
+        with pytest.raises(InputError, match="no class tokens"):
+            model.frozen_features(images, 2)
+        return
+    found = model.frozen_features(images, 2)
+    assert found.shape == (2, 2 * model.feature_width)
+    if not found.is_meta:
+        torch.testing.assert_close(found[:, -model.feature_width :], model.frozen_features(images))
 
 
 @pytest.mark.parametrize(("name", "kind"), EVERY)

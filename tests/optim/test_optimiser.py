@@ -78,6 +78,23 @@ def test_lars_is_that_of_the_linear_probe():
         torch.testing.assert_close(weight.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_sgd_has_plain_momentum():
+    """Update by hand: v = 0.8 v + g + decay * w, w -= lr * v."""
+    weights = [nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(3))]
+    optimiser = build_optimiser(_groups(weights), OptimConfig(name="sgd", base_lr=1.0, momentum=0.8))
+    set_learning_rate(optimiser, 0.3)
+    settings = [(0.15, 0.1), (0.3, 0.0)]  # learning rate and decay of the two groups
+    expected, speed = [weight.detach().clone() for weight in weights], [0.0, 0.0]
+    for _ in range(4):
+        for i, (weight, (lr, decay)) in enumerate(zip(weights, settings, strict=True)):
+            weight.grad = torch.randn_like(weight)
+            speed[i] = 0.8 * speed[i] + weight.grad + decay * expected[i]
+            expected[i] = expected[i] - lr * speed[i]
+        optimiser.step()
+    for weight, wanted in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.detach(), wanted)
+
+
 def test_only_what_needs_timm_imports_it():
     code = """
 import sys

@@ -35,15 +35,15 @@ class OptimConfig(Section):
     """The optimiser and its schedule. Peak lr = base_lr, times global_batch / lr_reference_batch where given.
 
     `clip_grad_norm` is the largest norm of all gradients together, or of every tensor's with
-    `clip_each_tensor` (DINO). `betas` and `eps` are AdamW's, `momentum` and `trust_coefficient` those of
-    LARS. `layer_decay` multiplies the learning rate once per layer from the head towards the input. The
-    warm-up lasts `warmup_epochs`, or `warmup_steps` where given. It replaces the beginning of the curve,
-    from `warmup_lr` on; with `warmup_factor` it multiplies the curve, from this factor on (mmdetection,
-    mmsegmentation). `warmup_lr` and `min_lr`, where the curve ends, are absolute. With
-    `warmup_reaches_peak` the last step of the warm-up has the peak already (DINO), otherwise the step after
-    it (MAE). The curve counts from the end of the warm-up (MAE, DINO) or from the start of the `run` (Swin,
-    mmdetection); its unit says how often the rate changes. `step` multiplies by `drop_factor` at each of
-    `drop_epochs`. With `final_weight_decay` weight decay follows a cosine to it (DINO).
+    `clip_each_tensor` (DINO). `betas` and `eps` are AdamW's, `momentum` that of SGD (not Nesterov's) and
+    LARS, `trust_coefficient` that of LARS. `layer_decay` multiplies the learning rate once per layer from the
+    head towards the input. The warm-up lasts `warmup_epochs`, or `warmup_steps` where given. It replaces the
+    beginning of the curve, from `warmup_lr` on; with `warmup_factor` it multiplies the curve, from this
+    factor on (mmdetection, mmsegmentation). `warmup_lr` and `min_lr`, where the curve ends, are absolute.
+    With `warmup_reaches_peak` the last step of the warm-up has the peak already (DINO), otherwise the step
+    after it (MAE). The curve counts from the end of the warm-up (MAE, DINO) or from the start of the `run`
+    (Swin, mmdetection); its unit says how often the rate changes. `step` multiplies by `drop_factor` at each
+    of `drop_epochs`. With `final_weight_decay` weight decay follows a cosine to it (DINO).
     """
 
     effects: ClassVar[Effects] = Effects(
@@ -55,8 +55,9 @@ class OptimConfig(Section):
         ),
     )
 
-    # LARS is for linear probes only: MAE and its successors train theirs with it.
-    name: Literal["adamw", "lars"] = "adamw"
+    # LARS and SGD are for linear probes: MAE and its successors train theirs with LARS, DINO and MoCo-v3 with
+    # SGD.
+    name: Literal["adamw", "lars", "sgd"] = "adamw"
     base_lr: Positive
     # The linear scaling rule (Goyal et al., 2017) as MAE states it; None: base_lr is absolute.
     lr_reference_batch: Count | None = 256

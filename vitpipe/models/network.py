@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vitpipe.config.resolve import layer_scales
@@ -115,10 +116,43 @@ class Encoder(Network):
         """The norm between the last block and the pooling, for tokens of any block; unchanged without one."""
         return tokens
 
-    def frozen_features(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C): the features of the paper's linear probe, before any norm or head."""
-        # Without the norm: k-NN and linear probe bring their own scaling (`FrozenProbe`).
-        return self.features(images_BCHW).pooled
+    def frozen_features(self, images_BCHW: Tensor, last_blocks: int = 1) -> Tensor:
+        """(B, 3, H, W) -> (B, C * last_blocks): the features of the paper's linear probe, before any head.
+
+        Of one block `Features.pooled`; of more their class tokens behind the final norm, block by block. The
+        last C are those of one block. An encoder with another vector for a block overrides this and
+        `frozen_reading`.
+
+        Args:
+            images_BCHW: normalised.
+            last_blocks: how many blocks from the end; DINO's linear probe reads 4.
+
+        Raises:
+            InputError: when there are not so many blocks, or no class tokens.
+        """
+        # Without a norm of the probe: k-NN and linear probe bring their own scaling (`FrozenProbe`).
+        if last_blocks == 1:
+            return self.features(images_BCHW).pooled
+        if not 1 <= last_blocks <= self.num_blocks:
+            raise InputError(
+                f"Features of {last_blocks} blocks of the {self.family} network, which has {self.num_blocks}",
+                where="last_blocks",
+                fix=f"give a number from 1 to {self.num_blocks}",
+            )
+        found = self.features(images_BCHW, range(-last_blocks, 0))
+        if not found.class_tokens:
+            raise InputError(
+                f"The {self.family} network has no class tokens to read in its last {last_blocks} blocks",
+                where="last_blocks",
+                fix="set it to 1, or choose a network with a class token",
+            )
+        return torch.cat([self.final_norm(token_BC) for token_BC in found.class_tokens], dim=1)
+
+    def frozen_reading(self, last_blocks: int = 1) -> str:
+        """What `frozen_features` reads, in words for the protocol beside a number."""
+        if last_blocks == 1:
+            return "image vector behind the last block"
+        return f"class tokens of the last {last_blocks} blocks, each behind the final norm"
 
     def image_attention(self, images_BCHW: Tensor) -> Tensor | None:
         """Share of each cell of the grid in the image's vector, mean over the heads: (B, rows, columns).

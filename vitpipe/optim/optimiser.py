@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def build_optimiser(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
     """The recipe's optimiser over `parameter_groups`."""
-    return build_adamw(groups, optim) if optim.name == "adamw" else build_lars(groups, optim)
+    build = {"adamw": build_adamw, "lars": build_lars, "sgd": build_sgd}[optim.name]
+    return build(groups, optim)
 
 
 def build_adamw(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.optim.AdamW:
@@ -23,6 +24,11 @@ def build_adamw(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.o
     # Fused on a CPU, too: one pass over the memory instead of a dozen.
     # lr 0 until `set_learning_rate`, which the loop calls before every step.
     return torch.optim.AdamW(list(groups), lr=0.0, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def build_sgd(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.optim.SGD:
+    """Stochastic gradient descent with momentum over `parameter_groups`, as in DINO's linear probe."""
+    return torch.optim.SGD(list(groups), lr=0.0, momentum=optim.momentum)
 
 
 def build_lars(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> Lars:

@@ -53,18 +53,24 @@ _SHOWN_ELSEWHERE = ("history", "confusion", "box_ap", "mask_ap", "splits", "sour
 _COST, _COSTS = "cost", ("params", "gmacs")
 # In the order in which a reader looks for them, behind a stage's main metric; all others follow.
 _ORDER = (
-    "top1", "top5", "linear_top1", "knn_top1", "mIoU", "mAcc", "aAcc", "loss", "trivial_loss", "params",
-    "gmacs", "images_per_second",
+    "top1", "top5", "linear_top1", "linear_best_epoch_top1", "knn_top1", "knn_top5", "mIoU", "mAcc", "aAcc",
+    "loss", "trivial_loss", "params", "gmacs", "images_per_second",
 )  # fmt: skip
 _LABELS = {
     "params": "parameters",
     "gmacs": "multiply-adds",  # multiply-accumulate operations; a FLOP count would be twice as large
     "knn_top1": "k-NN top-1",
     "random_knn_top1": "k-NN top-1 of random weights",
+    "knn_top5": "k-NN top-5",
+    "random_knn_top5": "k-NN top-5 of random weights",
     "linear_top1": "linear top-1",
     "random_linear_top1": "linear top-1 of random weights",
+    "linear_best_epoch_top1": "linear top-1, best epoch",
+    "random_linear_best_epoch_top1": "linear top-1, best epoch, of random weights",
     "cached_linear_top1": "linear top-1, centre crops",
     "random_cached_linear_top1": "linear top-1, centre crops, of random weights",
+    "cached_linear_best_epoch_top1": "linear top-1, centre crops, best epoch",
+    "random_cached_linear_best_epoch_top1": "linear top-1, centre crops, best epoch, of random weights",
     "trivial_loss": "loss of the mean image and one colour",
     "aAcc": "pixel accuracy",  # mmseg's names: all pixels, and the mean over classes
     "mAcc": "mean class accuracy",
@@ -76,6 +82,7 @@ _TITLES = {
     "weights_account": "Loaded weights by key",
     "plan": "Derived values of the run",
     "cost": "Network cost",
+    "linear_sweep": "Learning rates of the linear classifier",
     "agreement": "Comparison with the training stage",
     "classes": "Classes",
     "findings": "Irregular images",

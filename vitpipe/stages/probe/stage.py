@@ -2,94 +2,108 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from vitpipe.contracts.protocol import PROTOCOL
 from vitpipe.data.batches import ImageSet
-from vitpipe.data.mixup import Mixup
-from vitpipe.evaluate.accuracy import evaluate_classifier
 from vitpipe.evaluate.features import extract_features
-from vitpipe.evaluate.knn import knn_predict
-from vitpipe.evaluate.linear import train_linear
-from vitpipe.methods.classify.method import Classify
+from vitpipe.evaluate.knn import KnnAccuracy, knn_accuracy
+from vitpipe.evaluate.linear import LinearSettings
+from vitpipe.evaluate.rate_sweep import LinearResult, linear_accuracy
 from vitpipe.models.build import as_stored, build_encoder
-from vitpipe.models.frozen import FrozenProbe
 from vitpipe.models.network import Encoder
 from vitpipe.models.transfer import describe, transfer_weights
-from vitpipe.models.weights import load_state, save_weights
+from vitpipe.models.weights import load_state
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.probe.config import LinearConfig, ProbeConfig
+from vitpipe.stages.probe.augmented import train_on_augmented
+from vitpipe.stages.probe.config import ProbeConfig
+from vitpipe.stages.probe.ledger import ledger
 from vitpipe.stages.training import (
-    accuracy_protocol,
     centre_batches,
-    fit,
-    make_plan,
     open_sets,
     seed_model,
     trained_augment,
 )
 
 _BATCH = 64  # forward only: its size changes speed and memory, not the numbers
-LINEAR_WEIGHTS = "linear.safetensors"
+
+
+@dataclass(frozen=True)
+class _OnFeatures:
+    """Figures of one network on features that are computed once."""
+
+    knn: KnnAccuracy
+    linear: LinearResult
+
+    def metrics(self, prefix: str, linear_name: str) -> dict[str, float]:
+        """Flat metrics; `linear_name` is that of the linear classifier's."""
+        found = {
+            f"{prefix}knn_top1": self.knn.top1,
+            f"{prefix}knn_top5": self.knn.top5,
+            f"{prefix}{linear_name}_top1": self.linear.top1,
+        }
+        if self.linear.best_epoch_top1 is not None:
+            found[f"{prefix}{linear_name}_best_epoch_top1"] = self.linear.best_epoch_top1
+        return found
 
 
 def run(ctx: StageContext) -> dict[str, float]:
     """Measure the features of the `weights` input, those that the paper's linear probe reads.
 
-    Writes `linear.safetensors` where the linear classifier is trained through the frozen network.
+    Writes `linear.safetensors` where the linear classifier is trained through the frozen network, and the
+    tables `protocol` and, of several learning rates, `linear_sweep`.
 
     Returns:
-        `knn_top1`, `linear_top1` on the validation set, and `random_...`, the same of random weights.
-        Where the linear classifier is trained through the network, `cached_linear_top1` is that on features
-        computed once, which the baseline has, too.
+        `knn_top1`, `knn_top5`, `linear_top1` on the validation set, and `random_...`, the same of random
+        weights. Where the linear classifier is trained through the network, `cached_linear_top1` is that on
+        features computed once, which the baseline has, too. `linear_top1` is the last epoch's; with
+        `best_epoch` that of the best one on the validation set is beside it, `linear_best_epoch_top1`.
     """
     section: ProbeConfig = ctx.section
     sets = open_sets(ctx)
     network, random = (net.to(ctx.ranks.device).eval() for net in _frozen_networks(ctx))
-    (knn, linear), (random_knn, random_linear) = (_on_features(ctx, net, sets) for net in (network, random))
-    found = {"knn_top1": knn, "random_knn_top1": random_knn}
-    augment = trained_augment(ctx) if section.linear is None else section.linear.augment
-    trained = "on features computed once" if section.linear is None else "on augmented images"
-    rows = accuracy_protocol(
-        ctx, ["linear_top1"], sets[1], augment, section.eval_crop_ratio, classifier=trained
-    )
-    ctx.logger.table(PROTOCOL, rows)
-    if section.linear is None:
-        return found | {"linear_top1": linear, "random_linear_top1": random_linear}
-    found |= {"cached_linear_top1": linear, "random_cached_linear_top1": random_linear}
-    return found | {"linear_top1": _trained_top1(ctx, network, section.linear)}
+    found, baseline = (_on_features(ctx, net, sets) for net in (network, random))
+    if found.linear.sweep:
+        rows = found.linear.rows(weights="trained") + baseline.linear.rows(weights="random")
+        ctx.logger.table("linear_sweep", rows)
+    ctx.logger.table(PROTOCOL, ledger(ctx, network, sets[1], found.linear))
+    name = "linear" if section.linear is None else "cached_linear"
+    metrics = found.metrics("", name) | baseline.metrics("random_", name)
+    if section.linear is not None:
+        metrics |= train_on_augmented(ctx, network, section.linear, _BATCH)
+    return metrics
 
 
-def _on_features(ctx: StageContext, network: Encoder, sets: tuple[ImageSet, ImageSet]) -> tuple[float, float]:
-    """Top-1 of nearest neighbours and of a linear classifier on features that are computed once."""
+def _on_features(ctx: StageContext, network: Encoder, sets: tuple[ImageSet, ImageSet]) -> _OnFeatures:
+    """Nearest neighbours and a linear classifier on features that are computed once, for both."""
     section: ProbeConfig = ctx.section
-    train_set, val_set = sets
-    train_MC, train_labels_M = _features(ctx, network, train_set)
-    val_NC, val_labels_N = _features(ctx, network, val_set)
-    # On every rank: each has gathered all features, and the search takes seconds.
-    predicted_N = knn_predict(
-        train_MC,
-        train_labels_M,
-        val_NC,
-        num_classes=len(train_set.classes),
+    train, val = (_features(ctx, network, images) for images in sets)
+    num_classes, last = len(sets[0].classes), network.feature_width
+    knn = knn_accuracy(
+        # The last block's, which come last.
+        train[0][:, -last:],
+        train[1],
+        val[0][:, -last:],
+        val[1],
+        num_classes=num_classes,
         num_neighbours=section.neighbours,
         temperature=section.temperature,
+        ranks=ctx.ranks,
     )
-    probe = train_linear(
-        train_MC,
-        train_labels_M,
-        num_classes=len(train_set.classes),
+    # On every rank: each has gathered all features, and the classifiers are small.
+    settings = LinearSettings(
+        num_classes=num_classes,
         epochs=section.epochs,
         batch=section.batch,
-        base_lr=section.base_lr,
         seed=ctx.recipe.seed,
+        standardise=section.standardise,
+        schedule_unit=section.schedule_unit,
     )
-    hits_N = probe.logits(val_NC).argmax(dim=1) == val_labels_N
-    return _share(predicted_N == val_labels_N), _share(hits_N)
-
-
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())  # float32 sums of 0 and 1 are exact only up to 16.7 million images
+    return _OnFeatures(
+        knn, linear_accuracy(train, val, section.rates, settings, measure_epochs=section.best_epoch)
+    )
 
 
 def _frozen_networks(ctx: StageContext) -> tuple[Encoder, Encoder]:
@@ -107,39 +121,13 @@ def _frozen_networks(ctx: StageContext) -> tuple[Encoder, Encoder]:
 
 
 def _features(ctx: StageContext, network: Encoder, images: ImageSet) -> tuple[Tensor, Tensor]:
-    """Features (M, C) and labels (M,) of a whole set, centre crops."""
-    ranks, crop_ratio = ctx.ranks, ctx.section.eval_crop_ratio
+    """Features (M, C * last_blocks) and labels (M,) of a whole set, centre crops, in one pass."""
+    ranks, section = ctx.ranks, ctx.section
     features, labels = extract_features(
-        network.frozen_features,
-        centre_batches(ctx, images, trained_augment(ctx), crop_ratio, _BATCH),
+        lambda images_BCHW: network.frozen_features(images_BCHW, section.last_blocks),
+        centre_batches(ctx, images, trained_augment(ctx), section.eval_crop_ratio, _BATCH),
         num_images=len(images),
-        width=network.feature_width,
+        width=network.feature_width * section.last_blocks,
         ranks=ranks,
     )
     return features.to(ranks.device), labels.to(ranks.device)
-
-
-def _trained_top1(ctx: StageContext, network: Encoder, linear: LinearConfig) -> float:
-    """Train a linear layer on augmented images through the frozen network; its accuracy."""
-    train_set, val_set = open_sets(ctx)
-    num_classes = len(train_set.classes)
-    seed_model(ctx)
-    probe = FrozenProbe(network, num_classes)
-    # Linear probes of the papers train with plain cross entropy; mixing follows the recipe's augment.
-    mix = Mixup(linear.augment, num_classes, label_smoothing=0.0)
-    # Saved states leave the frozen network out: it is loaded from the `weights` input anyway.
-    method = Classify(probe, mix, train_set.classes, frozen=("model.network",))
-    plan = make_plan(ctx, linear, train_set)
-    fit(ctx, method, plan, train_set, linear)
-    if ctx.is_main:
-        save_weights(probe.head(), ctx.folder / LINEAR_WEIGHTS)
-    ranks, crop_ratio = ctx.ranks, ctx.section.eval_crop_ratio
-    accuracy = evaluate_classifier(
-        probe,
-        centre_batches(ctx, val_set, linear.augment, crop_ratio, _BATCH),
-        num_classes,
-        ranks=ranks,
-        precision=plan.precision,
-    )
-    ctx.logger.table("linear_per_class", accuracy.class_rows(val_set.classes))
-    return accuracy.top1
