@@ -35,7 +35,14 @@ def test_features_of_any_block_and_size(pooling):
     else:
         assert looks.shape == (2, 3, 5)
         assert float(looks.sum((1, 2)).max()) <= 1.0
-    assert network.frozen_features(images, 3).shape == (2, 192)
+    if pooling == "mean":
+        with pytest.raises(InputError, match="no class tokens"):
+            network.frozen_features(images, 3)
+    else:
+        assert network.frozen_features(images, 3).shape == (2, 192)
+        assert "last 3 blocks" in network.frozen_reading(3)
+    with pytest.raises(InputError):
+        network.frozen_features(images, 5)
 
 
 def test_what_does_not_fit_is_refused():

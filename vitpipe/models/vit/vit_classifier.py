@@ -90,11 +90,19 @@ class ViTEncoder(Encoder):
 
     def frozen_features(self, images_BCHW: Tensor, last_blocks: int = 1) -> Tensor:
         """The vectors of the last blocks, concatenated: (B, C * last_blocks)."""
+        if last_blocks == 1 or self.aggregation is None:
+            return super().frozen_features(images_BCHW, last_blocks)
         blocks = self.chosen_blocks(range(-last_blocks, 0))
+        # The module has no class tokens to read: it looks at the patches of every one of these blocks.
         found = self.backbone(images_BCHW, blocks)
-        classes = found.class_tokens or (None,) * len(blocks)
-        pairs = zip(found.patches, classes, strict=True)
-        return torch.cat([self.vector_of(patches, token) for patches, token in pairs], dim=1)
+        return torch.cat([self.vector_of(patches, None) for patches in found.patches], dim=1)
+
+    def frozen_reading(self, last_blocks: int = 1) -> str:
+        """See `Encoder.frozen_reading`."""
+        if self.aggregation is None:
+            return super().frozen_reading(last_blocks)
+        of = "the last block" if last_blocks == 1 else f"each of the last {last_blocks} blocks"
+        return f"vector of the aggregation module on the patches of {of}"
 
     def image_attention(self, images_BCHW: Tensor) -> Tensor | None:
         """Of the class token in the last block, or of the aggregation module's token in its first."""
