@@ -99,8 +99,8 @@ views = "{local_size: 16, global_size: 32, num_local: 1}"
 metrics, logger, folder = chain.run(
     "pretrain", {"data": "prepare"}, ["pretrain.method=two_views", f"pretrain.method.crops={views}"]
 )
-print(sorted(path.name for path in folder.glob("*.safetensors")), metrics["spread"] > 0, logger.tables["shape"])
-chain.run("finetune", {"data": "prepare", "weights": "pretrain"})
+print(sorted(path.name for path in folder.glob("*.safetensors")), metrics["spread"] > 0,
+logger.tables["shape"]) chain.run("finetune", {"data": "prepare", "weights": "pretrain"})
 """
 
 

@@ -174,14 +174,13 @@ def test_two_ranks_are_one_rank_with_accumulation(name, is_exact, folder):
     if not (place / "packed").exists():
         (place / "packed").symlink_to(folder / "packed")
     assert run_processes(child, *[(place, name, None, rank, 2, port) for rank in range(2)]) == [0, 0]
-    both = [torch.load(place / f"{name}-{rank}.pt", weights_only=True)["state"] for rank in range(2)]
-    alone, _ = run(opened(folder), folder / f"{name}-alone", name, micro_batch=8 if is_exact else 16)
+    saved = [torch.load(place / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+    alone, losses = run(opened(folder), folder / f"{name}-alone", name, micro_batch=8 if is_exact else 16)
+    # Where rounding differs, AdamW follows it in gradients that are nearly 0; the losses do not.
+    assert saved[0]["losses"] == (losses if is_exact else pytest.approx(losses, rel=1e-3))
     for key, tensor in alone.resume_state().items():
-        assert torch.equal(both[0][key], both[1][key]), key
-        if is_exact:
-            assert torch.equal(both[0][key], tensor), key
-        else:
-            torch.testing.assert_close(both[0][key], tensor, rtol=1e-2, atol=1e-3)
+        assert torch.equal(saved[0]["state"][key], saved[1]["state"][key]), key
+        assert not is_exact or torch.equal(saved[0]["state"][key], tensor), key
 
 
 @pytest.mark.parametrize("name", ["dino", "selfpatch", "esvit"])
@@ -221,3 +220,22 @@ def test_a_collapse_is_said_once_with_its_causes(means, words):
     assert not again.warnings(sound, Moment(0, 10, 1000, 10), config)
     # From a sound state it is no start any more.
     assert again.warnings(means, Moment(0, 20, 1000, 10), config)
+
+
+@pytest.mark.slow
+def test_a_collapse_made_on_purpose_is_said_by_the_loop(shards, tmp_path):
+    """A teacher at a temperature of 10 gives all prototypes the same share, whatever it sees."""
+    hot = {"teacher_temperature": 10.0, "warmup_teacher_temperature": 10.0}
+    method, _ = run(shards, tmp_path, "dino", epochs=40, method=hot)
+    (line,) = [line for line in method.said if "Collapse" in line]
+    assert "the same share" in line
+    assert "teacher_temperature (10) too high" in line
+    judged = method.judge(
+        lambda split: eval_batches(
+            shards, eval_transform(32, 1.0, AUGMENT), batch=20, rank=0, num_ranks=1, workers=0
+        ),
+        Ranks(),
+        "off",
+    )
+    assert judged.metrics["teacher_entropy"] == pytest.approx(math.log(32), rel=0.02)
+    assert judged.metrics["loss"] >= 0.98 * judged.metrics["trivial_loss"]

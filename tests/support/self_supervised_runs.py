@@ -69,9 +69,15 @@ def build(name: str, given: PretrainConfig | None = None, **options):
     return kind.build(given.method, family_of(network), network, section=given, classes=("a",))
 
 
-def run(shards, states, name, *, micro_batch="auto", ranks=None, kill_at=None, epochs=1.0):
-    """Train; the method, and its losses step by step. With `kill_at` states are saved, and the process dies."""
-    given = section(name, micro_batch=micro_batch, epochs=epochs, checkpoint_minutes=1e-9)
+def run(shards, states, name, *, micro_batch="auto", ranks=None, kill_at=None, epochs=1.0, method=None):
+    """Train, saving after every step; the method, and its losses step by step. At `kill_at` the process dies.
+
+    Args:
+        method: options of its own. What the run says is in `said` of the result.
+    """
+    given = section(
+        name, micro_batch=micro_batch, epochs=epochs, checkpoint_minutes=1e-9, method=method or {}
+    )
     ranks, method, logger = ranks or Ranks(), build(name, given), MemoryLogger()
     plan = train_plan(
         given, path="short", num_images=len(shards), num_ranks=ranks.num_ranks, accelerator=Accelerator()
@@ -93,6 +99,7 @@ def run(shards, states, name, *, micro_batch="auto", ranks=None, kill_at=None, e
     train(
         method, batches, plan, optimiser=optimiser, section=given, ranks=ranks, states=folder, logger=logger
     )
+    method.said = logger.lines
     return method, [value for _, name, value in logger.points if name == "train/loss"]
 
 

@@ -9,10 +9,11 @@ Shapes: R rows (images, crops or patches), C channels, K prototypes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 from vitpipe.models.blocks import init_weights
@@ -82,6 +83,22 @@ class DinoHead(nn.Module):
         return logits_RK
 
 
+class _SummedOverRanks(torch.autograd.Function):
+    """Sum over all ranks; every rank's loss depends on every rank's rows, so the gradient is a sum, too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
 class SharedBatchNorm(nn.BatchNorm1d):
     """Batch norm over the rows of all ranks together, on CPUs too, where torch's own refuses to work."""
 
@@ -91,7 +108,7 @@ class SharedBatchNorm(nn.BatchNorm1d):
             return super().forward(x_RC)
         rows = x_RC.float()
         num_rows = torch.full((1,), float(len(rows)), device=rows.device)
-        sums = all_reduce(torch.cat([rows.sum(0), rows.square().sum(0), num_rows]))
+        sums: Tensor = _SummedOverRanks.apply(torch.cat([rows.sum(0), rows.square().sum(0), num_rows]))
         total, total_squares, count = sums.split([self.num_features, self.num_features, 1])
         mean, count = total / count, count.detach()
         variance = (total_squares / count - mean.square()).clamp(min=0.0)
