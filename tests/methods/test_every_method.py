@@ -12,6 +12,7 @@ from short_runs import AUGMENT, HIVIT, REVCOL, SEED, built, packed_digits, secti
 
 from vitpipe.config.method import METHODS
 from vitpipe.config.model import ModelConfig
+from vitpipe.config.named import settings_of
 from vitpipe.config.train_sections import TrainConfig
 from vitpipe.contracts.discovery import names_in
 from vitpipe.contracts.errors import RecipeError
@@ -25,6 +26,11 @@ from vitpipe.train.ranks import Ranks
 # 224 pixels, because methods' own defaults, such as the sizes of crops, are those of papers.
 MODELS: list[ModelConfig] = [model.model_copy(update={"image_size": 224}) for model in (HIVIT, REVCOL)]
 STEPS = 3
+# Heads of the papers' size have up to 17 million parameters each, which tells nothing more here.
+SMALLER = {
+    "prototypes": 64, "patch_prototypes": 32, "head_hidden": 32, "head_width": 16, "queue": 64,
+    "patch_hidden": 32, "patch_width": 16,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,10 @@ def trainable(name: str) -> tuple[TrainConfig, ModelConfig]:
     for model, stage in itertools.product(MODELS, ("pretrain", "finetune")):
         # A section refuses a method of the other kind itself, a method the networks that it cannot train.
         try:
-            found = section_of(stage, STEPS, method={"name": name})
+            smaller = {
+                key: SMALLER[key] for key in type(settings_of(METHODS, name)).model_fields if key in SMALLER
+            }
+            found = section_of(stage, STEPS, method={"name": name, **smaller})
             if found.method.misfit(model, found.global_batch):
                 continue
             built(found, model)
