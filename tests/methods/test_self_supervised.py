@@ -210,7 +210,8 @@ def test_a_collapse_is_said_once_with_its_causes(means, words):
     watch = CollapseWatch(32, 32)
     means = {"feature_rank": 20.0, **means}
     # At the start every network looks like this.
-    assert not watch.warnings(means, Moment(0, 10, 1000, 10), config)
+    for step in (10, 20):
+        assert not watch.warnings(means, Moment(0, step, 1000, 10), config)
     (line,) = watch.warnings(means, Moment(0, 400, 1000, 10), config)
     assert words in line
     assert "Usual causes" in line
@@ -218,8 +219,9 @@ def test_a_collapse_is_said_once_with_its_causes(means, words):
     sound = {"teacher_entropy": 1.0, "teacher_mean_entropy": 3.0, "feature_rank": 20.0}
     again = CollapseWatch(32, 32)
     assert not again.warnings(sound, Moment(0, 10, 1000, 10), config)
-    # From a sound state it is no start any more.
-    assert again.warnings(means, Moment(0, 20, 1000, 10), config)
+    # From a sound state it is no start any more; one point is not enough.
+    assert not again.warnings(means, Moment(0, 20, 1000, 10), config)
+    assert again.warnings(means, Moment(0, 30, 1000, 10), config)
 
 
 @pytest.mark.slow

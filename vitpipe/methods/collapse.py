@@ -77,6 +77,7 @@ class CollapseWatch(nn.Module):
         self.register_buffer("last_used", torch.full((num_prototypes,), -1, dtype=torch.int64))
         self.patience = math.ceil(_TURNS * num_prototypes / rows_per_step)  # steps
         self._was_sound = False
+        self._seen_before: set[str] = set()
         self._said: set[str] = set()
 
     @torch.no_grad()
@@ -105,8 +106,11 @@ class CollapseWatch(nn.Module):
         Args:
             means: of `measured`, since the last logged point.
         """
-        found = self._signs(means, config)
-        self._was_sound |= not found
+        signs = self._signs(means, config)
+        self._was_sound |= not signs
+        # Twice in a row: single points come and go while a training finds its way.
+        found = {kind: what for kind, what in signs.items() if kind in self._seen_before}
+        self._seen_before = set(signs)
         # At first every teacher gives nearly the same for all images: a random network does. What counts is
         # that it stays so, or comes back.
         if not self._was_sound and (moment.epoch < GRACE_EPOCHS or moment.step < GRACE_STEPS):
