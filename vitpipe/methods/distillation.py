@@ -95,7 +95,7 @@ class Centre(nn.Module):
 
     def targets(self, teacher_RK: Tensor, temperature: float) -> Tensor:
         """The teacher's distributions (R, K): `softmax((teacher - centre) / temperature)`, float32."""
-        return ((teacher_RK.float() - self.value) / temperature).softmax(dim=-1)
+        return (teacher_RK.float() - self.value).div_(temperature).softmax(dim=-1)
 
     @torch.no_grad()
     def add(self, teacher_RK: Tensor) -> None:

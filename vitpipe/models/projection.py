@@ -38,9 +38,11 @@ class Prototypes(nn.Module):
 
     def forward(self, x_RC: Tensor) -> Tensor:
         """(R, C) -> (R, K)."""
-        # The product with the raw rows, divided by their lengths: normed rows would be another tensor of the
-        # largest layer (16.8 million numbers in DINO), with passes over it forward and backward.
         scale_K1 = self.weight_g / torch.linalg.vector_norm(self.weight_v.float(), dim=1, keepdim=True)
+        # The lengths go into the smaller of the two: of a few images the outputs, (R, K), of thousands of
+        # patches the weights, (K, C). Either costs passes over that tensor, forward and backward.
+        if len(x_RC) > x_RC.shape[1]:
+            return F.linear(x_RC, self.weight_v * scale_K1)
         return F.linear(x_RC, self.weight_v) * scale_K1.squeeze(1)
 
 
