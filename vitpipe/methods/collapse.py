@@ -24,6 +24,7 @@ from vitpipe.data.batches import Batch
 from vitpipe.data.moment import Moment
 from vitpipe.methods.distillation import cross_entropy
 from vitpipe.methods.method import ImageColumns, Judgement
+from vitpipe.methods.shown_images import ShownImages
 from vitpipe.train.precision import autocast
 from vitpipe.train.ranks import Ranks
 
@@ -37,7 +38,6 @@ _UNIFORM = 0.98  # of log K: above it all prototypes are alike
 _TOLD_APART = 0.01
 LOW_RANK = 1.5
 GRACE_EPOCHS, GRACE_STEPS = 3, 200
-_NUM_SHOWN = 6
 
 
 def effective_rank(gram: Tensor) -> float:
@@ -169,7 +169,7 @@ class Judge:
         totals = torch.zeros(3, dtype=torch.float64)
         mean_K, chosen_K = torch.zeros(2, num_prototypes, dtype=torch.float64)
         gram_CC = torch.zeros(width, width, dtype=torch.float64)
-        shown: list[list[Tensor]] = []
+        shown = ShownImages(by_class=method.by_class)
         for batch in batches:
             images = batch.to(ranks.device).images
             pair = torch.cat([images, images.flip(-1)])
@@ -184,8 +184,9 @@ class Judge:
             mean_K += targets.sum(0).double().cpu()
             chosen_K[targets.argmax(-1).cpu()] += 1.0
             gram_CC += gram_of(features.pooled[: len(images)].double().cpu(), by_channel=True)
-            if ranks.is_main and len(shown) < _NUM_SHOWN:
-                shown += self._rows(images[: _NUM_SHOWN - len(shown)])
+            chosen = shown.wanted(batch.labels_B.tolist()) if ranks.is_main else []
+            if chosen:
+                shown.rows += self._rows(images[chosen])
         totals, mean_K, chosen_K, gram_CC = (ranks.sum(t) for t in (totals, mean_K, chosen_K, gram_CC))
         count = max(1.0, float(totals[2]))
         metrics = {
@@ -195,7 +196,7 @@ class Judge:
             "feature_rank": effective_rank(gram_CC),
             "used_prototypes": float((chosen_K > 0).double().mean()),
         }
-        figures = {"attention": self._figure(shown)} if shown else {}
+        figures = {"attention": self._figure(shown.rows)} if shown.rows else {}
         return Judgement(metrics, {"health": health_rows(metrics, num_prototypes, width)}, figures)
 
     def _rows(self, images: Tensor) -> list[list[Tensor]]:
@@ -212,9 +213,10 @@ class Judge:
 
     def _figure(self, rows: list[list[Tensor]]) -> ImageColumns:
         titles = ("image", "attention")
+        which = "The first validation image of each class" if self.method.by_class else "Validation images"
         columns = [torch.cat(column) for column in zip(*rows, strict=True)]
         note = (
-            "Validation images, and how much of each patch the teacher's vector of the image takes: "
+            f"{which}, and how much of each patch the teacher's vector of the image takes: "
             "the mean of the heads, white for the most."
         )
         return ImageColumns(dict(zip(titles, columns, strict=True)), note)

@@ -57,10 +57,12 @@ class SelfDistillation(Method):
         teacher: encoder and heads that follow the student's.
         centres: of the teacher's outputs, by the head's name.
         watch: which prototypes the teacher still uses.
+        by_class: the figure shows an image of each class; the first ones where there are no classes.
     """
 
     CONFIG: ClassVar[type[SelfDistillationConfig]]
     model: Encoder
+    by_class = False
 
     def __init__(
         self, config: SelfDistillationConfig, student: Side, teacher: Encoder, global_batch: int
@@ -84,12 +86,14 @@ class SelfDistillation(Method):
         section: TrainConfig,
         classes: Sequence[str],
     ) -> Self:
-        """Student and teacher of the family's encoder, and the method's heads; classes do not matter."""
+        """Student and teacher of the family's encoder, and heads; classes matter for the figure only."""
         assert isinstance(config, cls.CONFIG)
         student = family.encoder(model, drop_path=config.drop_path)
         heads = nn.ModuleDict(cls.build_heads(config, student))
         teacher = family.encoder(model, drop_path=0.0)
-        return cls(config, Side(student, heads), teacher, section.global_batch)
+        found = cls(config, Side(student, heads), teacher, section.global_batch)
+        found.by_class = bool(classes)
+        return found
 
     @classmethod
     def build_heads(cls, config: Any, model: Encoder) -> dict[str, nn.Module]:

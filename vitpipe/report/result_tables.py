@@ -71,7 +71,7 @@ _LABELS = {
     "random_cached_linear_top1": "linear top-1, centre crops, of random weights",
     "cached_linear_best_epoch_top1": "linear top-1, centre crops, best epoch",
     "random_cached_linear_best_epoch_top1": "linear top-1, centre crops, best epoch, of random weights",
-    "trivial_loss": "loss of the mean image and one colour",
+    "trivial_loss": "loss of the best guess that sees no image",
     "aAcc": "pixel accuracy",  # mmseg's names: all pixels, and the mean over classes
     "mAcc": "mean class accuracy",
     "memory_gib": "memory, GiB",

@@ -24,6 +24,7 @@ from vitpipe.evaluate.reconstruct import painted
 from vitpipe.evaluate.trivial_predictor import TrivialPredictor
 from vitpipe.methods.masked_pixels.config import MaskedPixelsConfig
 from vitpipe.methods.method import CentreCrops, ImageColumns, Judgement, Method
+from vitpipe.methods.shown_images import ShownImages
 from vitpipe.models.draws import uniform
 from vitpipe.models.families import Family
 from vitpipe.models.network import Pretrainer
@@ -92,7 +93,7 @@ class MaskedPixels(Method):
         self.eval()
         trivial = TrivialPredictor(self._targets(batches, ranks), ranks)
         totals, num_images = [0.0, 0.0], 0
-        shown = _Shown(self.by_class)
+        shown = ShownImages(by_class=self.by_class)
         for batch in batches("val"):
             batch = batch.to(ranks.device)
             images, noise_BN = batch.images, self.noise(batch, "eval mask")
@@ -133,30 +134,6 @@ class MaskedPixels(Method):
     def _targets(self, batches: CentreCrops, ranks: Ranks) -> Iterator[Tensor]:
         for batch in batches("val"):
             yield self.target(batch.to(ranks.device).images).units_BND
-
-
-class _Shown:
-    """Chooses the first image of each class, up to `_NUM_SHOWN`; `rows` keeps what is shown of each.
-
-    Args:
-        by_class: otherwise the first images, whatever their labels.
-    """
-
-    def __init__(self, by_class: bool) -> None:
-        self.by_class = by_class
-        self.rows: list[list[Tensor]] = []
-        self.classes: set[int] = set()
-
-    def wanted(self, labels: Sequence[int]) -> list[int]:
-        """Positions in a batch of images that are shown; the caller adds a row for each."""
-        if not self.by_class:
-            return list(range(min(len(labels), _NUM_SHOWN - len(self.rows))))
-        found = []
-        for position, label in enumerate(labels):
-            if label not in self.classes and len(self.classes) < _NUM_SHOWN:
-                self.classes.add(label)
-                found.append(position)
-        return found
 
 
 def unit_error(pred_BND: Tensor, target_BND: Tensor, counted_BN: Tensor) -> Tensor:
