@@ -171,17 +171,19 @@ def test_a_password_in_the_file_is_not_carried(own):
     assert "hunter2" not in str(caught.value)
 
 
+# No recipe may hold NUL or half a surrogate pair: `read_yaml` refuses them.
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
-    st.text(),
+    TEXT,
     st.sampled_from(["off", "0o17", "1:40", "0123", "1e3", "~", "<<", "null"]),
 )
 WRITTEN = st.sampled_from(["0123456", "12e4567", "0x1F", "0o17", "-.5", "+7", "1e-3", ".nan", "12."])
 
 
 @given(
-    st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)),
+    st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner)),
     st.lists(WRITTEN),
 )
 def test_what_is_written_is_read_again(value, numbers):
