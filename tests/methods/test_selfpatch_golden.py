@@ -11,6 +11,7 @@ import torch
 from selfpatch_golden import ENTRIES, GRADIENT_TOLERANCE, TOLERANCE, error, fill, probe
 
 from vitpipe.config.model import model_config
+from vitpipe.config.resolve import Accelerator, train_plan
 from vitpipe.config.train_sections import OptimConfig, TrainConfig
 from vitpipe.data.batches import Batch
 from vitpipe.data.moment import Moment
@@ -21,7 +22,8 @@ from vitpipe.methods.selfpatch.method import SelfPatch
 from vitpipe.models.class_attention import ClassAttention
 from vitpipe.models.families import family_of
 from vitpipe.models.neighbours import nearest_neighbours, neighbour_table
-from vitpipe.optim.schedules import ramp
+from vitpipe.optim.schedules import cosine, learning_rate, ramp, weight_decay
+from vitpipe.stages.pretrain.config import PretrainConfig
 from vitpipe.train.ranks import Ranks
 
 
@@ -185,3 +187,37 @@ def test_parameter_groups():
         n for n, p in trained.named_parameters() if not p.requires_grad and not n.startswith("teacher.")
     ]
     assert sorted(map(official_name, frozen)) == record["not_trained"]
+
+
+def test_schedules():
+    """Rate, weight decay, momentum and temperature of every step, by the functions that the loop calls."""
+    entry = ENTRIES["dino_schedules"]
+    setting, record = entry["setting"], entry["record"]
+    optim = OptimConfig(
+        base_lr=setting["lr_peak"], lr_reference_batch=None, min_lr=setting["lr_end"],
+        warmup_epochs=setting["warmup_epochs"], warmup_reaches_peak=True,
+        weight_decay=setting["wd"][0], final_weight_decay=setting["wd"][1],
+    )  # fmt: skip
+    section = PretrainConfig(epochs=setting["epochs"], global_batch=1, optim=optim)
+    plan = train_plan(
+        section,
+        path="pretrain",
+        num_images=setting["iterations_per_epoch"],
+        num_ranks=1,
+        accelerator=Accelerator(),
+    )
+    steps = range(plan.num_steps)
+    rates = [learning_rate(step, plan, optim) for step in steps]
+    decays = [weight_decay(step, plan, optim) for step in steps]
+    momenta = [
+        cosine(Moment(0, step, plan.num_steps, plan.steps_per_epoch).progress, 0.996, 1.0) for step in steps
+    ]
+    for found, name, total in (
+        (rates, "lr", "sum_lr"), (decays, "weight_decay", "sum_wd"), (momenta, "teacher_momentum", "sum_momentum")
+    ):  # fmt: skip
+        assert [found[i] for i in record["iteration"]] == pytest.approx(record[name], rel=1e-9)
+        assert sum(found) == pytest.approx(record[total], rel=1e-9)
+    start, end, length = setting["teacher_temp"]
+    assert [ramp(epoch, length, start, end) for epoch in range(10)] == pytest.approx(
+        record["teacher_temp_per_epoch"]
+    )
