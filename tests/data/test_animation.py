@@ -32,10 +32,10 @@ def test_a_caption_stays_inside_and_leaves_the_image_as_it_was():
     assert drawn.shape == image.shape
     assert (image == 128).all()
     assert (drawn[30:] == 128).all()
-    assert drawn.max() == 255
+    assert drawn.max() > 240
 
 
 def test_a_disk_that_refuses_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "moves.gif").symlink_to("/dev/full")
     with pytest.raises(StorageError):
-        write_animation(tmp_path / "file/moves.gif", [np.zeros((4, 4, 3), np.uint8)], frame_ms=100)
+        write_animation(tmp_path / "moves.gif", [np.zeros((4, 4, 3), np.uint8)], frame_ms=100)

@@ -7,12 +7,12 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from full_propagation import propagate_fully
 from hypothesis import given
 from hypothesis import strategies as st
 from selfpatch_golden import ENTRIES, TOLERANCE, error, filled, keys
 from selfpatch_golden import fill as golden_fill
 
+from vitpipe.benchmarks.propagation_speed import MatrixPropagation
 from vitpipe.config.model import model_config
 from vitpipe.contracts.errors import InputError
 from vitpipe.evaluate.propagate import Propagation, PropagationSettings, hard_labels
@@ -27,9 +27,15 @@ def settings_of(entry) -> PropagationSettings:
     )
 
 
-def check(entry, features_TNC, size):
+@pytest.fixture(params=[Propagation, MatrixPropagation], ids=["strips", "matrix"])
+def way(request):
+    """Ours, and the form that ours is compared with."""
+    return request.param
+
+
+def check(way, entry, features_TNC, size):
     labels = torch.tensor(entry["input"]["first_frame_labels"])
-    propagation = Propagation(features_TNC[0], labels, settings_of(entry))
+    propagation = way(features_TNC[0], labels, settings_of(entry))
     for number, recorded in enumerate(entry["record"], start=1):
         assert recorded["frame"] == number
         soft = propagation.step(features_TNC[number])
@@ -38,14 +44,14 @@ def check(entry, features_TNC, size):
         assert zlib.crc32(mask.tobytes()) == recorded["mask"]["crc32_uint8"]
 
 
-def test_features_of_the_record():
+def test_features_of_the_record(way):
     probe = golden_fill.probe
     frames = [probe((48, 16), 700) + 0.5 * probe((48, 16), 701 + time) for time in range(11)]
-    check(ENTRIES["propagation_6x8"], frames, (96, 128))
+    check(way, ENTRIES["propagation_6x8"], frames, (96, 128))
 
 
 @torch.no_grad()
-def test_a_clip_through_the_network_of_the_record():
+def test_a_clip_through_the_network_of_the_record(way):
     converted = convert_state(filled(keys("selfpatch_vit_tiny_16_coco")["backbone_only"]))
     network = build_encoder(model_config({"name": "vit_tiny", "pooling": "class_attention"})).eval()
     network.load_state_dict(converted.state, strict=False)
@@ -53,7 +59,7 @@ def test_a_clip_through_the_network_of_the_record():
     frames = [probe((3, 64, 96), 740) + 0.3 * probe((3, 64, 96), 741 + time) for time in range(4)]
     features = network.features(torch.stack(frames))
     assert features.grids[0] == (4, 6)
-    check(ENTRIES["propagation_clip_vit_tiny"], network.final_norm(features.tokens[0]), (64, 96))
+    check(way, ENTRIES["propagation_clip_vit_tiny"], network.final_norm(features.tokens[0]), (64, 96))
 
 
 @given(
@@ -73,9 +79,9 @@ def test_the_result_is_that_of_the_whole_affinity_matrix(grid, reach, context, t
     features = table[torch.randint(kinds, (6, num_patches), generator=generator)]
     labels = torch.randint(3, grid, generator=generator)
     settings = PropagationSettings(context, reach, top_k, 0.1)
-    propagation = Propagation(features[0], labels, settings)
-    for frame, expected in zip(features[1:], propagate_fully(features, labels, settings), strict=True):
-        torch.testing.assert_close(propagation.step(frame), expected, atol=1e-4, rtol=0)
+    ours, written_out = (way(features[0], labels, settings) for way in (Propagation, MatrixPropagation))
+    for frame in features[1:]:
+        torch.testing.assert_close(ours.step(frame), written_out.step(frame), atol=1e-4, rtol=0)
 
 
 def test_all_patches_that_are_equally_like_the_last_one_count():

@@ -8,7 +8,7 @@ first frame and of the last few frames together, near its own place, weighted by
 The labels stay soft from frame to frame.
 
 Memory: a strip of columns of the grid at a time is compared with the columns in reach of it. For 30 x 52
-patches and eight context frames that is 4 MB at once, where the whole matrix has 78 MB, and of 60 x 104
+patches and eight context frames that is 5 MB at once, where the whole matrix has 78 MB, and of 60 x 104
 patches 1.2 GB.
 
 Shapes: R rows, C columns of the patch grid, D channels, L labels with the background, F context frames.
@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate, normalize, one_hot
 from vitpipe.contracts.errors import InputError
 
 _ROUNDING = 1e-5
-_STRIP = 4  # columns at a time: wider strips compare more patches in vain, narrower ones are too small
+_STRIP = 6  # columns at a time: wider strips compare more patches in vain, narrower ones are too small
 
 
 @dataclass(frozen=True)
