@@ -135,7 +135,9 @@ def _follow(ctx: StageContext, network: Encoder, clip: Clip, number: int, num_cl
         device=ctx.ranks.device,
     )
     scores = score_video(clip.name, [read_labels(path) for path in clip.annotations], found.maps)
-    ctx.logger.say(f"Video {number} of {num_clips}: {clip.name}, {len(clip)} frames, {_caption(scores)}")
+    share = " on rank 0" if ctx.ranks.num_ranks > 1 else ""
+    counted_as = f"Video {number} of {num_clips}{share}"
+    ctx.logger.say(f"{counted_as}: {clip.name}, {len(clip)} frames, {_caption(scores)}")
     masks = tuple(indexed_png(labels_HW) for labels_HW in found.maps)
     return _Followed(clip, masks, found.first_patches, scores)
 
