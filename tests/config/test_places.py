@@ -32,7 +32,7 @@ def refused(tmp_path):
 @pytest.mark.parametrize(
     "lines",
     ["finetune: {epoch: 3}", "finetune: {epochs: -1}", "stages: [report, report]", "overrides: ['finetune.epoch=3']",
-     "finetune: 3", "overrides: ['finetune.epochs']", "stages: [prepare, video, detect]", "finetune: {optim: {x: {y: 1}}}"],
+     "finetune: 3", "overrides: ['finetune.epochs']", "stages: [prepare, film, detect]", "finetune: {optim: {x: {y: 1}}}"],
 )  # fmt: skip
 def test_a_wrong_key_of_params_yaml_is_named_there(refused, tmp_path, lines):
     error = refused(lines)

@@ -45,6 +45,9 @@ def test_auto_is_what_the_stages_read_and_no_more():
     assert full(*SHORT, "finetune.dataset=flowers102").data.sets == ("flowers102",)
     # Prepared now for stages that run later.
     assert full("stages=[prepare]").data.sets == ("imagenet", "coco", "ade20k")
+    # The section of a stage that the recipe does not write reads nothing, the one of a stage that it has does.
+    with_video = full("stages=[prepare, pretrain, video]", "model.relative_position=false")
+    assert with_video.data.sets == ("imagenet", "davis")
     # Resolved once: reading a written recipe again changes nothing.
     recipe = full(*SHORT, "finetune.dataset=imagenet100")
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from vitpipe.contracts.seeds import generator_of
+from vitpipe.datasets.davis_palette import davis_palette
 from vitpipe.datasets.embedded.scenes import compose_scene
 from vitpipe.datasets.embedded.write import (
     ADE_CLASSES,
     COCO_CATEGORY_IDS,
     NUM_FINE_CLASSES,
-    davis_palette,
     label_map,
     write_embedded,
 )

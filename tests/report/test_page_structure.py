@@ -261,6 +261,24 @@ def test_a_large_picture_keeps_its_words(picture_run, tmp_path):
     assert (found.note, found.width, found.height) == ("said by the stage", 916, 716)
 
 
+def test_an_animation_stays_one_and_keeps_its_words(picture_run):
+    from vitpipe.data.animation import write_animation
+    from vitpipe.report.pictures import pictures_of
+
+    path = picture_run.artifacts["segment"].path / "videos.gif"
+    write_animation(
+        path, [np.full((8, 9, 3), n, np.uint8) for n in (0, 200)], frame_ms=100, note="two frames"
+    )
+    try:
+        found = next(
+            item for item in pictures_of(picture_run.artifacts["segment"], "x") if item.title == "Videos"
+        )
+    finally:
+        path.unlink()
+    assert found.uri.startswith("data:image/gif;base64,")
+    assert (found.note, found.width, found.height) == ("two frames", 9, 8)
+
+
 def _luminance(colour):
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]

@@ -15,6 +15,7 @@ from vitpipe.report.result_tables import (
     in_unit,
     is_percent,
     markdown,
+    metric_label,
     metric_table,
     protocol_table,
     show,
@@ -92,6 +93,13 @@ def test_metrics_come_in_the_order_of_interest():
     assert found[:5] == ["mIoU", "mAcc", "aAcc", "loss", "extra"]
     assert set(found[5:]) == {"ema_mIoU", "multi_scale_mIoU"}
     assert by_interest("probe", ["knn_top1", "random_knn_top1", "linear_top1"])[0] == "linear_top1"
+
+
+def test_the_figures_of_videos_are_percentages_in_their_order():
+    names = ["F_mean", "J_decay", "JF_mean", "J_mean", "F_recall", "J_recall", "F_decay"]
+    assert by_interest("video", names)[:3] == ["JF_mean", "J_mean", "F_mean"]
+    assert all(map(is_percent, names))
+    assert metric_label("JF_mean") == "J&F mean"
 
 
 def test_the_cost_is_a_table_in_its_units_and_not_among_the_metrics(demo_run):

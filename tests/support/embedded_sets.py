@@ -67,16 +67,20 @@ def raw_copy(raw, tmp_path) -> Path:
     return Path(shutil.copytree(raw, tmp_path / "raw"))
 
 
+def prepare_sets(folder: Path, data: DataConfig) -> Path:
+    """The output of the prepare stage, below a folder."""
+    from vitpipe.stages.prepare import stage as prepare
+
+    ctx = _context(folder, data)
+    prepare.run(ctx)
+    return ctx.folder
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Path:
     """The output of the prepare stage on the embedded sets; read only."""
-    from vitpipe.stages.prepare import stage as prepare
-
-    ctx = _context(
-        tmp_path_factory.mktemp("prepared"), DataConfig(source="embedded", sets=SETS, embedded=TINY)
-    )
-    prepare.run(ctx)
-    return ctx.folder
+    data = DataConfig(source="embedded", sets=SETS, embedded=TINY)
+    return prepare_sets(tmp_path_factory.mktemp("prepared"), data)
 
 
 @pytest.fixture

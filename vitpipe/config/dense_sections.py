@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from vitpipe.config.head import HEADS, DetectionHead, SegmentationHead
+from vitpipe.config.model import ModelConfig
 from vitpipe.config.named import settings_of
 from vitpipe.config.section import Count, Effects, Pixels, Positive, Range, Ratio
 from vitpipe.config.train_sections import LoopConfig, OptimConfig, in_epochs
@@ -107,6 +108,12 @@ class SegmentConfig(DenseConfig):
     # Two thirds of the window, as UPerNet rows are tested.
     stride: Pixels = 341
     multi_scale_ratios: tuple[Positive, ...] = ()
+
+    def network_misfit(self, model: ModelConfig) -> str:
+        """A window that the network cannot take."""
+        if self.crop_size % model.stride == 0:
+            return ""
+        return f"crop_size is {self.crop_size}, '{model.name}' needs a multiple of {model.stride}"
 
     def length(self, steps_per_epoch: int) -> tuple[int, str]:
         """`steps`, see `LoopConfig.length`."""

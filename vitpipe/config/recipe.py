@@ -146,12 +146,11 @@ class RecipeBase(Section):
         return self
 
     @model_validator(mode="after")
-    def _crops_fit_the_network(self) -> RecipeBase:
-        section, stride = getattr(self, "segment", None), self.model.stride
-        if "segment" in self.stages and section is not None and section.crop_size % stride:
-            raise ValueError(
-                f"segment.crop_size is {section.crop_size}, '{self.model.name}' needs a multiple of {stride}"
-            )
+    def _sections_fit_the_network(self) -> RecipeBase:
+        for stage in self.stages:
+            section: Section | None = getattr(self, stage, None)
+            if section is not None and (why := section.network_misfit(self.model)):
+                raise ValueError(f"{stage}.{why}")
         return self
 
     @model_validator(mode="after")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from vitpipe.config.written_values import as_field
+
+if TYPE_CHECKING:  # its classes are sections
+    from vitpipe.config.model import ModelConfig
 
 Auto = Literal["auto"]
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -82,6 +85,10 @@ class Section(BaseModel):
         plain = self.model_dump(mode="json")
         acting = {key for key in plain if self._acts(key, on_weights_only)}
         return {key: _acting(getattr(self, key), plain[key], on_weights_only) for key in acting}
+
+    def network_misfit(self, model: ModelConfig) -> str:
+        """Why a stage with this section cannot use the recipe's network, in words; empty if it can."""
+        return ""
 
     @classmethod
     def undecided(cls) -> list[str]:

@@ -118,7 +118,9 @@ def sets_to_prepare(recipe: Recipe) -> tuple[str, ...]:
     if recipe.data.sets != "auto":
         return tuple(dict.fromkeys((*recipe.data.sets, *read.values())))
     if not read:
-        # With `stages=[prepare]` somebody prepares now what the recipe's stages read later.
-        sections = ((name, getattr(recipe, name)) for name in type(recipe).model_fields)
+        # With `stages=[prepare]` somebody prepares now what the recipe's stages read later. Sections that it
+        # does not write are those of stages that it does not have.
+        written = (name for name in type(recipe).model_fields if name in recipe.model_fields_set)
+        sections = ((name, getattr(recipe, name)) for name in written)
         read = {name: part.dataset for name, part in sections if getattr(part, "dataset", None)}
     return tuple(dict.fromkeys(n for name in read.values() for n in (base_of(name), name) if n is not None))

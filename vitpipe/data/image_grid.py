@@ -234,9 +234,9 @@ def write_grid(path: Path, sections: Sequence[Section], *, columns: int, note: s
 
 
 def note_of(path: Path) -> str:
-    """What a picture of `write_grid` shows, in its own words; empty for other pictures."""
+    """What a picture of `write_grid` or `write_animation` shows, in its own words; empty for others."""
     with Image.open(path) as picture:
-        return str(picture.info.get(_NOTE, ""))
+        return str(picture.info.get(_NOTE, "")) or picture.info.get("comment", b"").decode("utf-8", "replace")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from vitpipe.contracts.artifact import Artifact
 from vitpipe.data.image_grid import note_of
 from vitpipe.report.data_lineage import duplicate_pictures
 
+_SUFFIXES = (".png", ".gif")
 _MAX_PNG_BYTES = 900_000  # base64 adds a third; photographs are several times smaller as JPEG
 
 
@@ -41,7 +42,8 @@ def pictures_of(artifact: Artifact, anchor: str) -> list[Picture]:
     Args:
         anchor: prefix of their ids.
     """
-    files = [(_title(file), file) for file in sorted(artifact.path.glob("*.png"))]
+    drawn = sorted(file for file in artifact.path.iterdir() if file.suffix in _SUFFIXES)
+    files = [(_title(file), file) for file in drawn]
     files += duplicate_pictures(artifact)
     found = []
     for number, (title, file) in enumerate(files):
@@ -53,9 +55,10 @@ def pictures_of(artifact: Artifact, anchor: str) -> list[Picture]:
 
 
 def data_uri(picture: Path) -> str:
-    """A PNG as a data URI (RFC 2397); one of more than 0.9 MB is converted to JPEG."""
-    content, kind = picture.read_bytes(), "png"
-    if len(content) > _MAX_PNG_BYTES:
+    """A picture as a data URI (RFC 2397); a PNG of more than 0.9 MB is converted to JPEG."""
+    content, kind = picture.read_bytes(), picture.suffix.removeprefix(".")
+    # An animation would lose all frames but one.
+    if kind == "png" and len(content) > _MAX_PNG_BYTES:
         buffer = io.BytesIO()
         with Image.open(picture) as image:
             image.convert("RGB").save(buffer, "JPEG", quality=88, optimize=True)

@@ -44,7 +44,8 @@ _COCO_ROWS = (
     ("AR_large", "AR large"),
 )
 # Names of ratios: classification, mmseg's IoUMetric, DAVIS (J and F).
-_PERCENT = {"top1", "top5", "mIoU", "aAcc", "mAcc", "IoU", "Acc", "J", "F"}
+_PERCENT = {"top1", "top5", "mIoU", "aAcc", "mAcc", "IoU", "Acc", "JF_mean"}
+_PERCENT |= {f"{measure}_{name}" for measure in "JF" for name in ("mean", "recall", "decay")}
 _PERCENT_MARKS = ("_top1", "_top5", "AP", "AR", "ratio", "_mIoU")
 # Shown as figures (history, confusion), as the COCO table (box_ap, mask_ap), in the data section (splits,
 # sources) or on top of the page (verdict, reference).
@@ -54,6 +55,7 @@ _COST, _COSTS = "cost", ("params", "gmacs")
 # In the order in which a reader looks for them, behind a stage's main metric; all others follow.
 _ORDER = (
     "top1", "top5", "linear_top1", "linear_best_epoch_top1", "knn_top1", "knn_top5", "mIoU", "mAcc", "aAcc",
+    "JF_mean", "J_mean", "F_mean", "J_recall", "F_recall", "J_decay", "F_decay",
     "loss", "trivial_loss", "params", "gmacs", "images_per_second",
 )  # fmt: skip
 _LABELS = {
@@ -74,6 +76,7 @@ _LABELS = {
     "trivial_loss": "loss of the best guess that sees no image",
     "aAcc": "pixel accuracy",  # mmseg's names: all pixels, and the mean over classes
     "mAcc": "mean class accuracy",
+    "JF_mean": "J&F mean",
     "memory_gib": "memory, GiB",
     "grad_norm": "gradient norm",
 }
@@ -83,6 +86,8 @@ _TITLES = {
     "plan": "Derived values of the run",
     "cost": "Network cost",
     "linear_sweep": "Learning rates of the linear classifier",
+    "video_objects": "Objects of the videos",
+    "video_sequences": "Videos",
     "agreement": "Comparison with the training stage",
     "classes": "Classes",
     "findings": "Irregular images",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sized
-from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from vitpipe.config.dense_sections import DenseConfig
@@ -20,7 +18,6 @@ from vitpipe.stages.context import StageContext
 from vitpipe.stages.training import EMA_WEIGHTS, make_plan, run_loop, save_result
 from vitpipe.train.state import TrainState
 
-T = TypeVar("T")
 CONFIG = "mm_config.json"
 
 
@@ -131,16 +128,6 @@ def predictions(ctx: StageContext, network: Any, val_set: Any) -> Iterator[Any]:
     with torch.no_grad():
         for batch in loader:
             yield from network.test_step(batch)
-
-
-def gathered(ctx: StageContext, rows: list[T]) -> list[T]:
-    """Concatenate the rows of all ranks, in the order of ranks; every rank gets all."""
-    if ctx.ranks.num_ranks == 1:
-        return rows
-    shares: list[list[T]] = [[] for _ in range(ctx.ranks.num_ranks)]
-    # Ranks have different numbers of rows: they are gathered as pickled objects, not as tensors.
-    dist.all_gather_object(shares, rows)
-    return list(chain.from_iterable(shares))
 
 
 def save_config(ctx: StageContext, **parts: Any) -> None:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -74,6 +75,15 @@ class Ranks:
         found = [torch.empty_like(shared) for _ in range(self.num_ranks)]
         dist.all_gather(found, shared)
         return torch.stack(found).to(values.device)
+
+    def gather_rows(self, rows: list[T]) -> list[T]:
+        """Rows of any type that can be pickled, of all ranks in their order, on every rank."""
+        if self.num_ranks == 1:
+            return rows
+        shares: list[list[T]] = [[] for _ in range(self.num_ranks)]
+        # Ranks have different numbers of rows: they are gathered as pickled objects, not as tensors.
+        dist.all_gather_object(shares, rows)
+        return list(chain.from_iterable(shares))
 
     def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
         """Element-wise sum of numbers over all ranks, in float64."""

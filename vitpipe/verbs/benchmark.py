@@ -1,4 +1,4 @@
-"""The verbs `benchmark step`, `reversible`, `data`, `pack` and `index`: time and memory on this machine."""
+"""The verbs of `benchmark`: time and memory on this machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ScratchOption = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     group = typer.Typer(no_args_is_help=True, help="Measure time and memory on this machine.")
-    for verb in (step, reversible, data, pack, index):
+    for verb in (step, reversible, data, pack, index, propagation):
         group.command(name=verb.__name__)(verb)
     app.add_typer(group, name="benchmark")
 
@@ -266,6 +266,37 @@ def index(
         for cost in costs
     ]
     print_rows(rows, False, f"Index of {format_count(entries)} images")
+
+
+def propagation(
+    rows: Annotated[int, typer.Option(min=1, help="rows of patches")] = 30,
+    columns: Annotated[int, typer.Option(min=1, help="columns of patches")] = 52,
+    width: Annotated[int, typer.Option(min=1, help="channels of a feature")] = 384,
+    rounds: Annotated[int, typer.Option(min=1, help="timed frames with a full context")] = 10,
+    threads: Annotated[int, typer.Option(min=1, help="threads of torch on a CPU")] = 1,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time of label propagation (stage video) per frame, compared with the whole affinity matrix.
+
+    The defaults are a frame of DAVIS at 480 x 832 pixels in ViT-S/16.
+    """
+    import torch
+
+    from vitpipe.benchmarks.memory_modes import find_device
+    from vitpipe.benchmarks.propagation_speed import measure_propagation
+    from vitpipe.evaluate.propagate import PropagationSettings
+
+    torch.set_num_threads(threads)
+    settings, place = PropagationSettings(), find_device(device)
+    found = measure_propagation((rows, columns), width, settings, rounds, place, _tell)
+    if as_json:
+        _print_json({"device": str(place), "ratio": found.ratio, "times": found})
+        return
+    pairs = {"strips (stage video)": found.strips_seconds, "whole matrix": found.matrix_seconds}
+    table = [{"way": way, "ms per frame": f"{1e3 * seconds:.1f}"} for way, seconds in pairs.items()]
+    print_rows(table, False, f"{rows} x {columns} patches of {width} channels, 8 context frames, {place}")
+    print(f"ratio {found.ratio:.2f}, largest difference of the labels {found.largest_difference:.1e}")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from PIL import Image
 
 from vitpipe.config.data import EmbeddedConfig
 from vitpipe.contracts.seeds import generator_of
+from vitpipe.datasets.davis_palette import davis_palette
 from vitpipe.datasets.embedded.digits import NUM_DIGITS, Split
 from vitpipe.datasets.embedded.outlines import bounding_box, polygons, run_lengths
 from vitpipe.datasets.embedded.scenes import OTHER, Scene, compose_scene, compose_single, compose_video
@@ -175,19 +176,6 @@ def label_map(scene: Scene) -> NDArray[np.uint8]:
     for thing in scene.things:
         labels[thing.mask] = _FIRST_DIGIT_LABEL + thing.digit
     return labels
-
-
-def davis_palette() -> list[int]:
-    """The 256 x 3 colours of DAVIS and PASCAL VOC, as a flat list."""
-    # Bits 0, 1, 2 of the index become the highest bits of red, green and blue, bits 3, 4, 5 the next
-    # lower ones, and so on: neighbouring indices get different colours (`VOClabelcolormap` of the VOC
-    # devkit).
-    colours = []
-    for index in range(256):
-        for channel in range(3):
-            bits = [(index >> (3 * level + channel)) & 1 for level in range(8)]
-            colours.append(sum(bit << (7 - level) for level, bit in enumerate(bits)))
-    return colours
 
 
 def _scene(name: str, split: Split, number: int, config: EmbeddedConfig) -> Scene:

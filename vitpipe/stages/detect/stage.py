@@ -96,12 +96,12 @@ def _evaluate(
     ctx: StageContext, detector: Any, val_set: Any, folder: DenseFolder, prefix: str
 ) -> dict[str, float]:
     """Predict, compute metrics, write tables and the figure; only rank 0 returns metrics."""
-    from vitpipe.stages.dense_training import gathered, predictions
+    from vitpipe.stages.dense_training import predictions
 
     results: list[dict[str, Any]] = []
     for sample in predictions(ctx, detector, val_set):
         results += coco_results(sample, val_set.cat_ids)
-    results = gathered(ctx, results)
+    results = ctx.ranks.gather_rows(results)
     if not ctx.is_main:
         return {}
     # Evaluated against the annotation file itself, with its crowds and areas, not against mmdet's samples.

@@ -1,0 +1,1 @@
+"""Stage `video`: objects followed through videos by frozen features."""
