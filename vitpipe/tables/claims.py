@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitpipe.config.read import check_profile, load_recipe, recipe_files, variant_names
+from vitpipe.config.read import check_profile, load_recipe, read_mapping, recipe_files, variant_names
 from vitpipe.config.recipe import Expectation, Recipe
 from vitpipe.contracts.errors import InputError
 from vitpipe.papers.published import find_row, rows, tables
@@ -98,10 +98,11 @@ def select_rows(
 def _recipes_of(paper: str, profile: str, overrides: Collection[str]) -> dict[str, Recipe]:
     """All recipes and variants of a paper by their names."""
     found: dict[str, Recipe] = {}
-    for file in recipe_files():
-        names = variant_names(file)
-        # The paper stands in the file, not in its variants: one of them tells for all.
-        if load_recipe(names[0], profile).source.paper != paper:
+    for file, path in recipe_files().items():
+        # From the file itself: another paper's recipe need not be valid at this profile, which may be one of
+        # the user's.
+        source = read_mapping(path).get("source")
+        if not isinstance(source, Mapping) or source.get("paper") != paper:
             continue
-        found |= {name: load_recipe(name, profile, tuple(overrides)) for name in names}
+        found |= {name: load_recipe(name, profile, tuple(overrides)) for name in variant_names(file)}
     return found
