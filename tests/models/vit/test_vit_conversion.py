@@ -22,6 +22,10 @@ FILES = {
     "esvit_deit_tiny_16_coco": ("vit", "vit_tiny", 5_524_416),
     "moby_vit_tiny_16": ("vit_moby", "vit_tiny", 5_524_416),
     "moby_deit_small": ("vit_moby", "vit_small", 21_665_664),
+    # Trunks inside a detector and segmentors; those of segmentors have a table for 512 pixels.
+    "selfpatch_vit_small_16_maskrcnn": ("vit_self_distilled", "vit_small", 21_664_128),
+    "selfpatch_vit_small_16_semfpn": ("vit_self_distilled", "vit_small", 21_982_080),
+    "selfpatch_vit_small_16_upernet_mln": ("vit_self_distilled", "vit_small", 21_982_080),
     # Without the class token's entry of the fixed table, which is zero.
     "mocov3_vit_small": ("vit_mocov3", "vit_small", 21_665_664 - 384),
 }

@@ -2,12 +2,14 @@
 
 Knows the training files and the bare trunks of SelfPatch (Yun et al., CVPR 2022), DINO (Caron et al., arXiv
 2104.14294), EsViT (Li et al., arXiv 2106.09785), MoBY (Xie et al., arXiv 2105.04553) and MoCo-v3 (Chen et
-al., arXiv 2104.02057), and DeiT's and timm's classifiers, in the sizes of `SHAPES`.
+al., arXiv 2104.02057), the trunks inside SelfPatch's detectors and segmentors, and DeiT's and timm's
+classifiers, in the sizes of `SHAPES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,6 +32,18 @@ _TRUNKS = {
 }
 _HEAD = "a projection head, which only pre-training has"
 _SLOW = "the momentum network's copy"
+# mmsegmentation's names inside the trunk of a segmentor -> those of everybody else.
+_OF_MMSEG = (
+    ("patch_embed.projection.", "patch_embed.proj."),
+    ("backbone.layers.", "backbone.blocks."),
+    (".ln1.", ".norm1."),
+    (".ln2.", ".norm2."),
+    (".attn.attn.in_proj_", ".attn.qkv."),
+    (".attn.attn.out_proj.", ".attn.proj."),
+    (".ffn.layers.0.0.", ".mlp.fc1."),
+    (".ffn.layers.1.", ".mlp.fc2."),
+)
+_DENSE = "part of the detector or segmentor"
 # Parts of training files beside the trunk, and why they are not taken over.
 _DROPPED = {
     "c_head.": _HEAD,
@@ -44,6 +58,12 @@ _DROPPED = {
     "encoder_k.": _SLOW,
     "momentum_encoder.": _SLOW,
     "queue": "the queue of keys, which only pre-training has",
+    "backbone.fpn": _DENSE,
+    "neck.": _DENSE,
+    "rpn_head.": _DENSE,
+    "roi_head.": _DENSE,
+    "decode_head.": _DENSE,
+    "auxiliary_head.": _DENSE,
 }
 # Official name -> ours, inside the trunk. A trailing dot stands for a whole module.
 _TRUNK_NAMES = {
@@ -69,6 +89,8 @@ def rename_vit(official: Mapping[str, Tensor], where: str | Path) -> Renamed | N
     Raises:
         CheckpointError: when a name is not known.
     """
+    if "backbone.patch_embed.projection.weight" in official:
+        return _of_segmentor(official, where)
     prefix = next((p for p in _TRUNKS if f"{p}patch_embed.proj.weight" in official), None)
     if prefix is None or f"{prefix}blocks.0.attn.qkv.weight" not in official:
         return None
@@ -95,6 +117,22 @@ def rename_vit(official: Mapping[str, Tensor], where: str | Path) -> Renamed | N
         raise misfit(unknown, where)
     network = _network_like(state, name, stem.shape[2], is_fixed=prefix == "base_encoder.")
     return Renamed(_TRUNKS[prefix], name, state, network, tuple(rows))
+
+
+def _of_segmentor(official: Mapping[str, Tensor], where: str | Path) -> Renamed | None:
+    """The trunk inside mmsegmentation's segmentor."""
+    usual: dict[str, str] = {}
+    for name in official:
+        known = name
+        if name.startswith("backbone."):
+            for theirs, everybodys in _OF_MMSEG:
+                known = known.replace(theirs, everybodys)
+        usual[known] = name
+    found = rename_vit({known: official[name] for known, name in usual.items()}, where)
+    if found is None:
+        return None
+    rows = tuple(replace(row, source=usual[row.source]) for row in found.rows)
+    return replace(found, rows=rows)
 
 
 def _placed(key: str, tensor: Tensor, prefix: str) -> list[tuple[str, Tensor, str]] | None:
