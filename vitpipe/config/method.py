@@ -30,7 +30,9 @@ class MethodConfig(NamedSection):
     builds: ClassVar[tuple[NetworkKind, ...]] = ()
 
     def misfit(self, model: ModelConfig, global_batch: int) -> str:
-        """Why the method cannot train this network with this batch, as a sentence; empty if it can.
+        """Why the method cannot train this network with this batch; empty if it can.
+
+        It begins with the key that is wrong, for example "queue is 63, which ...".
 
         Asked when a recipe is read, so that nothing is prepared for a training that cannot start.
         """

@@ -19,7 +19,7 @@ from vitpipe.config.set_names import sets_to_prepare
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.discovery import part_of
 from vitpipe.contracts.errors import InputError
-from vitpipe.contracts.graph import STAGE_PACKAGE, NetworkKind, all_stages, stage_config_file
+from vitpipe.contracts.graph import STAGE_PACKAGE, NetworkKind, all_stages, graph_of, stage_config_file
 from vitpipe.contracts.spelling import did_you_mean
 
 
@@ -120,6 +120,26 @@ class RecipeBase(Section):
         return self
 
     @model_validator(mode="after")
+    def _measured_weights_are_there(self) -> RecipeBase:
+        for node in graph_of(self.stages, self.start_from):
+            section = getattr(self, node.name, None)
+            if (
+                node.stage.needs_weights
+                and "weights" not in node.inputs
+                and not getattr(section, "weights", None)
+            ):
+                feeders = ", ".join(node.stage.inputs["weights"])
+                file = (
+                    f", or give a converted checkpoint as {node.name}.weights"
+                    if hasattr(section, "weights")
+                    else ""
+                )
+                raise ValueError(
+                    f"stage '{node.name}' has no weights to measure: list one of {feeders} in stages{file}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _network_can_be_built(self) -> RecipeBase:
         entry = self.model.entry
         for stage in self.stages:
@@ -134,15 +154,6 @@ class RecipeBase(Section):
                         f"{by} needs {_NETWORKS[kind]}, which '{entry.name}' of the family "
                         f"{entry.family} does not have; take a network of: {able} (`vitpipe models`)"
                     )
-        return self
-
-    @model_validator(mode="after")
-    def _methods_fit_the_network(self) -> RecipeBase:
-        for stage in self.stages:
-            section: Any = getattr(self, stage, None)
-            method = getattr(section, "method", None)
-            if method is not None and (why := method.misfit(self.model, section.global_batch)):
-                raise ValueError(f"method '{method.name}' of stage '{stage}': {why}")
         return self
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vitpipe.config.recipe import Recipe
 
 FACTS_FOLDER = "datasets/facts"
+_OF_CHECKPOINTS = "imagenet"  # measures a checkpoint whose stage names no other set
 
 
 def facts_files() -> dict[str, Path]:
@@ -85,6 +86,9 @@ def dataset_of(recipe: Recipe, stage: str) -> str | None:
     node = next((n for n in graph_of(recipe.stages, recipe.start_from) if n.name == stage), None)
     if node is None or "data" not in node.stage.inputs:
         return None
+    section = getattr(recipe, stage, None)
+    if getattr(section, "weights", None) is not None:
+        return _OF_CHECKPOINTS
     feeder = node.inputs.get("weights")
     return dataset_of(recipe, feeder) if feeder else None
 

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from vitpipe.config.data import LocalPath
-from vitpipe.config.method import METHODS, SupervisedMethod
+from vitpipe.config.method import METHODS, MethodConfig, SupervisedMethod
+from vitpipe.config.model import ModelConfig
 from vitpipe.config.named import settings_of
 from vitpipe.config.section import (
     Auto,
@@ -184,6 +185,12 @@ class TrainConfig(LoopConfig):
     # May be a fraction: the demo trains less than one epoch of some stages.
     epochs: Positive
     augment: AugmentConfig = AugmentConfig()
+
+    def network_misfit(self, model: ModelConfig) -> str:
+        """What the method cannot do with the network, see `MethodConfig.misfit`."""
+        method: MethodConfig | None = getattr(self, "method", None)
+        why = method.misfit(model, self.global_batch) if method is not None else ""
+        return f"method.{why}" if why else ""
 
     def num_images(self, whole: int) -> int:
         """`train_share` of them, at least one."""

@@ -65,6 +65,7 @@ class Stage:
         headline: the main metric, shown in the graph and on top of the report.
         curves: columns of its `curves.csv` that `dvc plots` draws.
         gives_weights: later stages may start from its weights.
+        needs_weights: it measures weights; without an input that has them, or a file, there is nothing to do.
         keeps_output: the earlier output is there while it runs again, so that unchanged parts are reused.
     """
 
@@ -83,6 +84,7 @@ class Stage:
     headline: str = ""
     curves: tuple[str, ...] = ()
     gives_weights: bool = False
+    needs_weights: bool = False
     keeps_output: bool = False
 
     @property

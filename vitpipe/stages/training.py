@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,9 +84,25 @@ def seed_model(ctx: StageContext) -> None:
 
 
 def trained_augment(ctx: StageContext) -> AugmentConfig:
-    """Interpolation and normalisation that the `weights` input was trained with."""
+    """Interpolation and normalisation that the measured weights were trained with.
+
+    Those of a checkpoint are not known: bicubic, and ImageNet's channel statistics, as all papers here.
+    """
+    if getattr(ctx.section, "weights", None) is not None:
+        return AugmentConfig()
     section: TrainConfig = getattr(ctx.recipe, ctx.inputs["weights"].card.stage)
     return section.augment
+
+
+def measured_weights(ctx: StageContext) -> Path:
+    """The weights that a stage measures: the user's file, else those of the stage before.
+
+    Raises:
+        CheckpointError, ArtifactError: when they are missing or damaged.
+    """
+    path = starting_weights(ctx.stage, ctx.recipe, ctx.inputs)
+    assert path is not None  # recipes without any are refused
+    return path
 
 
 def start_from_weights(ctx: StageContext, model: Network) -> str:

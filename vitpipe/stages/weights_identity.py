@@ -49,7 +49,7 @@ def dataset_read(stage: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> 
     if named is not None or "data" not in inputs:
         return named
     trained = inputs["weights"].card if "weights" in inputs else None
-    if trained is None:
+    if trained is None or getattr(getattr(recipe, stage, None), "weights", None) is not None:
         return dataset_of(recipe, stage)
     # Cards of earlier versions do not name it.
     return trained.dataset or dataset_of(recipe, trained.stage) or dataset_of(recipe, stage)

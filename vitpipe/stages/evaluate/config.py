@@ -30,6 +30,7 @@ STAGE = Stage(
     summary="accuracy, cost and throughput of the result",
     inputs={**DATA, "weights": ("finetune", "intermediate", "pretrain")},
     reads=CLASSES,
+    needs_weights=True,
     sections=("seed", "model", "evaluate"),
     image="train",
     kind="Artifact",

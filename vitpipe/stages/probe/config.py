@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
+from vitpipe.config.data import LocalPath
 from vitpipe.config.section import Count, Effects, Positive, Section
 from vitpipe.config.train_sections import TrainConfig
 from vitpipe.contracts.graph import CLASSES, DATA, ONE_GPU, Stage
@@ -40,7 +41,8 @@ Rates = Annotated[
 class ProbeConfig(Section):
     """k-nearest-neighbour and linear classification on frozen features.
 
-    Without `dataset` they classify the set that the weights were trained on, which then needs classes.
+    `weights` is a converted checkpoint, instead of the weights of the stage before. Without `dataset` they
+    classify the set that the weights were trained on, which then needs classes; imagenet for a checkpoint.
     Without `linear` the linear classifier is trained on features computed once, from centre crops, by
     `epochs`, `batch` and `base_lr`, the peak learning rate per 256 images. Of several rates the best is
     chosen by a held-out tenth of the training images. The rate follows a cosine by `schedule_unit`. The
@@ -50,10 +52,11 @@ class ProbeConfig(Section):
     """
 
     effects: ClassVar[Effects] = Effects(
-        weights="dataset linear last_blocks standardise epochs batch base_lr schedule_unit",
+        weights="weights dataset linear last_blocks standardise epochs batch base_lr schedule_unit",
         figures="best_epoch neighbours temperature eval_crop_ratio",
     )
 
+    weights: LocalPath | None = None
     dataset: str | None = None
     linear: LinearConfig | None = None
     last_blocks: Count = 1
@@ -82,6 +85,7 @@ STAGE = Stage(
     inputs={**DATA, "weights": ("pretrain", "finetune")},
     reads=CLASSES,
     builds=("encoder",),
+    needs_weights=True,
     sections=("seed", "model", "probe"),
     image="train",
     kind="Artifact",

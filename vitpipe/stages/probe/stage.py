@@ -22,6 +22,7 @@ from vitpipe.stages.probe.config import ProbeConfig
 from vitpipe.stages.probe.ledger import ledger
 from vitpipe.stages.training import (
     centre_batches,
+    measured_weights,
     open_sets,
     seed_model,
     trained_augment,
@@ -108,7 +109,7 @@ def _on_features(ctx: StageContext, network: Encoder, sets: tuple[ImageSet, Imag
 
 def _frozen_networks(ctx: StageContext) -> tuple[Encoder, Encoder]:
     """The network of the `weights` input, every key accounted for, and the same one with random weights."""
-    path = ctx.inputs["weights"].weights
+    path = measured_weights(ctx)
     info = describe(load_state(path), path)
     # Options as in the file, which may be of either stage.
     model = as_stored(ctx.recipe.model, info)

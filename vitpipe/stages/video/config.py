@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from vitpipe.config.data import LocalPath
 from vitpipe.config.model import ModelConfig
 from vitpipe.config.section import Count, Effects, Pixels, Positive, Section
 from vitpipe.contracts.graph import DATA, ONE_GPU, Stage
@@ -22,12 +23,13 @@ class VideoConfig(Section):
     """
 
     effects: ClassVar[Effects] = Effects(
-        weights="dataset",
+        weights="weights dataset",
         figures=(
             "short_side size_multiple num_context_frames neighbourhood top_k temperature batch sample_videos"
         ),
     )
 
+    weights: LocalPath | None = None
     dataset: str = "davis"
     short_side: Pixels = 480
     size_multiple: Count = 64
@@ -69,6 +71,7 @@ STAGE = Stage(
     inputs={**DATA, "weights": ("pretrain", "finetune")},
     reads="davis",
     builds=("encoder",),
+    needs_weights=True,
     sections=("seed", "model", "video"),
     # Frames are resized by OpenCV, which the other image does not have.
     image="dense",

@@ -21,7 +21,7 @@ from vitpipe.models.network import Encoder
 from vitpipe.models.transfer import describe, transfer_weights
 from vitpipe.models.weights import load_state
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.training import seed_model
+from vitpipe.stages.training import measured_weights, seed_model
 from vitpipe.stages.used_datasets import record_datasets
 from vitpipe.stages.video.config import STAGE, VideoConfig
 from vitpipe.stages.video.figure import draw_videos
@@ -95,7 +95,7 @@ def _require_scored(clips: list[Clip]) -> None:
 
 def _frozen_network(ctx: StageContext, clips: list[Clip]) -> Encoder:
     """The network of the `weights` input with every key accounted for, once it is known to fit the frames."""
-    path = ctx.inputs["weights"].weights
+    path = measured_weights(ctx)
     model = as_stored(ctx.recipe.model, describe(load_state(path), path))
     side = model.image_size
     for clip in clips if not model.takes_any_size else ():
