@@ -100,7 +100,8 @@ metrics, logger, folder = chain.run(
     "pretrain", {"data": "prepare"}, ["pretrain.method=two_views", f"pretrain.method.crops={views}"]
 )
 print(sorted(path.name for path in folder.glob("*.safetensors")), metrics["spread"] > 0,
-logger.tables["shape"]) chain.run("finetune", {"data": "prepare", "weights": "pretrain"})
+      logger.tables["shape"])
+chain.run("finetune", {"data": "prepare", "weights": "pretrain"})
 """
 
 

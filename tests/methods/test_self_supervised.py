@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from vitpipe.config.distillation_section import num_neighbours
 from vitpipe.config.method import METHODS
 from vitpipe.config.named import settings_of
-from vitpipe.contracts.errors import InputError
+from vitpipe.contracts.errors import InputError, RecipeError
 from vitpipe.data.augment import eval_transform
-from vitpipe.data.batches import eval_batches
+from vitpipe.data.batches import Batch, eval_batches
 from vitpipe.data.moment import Moment
 from vitpipe.methods.collapse import CollapseWatch, effective_rank
 from vitpipe.methods.distillation import Centre, cross_entropy
@@ -241,3 +241,38 @@ def test_a_collapse_made_on_purpose_is_said_by_the_loop(shards, tmp_path):
     )
     assert judged.metrics["teacher_entropy"] == pytest.approx(math.log(32), rel=0.02)
     assert judged.metrics["loss"] >= 0.98 * judged.metrics["trivial_loss"]
+
+
+@pytest.mark.parametrize("name", ["dino", "esvit", "selfpatch"])
+def test_local_crops_of_the_global_size_stay_local(name):
+    """The teacher's targets are the two global crops, whatever the size of the others."""
+    crops = {"global_size": 32, "local_size": 32, "num_local": 2}
+    method = build(name, section(name, method={"crops": crops}))
+    method.begin()
+    method.eval()
+    generator = torch.Generator().manual_seed(5)
+    views = [torch.randn(2, 3, 32, 32, generator=generator) for _ in range(4)]
+    batch = Batch(tuple(views), torch.zeros(2, dtype=torch.int64), torch.arange(2), Moment(0, 0, 60, 6))
+    logits = [method.image_logits(method.student, view)[1] for view in views]
+    targets = [
+        method.centre("image").targets(
+            method.image_logits(method.teacher, view)[1], method.config.teacher_temperature
+        )
+        for view in views[:2]
+    ]
+    pairs = [
+        -(targets[g] * F.log_softmax(logits[v] / 0.1, -1)).sum(-1).mean()
+        for g in range(2)
+        for v in range(4)
+        if v != g
+    ]
+    found = method.losses(batch)
+    image_loss = next(found[key] for key in ("image_loss", "view_loss", "loss") if key in found)
+    assert image_loss.item() == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-5)
+
+
+def test_a_layer_decay_is_refused_and_not_ignored():
+    given = section("dino")
+    optim = given.optim.model_copy(update={"layer_decay": 0.75})
+    with pytest.raises(RecipeError, match="trains all layers at one rate"):
+        build("dino", given.model_copy(update={"optim": optim}))

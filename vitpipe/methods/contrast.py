@@ -7,32 +7,24 @@ Shapes: B images, C channels of a key, Q keys of a queue.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitpipe.config.contrast_section import ContrastConfig
-from vitpipe.config.method import MethodConfig
-from vitpipe.config.model import ModelConfig
 from vitpipe.config.resolve import Precision
-from vitpipe.config.train_sections import AugmentConfig, OptimConfig, TrainConfig
-from vitpipe.data.augment import Transform
 from vitpipe.data.batches import Batch
-from vitpipe.data.crops import MultiCrop
 from vitpipe.data.moment import Moment
 from vitpipe.methods.collapse import GRACE_EPOCHS, GRACE_STEPS, LOW_RANK, effective_rank, gram_of
-from vitpipe.methods.distillation import average_in, in_image_order
-from vitpipe.methods.method import CentreCrops, Judgement, Method
-from vitpipe.methods.self_distillation import Side
-from vitpipe.models.families import Family
+from vitpipe.methods.distillation import in_image_order
+from vitpipe.methods.method import CentreCrops, Judgement
+from vitpipe.methods.teacher_student import Side, TeacherStudent
 from vitpipe.models.network import Encoder, Features
 from vitpipe.models.projection import MobyMlp
-from vitpipe.optim.groups import parameter_groups
 from vitpipe.optim.schedules import cosine
 from vitpipe.train.precision import autocast
 from vitpipe.train.ranks import Ranks
@@ -40,25 +32,24 @@ from vitpipe.train.ranks import Ranks
 _NUM_VIEWS = 2
 
 
-class Contrast(Method):
+class Contrast(TeacherStudent):
     """Queries of one view against keys of the other and the queue of that other view.
 
+    The student is what the paper calls the online network, the teacher its target. The predictor is the
+    student's alone.
+
     Attributes:
-        heads: `projector` and `predictor` of the online network.
-        teacher: the target's encoder and projector.
         queues: keys of length 1, the oldest from `oldest` on: (2, Q, C).
     """
 
     CONFIG: ClassVar[type[ContrastConfig]]
-    model: Encoder
+    STUDENT_ONLY = ("predictor",)
+    config: ContrastConfig
     queues: Tensor
     oldest: Tensor
 
-    def __init__(self, config: ContrastConfig, online: Side, target: Encoder) -> None:
-        super().__init__()
-        self.config, self.model, self.heads = config, online.model, online.heads
-        kept = {name: copy.deepcopy(head) for name, head in online.heads.items() if name != "predictor"}
-        self.teacher = Side(target, nn.ModuleDict(kept)).requires_grad_(False)
+    def __init__(self, config: ContrastConfig, student: Side, teacher: Encoder, **more: Any) -> None:
+        super().__init__(config, student, teacher, **more)
         keys = torch.randn(_NUM_VIEWS, config.queue, config.head_width)
         self.register_buffer("queues", F.normalize(keys, dim=-1))
         self.register_buffer("oldest", torch.zeros(1, dtype=torch.int64))
@@ -66,42 +57,11 @@ class Contrast(Method):
         self._said = False
 
     @classmethod
-    def build(
-        cls,
-        config: MethodConfig,
-        family: Family[Any],
-        model: ModelConfig,
-        *,
-        section: TrainConfig,
-        classes: Sequence[str],
-    ) -> Self:
-        """Online network and target of the family's encoder, and the heads; classes do not matter."""
-        assert isinstance(config, cls.CONFIG)
-        online = family.encoder(model, drop_path=config.drop_path)
-        heads = nn.ModuleDict(cls.build_heads(config, online))
-        return cls(config, Side(online, heads), family.encoder(model, drop_path=0.0))
-
-    @classmethod
     def build_heads(cls, config: Any, model: Encoder) -> dict[str, nn.Module]:
         """Projector and predictor; every other head has its copy in the target."""
         width, hidden = config.head_width, config.head_hidden
-        projector = MobyMlp(cls.vector_width(config, model), hidden=hidden, out=width)
+        projector = MobyMlp(model.feature_width, hidden=hidden, out=width)
         return {"projector": projector, "predictor": MobyMlp(width, hidden=hidden, out=width)}
-
-    @classmethod
-    def vector_width(cls, config: Any, model: Encoder) -> int:
-        """Channels of the image's vector."""
-        return model.feature_width
-
-    def views(self, augment: AugmentConfig, image_size: int) -> Transform:
-        """Two views, with the method's own sizes."""
-        return MultiCrop(self.config.crops)
-
-    def begin(self) -> None:
-        """The target begins as a copy of the online network."""
-        self.teacher.model.load_state_dict(self.model.state_dict())
-        for name, head in self.teacher.heads.items():
-            head.load_state_dict(self.heads[name].state_dict())
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, and the rank of the target's vectors."""
@@ -140,10 +100,6 @@ class Contrast(Method):
             scores.float(), torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
         )
 
-    def groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
-        """All matrices and tables decay, positions among them; vectors do not (the released code)."""
-        return parameter_groups(self.named_parameters(), weight_decay=optim.weight_decay)
-
     def after_step(self, moment: Moment, ranks: Ranks) -> None:
         """Replace the oldest keys by those of all ranks, in the order of the images; move the target."""
         # Micro-batches first, then views: (M, 2, B, C) > (2, M * B, C).
@@ -155,12 +111,6 @@ class Contrast(Method):
         # The released code moves the target before the step that uses it; after the step before is the same.
         progress = (moment.step + 1) / moment.num_steps
         self.move_teacher(cosine(progress, self.config.teacher_momentum, 1.0))
-
-    def move_teacher(self, momentum: float) -> None:
-        """Average encoder and heads in; running statistics of batch norms are the target's own."""
-        average_in(self.teacher.model, self.model, momentum)
-        for name, head in self.teacher.heads.items():
-            average_in(head, self.heads[name], momentum)
 
     def warnings(self, means: Mapping[str, float], moment: Moment) -> list[str]:
         """See `Trainable.warnings`."""
@@ -178,11 +128,6 @@ class Contrast(Method):
         """The online encoder, which the released linear probe takes; beside it all for a later training."""
         beside = nn.ModuleDict({"student": self.heads, "teacher": self.teacher.heads, "queues": Keys(self)})
         return {"weights": self.model, "teacher": self.teacher.model, "heads": beside}
-
-    @property
-    def student(self) -> Side:
-        """The online side; made anew, so that its parameters have one name only."""
-        return Side(self.model, self.heads)
 
     @torch.no_grad()
     def judge(self, batches: CentreCrops, ranks: Ranks, precision: Precision) -> Judgement:

@@ -116,11 +116,3 @@ def in_image_order(micro_batches: Tensor, ranks: Ranks) -> Tensor:
     """What M micro-batches of each rank gave, (M, ...) > (M * num_ranks, ...), in image order."""
     # Micro-batch m of rank r is number m * num_ranks + r of the step, see `data.order.train_chunks`.
     return ranks.gather(micro_batches).transpose(0, 1).flatten(0, 1)
-
-
-@torch.no_grad()
-def average_in(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
-    """`slow = momentum * slow + (1 - momentum) * fast` for every parameter; buffers stay as they are."""
-    old = [p.detach() for p in slow.parameters()]
-    new = [p.detach() for p in fast.parameters()]
-    torch._foreach_lerp_(old, new, 1.0 - momentum)

@@ -24,8 +24,9 @@ class Dino(SelfDistillation):
         """`loss`, and the teacher's health."""
         groups, num_crops = by_size(batch.views), len(batch.views)
         with torch.no_grad():
-            # The global crops come first, and all of them are one group.
-            vectors, teacher = _logits(self.teacher.model, self.teacher.heads["image"], groups[:1])
+            # Not the first group: local crops may have the size of the global ones.
+            global_crops = torch.cat(batch.views[:NUM_GLOBAL])
+            vectors, teacher = _logits(self.teacher.model, self.teacher.heads["image"], [global_crops])
             centre = self.centre("image")
             targets = centre.targets(teacher, self.teacher_temperature(batch.moment))
             centre.add(teacher)

@@ -40,7 +40,7 @@ class Esvit(SelfDistillation):
         config, groups, num_crops = self.config, by_size(batch.views), len(batch.views)
         temperature, num_images = self.teacher_temperature(batch.moment), len(batch.images)
         with torch.no_grad():
-            vectors, regions_T = _features(self.teacher.model, groups[0])
+            vectors, regions_T = _features(self.teacher.model, torch.cat(batch.views[:NUM_GLOBAL]))
             views, outputs = self.teacher.heads["image"](vectors), self.teacher.heads["region"](regions_T)
             targets = self.centre("image").targets(views, temperature)
             # (G, B, N, ...): the teacher's regions and what they stand for.

@@ -24,7 +24,7 @@ from vitpipe.methods.patch_loss import (
     student_patches,
     teacher_patches,
 )
-from vitpipe.methods.self_distillation import Side
+from vitpipe.methods.teacher_student import Side
 from vitpipe.models.class_attention import ClassAttention
 from vitpipe.models.network import Encoder, Features
 from vitpipe.models.projection import DinoHead
@@ -37,8 +37,8 @@ class MobySelfPatch(Contrast):
     CONFIG = MobySelfPatchConfig
     config: MobySelfPatchConfig
 
-    def __init__(self, config: MobySelfPatchConfig, online: Side, target: Encoder) -> None:
-        super().__init__(config, online, target)
+    def __init__(self, config: MobySelfPatchConfig, student: Side, teacher: Encoder, **more: Any) -> None:
+        super().__init__(config, student, teacher, **more)
         self.patch_centre = Centre(config.patch_prototypes, config.centre_momentum)
 
     @classmethod

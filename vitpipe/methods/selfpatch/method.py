@@ -21,8 +21,9 @@ from vitpipe.methods.patch_loss import (
     student_patches,
     teacher_patches,
 )
-from vitpipe.methods.self_distillation import NUM_GLOBAL, SelfDistillation, Side, by_size, dino_head
+from vitpipe.methods.self_distillation import NUM_GLOBAL, SelfDistillation, by_size, dino_head
 from vitpipe.methods.selfpatch.config import SelfPatchConfig
+from vitpipe.methods.teacher_student import Side
 from vitpipe.models.class_attention import ClassAttention
 from vitpipe.models.network import Encoder
 
