@@ -52,6 +52,8 @@ _VITDET = (
 )
 # What turns the tiny recipe into one with another head.
 HEADS = {
+    "semantic_fpn": (),
+    "upernet": (),
     "mask_rcnn": _VITDET,
     "cascade_mask_rcnn": (*_VITDET, "detect.head.name=cascade_mask_rcnn"),
     "mask2former": (

@@ -17,10 +17,34 @@ _REVCOLV2 = (
     "model.pyramid=null",
     "model.decoder=null",
 )
+_VIT = (
+    "model.name=vit_nano",
+    "model.pyramid=null",
+    "model.decoder=null",
+    "model.patch_size=8",
+    "segment.inference=null",
+    "expect=[]",
+)
+_SEGMENT = (*_VIT, "stages=[prepare, segment, report]")
+_DETECT = (
+    *_VIT,
+    "stages=[prepare, detect, report]",
+    "detect.head.neck=fpn",
+    "detect.head.box_convs=0",
+    "detect.head.box_linears=2",
+)
 _CASES = {
     "mask_rcnn": ("detect", ()),
     "cascade_mask_rcnn": ("detect", _REVCOLV2),
     "mask2former": ("segment", (*_REVCOLV2, "segment.inference=null", "segment.multi_scale_ratios=[1.5]")),
+    "mask_rcnn behind an FPN": ("detect", _DETECT),
+    "cascade_mask_rcnn behind an FPN": ("detect", _DETECT),
+    "semantic_fpn": ("segment", (*_SEGMENT, "segment.head={name: semantic_fpn, width: 16, neck_width: 16}")),
+    "upernet behind a neck": (
+        "segment",
+        (*_SEGMENT, "segment.head.neck=multi_level", "segment.head.auxiliary_map=3"),
+    ),
+    "upernet on a pyramid": ("segment", (*_SEGMENT, "model.segment_maps=pyramid")),
 }
 
 
@@ -46,15 +70,19 @@ def run_stage(context):
 def test_a_head_trains_and_evaluates(make_context, tiny_head, head):
     """On a network that has a pyramid of its own, and on one that takes images of any size."""
     stage, changes = _CASES[head]
-    context = make_context(stage, recipe=tiny_head(head, f"{stage}.log_every_steps=1", *changes))
+    context = make_context(stage, recipe=tiny_head(head.split()[0], f"{stage}.log_every_steps=1", *changes))
     metrics = run_stage(context)
+    params = metrics.pop("params")
+    saved = load_state(context.folder / "weights.safetensors")
+    # Without running statistics and the like, which are buffers.
+    assert 0 < params <= sum(tensor.numel() for tensor in saved.values())
     assert metrics
     assert all(0.0 <= value <= 1.0 for value in metrics.values())
     names = {name for _, name, _ in context.logger.points}
     losses = [value for _, name, value in context.logger.points if name == "train/loss"]
     assert len(losses) >= 3
     assert all(0.0 < value < 1e3 for value in losses)
-    if head == "cascade_mask_rcnn":
+    if head.startswith("cascade_mask_rcnn"):
         assert {f"train/s{number}.loss_bbox" for number in range(3)} <= names
         assert [name for name in names if "loss_mask" in name] == ["train/s0.loss_mask"]
     if head == "mask2former":

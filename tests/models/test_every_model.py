@@ -48,11 +48,17 @@ def _detector(model):
     return build_dense(model, "detect", image_size=model.image_size)
 
 
+def _segmentor(model):
+    if hasattr(model, "segment_maps"):  # otherwise all maps have one stride (tests/models/vit)
+        model = model.model_copy(update={"segment_maps": "pyramid"})
+    return build_dense(model, "segment", image_size=_crop_size(model))
+
+
 BUILDERS = {
     "classifier": lambda model: build_classifier(model, num_classes=1000),
     "pretrainer": build_pretrainer,
     "detector": _detector,
-    "segmentor": lambda model: build_dense(model, "segment", image_size=_crop_size(model)),
+    "segmentor": _segmentor,
 }
 # name/network: parameters, multiply-adds, SHA-256 of the sorted "name shape" lines of the state (first 12)
 PINNED = {
@@ -77,8 +83,14 @@ PINNED = {
     "revcol_xlarge/classifier": (833_807_400, 120_206_026_752, "9a2556f09c24"),
     "revcol_huge/classifier": (2_157_600_160, 310_617_031_680, "320c21c5e4bc"),
     "vit_nano/classifier": (315_432, 4_340_736, "bae1871f3cb7"),
+    "vit_nano/detector": (299_776, 5_849_600, "1d8f1f3f96c0"),
+    "vit_nano/segmentor": (302_848, 24_379_904, "b64105f254b3"),
     "vit_tiny/classifier": (5_717_416, 1_253_683_200, "6bb6b986a1ad"),
+    "vit_tiny/detector": (5_967_360, 1_426_899_456, "d62b9c13e41c"),
+    "vit_tiny/segmentor": (6_126_336, 11_339_371_008, "3e57cff40b69"),
     "vit_small/classifier": (22_050_664, 4_598_882_304, "1fe6051a483b"),
+    "vit_small/detector": (23_436_288, 5_292_131_328, "178f67e127d9"),
+    "vit_small/segmentor": (23_754_240, 35_372_934_144, "5e995e55faf7"),
     "revcolv2_nano/classifier": (566_164, 6_400_896, "f2e92dbf178f"),
     "revcolv2_nano/pretrainer": (554_988, 6_484_992, "495b47a9607d"),
     "revcolv2_nano/detector": (684_856, 22_093_824, "22e32ca5ea79"),

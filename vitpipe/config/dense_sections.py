@@ -12,11 +12,20 @@ from vitpipe.config.named import settings_of
 from vitpipe.config.section import Count, Effects, Pixels, Positive, Range, Ratio
 from vitpipe.config.train_sections import LoopConfig, OptimConfig, in_epochs
 
+# Of the four maps that all networks have for dense tasks.
+COARSEST_STRIDE = 32
+
 
 class DetectOptimConfig(OptimConfig):
-    """mmdetection's defaults: the rate is absolute, drops at epochs, times a warm-up in steps."""
+    """mmdetection's defaults: the rate is absolute, drops at epochs, times a warm-up in steps.
 
-    effects: ClassVar[Effects] = Effects()
+    With `decay_vectors` biases and norms decay, too, as they do in mmdetection's and mmsegmentation's
+    released configurations: all but what the network exempts by name.
+    """
+
+    effects: ClassVar[Effects] = Effects(weights="decay_vectors")
+
+    decay_vectors: bool = False
 
     lr_reference_batch: Count | None = None
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.9
@@ -78,6 +87,21 @@ class DetectConfig(DenseConfig):
     jitter_range: Range = (0.1, 2.0)
     test_size: tuple[Pixels, Pixels] = (1333, 800)
 
+    @property
+    def pad_multiple(self) -> int:
+        """Images are padded to multiples of it, in training and in evaluation."""
+        # After the jitter no side is longer than the square's: multiples of its side give the square.
+        return self.jitter_size if self.augment == "large_scale_jitter" else COARSEST_STRIDE
+
+    def network_misfit(self, model: ModelConfig) -> str:
+        """Maps that the head cannot read, or padded images that the network cannot cut into its patches."""
+        if self.pad_multiple % model.token_pixels:
+            return (
+                f"augment pads images to multiples of {self.pad_multiple} pixels, "
+                f"'{model.name}' needs multiples of {model.token_pixels}"
+            )
+        return self.head.misfit(model)
+
     def length(self, steps_per_epoch: int) -> tuple[int, str]:
         """`epochs` in steps, see `LoopConfig.length`."""
         return in_epochs(self.epochs, steps_per_epoch)
@@ -111,9 +135,10 @@ class SegmentConfig(DenseConfig):
 
     def network_misfit(self, model: ModelConfig) -> str:
         """A window that the network cannot take."""
-        if self.crop_size % model.stride == 0:
-            return ""
-        return f"crop_size is {self.crop_size}, '{model.name}' needs a multiple of {model.stride}"
+        unit = model.token_pixels
+        if self.crop_size % unit:
+            return f"crop_size is {self.crop_size}, '{model.name}' needs a multiple of {unit}"
+        return self.head.misfit(model)
 
     def length(self, steps_per_epoch: int) -> tuple[int, str]:
         """`steps`, see `LoopConfig.length`."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import SerializeAsAny
 
+from vitpipe.config.model import ModelConfig
 from vitpipe.config.named import NamedSection, one_of
 
 HEADS = "vitpipe.dense.heads"
@@ -13,6 +14,10 @@ HEADS = "vitpipe.dense.heads"
 
 class HeadConfig(NamedSection):
     """Base of the settings of a head (`vitpipe/dense/heads/NAME/config.py`)."""
+
+    def misfit(self, model: ModelConfig) -> str:
+        """Why the head cannot read the maps of this network; empty when it can."""
+        return ""
 
 
 # By the value's own class: as a `HeadConfig` a recipe would be written without the settings.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     SerializeAsAny,
@@ -67,10 +67,12 @@ class ModelConfig(Section):
         builds: what the family's `family.py` builds, so that a recipe with a stage or method that needs more
             is refused when it is read, without torch.
         stride: pixels that the sides of an image must be a multiple of.
+        num_detection_maps: 4 at strides 4 to 32, to which the head adds an FPN, or 5 of a pyramid of its own.
     """
 
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier")
     stride: ClassVar[int] = 1
+    num_detection_maps: ClassVar[Literal[4, 5]] = 4
 
     effects: ClassVar[Effects] = Effects(
         weights="name image_size",

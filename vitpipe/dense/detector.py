@@ -9,8 +9,6 @@ from vitpipe.config.model import ModelConfig
 from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from vitpipe.dense.head import detection_head
 
-_PAD_MULTIPLE = 32
-
 
 def detector_config(
     detect: DetectConfig, model: ModelConfig, *, num_classes: int, norm: str
@@ -23,9 +21,9 @@ def detector_config(
     from vitpipe.dense.backbone import map_widths, maps_config
 
     backbone = maps_config(detect, model, "detect", model.image_size)
-    width = map_widths(backbone)[0]
+    parts = detection_head(detect.head).parts
     return {
-        **detection_head(detect.head).parts(detect.head, width=width, num_classes=num_classes, norm=norm),
+        **parts(detect.head, widths=map_widths(backbone), num_classes=num_classes, norm=norm),
         "data_preprocessor": {
             "type": "DetDataPreprocessor",
             # mmdet loads images by OpenCV as BGR in [0, 255].
@@ -33,16 +31,10 @@ def detector_config(
             "std": [value * 255 for value in IMAGENET_STD],
             "bgr_to_rgb": True,
             "pad_mask": True,
-            "pad_size_divisor": _pad_multiple(detect),
+            "pad_size_divisor": detect.pad_multiple,
         },
         "backbone": backbone,
     }
-
-
-def _pad_multiple(detect: DetectConfig) -> int:
-    # After the jitter no side is longer than the square's, so padding to a multiple of its side gives the
-    # square, in training and in evaluation.
-    return detect.jitter_size if detect.augment == "large_scale_jitter" else _PAD_MULTIPLE
 
 
 def build_detector(config: dict[str, Any], detect: DetectConfig) -> Any:

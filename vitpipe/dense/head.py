@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from vitpipe.config.head import HEADS, HeadConfig
 from vitpipe.contracts.discovery import part_of
 
-# Five maps as from an FPN; there is none: the family's maps go straight to the heads.
+# Of the five maps that detection heads read: the network's own, or those of an FPN on four of them.
 STRIDES = (4, 8, 16, 32, 64)
 
 
@@ -30,12 +30,13 @@ class DetectionHead(Head, ABC):
     """The heads of a detector with boxes and masks."""
 
     @abstractmethod
-    def parts(self, head: Any, *, width: int, num_classes: int, norm: str) -> dict[str, Any]:
+    def parts(self, head: Any, *, widths: Sequence[int], num_classes: int, norm: str) -> dict[str, Any]:
         """All of mmdet's detector configuration but data preprocessor and backbone, its `type` included.
 
         Args:
             head: the head's own settings.
-            width: channels of every feature map; the maps have `STRIDES`.
+            widths: channels of the network's maps at strides 4, 8, 16, 32 and, where it has its own pyramid,
+                64.
             num_classes: of the dataset.
             norm: `SyncBN` or `BN`, for heads with batch norm.
         """

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitpipe.config.dense_sections import DetectOptimConfig
 from vitpipe.config.train_sections import OptimConfig
 from vitpipe.dense.backbone import NET_PREFIX
 from vitpipe.dense.feed import DenseBatch
@@ -43,6 +44,7 @@ class DenseMethod(Trainable):
 
         Learned queries and level embeddings of a head take no weight decay (Mask2Former, arXiv 2112.01527).
         """
+        assert isinstance(optim, DetectOptimConfig)
         net, decay = self.model.backbone.net, optim.layer_decay
         # They are 2-D, so the rule that exempts vectors (biases, norms) does not cover them.
         embeddings = tuple(
@@ -60,6 +62,7 @@ class DenseMethod(Trainable):
             self.model.named_parameters(),
             weight_decay=optim.weight_decay,
             no_decay=(*net.no_decay, *embeddings),
+            vectors_decay=optim.decay_vectors,
             layer_of=None if decay is None else layer_of,
             layer_scales=() if decay is None else net.layer_scales(decay),
         )

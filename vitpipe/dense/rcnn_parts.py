@@ -1,12 +1,13 @@
 """Parts of Mask R-CNN and its cascade as mmdet configurations, from the head's settings.
 
-He et al., Mask R-CNN, arXiv 1703.06870, without FPN and with a box head of four convolutions and one linear
-layer. The settings choose between iTPN's released configurations (arXiv 2211.12735; GIoU, arXiv 1902.09630,
-on decoded boxes) and ViTDet's (arXiv 2203.16527).
+He et al., Mask R-CNN, arXiv 1703.06870. The settings choose between iTPN's released configurations (arXiv
+2211.12735: no FPN, a box head of four convolutions and one linear layer, GIoU, arXiv 1902.09630, on decoded
+boxes), ViTDet's (arXiv 2203.16527) and mmdetection's standard ones with an FPN (arXiv 1612.03144).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vitpipe.dense.head import STRIDES
@@ -16,6 +17,20 @@ from vitpipe.dense.heads.mask_rcnn.config import RCNNConfig
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)
 # Detectron2's LayerNorm over channels, which ViTDet's heads use; torch's own default is 1e-5.
 _NORM_EPS = 1e-6
+
+
+def neck(head: RCNNConfig, widths: Sequence[int]) -> dict[str, Any]:
+    """The entry `neck`, if there is one."""
+    if head.neck == "none":
+        return {}
+    # The fifth map is every second value of the fourth (mmdet's default, as in Detectron2).
+    sizes = {"in_channels": list(widths), "out_channels": head.width, "num_outs": len(STRIDES)}
+    return {"neck": {"type": "FPN", **sizes}}
+
+
+def maps_width(head: RCNNConfig, widths: Sequence[int]) -> int:
+    """Channels of the maps that the heads read."""
+    return widths[0] if head.neck == "none" else head.width
 
 
 def rpn_head(head: RCNNConfig, width: int) -> dict[str, Any]:
@@ -42,10 +57,12 @@ def rpn_head(head: RCNNConfig, width: int) -> dict[str, Any]:
 def box_head(
     head: RCNNConfig, width: int, num_classes: int, norm: str, stds: tuple[float, ...], *, by_class: bool
 ) -> dict[str, Any]:
-    """Four convolutions with norm and one linear layer; GIoU on decoded boxes or L1 on box deltas."""
+    """Convolutions with norm, linear layers; GIoU on decoded boxes or L1 on box deltas."""
     giou = head.box_loss == "giou"
     return {
-        "type": "Shared4Conv1FCBBoxHead",
+        "type": "ConvFCBBoxHead",
+        "num_shared_convs": head.box_convs,
+        "num_shared_fcs": head.box_linears,
         "in_channels": width,
         "conv_out_channels": head.width,
         "fc_out_channels": head.fc_width,

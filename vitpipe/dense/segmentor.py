@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from vitpipe.config.dense_sections import SegmentConfig
+from vitpipe.config.dense_sections import COARSEST_STRIDE, SegmentConfig
 from vitpipe.config.model import ModelConfig
 from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from vitpipe.contracts.errors import DatasetError
@@ -18,8 +19,6 @@ from vitpipe.dense.head import segmentation_head
 # Label value that neither losses nor metrics count (mmseg's convention).
 IGNORED = 255
 _MAX_CATEGORY_SHARE = 0.75
-# The coarsest map has stride 32.
-_WHOLE_PAD_MULTIPLE = 32
 _SPLITS = {"train": "training", "val": "validation"}
 
 
@@ -42,7 +41,8 @@ def segmentor_config(
     # image; an image that is smaller than the window must be padded.
     test_padding: dict[str, Any] = {"size": size}
     if (segment.inference or head.inference) == "whole":
-        test, test_padding = {"mode": "whole"}, {"size_divisor": _WHOLE_PAD_MULTIPLE}
+        whole_multiple = math.lcm(COARSEST_STRIDE, model.token_pixels)
+        test, test_padding = {"mode": "whole"}, {"size_divisor": whole_multiple}
     return {
         "type": "EncoderDecoder",
         "data_preprocessor": {

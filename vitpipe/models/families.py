@@ -132,10 +132,11 @@ class Family(ABC, Generic[Options]):
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
         """Which keys may be missing, unused or of another shape when `network` loads weights of `info`."""
 
-    def resized(self, name: str, given: Tensor, wanted: Tensor) -> Tensor:
+    def resized(self, network: Network, name: str, given: Tensor, wanted: Tensor) -> Tensor:
         """A position table of a file, resized to the grid of the network's; for keys of a `resized` rule.
 
         Args:
+            network: that gets it.
             name: of the parameter.
             given: the file's table.
             wanted: the network's, for its shape.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -55,7 +56,8 @@ def transfer_weights(network: Network, path: Path) -> LoadReport:
             fix="give weights of the recipe's model, or change model.name",
         )
     rules = own.transfer_rules(network, info)
-    return load_into(network, state, rules=rules, resized=own.resized, where=path, about=str(info))
+    resized = partial(own.resized, network)
+    return load_into(network, state, rules=rules, resized=resized, where=path, about=str(info))
 
 
 def load_same(network: Network, state: Mapping[str, Tensor], where: str | Path = "") -> LoadReport:

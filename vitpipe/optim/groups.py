@@ -13,17 +13,19 @@ def parameter_groups(
     *,
     weight_decay: float,
     no_decay: Sequence[str] = (),
+    vectors_decay: bool = False,
     layer_of: Callable[[str], int] | None = None,
     layer_scales: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
     """Sort trainable parameters into optimiser groups by layer and weight decay.
 
-    Tensors with at most one dimension (norms, biases, layer scale) never decay.
+    Tensors with at most one dimension (norms, biases, layer scale) do not decay, unless asked for.
 
     Args:
         named_parameters: of the network.
         weight_decay: for all parameters that decay.
         no_decay: ends of names of other parameters that do not decay.
+        vectors_decay: only `no_decay` is exempt (mmdetection's and mmsegmentation's optimisers).
         layer_of: name -> layer id; without it all parameters are in one layer with factor 1.
         layer_scales: learning-rate factor of each layer id.
 
@@ -39,7 +41,7 @@ def parameter_groups(
         layer = layer_of(name) if layer_of else 0
         # The rule of MAE's, iTPN's and RevCol's released code. `no_decay` has what each of them exempts
         # besides.
-        decays = parameter.ndim > 1 and not name.endswith(tuple(no_decay))
+        decays = (parameter.ndim > 1 or vectors_decay) and not name.endswith(tuple(no_decay))
         group = groups.setdefault(
             (layer, decays),
             {

@@ -12,6 +12,7 @@ from torch import nn
 from vitpipe.config.dense_sections import DenseConfig
 from vitpipe.config.resolve import Reason, TrainPlan, num_workers
 from vitpipe.contracts.errors import RecipeError, disk_errors
+from vitpipe.contracts.protocol import protocol_rows
 from vitpipe.dense.feed import DenseBatch, eval_loader, train_batches
 from vitpipe.dense.method import DenseMethod
 from vitpipe.stages.context import StageContext
@@ -110,6 +111,14 @@ def measure_dense(
         save_result(ctx, network, EMA_WEIGHTS, **metadata)
         metrics |= measured("ema_")
     return metrics
+
+
+def counted_params(network: nn.Module, prefix: str) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """`params` of the whole network, once: not for other weights of the same one; and its protocol."""
+    if prefix:
+        return {}, []
+    metrics = {"params": float(sum(p.numel() for p in network.parameters()))}
+    return metrics, protocol_rows(metrics, {"counted": "network with all heads"})
 
 
 def predictions(ctx: StageContext, network: Any, val_set: Any) -> Iterator[Any]:

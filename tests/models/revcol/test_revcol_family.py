@@ -86,7 +86,7 @@ def test_unsupported_stages_and_settings_are_refused():
     with pytest.raises(InputError, match="multiple of 32"):
         create_backbone("revcol_micro", image_size=72)
     with pytest.raises(ValueError, match="no rule that resizes"):
-        FAMILY.resized("pos_embed", torch.zeros(1), torch.zeros(1))
+        FAMILY.resized(None, "pos_embed", torch.zeros(1), torch.zeros(1))
 
 
 @pytest.mark.parametrize(("num_classes", "num_fresh"), [(10, 0), (7, 2)])

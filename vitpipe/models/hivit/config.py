@@ -5,7 +5,7 @@ Integrally Pre-Trained Transformer Pyramid Networks; Yunjie Tian et al.; arXiv 2
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from vitpipe.config.model import ModelConfig, ModelEntry
 from vitpipe.config.section import Count, Effects, Positive, Section
@@ -60,6 +60,7 @@ class HiViTConfig(ModelConfig):
 
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "pretrainer", "dense")
     stride: ClassVar[int] = 16
+    num_detection_maps: ClassVar[Literal[4, 5]] = 5
 
     @property
     def takes_any_size(self) -> bool:

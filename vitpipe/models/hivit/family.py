@@ -179,7 +179,7 @@ class HiViTFamily(Family[HiViTConfig]):
         # Never resized into pre-training: its table starts as sine and cosine for the grid it is trained on.
         return ()
 
-    def resized(self, name: str, given: Tensor, wanted: Tensor) -> Tensor:
+    def resized(self, network: Network, name: str, given: Tensor, wanted: Tensor) -> Tensor:
         """Absolute tables (1, N, C) by `resample_positions`, relative ones by `resize_relative_table`."""
         if name.endswith("relative_table"):
             return resize_relative_table(given, wanted.shape[0])

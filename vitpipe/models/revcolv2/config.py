@@ -6,7 +6,7 @@ arXiv 2309.01005.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from vitpipe.config.model import ModelConfig, ModelEntry
 from vitpipe.config.section import Count, Effects, Positive
@@ -40,6 +40,7 @@ class RevColV2Config(ModelConfig):
 
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "pretrainer", "dense")
     stride: ClassVar[int] = 16
+    num_detection_maps: ClassVar[Literal[4, 5]] = 5
 
     columns: ColumnsConfig = ColumnsConfig()
     # The general std of 0.02 times the published head init of 0.001 (tables 2 to 4), as in MAE's fine-tuning.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitpipe.models.network import DenseBackbone, Task
+from vitpipe.models.rescale import doubled, rescaled
 from vitpipe.models.revcol.revcol import ChannelNorm
 from vitpipe.models.revcolv2.columns import NORM_EPS, NUM_LEVELS
 from vitpipe.models.revcolv2.revcolv2 import RevColV2, RevColV2Network
@@ -76,25 +77,14 @@ class RevColV2Dense(RevColV2Network, DenseBackbone):
 
 
 def _segment_rescale(width: int) -> nn.ModuleList:
-    # BEiT's neck, which keeps the channels. Under several processes the runner converts BatchNorm to
-    # SyncBatchNorm.
-    quadruple = nn.Sequential(_double(width, width), nn.BatchNorm2d(width), nn.GELU(), _double(width, width))
-    return nn.ModuleList([quadruple, _double(width, width), nn.Identity(), _halve()])
+    # BEiT's neck, which keeps the channels.
+    return nn.ModuleList(rescaled(width, factor) for factor in (4, 2, 1, 0.5))
 
 
 def _detect_rescale(width: int) -> nn.ModuleList:
     half = width // 2
-    quadruple = nn.Sequential(_double(width, half), ChannelNorm(half), nn.GELU(), _double(half, width // 4))
-    return nn.ModuleList([quadruple, _double(width, half), nn.Identity(), _halve()])
-
-
-def _double(width: int, out_width: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(width, out_width, kernel_size=2, stride=2)
-
-
-def _halve() -> nn.MaxPool2d:
-    # Rounded up: with sides that are odd at stride 16 the last row and column would be lost otherwise.
-    return nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
+    quadruple = nn.Sequential(doubled(width, half), ChannelNorm(half), nn.GELU(), doubled(half, width // 4))
+    return nn.ModuleList([quadruple, doubled(width, half), nn.Identity(), rescaled(width, 0.5)])
 
 
 def _refine(width: int, out_width: int) -> nn.Sequential:

@@ -117,7 +117,7 @@ class RevColV2Family(Family[RevColV2Config]):
             return (_RESIZE, _NEW_NECK, _ONLY_PRETRAINING, _ONLY_CLASSIFIER)
         return ()
 
-    def resized(self, name: str, given: Tensor, wanted: Tensor) -> Tensor:
+    def resized(self, network: Network, name: str, given: Tensor, wanted: Tensor) -> Tensor:
         """Position tables (1, N, C), bicubic."""
         side = math.isqrt(wanted.shape[1])
         return resize_positions(given, (side, side))

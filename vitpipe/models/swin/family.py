@@ -88,7 +88,7 @@ class SwinFamily(Family[SwinConfig]):
         # Between classifiers a missing head would be damage; only another number of classes is allowed.
         return (_RESIZE, _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD)
 
-    def resized(self, name: str, given: Tensor, wanted: Tensor) -> Tensor:
+    def resized(self, network: Network, name: str, given: Tensor, wanted: Tensor) -> Tensor:
         """A table ((2w-1)^2, H), resized as in the released code."""
         return resize_relative_table(given, wanted.shape[0])
 

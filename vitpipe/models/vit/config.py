@@ -25,20 +25,23 @@ class ViTConfig(ModelConfig):
     trunk without class token and last norm (SelfPatch); or the mean of the normed patches. `heads` of
     attention is the size's own if not given: MoCo-v3 takes 12 for vit_small. `position: sincos` is a fixed
     table, `none` leaves positions out. `position_resize: offset` resizes the table to other grids as DINO and
-    SelfPatch do, `plain` as EsViT does. `head_init_std` is that of a new classification head's weight.
+    SelfPatch do, `plain` as EsViT does. The maps of segmentation all have the patch's stride (`single`) or,
+    as in detection, those from 4 to 32 (`pyramid`). `head_init_std` is that of a new classification head's
+    weight.
     """
 
     effects: ClassVar[Effects] = Effects(
-        weights="patch_size pooling heads position position_resize head_init_std",
+        weights="patch_size pooling heads position position_resize segment_maps head_init_std",
     )
 
-    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier")
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "dense")
 
     patch_size: Count = 16
     pooling: Literal["class_token", "class_attention", "mean"] = "class_token"
     heads: Count | None = None
     position: Literal["learned", "sincos", "none"] = "learned"
     position_resize: Literal["offset", "plain"] = "offset"
+    segment_maps: Literal["single", "pyramid"] = "single"
     head_init_std: Positive = 0.02
 
     @property

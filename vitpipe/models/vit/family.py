@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from vitpipe.models.class_attention import ClassAttention
 from vitpipe.models.families import Family, WeightsInfo
-from vitpipe.models.network import Network
+from vitpipe.models.network import Network, Task
 from vitpipe.models.positions import resample_positions
 from vitpipe.models.vit.config import ViTConfig
 from vitpipe.models.vit.vit import SHAPES, ViT
 from vitpipe.models.vit.vit_classifier import ViTClassifier, ViTEncoder
+from vitpipe.models.vit.vit_maps import ViTMaps
 from vitpipe.models.weights import Rule
 
 # Why a key may be missing, unused or of another shape; the texts stand in the load report.
@@ -24,6 +25,8 @@ _OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
 _ONLY_CLASSIFIER = Rule("unused", r"^head\.", "only a classifier has a classification head")
 _LOST_MODULE = Rule("unused", r"^aggregation\.", "lost: this network has no aggregation module")
 _NEW_MODULE = Rule("missing", r"^aggregation\.", "the file has none; the aggregation module is new")
+_NEW_RESCALING = Rule("missing", r"^rescale\.", "new: what brings the maps to their strides")
+_NO_RESCALING = Rule("unused", r"^rescale\.", "these maps need no rescaling")
 _NO_POSITION = Rule(
     "unused", r"^backbone\.(class_)?position$", "this network has no position table of its own"
 )
@@ -55,6 +58,18 @@ class ViTFamily(Family[ViTConfig]):
         backbone = _trunk(model, drop_path)
         return ViTClassifier(backbone, num_classes, _aggregation(model, backbone), model.head_init_std)
 
+    def dense(self, model: ViTConfig, task: Task, *, image_size: int, drop_path: float) -> ViTMaps:
+        """Maps of four blocks; in detection the position table stays that of pre-training.
+
+        In segmentation it is made for `image_size`, and resized without the 0.1 of `resample_positions`, at
+        loading and for images of other sizes: so do the released configurations.
+        """
+        if task == "detect":
+            return ViTMaps(_trunk(model, drop_path, last_norm=False), task, is_pyramid=True)
+        plain = model.model_copy(update={"image_size": image_size, "position_resize": "plain"})
+        is_pyramid = model.segment_maps == "pyramid"
+        return ViTMaps(_trunk(plain, drop_path, last_norm=False), task, is_pyramid=is_pyramid)
+
     def as_stored(self, model: ViTConfig, info: WeightsInfo) -> ViTConfig:
         """With the class token, or the aggregation module, that the file has."""
         has = info.options
@@ -73,9 +88,10 @@ class ViTFamily(Family[ViTConfig]):
         depth = len({name.split(".")[2] for name in state if name.startswith("backbone.blocks.")})
         sizes = (width, depth)
         position, head = state.get("backbone.position"), state.get("head.weight")
+        is_pyramid = any(name.startswith("rescale.") for name in state)
         return WeightsInfo(
             family=self.name,
-            kind="encoder" if head is None else "classifier",
+            kind="classifier" if head is not None else "pyramid" if is_pyramid else "encoder",
             # Empty for a size of the user's own: such weights can still be loaded into the same network.
             model=next((s.name for s in SHAPES.values() if (s.width, s.depth) == sizes), ""),
             image_size=0 if position is None else math.isqrt(position.shape[1]) * patch,
@@ -90,36 +106,43 @@ class ViTFamily(Family[ViTConfig]):
 
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
         """What may differ: grid of positions, head, aggregation module, class token with its norm."""
-        assert isinstance(network, ViTEncoder)
+        assert isinstance(network, ViTEncoder | ViTMaps)
         has, backbone = info.options, network.backbone
+        aggregates = isinstance(network, ViTEncoder) and network.aggregation is not None
         rules = [_RESIZE]
         for in_file, in_network, lost, new in (
             (has["class_token"], backbone.class_token is not None, _LOST_TOKEN, _NEW_TOKEN),
             (has["last_norm"], not isinstance(backbone.norm, nn.Identity), _LOST_NORM, _NEW_NORM),
-            (has["aggregation"], network.aggregation is not None, _LOST_MODULE, _NEW_MODULE),
+            (has["aggregation"], aggregates, _LOST_MODULE, _NEW_MODULE),
         ):
             if in_file != in_network:
                 rules.append(lost if in_file else new)
         if backbone.position is None:
             rules.append(_NO_POSITION)
+        if isinstance(network, ViTMaps):
+            rules.append(_NEW_RESCALING if info.kind != "pyramid" else _NO_RESCALING)
+        elif info.kind == "pyramid":
+            rules.append(_NO_RESCALING)
         if not isinstance(network, ViTClassifier):
             return (*rules, _ONLY_CLASSIFIER)
         # Between classifiers a missing head would be damage; only another number of classes is allowed.
         return (*rules, _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD)
 
-    def resized(self, name: str, given: Tensor, wanted: Tensor) -> Tensor:
-        """Position tables (1, N, C), as a network of the other size would resize its own."""
+    def resized(self, network: Network, name: str, given: Tensor, wanted: Tensor) -> Tensor:
+        """Position tables (1, N, C), as the network resizes its own."""
+        assert isinstance(network, ViTEncoder | ViTMaps)
         side = math.isqrt(wanted.shape[1])
-        return resample_positions(given, (side, side))
+        return resample_positions(given, (side, side), has_offset=network.backbone.has_offset)
 
 
-def _trunk(model: ViTConfig, drop_path: float) -> ViT:
+def _trunk(model: ViTConfig, drop_path: float, *, last_norm: bool = True) -> ViT:
+    """The trunk; without `last_norm` it has none, whatever its pooling."""
     return ViT(
         SHAPES[model.name],
         image_size=model.image_size,
         patch_size=model.patch_size,
         class_token=model.pooling == "class_token",
-        last_norm=model.pooling != "class_attention",
+        last_norm=last_norm and model.pooling != "class_attention",
         num_heads=model.heads,
         position=model.position,
         has_offset=model.position_resize == "offset",

@@ -56,7 +56,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
     Returns:
         `box_AP`, `box_AP50`, ... and the same for `mask_`, ratios in [0, 1]. A metric that is undefined,
-        because the set has no object of that size, is left out.
+        because the set has no object of that size, is left out. `params` counts those of the whole detector.
 
     Raises:
         DatasetError: COCO is missing or damaged.
@@ -96,7 +96,7 @@ def _evaluate(
     ctx: StageContext, detector: Any, val_set: Any, folder: DenseFolder, prefix: str
 ) -> dict[str, float]:
     """Predict, compute metrics, write tables and the figure; only rank 0 returns metrics."""
-    from vitpipe.stages.dense_training import predictions
+    from vitpipe.stages.dense_training import counted_params, predictions
 
     results: list[dict[str, Any]] = []
     for sample in predictions(ctx, detector, val_set):
@@ -108,8 +108,8 @@ def _evaluate(
     annotations = Path(val_set.ann_file)
     boxes, masks = coco_ap(annotations, results, "bbox"), coco_ap(annotations, results, "segm")
     for kind, result in (("box", boxes), ("mask", masks)):
-        rows = [{"metric": name, "value": _cell(result.numbers[name])} for name in NUMBERS]
-        ctx.logger.table(f"{prefix}{kind}_ap", rows)
+        numbers = [{"metric": name, "value": _cell(result.numbers[name])} for name in NUMBERS]
+        ctx.logger.table(f"{prefix}{kind}_ap", numbers)
     ctx.logger.table(f"{prefix}per_class", _class_rows(boxes, masks))
     with optional_figure(f"{prefix}predictions", ctx.logger.say):
         _draw(ctx, val_set, results, len(folder.classes), f"{prefix}predictions")
@@ -120,20 +120,19 @@ def _evaluate(
         if not math.isnan(value)
     }
     long_side, short_side = ctx.section.test_size
-    ctx.logger.table(
-        f"{prefix}{PROTOCOL}",
-        protocol_rows(
-            metrics,
-            {
-                "test size": f"{long_side}x{short_side}",
-                "flips": "none",
-                "AP": COCO_AP,
-                "images": len(val_set),
-                "classes": len(folder.classes),
-            },
-        ),
+    rows = protocol_rows(
+        metrics,
+        {
+            "test size": f"{long_side}x{short_side}",
+            "flips": "none",
+            "AP": COCO_AP,
+            "images": len(val_set),
+            "classes": len(folder.classes),
+        },
     )
-    return metrics
+    params, counted = counted_params(detector, prefix)
+    ctx.logger.table(f"{prefix}{PROTOCOL}", rows + counted)
+    return metrics | params
 
 
 def _class_rows(boxes: CocoResult, masks: CocoResult) -> list[dict[str, Any]]:

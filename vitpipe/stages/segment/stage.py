@@ -54,6 +54,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     Returns:
         `mIoU`, `mAcc` (means over classes) and `aAcc` (over pixels), ratios in [0, 1]; with
         `multi_scale_ratios` also `multi_scale_mIoU` and so on, from several sizes and their mirror images.
+        `params` counts those of the whole segmentor.
 
     Raises:
         DatasetError: ADE20K is missing or damaged.
@@ -102,7 +103,7 @@ def _evaluate(
     ctx: StageContext, segmentor: Any, val_set: Any, folder: DenseFolder, prefix: str
 ) -> dict[str, float]:
     """Predict, count pixels, write the table and the figure; every rank returns the metrics."""
-    from vitpipe.stages.dense_training import predictions
+    from vitpipe.stages.dense_training import counted_params, predictions
 
     counts = PixelCounts(len(folder.classes))
     drawn: list[Any] = []
@@ -121,8 +122,9 @@ def _evaluate(
     if ratios := ctx.section.multi_scale_ratios:
         multi_scale = [f"{prefix}multi_scale_{name}" for name in _metrics(result)]
         rows += _protocol(ctx, multi_scale, len(val_set), folder, num_sizes=len(ratios))
-    ctx.logger.table(f"{prefix}{PROTOCOL}", rows)
-    return metrics
+    params, counted_rows = counted_params(segmentor, prefix)
+    ctx.logger.table(f"{prefix}{PROTOCOL}", rows + counted_rows)
+    return metrics | params
 
 
 def _protocol(

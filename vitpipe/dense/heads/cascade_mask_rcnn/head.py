@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vitpipe.dense.head import DetectionHead
@@ -10,7 +11,9 @@ from vitpipe.dense.rcnn_parts import (
     BOX_STDS,
     box_head,
     box_training,
+    maps_width,
     mask_head,
+    neck,
     proposal_training,
     roi_extractor,
     rpn_head,
@@ -32,11 +35,13 @@ class CascadeMaskRCNN(DetectionHead):
         import vitpipe.dense.layer_norm  # noqa: F401
 
     def parts(
-        self, head: CascadeMaskRCNNConfig, *, width: int, num_classes: int, norm: str
+        self, head: CascadeMaskRCNNConfig, *, widths: Sequence[int], num_classes: int, norm: str
     ) -> dict[str, Any]:
         """mmdet's `CascadeRCNN` with `OneMaskCascade`."""
+        width = maps_width(head, widths)
         return {
             "type": "CascadeRCNN",
+            **neck(head, widths),
             "rpn_head": rpn_head(head, width),
             "roi_head": {
                 "type": "OneMaskCascade",

@@ -1,7 +1,8 @@
-"""Mask R-CNN's heads (He et al., arXiv 1703.06870), for feature maps without an FPN."""
+"""Mask R-CNN's heads (He et al., arXiv 1703.06870), on a pyramid of the network or behind an FPN."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vitpipe.dense.head import DetectionHead
@@ -10,7 +11,9 @@ from vitpipe.dense.rcnn_parts import (
     BOX_STDS,
     box_head,
     box_training,
+    maps_width,
     mask_head,
+    neck,
     proposal_training,
     roi_extractor,
     rpn_head,
@@ -27,10 +30,14 @@ class MaskRCNN(DetectionHead):
         """Register LayerNorm over channels."""
         import vitpipe.dense.layer_norm  # noqa: F401
 
-    def parts(self, head: MaskRCNNConfig, *, width: int, num_classes: int, norm: str) -> dict[str, Any]:
+    def parts(
+        self, head: MaskRCNNConfig, *, widths: Sequence[int], num_classes: int, norm: str
+    ) -> dict[str, Any]:
         """mmdet's `MaskRCNN`; boxes by class."""
+        width = maps_width(head, widths)
         return {
             "type": "MaskRCNN",
+            **neck(head, widths),
             "rpn_head": rpn_head(head, width),
             "roi_head": {
                 "type": "StandardRoIHead",

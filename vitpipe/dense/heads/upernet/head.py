@@ -13,6 +13,8 @@ from vitpipe.dense.heads.upernet.config import UPerNetConfig
 
 # PSPNet's value (arXiv 1612.01105), as in iTPN's released configurations.
 _AUXILIARY_WEIGHT = 0.4
+# From stride 16 to 4, 8, 16 and 32.
+_NECK_SCALES = (4, 2, 1, 0.5)
 
 
 class UPerNet(SegmentationHead):
@@ -26,7 +28,7 @@ class UPerNet(SegmentationHead):
     def parts(
         self, head: UPerNetConfig, *, widths: Sequence[int], num_classes: int, norm: str
     ) -> dict[str, Any]:
-        """mmseg's `UPerHead` and `FCNHead`."""
+        """mmseg's `UPerHead` and `FCNHead`, and `MultiLevelNeck` where there is one."""
         shared = {
             "dropout_ratio": 0.1,
             "num_classes": num_classes,
@@ -34,6 +36,7 @@ class UPerNet(SegmentationHead):
             "align_corners": False,
         }
         return {
+            **_neck(head, widths),
             "decode_head": {
                 "type": "UPerHead",
                 "in_channels": list(widths),
@@ -45,9 +48,8 @@ class UPerNet(SegmentationHead):
             },
             "auxiliary_head": {
                 "type": "FCNHead",
-                # The auxiliary head reads the map of stride 16.
-                "in_channels": widths[2],
-                "in_index": 2,
+                "in_channels": widths[head.auxiliary_map],
+                "in_index": head.auxiliary_map,
                 "channels": head.auxiliary_width,
                 "num_convs": 1,
                 "concat_input": False,
@@ -55,6 +57,14 @@ class UPerNet(SegmentationHead):
                 **shared,
             },
         }
+
+
+def _neck(head: UPerNetConfig, widths: Sequence[int]) -> dict[str, Any]:
+    """The entry `neck`, if there is one: a 1 x 1 convolution, the resizing, a 3 x 3 convolution per map."""
+    if head.neck == "none":
+        return {}
+    sizes = {"in_channels": list(widths), "out_channels": widths[0], "scales": list(_NECK_SCALES)}
+    return {"neck": {"type": "MultiLevelNeck", **sizes}}
 
 
 def _cross_entropy(weight: float) -> dict[str, Any]:

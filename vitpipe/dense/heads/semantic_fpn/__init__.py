@@ -1,0 +1,1 @@
+"""Semantic FPN's head."""
