@@ -39,6 +39,14 @@ def test_the_recipe_does_not_depend_on_the_number_of_gpus(num_ranks: int):
     )
 
 
+def test_a_warm_up_longer_than_the_run_says_so():
+    optim = FULL.pretrain.optim.model_copy(update={"warmup_epochs": 3.0})
+    plan = _plan(FULL.pretrain.model_copy(update={"optim": optim, "epochs": 2.0}))
+    assert plan.warmup_steps == plan.num_steps == 2 * 312
+    (why,) = [reason.why for reason in plan.reasons if reason.path == "pretrain.warmup_steps"]
+    assert why == "3 epochs x 312 steps, cut to the length of the run"
+
+
 def test_absolute_learning_rates_are_not_scaled():
     optim = FULL.finetune.optim.model_copy(update={"lr_reference_batch": None})
     plan = _plan(FULL.finetune.model_copy(update={"optim": optim}), "finetune")

@@ -23,6 +23,15 @@ PATCHES = "selfpatch/dino_selfpatch"
         ("selfpatch/linear/moby", ["pretrain.global_batch=1000"], "queue is 4096, which is no multiple"),
         ("selfpatch/linear/moby", ["pretrain.method.crops.num_local=2"], "it contrasts two views: give 0"),
         ("selfpatch/dino", ["model.image_size=225"], "is no multiple of patch_size 16"),
+        # What would be ignored without a word.
+        (PATCHES, ["pretrain.augment.mixup_alpha=0.8"], "pretrain.augment.mixup_alpha is 0.8, which method"),
+        ("selfpatch/linear/moby", ["pretrain.augment.crop_scale=[0.5, 1.0]"], "pretrain.augment.crop_scale"),
+        ("itpn/pixel_base", ["pretrain.augment.cutmix_alpha=1.0"], "'masked_pixels' does not read"),
+        (PATCHES, ["pretrain.ema_decay=0.99"], "pretrain.ema_decay is 0.99"),
+        (PATCHES, ["pretrain.method.prototypes=1"], "prototypes"),
+        (PATCHES, ["pretrain.method.patch_prototypes=1"], "patch_prototypes"),
+        ("selfpatch/dino", ["probe.last_blocks=13"], "last_blocks is 13, of 'vit_small'"),
+        ("itpn/pixel_base", ["probe.last_blocks=4"], "with these options 1 can be read"),
     ],
 )  # fmt: skip
 def test_misfits(recipe, overrides, words):

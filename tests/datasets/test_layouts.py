@@ -270,6 +270,15 @@ def test_davis_lists_and_sequences(raw_copy):
     assert "list of sequences" in refuse(verify_davis, root).what
 
 
+def test_davis_lists_that_name_nothing_or_a_sequence_twice(raw_copy):
+    listing = raw_copy / "davis" / "ImageSets" / "2017" / "val.txt"
+    names = listing.read_text()
+    listing.write_text(names + names)
+    assert "more than once" in refuse(verify_davis, raw_copy / "davis").what
+    listing.write_text("")
+    assert "names no sequence" in refuse(verify_davis, raw_copy / "davis").what
+
+
 def test_missing_davis_frames(raw_copy):
     root, name = raw_copy / "davis", "digits-train-00"
     frames, labels = (root / part / "480p" / name for part in ("JPEGImages", "Annotations"))

@@ -16,6 +16,7 @@ from selfpatch_golden import fill as golden_fill
 
 from vitpipe.contracts.errors import DatasetError, RunError
 from vitpipe.datasets.davis_palette import davis_palette
+from vitpipe.datasets.layouts.davis import listed_sequences
 from vitpipe.datasets.video_clips import (
     clips_of,
     first_labels,
@@ -124,6 +125,20 @@ def empty_list(root):
     (root / "davis/ImageSets/2017/val.txt").write_text("\n")
 
 
+def twice(root):
+    (root / "davis/ImageSets/2017/val.txt").write_text("digits-val-00\ndigits-val-01\ndigits-val-00\n")
+
+
+def test_names_in_a_list_are_lines(raw_copy):
+    """With blanks in them, and behind the byte order mark of an editor."""
+    for kind in ("JPEGImages", "Annotations"):
+        video(raw_copy, kind).rename(raw_copy / "davis" / kind / "480p" / "my video")
+    listing = raw_copy / "davis/ImageSets/2017/val.txt"
+    listing.write_text("\ufeffmy video\r\n\n", encoding="utf-8")
+    assert [clip.name for clip in clips_of(raw_copy / "davis")] == ["my video"]
+    assert listed_sequences(listing.read_bytes(), listing) == ["my video"]
+
+
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
@@ -137,6 +152,7 @@ def empty_list(root):
         (no_frames, "has no frames"),
         (no_list, "list of videos is missing"),
         (empty_list, "names no video"),
+        (twice, "more than once: digits-val-00"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

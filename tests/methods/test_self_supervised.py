@@ -241,6 +241,8 @@ def test_a_collapse_made_on_purpose_is_said_by_the_loop(shards, tmp_path):
     )
     assert judged.metrics["teacher_entropy"] == pytest.approx(math.log(32), rel=0.02)
     assert judged.metrics["loss"] >= 0.98 * judged.metrics["trivial_loss"]
+    (sentence,) = judged.warnings
+    assert sentence.startswith("Collapse on the validation images: the teacher gives all prototypes the same")
 
 
 @pytest.mark.parametrize("name", ["dino", "esvit", "selfpatch"])

@@ -160,6 +160,16 @@ def test_a_truncated_checkpoint_is_named(official_nano, tmp_path, share):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_a_flipped_bit_is_found(official_nano, tmp_path):
+    torch.save({"model": official_nano["pixel_base_pretrain"]}, tmp_path / "a.pth")
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="checksum"):
+        convert(tmp_path / "a.pth", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_files_without_weights_are_named(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="holds no weights"):

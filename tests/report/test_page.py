@@ -55,6 +55,15 @@ def _check(path):
     return text, checker
 
 
+def test_sentences_about_a_result_stand_above_its_numbers(tmp_path, make_run, demo_run):
+    said = [{"warning": "Collapse: <b>all</b> the same."}]
+    run = make_run(tmp_path / "run", demo_run.recipe, {("pretrain", "warnings"): said})
+    page = build_report([run], tmp_path / "page")
+    text, _ = _check(page.html)
+    assert '<p class="notice">Collapse: &lt;b&gt;all&lt;/b&gt; the same.</p>' in text
+    assert "Collapse: " in page.html.with_name("report.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def demo_page(demo_run, tmp_path_factory):
     return build_report([demo_run], tmp_path_factory.mktemp("page"))

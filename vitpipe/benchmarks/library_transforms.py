@@ -12,6 +12,7 @@ from PIL import Image
 
 from vitpipe.config.multi_crop import CropsConfig
 from vitpipe.config.train_sections import AugmentConfig
+from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from vitpipe.data.crops import pillow_steps
 
 Transform = Callable[[Image.Image], Any]
@@ -59,7 +60,7 @@ def library_crops(config: CropsConfig) -> Transform:
         # Between flip and normalisation both sides run the same classes of torchvision and Pillow.
         steps = [crop, transforms.RandomHorizontalFlip(), *pillow_steps(config, kind)]
         composed: Transform = transforms.Compose(
-            [*steps, transforms.ToTensor(), transforms.Normalize(config.mean, config.std)]
+            [*steps, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         )
         return composed
 

@@ -11,6 +11,7 @@ from vitpipe.config.method import MethodConfig
 from vitpipe.config.model import ModelConfig
 from vitpipe.config.multi_crop import CropsConfig
 from vitpipe.config.section import Count, Effects, Positive, Ratio, RatioRange
+from vitpipe.config.train_sections import SINGLE_VIEW
 from vitpipe.contracts.graph import NetworkKind
 
 
@@ -36,6 +37,7 @@ class ContrastConfig(MethodConfig):
         weights="crops queue temperature head_hidden head_width teacher_momentum drop_path",
     )
 
+    ignored_augment: ClassVar[tuple[str, ...]] = SINGLE_VIEW
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder",)
 
     crops: ViewsConfig = ViewsConfig()

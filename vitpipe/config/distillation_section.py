@@ -10,9 +10,13 @@ from vitpipe.config.method import MethodConfig
 from vitpipe.config.model import ModelConfig
 from vitpipe.config.multi_crop import CropsConfig
 from vitpipe.config.section import Count, Effects, Positive, Ratio
+from vitpipe.config.train_sections import SINGLE_VIEW
 from vitpipe.contracts.graph import NetworkKind
 
 WholeEpochs = Annotated[int, Field(ge=0)]
+
+# Of a single one every distribution is the same, and the loss is 0.
+Prototypes = Annotated[int, Field(ge=2)]
 
 
 class SelfDistillationConfig(MethodConfig):
@@ -35,10 +39,11 @@ class SelfDistillationConfig(MethodConfig):
         ),
     )
 
+    ignored_augment: ClassVar[tuple[str, ...]] = SINGLE_VIEW
     builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder",)
 
     crops: CropsConfig = CropsConfig()
-    prototypes: Count = 65_536
+    prototypes: Prototypes = 65_536
     head_hidden: Count = 2048
     head_width: Count = 256
     head_init_gain: Positive | None = None
@@ -73,7 +78,7 @@ class PatchLossConfig(SelfDistillationConfig):
         weights="patch_prototypes neighbours patch_weight",
     )
 
-    patch_prototypes: Count = 4096
+    patch_prototypes: Prototypes = 4096
     neighbours: Annotated[int, Field(ge=1, le=8)] = 4
     patch_weight: Positive = 0.1
 

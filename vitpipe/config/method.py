@@ -22,11 +22,14 @@ class MethodConfig(NamedSection):
             finetune take such methods, pretrain takes the others.
         needs_classes: its losses or what it is judged by read the labels: pretrain refuses a set without
             classes for it.
-        builds: what its `build` asks the network's family for. A recipe whose family lacks it is refused.
+        ignored_augment: keys of the stage's `augment` that it does not read: a recipe that sets one is
+        refused. builds: what its `build` asks the network's family for. A recipe whose family lacks it is
+        refused.
     """
 
     gives_classifier: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
+    ignored_augment: ClassVar[tuple[str, ...]] = ()
     builds: ClassVar[tuple[NetworkKind, ...]] = ()
 
     def misfit(self, model: ModelConfig, global_batch: int) -> str:

@@ -109,6 +109,11 @@ class ModelConfig(Section):
         return True
 
     @property
+    def num_frozen_blocks(self) -> int:
+        """How many of its last blocks give a vector of the image for `probe.last_blocks`."""
+        return 1
+
+    @property
     def num_layers(self) -> int:
         """Layer ids of the classifier with these options; a family whose options change it overrides this."""
         # Also a property of the networks (`Network.num_layers`), which count what they really have: `vitpipe

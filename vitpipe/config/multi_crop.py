@@ -15,7 +15,6 @@ from vitpipe.config.section import (
     RatioRange,
     Section,
 )
-from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
 
 
 class CropsConfig(Section):
@@ -29,7 +28,7 @@ class CropsConfig(Section):
         weights=(
             "global_size local_size num_local global_scale local_scale crop_ratio interpolation "
             "flip_probability jitter jitter_probability grey_probability blur_radius blur_probability "
-            "solarise_probability mean std"
+            "solarise_probability"
         ),
     )
 
@@ -47,5 +46,3 @@ class CropsConfig(Section):
     blur_radius: Range = (0.1, 2.0)
     blur_probability: tuple[Ratio, Ratio, Ratio] = (1.0, 0.1, 0.5)
     solarise_probability: tuple[Ratio, Ratio, Ratio] = (0.0, 0.2, 0.0)
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD

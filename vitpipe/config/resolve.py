@@ -230,8 +230,9 @@ def _warmup(section: LoopConfig, num_steps: int, steps_per_epoch: int) -> tuple[
     if optim.warmup_steps is not None:
         # Not shortened to the run: the rate is as low in these steps as it is published for them.
         return optim.warmup_steps, "as the recipe says"
-    steps = min(num_steps, round(optim.warmup_epochs * steps_per_epoch))
-    return steps, f"{optim.warmup_epochs:g} epochs x {steps_per_epoch} steps"
+    steps = round(optim.warmup_epochs * steps_per_epoch)
+    why = f"{optim.warmup_epochs:g} epochs x {steps_per_epoch} steps"
+    return (steps, why) if steps <= num_steps else (num_steps, f"{why}, cut to the length of the run")
 
 
 def _peak_lr(section: LoopConfig) -> tuple[float, str]:

@@ -134,6 +134,21 @@ class AugmentConfig(Section):
     std: tuple[float, float, float] = IMAGENET_STD
 
 
+# What is done to images with their labels: only methods that read labels can follow.
+MIXING = ("mixup_alpha", "cutmix_alpha", "mix_probability", "mix_switch_probability")
+# All but what images are measured by, too. Methods that take several views (`CropsConfig`) make them by their
+# own settings.
+SINGLE_VIEW = (
+    "crop_scale",
+    "crop_ratio",
+    "flip_probability",
+    "color_jitter",
+    "rand_augment",
+    "erase_probability",
+    *MIXING,
+)
+
+
 class LoopConfig(Section, ABC):
     """What every stage has that trains by the loop of `vitpipe.train`."""
 
@@ -187,9 +202,15 @@ class TrainConfig(LoopConfig):
     augment: AugmentConfig = AugmentConfig()
 
     def network_misfit(self, model: ModelConfig) -> str:
-        """What the method cannot do with the network, see `MethodConfig.misfit`."""
+        """What the method does not read, or cannot do with the network, see `MethodConfig.misfit`."""
         method: MethodConfig | None = getattr(self, "method", None)
-        why = method.misfit(model, self.global_batch) if method is not None else ""
+        if method is None:
+            return ""
+        usual = AugmentConfig()
+        for key in method.ignored_augment:
+            if (value := getattr(self.augment, key)) != getattr(usual, key):
+                return f"augment.{key} is {value}, which method '{method.name}' does not read: leave it out"
+        why = method.misfit(model, self.global_batch)
         return f"method.{why}" if why else ""
 
     def num_images(self, whole: int) -> int:

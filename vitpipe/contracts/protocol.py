@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+# The table of sentences that the report puts above a stage's numbers; column `warning`.
+WARNINGS = "warnings"
 PROTOCOL = "protocol"
 # COCO's own definition, which pycocotools and faster-coco-eval share.
 COCO_AP = "mean of IoU 0.50 to 0.95, 101 recall points, at most 100 objects per image"

@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from vitpipe.config.multi_crop import CropsConfig
+from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from vitpipe.data.augment import Chain, Normalise, OnPillow, RandomFlip, RandomResizedCrop
 
 # DINO's threshold, which is also the default of Pillow's `solarize`.
@@ -21,12 +22,22 @@ _SOLARISE_FROM = 128
 
 
 class MultiCrop:
-    """All views of an image: global 1, global 2, then the local ones."""
+    """All views of an image: global 1, global 2, then the local ones.
 
-    def __init__(self, config: CropsConfig) -> None:
+    Args:
+        config: sizes and augmentations.
+        mean, std: per channel, subtracted and divided by.
+    """
+
+    def __init__(
+        self,
+        config: CropsConfig,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
         # Three kinds, because blur and solarisation differ between the two global views. Local views share
         # one chain: it has no state, and draws come from the global generators.
-        first, second, local = (_view(config, kind) for kind in range(3))
+        first, second, local = (_view(config, kind, Normalise(mean, std)) for kind in range(3))
         self.views = (first, second, *[local] * config.num_local)
 
     def __call__(self, image: Image.Image) -> list[Tensor]:
@@ -95,7 +106,7 @@ def pillow_steps(config: CropsConfig, kind: int) -> list[Callable[[Image.Image],
     return steps
 
 
-def _view(config: CropsConfig, kind: int) -> Chain:
+def _view(config: CropsConfig, kind: int, normalise: Normalise) -> Chain:
     local = kind == 2
     size, scale = (
         (config.local_size, config.local_scale) if local else (config.global_size, config.global_scale)
@@ -105,6 +116,6 @@ def _view(config: CropsConfig, kind: int) -> Chain:
             RandomResizedCrop(size, scale, config.crop_ratio, config.interpolation),
             RandomFlip(config.flip_probability),
             OnPillow(PillowSequence(pillow_steps(config, kind))),
-            Normalise(config.mean, config.std),
+            normalise,
         ]
     )

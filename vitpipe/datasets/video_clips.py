@@ -21,6 +21,7 @@ from PIL import Image
 from vitpipe.contracts.errors import DatasetError, RunError, reason_of, some
 from vitpipe.data.image_pixels import rgb_file
 from vitpipe.datasets.davis_palette import davis_palette
+from vitpipe.datasets.layouts.davis import listed_sequences
 
 _AGAIN = "unpack DAVIS-2017-trainval-480p.zip again and run the prepare stage again"
 _LABEL_MODES = ("P", "L", "1")  # one 8-bit label per pixel
@@ -59,7 +60,7 @@ def clips_of(root: Path, split: str = "val") -> list[Clip]:
     listing = root / f"ImageSets/2017/{split}.txt"
     if not listing.is_file():
         raise DatasetError("The list of videos is missing", where=listing, fix=_AGAIN)
-    names = listing.read_text(encoding="utf-8").split()
+    names = listed_sequences(listing.read_bytes(), listing)
     if not names:
         raise DatasetError("The list names no video", where=listing, fix=_AGAIN)
     return [_clip(root, name) for name in names]

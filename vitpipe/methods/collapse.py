@@ -10,7 +10,7 @@ Shapes: R rows, C channels, K prototypes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,7 +106,7 @@ class CollapseWatch(nn.Module):
         Args:
             means: of `measured`, since the last logged point.
         """
-        signs = self._signs(means, config)
+        signs = collapse_signs(means, len(self.last_used), config)
         self._was_sound |= not signs
         # Twice in a row: single points come and go while a training finds its way.
         found = {kind: what for kind, what in signs.items() if kind in self._seen_before}
@@ -119,30 +119,43 @@ class CollapseWatch(nn.Module):
         self._said |= set(found)
         return [f"Collapse at step {moment.step + 1}: {what}." for what in new]
 
-    def _signs(self, means: Mapping[str, float], config: SelfDistillationConfig) -> dict[str, str]:
-        """Kind of a collapse -> what is wrong, and the usual causes."""
-        most = math.log(len(self.last_used))
-        each, together = (means.get(name, math.nan) for name in ("teacher_entropy", "teacher_mean_entropy"))
-        sharp = f"teacher_temperature ({config.teacher_temperature:g})"
-        found = {}
-        if each > _UNIFORM * most:
-            found["uniform"] = (
-                "the teacher gives all prototypes the same share. Usual causes: "
-                f"{sharp} too high, or a learning rate that is too high"
-            )
-        elif together - each < _TOLD_APART * most:
-            found["single"] = (
-                "the teacher gives all images the same output. Usual causes: centre_momentum "
-                f"({config.centre_momentum:g}) too near to 1, {sharp} too low, teacher_momentum "
-                f"({config.teacher_momentum:g}) too low for the batch, prototypes that learn from the start "
-                f"(freeze_prototypes_epochs is {config.freeze_prototypes_epochs})"
-            )
-        if means.get("feature_rank", math.inf) < LOW_RANK:
-            found["rank"] = (
-                "the vectors of different images have become the same. Usual causes: learning rate or weight "
-                "decay too high, or too few images in a batch"
-            )
-        return found
+
+def collapse_signs(
+    means: Mapping[str, float], num_prototypes: int, config: SelfDistillationConfig
+) -> dict[str, str]:
+    """Kind of a collapse -> what is wrong, and the usual causes.
+
+    Args:
+        means: `teacher_entropy`, `teacher_mean_entropy` (that of the mean of all distributions), in nats, and
+            `feature_rank`; what is missing shows nothing.
+    """
+    most = math.log(num_prototypes)
+    each, together = (means.get(name, math.nan) for name in ("teacher_entropy", "teacher_mean_entropy"))
+    sharp = f"teacher_temperature ({config.teacher_temperature:g})"
+    found = {}
+    if each > _UNIFORM * most:
+        found["uniform"] = (
+            "the teacher gives all prototypes the same share. Usual causes: "
+            f"{sharp} too high, or a learning rate that is too high"
+        )
+    elif together - each < _TOLD_APART * most:
+        found["single"] = (
+            "the teacher gives all images the same output. Usual causes: centre_momentum "
+            f"({config.centre_momentum:g}) too near to 1, {sharp} too low, teacher_momentum "
+            f"({config.teacher_momentum:g}) too low for the batch, prototypes that learn from the start "
+            f"(freeze_prototypes_epochs is {config.freeze_prototypes_epochs})"
+        )
+    if means.get("feature_rank", math.inf) < LOW_RANK:
+        found["rank"] = (
+            "the vectors of different images have become the same. Usual causes: learning rate or weight "
+            "decay too high, or too few images in a batch"
+        )
+    return found
+
+
+def warnings_after(found: Iterable[str]) -> list[str]:
+    """The sentences about a trained network."""
+    return [f"Collapse on the validation images: {what}." for what in found]
 
 
 class Judge:
@@ -197,7 +210,10 @@ class Judge:
             "used_prototypes": float((chosen_K > 0).double().mean()),
         }
         figures = {"attention": self._figure(shown.rows)} if shown.rows else {}
-        return Judgement(metrics, {"health": health_rows(metrics, num_prototypes, width)}, figures)
+        means = {**metrics, "teacher_mean_entropy": metrics["trivial_loss"]}
+        signs = collapse_signs(means, num_prototypes, method.config)
+        tables = {"health": health_rows(metrics, num_prototypes, width)}
+        return Judgement(metrics, tables, figures, warnings_after(signs.values()))
 
     def _rows(self, images: Tensor) -> list[list[Tensor]]:
         """Columns of the figure for some images: the image, and where the teacher's vector of it looks."""

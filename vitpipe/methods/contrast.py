@@ -19,7 +19,14 @@ from vitpipe.config.contrast_section import ContrastConfig
 from vitpipe.config.resolve import Precision
 from vitpipe.data.batches import Batch
 from vitpipe.data.moment import Moment
-from vitpipe.methods.collapse import GRACE_EPOCHS, GRACE_STEPS, LOW_RANK, effective_rank, gram_of
+from vitpipe.methods.collapse import (
+    GRACE_EPOCHS,
+    GRACE_STEPS,
+    LOW_RANK,
+    effective_rank,
+    gram_of,
+    warnings_after,
+)
 from vitpipe.methods.distillation import in_image_order
 from vitpipe.methods.method import CentreCrops, Judgement
 from vitpipe.methods.teacher_student import Side, TeacherStudent
@@ -118,11 +125,14 @@ class Contrast(TeacherStudent):
         if self._said or is_early or means.get("feature_rank", math.inf) >= LOW_RANK:
             return []
         self._said = True
-        return [
-            f"Collapse at step {moment.step + 1}: the vectors of different images have become the same. "
-            "Usual causes: learning rate or weight decay too high, teacher_momentum "
-            f"({self.config.teacher_momentum:g}) too low, or too few images in a batch."
-        ]
+        return [f"Collapse at step {moment.step + 1}: {self._what_collapsed()}."]
+
+    def _what_collapsed(self) -> str:
+        return (
+            "the vectors of different images have become the same. Usual causes: learning rate or weight "
+            f"decay too high, teacher_momentum ({self.config.teacher_momentum:g}) too low, or too few images "
+            "in a batch"
+        )
 
     def results(self) -> dict[str, nn.Module]:
         """The online encoder, which the released linear probe takes; beside it all for a later training."""
@@ -158,7 +168,8 @@ class Contrast(TeacherStudent):
             {"measure": "loss", "value": metrics["loss"], "in a collapse": "trivial_loss"},
             {"measure": "feature_rank", "value": metrics["feature_rank"], "in a collapse": "near 1"},
         ]
-        return Judgement(metrics, {"health": rows})
+        signs = [self._what_collapsed()] if metrics["feature_rank"] < LOW_RANK else []
+        return Judgement(metrics, {"health": rows}, warnings=warnings_after(signs))
 
 
 class Keys(nn.Module):

@@ -51,11 +51,13 @@ class Judgement(NamedTuple):
         metrics: by name, the same on every rank.
         tables: rows by name.
         figures: by name; rank 0's are drawn.
+        warnings: sentences that the report puts above the numbers.
     """
 
     metrics: dict[str, float]
     tables: Mapping[str, list[dict[str, Any]]] = {}
     figures: Mapping[str, ImageColumns] = {}
+    warnings: Sequence[str] = ()
 
 
 class Method(Trainable):

@@ -97,8 +97,8 @@ class TeacherStudent(Method):
         return Side(self.model, self.heads)
 
     def views(self, augment: AugmentConfig, image_size: int) -> Transform:
-        """Crops with the method's own sizes."""
-        return MultiCrop(self.config.crops)
+        """Crops with the method's own sizes and augmentations."""
+        return MultiCrop(self.config.crops, augment.mean, augment.std)
 
     def begin(self) -> None:
         """The teacher begins as a copy of the student."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,7 @@ _FROM_DAMAGED_FILES = (
     TypeError,
     ValueError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -126,16 +128,26 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
         content = _content_of(path)
     except _FROM_DAMAGED_FILES as error:
         raise CheckpointError(
-            f"The checkpoint is truncated or is no torch file ({type(error).__name__})",
+            f"The checkpoint is truncated, damaged or no torch file ({_reason(error)})",
             where=path,
             fix="download or copy it again and compare its size",
         ) from error
     return _weights_of(content, path, entry)
 
 
+def _reason(error: Exception) -> str:
+    # Only the checksum's own message says more than its type.
+    return str(error) if isinstance(error, zipfile.BadZipFile) else type(error).__name__
+
+
 def _content_of(path: Path) -> Any:
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
+    if is_zip:
+        # torch does not compare the checksums: a flipped bit would become a wrong weight without a word.
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
     try:
         # Not torch's own safe loader, which refuses a file for one object beside the weights: here such an
         # object becomes a stand-in.

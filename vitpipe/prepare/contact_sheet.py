@@ -32,6 +32,7 @@ from vitpipe.data.shards import open_shards
 from vitpipe.datasets.dense_folder import DenseFolder, open_dense
 from vitpipe.datasets.layouts.coco_annotations import read_annotations
 from vitpipe.datasets.layouts.coco_outlines import mask_of
+from vitpipe.datasets.layouts.davis import listed_sequences
 from vitpipe.datasets.layouts.file_tree import FolderTree
 from vitpipe.prepare.set_summary import read_prepared
 
@@ -168,7 +169,8 @@ def _ade_tiles(dense: DenseFolder, num_images: int, seed: int) -> _Samples:
 
 def _davis_tiles(dense: DenseFolder, num_images: int, seed: int) -> _Samples:
     """Frames of the first val sequence, evenly spaced over its length, with their objects."""
-    name = (dense.root / "ImageSets" / "2017" / "val.txt").read_text(encoding="utf-8").split()[0]
+    listing = dense.root / "ImageSets" / "2017" / "val.txt"
+    name = listed_sequences(listing.read_bytes(), listing)[0]
     frames = sorted((dense.root / "JPEGImages" / "480p" / name).glob("*.jpg"))
     positions = np.linspace(0, len(frames) - 1, min(num_images, len(frames))).round().astype(int)
     tiles = []

@@ -13,7 +13,7 @@ from typing import Any
 
 from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.graph import all_stages
-from vitpipe.contracts.protocol import PROTOCOL
+from vitpipe.contracts.protocol import PROTOCOL, WARNINGS
 from vitpipe.contracts.units import (
     format_billions,
     format_bytes,
@@ -264,7 +264,7 @@ def stage_tables(artifact: Artifact, class_names: Mapping[str, str] | None = Non
             name, [{k: known.get(v, v) if k == "class" else v for k, v in row.items()} for row in rows]
         )
         for name, rows in artifact.tables().items()
-        if name not in (*_SHOWN_ELSEWHERE, PROTOCOL) and rows
+        if name not in (*_SHOWN_ELSEWHERE, PROTOCOL, WARNINGS) and rows
     ]
     measured = protocol_table(artifact.tables().get(PROTOCOL, []))
     return sorted(filter(None, (*found, measured)), key=lambda table: len(table.rows))

@@ -11,6 +11,7 @@ from typing import Any
 from vitpipe.config.run_name import overridden
 from vitpipe.config.telling_values import value_text
 from vitpipe.contracts.errors import reason_of
+from vitpipe.contracts.protocol import WARNINGS
 from vitpipe.contracts.units import format_duration
 from vitpipe.report import figures
 from vitpipe.report.compare import Verdict, verdicts_of
@@ -45,6 +46,7 @@ class StageView:
     pictures: list[Picture]
     confusion: str
     card: Any
+    warnings: list[str]
 
     @property
     def is_wide(self) -> bool:
@@ -218,6 +220,7 @@ def _stage_view(run: RunResults, name: str, run_anchor: str, with_figures: bool)
         pictures=pictures_of(artifact, anchor) if with_figures else [],
         confusion=confusion,
         card=artifact.card,
+        warnings=[row["warning"] for row in artifact.tables().get(WARNINGS, [])],
     )
 
 

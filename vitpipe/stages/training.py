@@ -15,7 +15,7 @@ from vitpipe.config.resolve import Reason, TrainPlan, num_workers, train_plan
 from vitpipe.config.train_sections import AugmentConfig, LoopConfig, TrainConfig
 from vitpipe.contracts.artifact import WEIGHTS
 from vitpipe.contracts.graph import PICTURES, all_stages
-from vitpipe.contracts.protocol import centre_crop, protocol_rows
+from vitpipe.contracts.protocol import WARNINGS, centre_crop, protocol_rows
 from vitpipe.contracts.seeds import seed_of
 from vitpipe.data.augment import eval_transform
 from vitpipe.data.batches import Batch, ImageSet, eval_batches, train_batches
@@ -299,6 +299,10 @@ def judge(
     found = method.judge(batches, ctx.ranks, plan.precision)
     for name, rows in found.tables.items():
         ctx.logger.table(prefix + name, rows)
+    for sentence in found.warnings:
+        ctx.logger.say(sentence)
+    if found.warnings:
+        ctx.logger.table(f"{prefix}{WARNINGS}", [{"warning": sentence} for sentence in found.warnings])
     for name, shown in found.figures.items() if ctx.is_main else ():
         path = ctx.folder / f"{prefix}{name}.png"
         with optional_figure(prefix + name, ctx.logger.say):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +45,9 @@ def verify_davis(root: Path, dataset: str = "davis") -> DenseLayout:
                 where=tree.where(listing),
                 fix=f"put {_ZIP} into the set's folder, or {_AGAIN}",
             )
-        sequences = tree.read(listing).decode("utf-8", "replace").split()
+        sequences = listed_sequences(tree.read(listing), tree.where(listing))
+        if split == "val" and not sequences:
+            raise DatasetError("The list names no sequence", where=tree.where(listing), fix=_AGAIN)
         frames = [frame for name in sequences for frame in _frames_of(tree, name, listing)]
         files += [f"{_FRAMES}/{frame}.jpg" for frame in frames]
         files += [f"{_LABELS}/{frame}.png" for frame in frames]
@@ -58,6 +61,27 @@ def verify_davis(root: Path, dataset: str = "davis") -> DenseLayout:
         (f"{counted(len(extra), 'sequence is', 'sequences are')} not listed: {some(extra)}",) if extra else ()
     )
     return DenseLayout(dataset, "davis", root, (), counts, tuple(sorted(files)), tree, notes)
+
+
+def listed_sequences(content: bytes, where: str | Path) -> list[str]:
+    """The names in a list of sequences, one per line.
+
+    Args:
+        content: of the file.
+        where: the file, for messages.
+
+    Raises:
+        DatasetError: when a name stands there twice, whose objects would count twice.
+    """
+    # Editors on Windows begin a file with a byte order mark.
+    lines = content.decode("utf-8-sig", "replace").splitlines()
+    names = [name for line in lines if (name := line.strip())]
+    twice = sorted(name for name, number in Counter(names).items() if number > 1)
+    if twice:
+        raise DatasetError(
+            f"The list names a sequence more than once: {some(twice)}", where=where, fix="list each one once"
+        )
+    return names
 
 
 def look_into_davis(layout: DenseLayout, number: int | None) -> Look:
@@ -146,7 +170,8 @@ def _frames_of(tree: FileTree, sequence: str, listing: str) -> list[str]:
 
 def pictures_of_davis(files: Sequence[str], split: str, read: Callable[[str], bytes]) -> list[str]:
     """The frames of a split's sequences, see `Layout.pictures`."""
-    sequences = set(read(f"ImageSets/2017/{split}.txt").decode("utf-8", "replace").split())
+    listing = f"ImageSets/2017/{split}.txt"
+    sequences = set(listed_sequences(read(listing), listing))
     return [name for name in files if name.startswith(f"{_FRAMES}/") and name.split("/")[2] in sequences]
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from vitpipe.config.method import MethodConfig
 from vitpipe.config.section import Effects
+from vitpipe.config.train_sections import MIXING
 from vitpipe.contracts.graph import NetworkKind
 
 
@@ -22,6 +23,7 @@ class MaskedPixelsConfig(MethodConfig):
         weights="name mask_ratio target_norm loss_on",
     )
 
+    ignored_augment: ClassVar[tuple[str, ...]] = MIXING
     builds: ClassVar[tuple[NetworkKind, ...]] = ("pretrainer",)
 
     name: Literal["masked_pixels"] = "masked_pixels"

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from vitpipe.config.contrast_section import ContrastConfig
-from vitpipe.config.distillation_section import neighbours_misfit
+from vitpipe.config.distillation_section import Prototypes, neighbours_misfit
 from vitpipe.config.model import ModelConfig
 from vitpipe.config.section import Count, Effects, Positive, Ratio
 
@@ -29,7 +29,7 @@ class MobySelfPatchConfig(ContrastConfig):
     )
 
     name: Literal["moby_selfpatch"] = "moby_selfpatch"
-    patch_prototypes: Count = 4096
+    patch_prototypes: Prototypes = 4096
     patch_hidden: Count = 2048
     patch_width: Count = 256
     neighbours: Annotated[int, Field(ge=1, le=8)] = 4

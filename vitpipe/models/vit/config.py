@@ -49,6 +49,11 @@ class ViTConfig(ModelConfig):
         """The side of a patch."""
         return self.patch_size
 
+    @property
+    def num_frozen_blocks(self) -> int:
+        """All of them, where a class token or the aggregation module reads every block."""
+        return 1 if self.pooling == "mean" else self.entry.num_layers - 2  # without input and head
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.image_size % self.patch_size:

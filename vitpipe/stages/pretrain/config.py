@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from vitpipe.config.method import METHODS, PretrainingMethod
+from vitpipe.config.model import ModelConfig
 from vitpipe.config.named import settings_of
 from vitpipe.config.section import Effects
 from vitpipe.config.train_sections import TrainConfig
@@ -21,6 +22,12 @@ class PretrainConfig(TrainConfig):
     )
 
     method: PretrainingMethod = Field(default_factory=lambda: settings_of(METHODS, "masked_pixels"))
+
+    def network_misfit(self, model: ModelConfig) -> str:
+        """As `TrainConfig`, and an average of the weights, which no method of pre-training keeps."""
+        if self.ema_decay is not None:
+            return f"ema_decay is {self.ema_decay}, but an average is kept by stages that classify only"
+        return super().network_misfit(model)
 
 
 STAGE = Stage(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from vitpipe.config.data import LocalPath
+from vitpipe.config.model import ModelConfig
 from vitpipe.config.section import Count, Effects, Positive, Section
 from vitpipe.config.train_sections import TrainConfig
 from vitpipe.contracts.graph import CLASSES, DATA, ONE_GPU, Stage
@@ -76,6 +77,12 @@ class ProbeConfig(Section):
     def rates(self) -> tuple[float, ...]:
         """The learning rates to choose from, at least one."""
         return self.base_lr if isinstance(self.base_lr, tuple) else (self.base_lr,)
+
+    def network_misfit(self, model: ModelConfig) -> str:
+        """More blocks than have a vector of the image."""
+        if self.last_blocks <= (most := model.num_frozen_blocks):
+            return ""
+        return f"last_blocks is {self.last_blocks}, of '{model.name}' with these options {most} can be read"
 
 
 STAGE = Stage(
