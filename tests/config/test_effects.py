@@ -79,7 +79,6 @@ def identities(*overrides: str) -> dict[str, tuple[str, str]]:
         ("detect.test_size=[96, 64]", "detect", True, False),
         ("probe.neighbours=3", "probe", True, False),
         ("probe.best_epoch=true", "probe", True, False),
-        ("probe.last_blocks=4", "probe", True, True),
         ("probe.standardise=false", "probe", True, True),
         ("probe.base_lr=[0.5, 1.0]", "probe", True, True),
         ("probe.schedule_unit=epoch", "probe", True, True),

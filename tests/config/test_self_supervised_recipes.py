@@ -21,6 +21,7 @@ PATCHES = "selfpatch/dino_selfpatch"
         (PATCHES, ["model.patch_size=32", "pretrain.method.crops.global_size=64",
                    "pretrain.method.crops.num_local=0"], "on 2 x 2 patches"),
         ("selfpatch/linear/moby", ["pretrain.global_batch=1000"], "queue is 4096, which is no multiple"),
+        ("selfpatch/linear/moby", ["pretrain.global_batch=1"], "need a global_batch of 2 or more"),
         ("selfpatch/linear/moby", ["pretrain.method.crops.num_local=2"], "it contrasts two views: give 0"),
         ("selfpatch/dino", ["model.image_size=225"], "is no multiple of patch_size 16"),
         # What would be ignored without a word.
@@ -29,6 +30,8 @@ PATCHES = "selfpatch/dino_selfpatch"
         ("itpn/pixel_base", ["pretrain.augment.cutmix_alpha=1.0"], "'masked_pixels' does not read"),
         (PATCHES, ["pretrain.ema_decay=0.99"], "pretrain.ema_decay is 0.99"),
         (PATCHES, ["pretrain.method.prototypes=1"], "prototypes"),
+        (PATCHES, ["probe.base_lr=[1.0, 1.0e+39]"], "base_lr"),
+        (PATCHES, ["pretrain.optim.base_lr=1.0e+39"], "base_lr"),
         (PATCHES, ["pretrain.method.patch_prototypes=1"], "patch_prototypes"),
         ("selfpatch/dino", ["probe.last_blocks=13"], "last_blocks is 13, of 'vit_small'"),
         ("itpn/pixel_base", ["probe.last_blocks=4"], "with these options 1 can be read"),

@@ -62,6 +62,15 @@ def test_the_chosen_rate_is_the_best_on_the_held_out_images_and_is_trained_on_al
     assert (alone.top1, alone.base_lr) == (found.top1, found.base_lr)
 
 
+def test_a_rate_that_diverges_is_not_chosen_and_alone_is_refused():
+    found = linear_accuracy(TRAIN, VAL, (8e38, 0.05), SETTINGS)
+    assert found.base_lr == 0.05
+    assert found.sweep[0].held_out_top1 == 0.0
+    for rates in ([8e38], [8e38, 9e38]):
+        with pytest.raises(InputError, match="has diverged at a learning rate of 8e\\+38"):
+            linear_accuracy(TRAIN, VAL, rates, SETTINGS)
+
+
 def test_validation_labels_do_not_choose():
     wrong = (VAL[0], (VAL[1] + 1) % 4)
     honest, misled = (linear_accuracy(TRAIN, val, RATES, SETTINGS) for val in (VAL, wrong))

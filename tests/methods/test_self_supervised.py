@@ -273,6 +273,20 @@ def test_local_crops_of_the_global_size_stay_local(name):
     assert image_loss.item() == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-5)
 
 
+def test_one_image_for_batch_norm_and_heads_that_do_not_divide_are_mistakes_of_the_recipe():
+    method = build("moby").train()
+    view = torch.randn(1, 3, 32, 32)
+    batch = Batch((view, view), torch.zeros(1, dtype=torch.int64), torch.arange(1), Moment(0, 0, 60, 6))
+    with pytest.raises(InputError, match="at least two images in a micro-batch"):
+        method.losses(batch)
+    with pytest.raises(InputError, match="cannot be shared among 7 heads"):
+        build(
+            "moby_selfpatch",
+            section("moby_selfpatch", method={"aggregation_heads": 7}),
+            pooling="class_token",
+        )
+
+
 def test_a_layer_decay_is_refused_and_not_ignored():
     given = section("dino")
     optim = given.optim.model_copy(update={"layer_decay": 0.75})

@@ -8,7 +8,7 @@ from vitpipe.contracts.artifact import open_artifact, write_card, write_metrics
 from vitpipe.contracts.errors import ArtifactError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.report.stage import report_of_folders, run, verdicts_of_folders
+from vitpipe.stages.report.stage import report_of_folders, results_of_folder, run, verdicts_of_folders
 from vitpipe.track.journal import JournalReader
 from vitpipe.track.stage_run import stage_run
 
@@ -60,6 +60,30 @@ def test_the_pipeline_s_run_gets_the_summary(demo_run, tmp_path, monkeypatch):
     assert {"figures/curves_pretrain.png", "figures/times.png"} <= pictures
 
 
+def test_folders_without_a_report_have_the_values_that_their_stages_recorded(make_run, demo_run, tmp_path):
+    """Each stage knows its own; what belongs to none is told by the one that ran last."""
+    run_ = make_run(tmp_path / "run", demo_run.recipe)
+    recorded = {
+        "prepare": ("10:00", {"data.embedded.train_images": 100, "pretrain.epochs": 7.0}),
+        "pretrain": (
+            "10:01",
+            {"data.embedded.train_images": 160, "pretrain.epochs": 1.5, "finetune.epochs": 9.0},
+        ),
+        "finetune": ("10:02", {"data.embedded.val_images": 60, "detect.head.width": 32}),
+    }
+    for name, artifact in run_.artifacts.items():
+        at, values = recorded.get(name, ("09:00", {}))
+        record = artifact.run.model_copy(
+            update={"started_at": f"2026-11-20T{at}:00+00:00", "overrides": values}
+        )
+        write_card(artifact.path, artifact.card, record)
+    recipe = results_of_folder(tmp_path / "run").recipe
+    assert recipe.pretrain.epochs == 1.5
+    assert recipe.finetune.epochs == demo_run.recipe.finetune.epochs
+    assert recipe.data.embedded.val_images == 60
+    assert recipe.data.embedded.train_images == demo_run.recipe.data.embedded.train_images
+
+
 def test_finished_folders_are_reported_with_the_recipe_that_the_stage_kept(seed_runs, tmp_path):
     results = seed_runs[2]
     root = results.artifacts["probe"].path.parent
@@ -78,5 +102,6 @@ def test_finished_folders_are_reported_with_the_recipe_that_the_stage_kept(seed_
 def test_folders_without_a_report_are_read_by_their_cards(demo_run, tmp_path):
     root = demo_run.artifacts["probe"].path.parent
     assert report_of_folders([root], tmp_path / "page").is_file()
+    assert results_of_folder(root).recipe.pretrain.epochs == demo_run.recipe.pretrain.epochs
     with pytest.raises(ArtifactError, match="no finished stage"):
         report_of_folders([tmp_path], tmp_path / "page")

@@ -12,7 +12,7 @@ from probe_runs import AUGMENTED, context, make_inputs, rank_child
 from tiny_runs import free_port, run_processes
 from token_encoder import TokenEncoder
 
-from vitpipe.contracts.errors import InputError, StoppedError
+from vitpipe.contracts.errors import InputError, RecipeError, StoppedError
 from vitpipe.contracts.logger import MemoryLogger
 from vitpipe.data.augment import eval_transform
 from vitpipe.data.batches import eval_batches
@@ -69,6 +69,13 @@ def test_a_sweep_is_told_in_a_table_and_in_the_ledger(root):
     assert (neighbours["neighbours"], neighbours["temperature"]) == ("20", "0.07")
 
 
+def test_the_ledger_counts_the_neighbours_that_there_are(root):
+    ctx = context(root, "many", (*SWEEP, "probe.neighbours=999"))
+    stage.run(ctx)
+    neighbours = int(_settings_of(ctx.logger.tables, "knn_top1")["neighbours"])
+    assert 0 < neighbours < 999
+
+
 def test_the_chosen_rate_alone_gives_the_same_figures(root):
     ctx = context(root, "sweep-again", SWEEP)
     metrics = stage.run(ctx)
@@ -102,6 +109,7 @@ def test_one_pass_gives_neighbours_the_last_block_and_the_linear_classifier_all(
         return learn(train, val, *arguments, **options)
 
     monkeypatch.setattr(stage, "linear_accuracy", spied)
+    monkeypatch.setattr(type(context(root, "blocks").recipe.model), "num_frozen_blocks", 4)
     ctx = context(root, "blocks", ["probe.last_blocks=3"])
     metrics = stage.run(ctx)
     # 40 training and 40 validation images are one batch each.
@@ -121,10 +129,15 @@ def test_one_pass_gives_neighbours_the_last_block_and_the_linear_classifier_all(
     ("blocks", "fix"),
     [(2, "set it to 1, or choose a network with a class token"), (999, "a number from 1 to")],
 )
-def test_blocks_that_cannot_be_read_are_refused(root, blocks, fix):
-    with pytest.raises(InputError, match=fix) as caught:
+def test_blocks_that_cannot_be_read_are_refused(root, blocks, fix, monkeypatch):
+    with pytest.raises(
+        RecipeError, match=f"last_blocks is {blocks}, of 'hivit_nano' with these options 1 can"
+    ):
+        context(root, "refused", [f"probe.last_blocks={blocks}"])
+    # The networks refuse it, too: a family may not say how many it has.
+    monkeypatch.setattr(type(context(root, "refused").recipe.model), "num_frozen_blocks", 1000)
+    with pytest.raises(InputError, match=fix):
         stage.run(context(root, "refused", [f"probe.last_blocks={blocks}"]))
-    assert caught.value.exit_code == 2
     assert list((root / "refused").iterdir()) == []
 
 

@@ -25,7 +25,11 @@ from vitpipe.evaluate.video_metrics import mean_scores, score_video
 from vitpipe.models.network import Encoder
 from vitpipe.stages.video import figure, stage
 
-NAMES = {"JF_mean", *(f"{m}_{name}" for m in "JF" for name in ("mean", "recall", "decay"))}
+NAMES = {
+    "JF_mean",
+    *(f"{m}_{name}" for m in "JF" for name in ("mean", "recall", "decay")),
+    *(f"random_{name}" for name in ("JF_mean", "J_mean", "F_mean")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,10 @@ def test_metrics_are_those_of_the_written_masks(finished, root):
         assert row["JF_mean"] == own["JF_mean"]
         assert (row["frames"], row["scored"], row["objects"]) == (6, 4, len(scores.region))
         objects += scores.statistics()
-    assert metrics == mean_scores(objects)
+    trained = {name: value for name, value in metrics.items() if not name.startswith("random_")}
+    assert trained == mean_scores(objects)
+    # Random features, too, but not the same ones.
+    assert 0.05 < metrics["random_JF_mean"] != metrics["JF_mean"]
     rows = logger.tables["video_objects"]
     assert [{name: row[name] for name in objects[0]} for row in rows] == objects
     # Features of random weights follow objects a little: not all frames are background.
@@ -90,7 +97,7 @@ def test_the_protocol_says_how_it_was_measured(finished):
     assert (found["top-k"], found["temperature"]) == ("5", "0.1")
     assert found["frames scored"].startswith("all but the first and the last")
     assert found["objects"] == str(len(logger.tables["video_objects"]))
-    assert {row["metric"] for row in logger.tables["protocol"]} == NAMES
+    assert {row["metric"] for row in logger.tables["protocol"]} == {n for n in NAMES if n[:7] != "random_"}
 
 
 def test_the_animation_shows_the_first_videos(finished):
@@ -212,6 +219,27 @@ def test_only_such_videos_are_refused(tmp_path):
     prepared_folder(tmp_path)
     with pytest.raises(DatasetError, match="No video has a frame to score: of digits-val-00, digits-val-01"):
         stage.run(video_runs.context(tmp_path, "out"))
+
+
+def test_numbers_without_an_object_are_named(tmp_path):
+    """The official rules number objects from 1 to the largest label: one that is nowhere counts as perfect."""
+    place = tmp_path / "raw/davis"
+    write_davis(place, video_runs.CLIPS)
+    for path in sorted((place / "Annotations/480p/digits-val-00").iterdir()):
+        with Image.open(path) as picture:
+            labels, palette = np.asarray(picture).copy(), picture.getpalette()
+        labels[labels == labels.max()] = 5
+        changed = Image.fromarray(labels)
+        changed.putpalette(palette)
+        changed.save(path)
+    prepared_folder(tmp_path)
+    logger = MemoryLogger()
+    stage.run(video_runs.context(tmp_path, "out", logger=logger))
+    (line,) = [line for line in logger.lines if "in no annotation" in line]
+    assert "4 of digits-val-00" in line
+    assert "Number the objects without gaps" in line
+    lost = [line for line in logger.lines if "cannot be followed" in line]
+    assert not any("4 of digits-val-00" in line for line in lost)
 
 
 def test_later_objects_and_label_255_are_background(tmp_path):

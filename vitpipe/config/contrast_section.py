@@ -52,6 +52,8 @@ class ContrastConfig(MethodConfig):
         """Crops that do not fit, local crops, or a queue that the batch does not divide."""
         if self.crops.num_local:
             return f"crops.num_local is {self.crops.num_local}, but it contrasts two views: give 0"
+        if global_batch < 2:
+            return f"name is {self.name}, whose batch norms need a global_batch of 2 or more"
         if self.queue % global_batch:
             return (
                 f"queue is {self.queue}, which is no multiple of the global batch of {global_batch}: the "

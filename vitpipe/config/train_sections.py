@@ -16,6 +16,7 @@ from vitpipe.config.section import (
     Auto,
     Count,
     Effects,
+    LearningRate,
     NotNegative,
     Positive,
     Range,
@@ -59,7 +60,7 @@ class OptimConfig(Section):
     # LARS and SGD are for linear probes: MAE and its successors train theirs with LARS, DINO and MoCo-v3 with
     # SGD.
     name: Literal["adamw", "lars", "sgd"] = "adamw"
-    base_lr: Positive
+    base_lr: LearningRate
     # The linear scaling rule (Goyal et al., 2017) as MAE states it; None: base_lr is absolute.
     lr_reference_batch: Count | None = 256
     min_lr: NotNegative = 0.0

@@ -91,7 +91,8 @@ def linear_accuracy(
         measure_epochs: measure the validation images after every epoch, not the last one only.
 
     Raises:
-        InputError: without rates, or when there are several and no class has two images.
+        InputError: without rates, when there are several and no class has two images, or when the weights of
+            the chosen rate are not finite.
     """
     # None at all are refused there, too.
     sweep = _sweep(train, val, rates, settings) if len(rates) != 1 else ()
@@ -105,6 +106,12 @@ def linear_accuracy(
         by_epoch.extend(probes.top1(*val))
 
     probes = train_linear(*train, [chosen], settings, after_epoch=measured if measure_epochs else None)
+    if not probes.weight.isfinite().all():
+        raise InputError(
+            f"The linear classifier has diverged at a learning rate of {chosen:g}",
+            where="base_lr",
+            fix="give lower rates",
+        )
     highest = max(by_epoch, default=None)
     return LinearResult(
         base_lr=chosen,
@@ -126,7 +133,10 @@ def _sweep(
     kept = (~held_M).nonzero()[:, 0]
     probes = train_linear(features_MC, labels_M, rates, settings, rows=kept)
     on_held_out = probes.top1(features_MC[held_M], labels_M[held_M])
-    return tuple(map(RateResult, rates, on_held_out, probes.top1(*val)))
+    # A classifier that has diverged gives every image the same class, which is right for some.
+    sound_L = probes.weight.isfinite().flatten(1).all(dim=1).tolist()
+    shares = [share if sound else 0.0 for share, sound in zip(on_held_out, sound_L, strict=True)]
+    return tuple(map(RateResult, rates, shares, probes.top1(*val)))
 
 
 def held_out(labels_M: Tensor, seed: int) -> Tensor:

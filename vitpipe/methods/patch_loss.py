@@ -18,8 +18,9 @@ from vitpipe.models.class_attention import ClassAttention
 from vitpipe.models.neighbours import nearest_neighbours
 from vitpipe.models.network import Encoder, Features
 
-# Channels of a head in the plain vision transformers of the paper; in Swin's last stage there are 32.
-_HEAD_CHANNELS = 64
+# Channels of a head in Swin, whose last stage has 24 of them. Plain vision transformers have a module of
+# their own.
+_HEAD_CHANNELS = 32
 
 
 class PatchRows(NamedTuple):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import Mlp, init_weights
 
 _NORM_EPS = 1e-6
@@ -23,6 +24,12 @@ class ClassAttentionBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
+        if width % num_heads:
+            raise InputError(
+                f"{width} channels cannot be shared among {num_heads} heads of class attention",
+                where="model.heads, or the method's aggregation_heads",
+                fix=f"give a divisor of {width}",
+            )
         self.num_heads = num_heads
         self.norm1 = nn.LayerNorm(width, eps=_NORM_EPS)
         # Three layers, as in the released weights: queries are needed of one token only.

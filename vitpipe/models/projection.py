@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import init_weights
 
 _LENGTH_EPS = 1e-12
@@ -107,6 +108,12 @@ class SharedBatchNorm(nn.BatchNorm1d):
     def forward(self, x_RC: Tensor) -> Tensor:
         """(R, C) -> (R, C); in training every rank has to call it, with R of its own."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            if self.training and len(x_RC) < 2:
+                raise InputError(
+                    "Batch norm in the projector needs at least two images in a micro-batch",
+                    where="micro_batch, global_batch",
+                    fix="give 2 or more, or leave micro_batch at auto",
+                )
             return super().forward(x_RC)
         rows = x_RC.float()
         num_rows = torch.full((1,), float(len(rows)), device=rows.device)

@@ -131,7 +131,7 @@ def headline(stage: str) -> str:
 def is_percent(name: str) -> bool:
     """Whether a metric is a ratio that is shown in percent."""
     # `val/ema_top1` is the top-1 accuracy of the averaged (EMA) weights.
-    last = name.rpartition("/")[2].removeprefix("ema_")
+    last = name.rpartition("/")[2].removeprefix("ema_").removeprefix("random_")
     return last in _PERCENT or any(mark in last for mark in _PERCENT_MARKS)
 
 

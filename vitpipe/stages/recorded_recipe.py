@@ -1,4 +1,4 @@
-"""Whether finished outputs are what a recipe and each other's cards say: facts for the verdict.
+"""The recipe of finished outputs, and whether they are what it and each other's cards say.
 
 A folder may have been run by hand, with `--set`, or belong to an earlier state of `params.yaml`; the recipe
 of a run then says less than the cards of its stages.
@@ -6,9 +6,40 @@ of a run then says less than the cards of its stages.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from vitpipe.config.digest import digest_of, recipe_digest
+from vitpipe.config.read import load_recipe
+from vitpipe.config.recipe import Recipe
+from vitpipe.contracts.artifact import CARD, open_artifact
+from vitpipe.contracts.graph import all_stages
 from vitpipe.report.results import RunResults
 from vitpipe.stages.chosen_code import chosen_values
+
+
+def recipe_of_cards(folder: Path) -> Recipe | None:
+    """The recipe of a run whose stage `report` has not run, from the cards and records of its stages.
+
+    What was set for a stage is what its own record says; everything else is from the stage that ran last.
+    `None` when no stage is finished there.
+
+    Raises:
+        RecipeError: when the recipe cannot be read any more.
+    """
+    finished = {
+        stage: open_artifact(folder / stage) for stage in all_stages() if (folder / stage / CARD).is_file()
+    }
+    if not finished:
+        return None
+    last = max(finished.values(), key=lambda artifact: artifact.run.started_at)
+    values = {key: value for key, value in last.run.overrides.items() if key.split(".")[0] not in finished}
+    for stage, artifact in finished.items():
+        own = {key: value for key, value in artifact.run.overrides.items() if key.split(".")[0] == stage}
+        values |= own
+    # A folder of another seed than the recipe's own, as tables have them, has no report stage.
+    changes = [f"seed={last.card.seed}", *(f"{key}={json.dumps(value)}" for key, value in values.items())]
+    return load_recipe(last.card.recipe, last.card.profile, changes)
 
 
 def mismatches_of(run: RunResults) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from vitpipe.config.data import LocalPath
 from vitpipe.config.model import ModelConfig
-from vitpipe.config.section import Count, Effects, Positive, Section
+from vitpipe.config.section import Count, Effects, LearningRate, Positive, Section
 from vitpipe.config.train_sections import TrainConfig
 from vitpipe.contracts.graph import CLASSES, DATA, ONE_GPU, Stage
 
@@ -33,7 +33,7 @@ def _form(value: Any) -> str:
 
 # The form decides which of the two is tried: a mistake in one is told once. Tags in brackets are not shown.
 Rates = Annotated[
-    Annotated[Positive, Tag("[one]")] | Annotated[tuple[Positive, ...], Tag("[several]")],
+    Annotated[LearningRate, Tag("[one]")] | Annotated[tuple[LearningRate, ...], Tag("[several]")],
     Discriminator(_form),
     AfterValidator(_checked),
 ]

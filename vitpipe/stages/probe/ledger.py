@@ -13,11 +13,12 @@ from vitpipe.stages.training import accuracy_protocol, trained_augment
 
 
 def ledger(
-    ctx: StageContext, network: Encoder, val_set: ImageSet, cached: LinearResult
+    ctx: StageContext, network: Encoder, num_train: int, val_set: ImageSet, cached: LinearResult
 ) -> list[dict[str, str]]:
     """Rows for every figure of the trained features; the random ones are measured in the same way.
 
     Args:
+        num_train: labelled images, which are the neighbours.
         cached: the linear classifier on features computed once.
     """
     section: ProbeConfig = ctx.section
@@ -27,7 +28,7 @@ def ledger(
         augment=trained_augment(ctx),
         features=network.frozen_reading(),
         classifier="weighted nearest neighbours",
-        neighbours=section.neighbours,
+        neighbours=min(section.neighbours, num_train),
         temperature=section.temperature,
     )
     figures = {"": "last"}

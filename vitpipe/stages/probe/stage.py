@@ -69,7 +69,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     if found.linear.sweep:
         rows = found.linear.rows(weights="trained") + baseline.linear.rows(weights="random")
         ctx.logger.table("linear_sweep", rows)
-    ctx.logger.table(PROTOCOL, ledger(ctx, network, sets[1], found.linear))
+    ctx.logger.table(PROTOCOL, ledger(ctx, network, len(sets[0]), sets[1], found.linear))
     name = "linear" if section.linear is None else "cached_linear"
     metrics = found.metrics("", name) | baseline.metrics("random_", name)
     if section.linear is not None:

@@ -11,11 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.artifact import CARD, open_artifact
+from vitpipe.contracts.artifact import CARD
 from vitpipe.contracts.errors import ArtifactError, RecipeError
-from vitpipe.contracts.graph import all_stages
 from vitpipe.report.compare import verdict_rows, verdicts_of
 from vitpipe.report.reference import comparison_of
 from vitpipe.report.reference_table import reference_rows
@@ -24,7 +22,7 @@ from vitpipe.report.write_report import Report, build_report, verdict_lines
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.offered_model import cards_with_verdicts
 from vitpipe.stages.output_folders import check_result_folder
-from vitpipe.stages.recorded_recipe import mismatches_of
+from vitpipe.stages.recorded_recipe import mismatches_of, recipe_of_cards
 from vitpipe.track.summary import log_pipeline_summary
 
 RECIPE_FILE = "recipe.json"
@@ -113,7 +111,7 @@ def verdict_values_of_folders(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def results_of_folder(folder: Path) -> RunResults:
-    """A finished run with the recipe that its report stage kept, else the recipe that its cards name.
+    """A finished run with the recipe that its report stage kept, or else that its cards and records say.
 
     Raises:
         ArtifactError: when no stage is finished there.
@@ -130,12 +128,8 @@ def results_of_folder(folder: Path) -> RunResults:
                 fix="run the stage report again (`dvc repro report`)",
             ) from error
         return _with_mismatches(open_results(recipe, folder))
-    for stage in all_stages():
-        if (folder / stage / CARD).is_file():
-            card = open_artifact(folder / stage).card
-            # A folder of another seed than the recipe's own, as tables have them, has no report stage.
-            recipe = load_recipe(card.recipe, card.profile, [f"seed={card.seed}"])
-            return _with_mismatches(open_results(recipe, folder))
+    if (recorded := recipe_of_cards(folder)) is not None:
+        return _with_mismatches(open_results(recorded, folder))
     if (folder / CARD).is_file():
         raise ArtifactError(
             "This is the output of one stage, not the folder of a run",

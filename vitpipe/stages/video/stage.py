@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vitpipe.contracts.errors import DatasetError, InputError, disk_errors, some
 from vitpipe.contracts.protocol import PROTOCOL, protocol_rows
 from vitpipe.contracts.units import counted
@@ -27,6 +29,8 @@ from vitpipe.stages.video.config import STAGE, VideoConfig
 from vitpipe.stages.video.figure import draw_videos
 
 RESULTS = "results"
+# What is measured of random weights, too.
+_BASELINE = ("JF_mean", "J_mean", "F_mean")
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,13 @@ class _Followed:
 
     Attributes:
         first_patches: patches of the first frame with each label.
+        absent: labels below the largest one that no annotation has.
     """
 
     clip: Clip
     masks: tuple[bytes, ...]
     first_patches: tuple[int, ...]
+    absent: tuple[int, ...]
     scores: VideoScores
 
 
@@ -51,7 +57,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
     Returns:
         `JF_mean`, `J_mean`, `J_recall`, `J_decay`, `F_mean`, `F_recall`, `F_decay`, means over all objects of
-        all videos, ratios.
+        all videos, ratios; `random_JF_mean`, `random_J_mean`, `random_F_mean`, the same of random weights.
 
     Raises:
         DatasetError: DAVIS is missing or damaged, or no video has a frame to score.
@@ -64,14 +70,11 @@ def run(ctx: StageContext) -> dict[str, float]:
     # Every rank looks at all videos: a mistake in one is met by all of them, before the work.
     clips = clips_of(folder.root)
     _require_scored(clips)
-    network = _frozen_network(ctx, clips)
-    share = clips[ctx.ranks.rank :: ctx.ranks.num_ranks]
-    followed = [_follow(ctx, network, clip, number, len(share)) for number, clip in enumerate(share, start=1)]
-    by_name = {found.clip.name: found for found in ctx.ranks.gather_rows(followed)}
-    ordered = [by_name[clip.name] for clip in clips]
+    network, random = _frozen_networks(ctx, clips)
+    ordered = _followed(ctx, network, clips)
     scores = [found.scores for found in ordered]
-    objects = [row for found in scores for row in found.statistics()]
-    metrics = mean_scores(objects)
+    metrics = _means(ordered)
+    baseline = _means(_followed(ctx, random, clips, " (random weights)"))
     ctx.logger.table("video_objects", _object_rows(ordered))
     ctx.logger.table("video_sequences", [_sequence_row(found) for found in ordered])
     ctx.logger.table(PROTOCOL, protocol_rows(metrics, _protocol(ctx, network, scores)))
@@ -80,7 +83,24 @@ def run(ctx: StageContext) -> dict[str, float]:
         _write_masks(ctx, ordered)
         shown = ordered[: section.sample_videos]
         draw_videos(ctx, [(found.clip, found.masks, _caption(found.scores)) for found in shown])
-    return metrics
+    return metrics | {f"random_{name}": baseline[name] for name in _BASELINE}
+
+
+def _followed(ctx: StageContext, network: Encoder, clips: list[Clip], what: str = "") -> list[_Followed]:
+    """All videos, in their order, each followed by one of the ranks.
+
+    Args:
+        what: behind the number of the video in messages.
+    """
+    share = clips[ctx.ranks.rank :: ctx.ranks.num_ranks]
+    of = f" of {len(share)}" + (" on rank 0" if ctx.ranks.num_ranks > 1 else "") + what
+    found = [_follow(ctx, network, clip, f"Video {i}{of}") for i, clip in enumerate(share, start=1)]
+    by_name = {each.clip.name: each for each in ctx.ranks.gather_rows(found)}
+    return [by_name[clip.name] for clip in clips]
+
+
+def _means(followed: list[_Followed]) -> dict[str, float]:
+    return mean_scores([row for found in followed for row in found.scores.statistics()])
 
 
 def _require_scored(clips: list[Clip]) -> None:
@@ -93,8 +113,8 @@ def _require_scored(clips: list[Clip]) -> None:
         )
 
 
-def _frozen_network(ctx: StageContext, clips: list[Clip]) -> Encoder:
-    """The network of the `weights` input with every key accounted for, once it is known to fit the frames."""
+def _frozen_networks(ctx: StageContext, clips: list[Clip]) -> tuple[Encoder, Encoder]:
+    """With the `weights` input, every key accounted for, and with random weights; known to fit the frames."""
     path = measured_weights(ctx)
     model = as_stored(ctx.recipe.model, describe(load_state(path), path))
     side = model.image_size
@@ -109,9 +129,11 @@ def _frozen_network(ctx: StageContext, clips: list[Clip]) -> Encoder:
                 "model.relative_position=false",
             )
     seed_model(ctx)
+    random = build_encoder(model)
     network = build_encoder(model)
     ctx.logger.table("weights_account", transfer_weights(network, path).table())
-    return network.to(ctx.ranks.device).eval()
+    device = ctx.ranks.device
+    return network.to(device).eval(), random.to(device).eval()
 
 
 def _network_size(section: VideoConfig, clip: Clip) -> tuple[int, int]:
@@ -124,7 +146,7 @@ def _settings(section: VideoConfig) -> PropagationSettings:
     )
 
 
-def _follow(ctx: StageContext, network: Encoder, clip: Clip, number: int, num_clips: int) -> _Followed:
+def _follow(ctx: StageContext, network: Encoder, clip: Clip, counted_as: str) -> _Followed:
     section: VideoConfig = ctx.section
     found = propagated_masks(
         network,
@@ -134,12 +156,13 @@ def _follow(ctx: StageContext, network: Encoder, clip: Clip, number: int, num_cl
         batch=section.batch,
         device=ctx.ranks.device,
     )
-    scores = score_video(clip.name, [read_labels(path) for path in clip.annotations], found.maps)
-    share = " on rank 0" if ctx.ranks.num_ranks > 1 else ""
-    counted_as = f"Video {number} of {num_clips}{share}"
+    truths = [read_labels(path) for path in clip.annotations]
+    scores = score_video(clip.name, truths, found.maps)
+    shown = {int(label) for labels_HW in truths for label in np.unique(labels_HW)}
+    absent = tuple(number for number in range(1, 1 + len(scores.region)) if number not in shown)
     ctx.logger.say(f"{counted_as}: {clip.name}, {len(clip)} frames, {_caption(scores)}")
     masks = tuple(indexed_png(labels_HW) for labels_HW in found.maps)
-    return _Followed(clip, masks, found.first_patches, scores)
+    return _Followed(clip, masks, found.first_patches, absent, scores)
 
 
 def _caption(scores: VideoScores) -> str:
@@ -198,8 +221,17 @@ def _say_what_is_missing(ctx: StageContext, followed: list[_Followed]) -> None:
     if unscored:
         what = counted(len(unscored), "video has", "videos have")
         ctx.logger.say(f"{what} fewer than three frames and count in no mean: {some(unscored)}")
+    absent = [f"{number} of {found.clip.name}" for found in followed for number in found.absent]
+    if absent:
+        what = counted(len(absent), "object number is", "object numbers are")
+        ctx.logger.say(
+            f"{what} in no annotation, but below the largest one of the video ({some(absent)}): by the "
+            "official rules each counts as followed without a fault. Number the objects without gaps"
+        )
     lost = [
-        f"{row['object']} of {row['video']}" for row in _object_rows(followed) if not row["first_patches"]
+        name
+        for row in _object_rows(followed)
+        if not row["first_patches"] and (name := f"{row['object']} of {row['video']}") not in absent
     ]
     if lost:
         what = counted(len(lost), "object has", "objects have")
