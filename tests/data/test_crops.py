@@ -8,6 +8,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from vitpipe.config.multi_crop import CropsConfig
+from vitpipe.contracts.channel_statistics import IMAGENET_MEAN, IMAGENET_STD
 from vitpipe.contracts.seeds import seed_everything
 from vitpipe.data.crops import MultiCrop, RandomBlur, RandomSolarise, pillow_steps
 
@@ -30,7 +31,7 @@ def reference_view(config, kind):
         transforms.RandomHorizontalFlip(config.flip_probability),
         *pillow_steps(config, kind),
         transforms.ToTensor(),
-        transforms.Normalize(config.mean, config.std),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
     ])  # fmt: skip
 
 

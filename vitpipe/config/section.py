@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # its classes are sections
 Auto = Literal["auto"]
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
-# Above it torch would overflow somewhere, and no optimiser here has a use for it.
-LearningRate = Annotated[float, Field(gt=0.0, le=1e6)]
+# torch refuses a rate that does not fit float32; the margin is for the scaling by the batch.
+LearningRate = Annotated[float, Field(gt=0.0, le=1e30)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 # At least one 16-pixel unit; beyond 4096 a typing mistake is likelier than such an image.
