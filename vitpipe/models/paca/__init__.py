@@ -1,0 +1,1 @@
+"""PaCa-ViT: patches attend to learnt clusters of patches."""
