@@ -61,7 +61,7 @@ def test_box_head(config):
     extractor, head = config["roi_head"]["bbox_roi_extractor"], config["roi_head"]["bbox_head"]
     assert extractor["roi_layer"] == {"type": "RoIAlign", "output_size": 7, "sampling_ratio": 0}
     assert extractor["featmap_strides"] == [4, 8, 16, 32]
-    assert head["type"] == "Shared4Conv1FCBBoxHead"
+    assert (head["type"], head["num_shared_convs"], head["num_shared_fcs"]) == ("ConvFCBBoxHead", 4, 1)
     assert (head["conv_out_channels"], head["fc_out_channels"], head["num_classes"]) == (256, 1024, 80)
     assert head["norm_cfg"]["type"] == "SyncBN"
     assert head["reg_decoded_bbox"]
