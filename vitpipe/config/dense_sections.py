@@ -20,12 +20,17 @@ class DetectOptimConfig(OptimConfig):
     """mmdetection's defaults: the rate is absolute, drops at epochs, times a warm-up in steps.
 
     With `decay_vectors` biases and norms decay, too, as they do in mmdetection's and mmsegmentation's
-    released configurations: all but what the network exempts by name.
+    released configurations: all but what the network exempts by name, and norms without `decay_norms`. Heads
+    learn at `head_rate` times the learning rate, and so do at `restart_rate` what the network cannot take
+    from pre-training (PaCa's last map of a clustering, which has other clusters in segmentation).
     """
 
-    effects: ClassVar[Effects] = Effects(weights="decay_vectors")
+    effects: ClassVar[Effects] = Effects(weights="decay_vectors decay_norms head_rate restart_rate")
 
     decay_vectors: bool = False
+    decay_norms: bool = True
+    head_rate: Positive = 1.0
+    restart_rate: Positive = 1.0
 
     lr_reference_batch: Count | None = None
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.9

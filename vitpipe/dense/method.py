@@ -13,6 +13,8 @@ from vitpipe.dense.feed import DenseBatch
 from vitpipe.optim.groups import parameter_groups
 from vitpipe.train.trainable import Trainable
 
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
 
 class DenseMethod(Trainable):
     """A detector or segmentor with `DenseMaps` as `backbone`, which learns by the losses of its own heads.
@@ -53,6 +55,13 @@ class DenseMethod(Trainable):
             if isinstance(module, nn.Embedding) and not name.startswith(NET_PREFIX)
         )
 
+        exempt = [] if optim.decay_norms else _norm_parameters(self.model)
+
+        def rate_of(name: str) -> float:
+            if not name.startswith(NET_PREFIX):
+                return optim.head_rate
+            return optim.restart_rate if name.endswith(net.restarted) else 1.0
+
         # Heads count as the layer above the network's last: they train at the full rate.
         def layer_of(name: str) -> int:
             inner = name.removeprefix(NET_PREFIX)
@@ -61,8 +70,19 @@ class DenseMethod(Trainable):
         return parameter_groups(
             self.model.named_parameters(),
             weight_decay=optim.weight_decay,
-            no_decay=(*net.no_decay, *embeddings),
+            no_decay=(*net.no_decay, *embeddings, *exempt),
             vectors_decay=optim.decay_vectors,
             layer_of=None if decay is None else layer_of,
             layer_scales=() if decay is None else net.layer_scales(decay),
+            rate_of=rate_of,
         )
+
+
+def _norm_parameters(network: nn.Module) -> list[str]:
+    """Names of the parameters of all norms, whatever they are called."""
+    return [
+        f"{name}.{own}" if name else own
+        for name, module in network.named_modules()
+        if isinstance(module, _NORMS)
+        for own, _ in module.named_parameters(recurse=False)
+    ]

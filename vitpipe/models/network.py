@@ -252,7 +252,15 @@ class Pretrainer(Network):
 
 
 class DenseBackbone(Network):
-    """Images to the maps that a detection or segmentation head reads, finest first."""
+    """Images to the maps that a detection or segmentation head reads, finest first.
+
+    Attributes:
+        restarted: ends of names of parameters that begin anew here, although the rest is pre-trained; they
+        may
+            have a learning rate of their own.
+    """
+
+    restarted: tuple[str, ...] = ()
 
     @property
     @abstractmethod

@@ -16,6 +16,7 @@ def parameter_groups(
     vectors_decay: bool = False,
     layer_of: Callable[[str], int] | None = None,
     layer_scales: Sequence[float] = (),
+    rate_of: Callable[[str], float] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort trainable parameters into optimiser groups by layer and weight decay.
 
@@ -28,12 +29,13 @@ def parameter_groups(
         vectors_decay: only `no_decay` is exempt (mmdetection's and mmsegmentation's optimisers).
         layer_of: name -> layer id; without it all parameters are in one layer with factor 1.
         layer_scales: learning-rate factor of each layer id.
+        rate_of: name -> a further factor on the learning rate.
 
     Returns:
         Groups in order of layer, each with `params`, `names`, `layer`, `lr_scale`, `decays`, `weight_decay`.
         Frozen parameters are left out.
     """
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, float], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         # Frozen parameters (fixed position tables, a frozen backbone) would cost optimiser state for nothing.
         if not parameter.requires_grad:
@@ -42,13 +44,14 @@ def parameter_groups(
         # The rule of MAE's, iTPN's and RevCol's released code. `no_decay` has what each of them exempts
         # besides.
         decays = (parameter.ndim > 1 or vectors_decay) and not name.endswith(tuple(no_decay))
+        rate = rate_of(name) if rate_of else 1.0
         group = groups.setdefault(
-            (layer, decays),
+            (layer, decays, rate),
             {
                 "params": [],
                 "names": [],
                 "layer": layer,
-                "lr_scale": layer_scales[layer] if layer_of else 1.0,
+                "lr_scale": rate * (layer_scales[layer] if layer_of else 1.0),
                 "decays": decays,
                 "weight_decay": weight_decay if decays else 0.0,
             },

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vitpipe.models.network import Classifier, DenseBackbone, Encoder, Features, Network
 from vitpipe.models.paca.clustering import as_map
 from vitpipe.models.paca.paca import PaCa
+from vitpipe.models.paca.paca_shapes import NUM_STAGES
 
 
 class PacaNetwork(Network):
@@ -115,7 +116,18 @@ class PacaClassifier(PacaEncoder, Classifier):
 
 
 class PacaMaps(PacaNetwork, DenseBackbone):
-    """The normed tokens of the four stages as maps, strides 4 to 32, sides rounded up."""
+    """The normed tokens of the four stages as maps, strides 4 to 32, sides rounded up.
+
+    Args:
+        restarts: it has other clusters than pre-training, so the last maps of the clusterings begin anew.
+    """
+
+    def __init__(self, backbone: PaCa, *, restarts: bool = False) -> None:
+        super().__init__(backbone)
+        kinds = ("weight", "bias")
+        names = [f"clustering.to_clusters.{kind}" for kind in kinds]
+        names += [f"teacher.to_clusters.{stage}.{kind}" for stage in range(NUM_STAGES) for kind in kinds]
+        self.restarted = tuple(names) if restarts else ()
 
     @property
     def widths(self) -> tuple[int, ...]:

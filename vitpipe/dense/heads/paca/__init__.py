@@ -1,0 +1,1 @@
+"""PaCa's segmentation head."""
