@@ -82,9 +82,11 @@ def test_logits_clusters_losses_and_gradients():
         sample = SegDataSample()
         sample.gt_sem_seg = PixelData(data=one[None])
         samples.append(sample)
-    network.train()
+    # In double precision: the gradient of the keys is what remains of terms that cancel, and in float32 the
+    # fused kernel and the written-out formula differ by 2e-3 there.
+    network.double().train()
     network.decode_head.dropout.p = 0.0
-    losses = network.loss(images, samples)
+    losses = network.loss(images.double(), samples)
     recorded = training["losses"]
     assert losses["decode.loss_ce"].item() == pytest.approx(recorded["decode.loss_ce"], rel=1e-5)
     assert losses["decode.clusters_loss_ce"].item() == pytest.approx(recorded["paca.loss_ce"], rel=1e-5)
