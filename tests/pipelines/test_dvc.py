@@ -76,7 +76,7 @@ def test_metrics_and_plots_are_files_of_the_stages(name):
         for values in plot.values():
             for file, column in values["y"].items():
                 drawn.setdefault(file, set()).add(column)
-    trained = {node.name for node in nodes} - {"prepare", "probe", "video", "evaluate", "report"}
+    trained = {node.name for node in nodes} - {"prepare", "probe", "video", "evaluate", "explain", "report"}
     assert set(drawn) == {f"{folder}/{name}/curves.csv" for name in trained}
     assert all("train/loss" in columns for columns in drawn.values())
     assert all("val/top1" in columns for file, columns in drawn.items() if "finetune" in file)

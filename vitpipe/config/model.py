@@ -109,6 +109,16 @@ class ModelConfig(Section):
         return True
 
     @property
+    def num_clusters(self) -> tuple[int, ...]:
+        """Clusters of patches in each stage, for stage `explain`; empty for a network without clusters."""
+        return ()
+
+    @property
+    def shows_attention(self) -> bool:
+        """Whether `Encoder.image_attention` gives something."""
+        return False
+
+    @property
     def num_frozen_blocks(self) -> int:
         """How many of its last blocks give a vector of the image for `probe.last_blocks`."""
         return 1

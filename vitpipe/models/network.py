@@ -161,6 +161,22 @@ class Encoder(Network):
         """
         return None
 
+    def assignment(self, images_BCHW: Tensor, stage: int) -> tuple[Tensor, tuple[int, int]]:
+        """Shares of the patches in each cluster, (B, M, N), in the first block of a stage, and its grid.
+
+        Args:
+            images_BCHW: normalised.
+            stage: from 1.
+
+        Raises:
+            InputError: when the network, or this stage of it, has no clusters.
+        """
+        raise InputError(
+            f"The {self.family} network has no clusters of patches",
+            where="model.name",
+            fix="choose a paca model",
+        )
+
     def chosen_blocks(self, blocks: Sequence[int]) -> tuple[int, ...]:
         """Block numbers from 0, negative ones resolved.
 

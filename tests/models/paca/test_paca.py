@@ -146,7 +146,7 @@ def test_images_below_a_patch_and_stages_without_clusters_are_refused():
     with pytest.raises(InputError, match="cannot take an image of 31 x 64"):
         network.features(torch.zeros(1, 3, 31, 64))
     with pytest.raises(InputError, match=r"no clusters.*choose one of \[1, 2, 3\]"):
-        network.backbone.assignment(torch.zeros(1, 3, 64, 64), 3)
+        network.backbone.assignment(torch.zeros(1, 3, 64, 64), 4)
     with pytest.raises(InputError, match="at least one cluster"):
         PaCa(SHAPES["paca_teacher_tiny"], clusters=(1, 1, 1, 0))
 

@@ -46,6 +46,16 @@ class PacaConfig(ModelConfig):
         """Of the last stage."""
         return STRIDE
 
+    @property
+    def num_clusters(self) -> tuple[int, ...]:
+        """M of the four stages."""
+        return self.clusters or SHAPES[self.name].clusters
+
+    @property
+    def shows_attention(self) -> bool:
+        """That of the last block, through its clusters where it has any."""
+        return True
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.image_size < STRIDE:

@@ -157,11 +157,12 @@ class Stem(nn.Module):
 
 
 class StageOutput(NamedTuple):
-    """A stage's result: normed tokens (B, N, C), their grid, and the assignment of its last block."""
+    """A stage's result: normed tokens (B, N, C), their grid, the assignments of its last and first block."""
 
     tokens: Tensor
     grid: Grid
     shares: Tensor | None
+    first_shares: Tensor | None
 
 
 @dataclass
@@ -265,12 +266,13 @@ class PaCa(nn.Module):
         x_BNC, grid = self.stem(images_BCHW)
         taught = None if self.teacher is None else self.teacher(as_map(x_BNC, grid))
         for stage, (members, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
-            shares = None if taught is None else taught.assignments[stage]
+            shares = first = None if taught is None else taught.assignments[stage]
             assert isinstance(members, nn.ModuleList)
             for block in members:
                 assert isinstance(block, PacaBlock)
                 before = x_BNC
                 x_BNC, shares = block(before, grid, shares)
+                first = shares if block is members[0] else first
                 if number in blocks:
                     found.tokens[number], found.grids[number] = x_BNC, grid
                     if attention:
@@ -279,23 +281,27 @@ class PaCa(nn.Module):
             if taught is not None:
                 x_BNC = x_BNC + taught.side_tokens[stage]
             x_BNC = norm(x_BNC)
-            found.stages.append(StageOutput(x_BNC, grid, shares))
+            found.stages.append(StageOutput(x_BNC, grid, shares, first))
             if stage < len(self.transitions):
                 x_BNC, grid = self.transitions[stage](x_BNC, grid)
         return found
 
     @torch.no_grad()
     def assignment(self, images_BCHW: Tensor, stage: int) -> tuple[Tensor, Grid]:
-        """The assignment of a stage's last block, (B, M, N), and its grid, for pictures.
+        """The assignment of a stage's first block, (B, M, N), and its grid, for pictures.
+
+        Args:
+            images_BCHW: normalised.
+            stage: from 1.
 
         Raises:
             InputError: when the stage has no clusters.
         """
-        output = self(images_BCHW).stages[stage]
-        if output.shares is None:
+        output = self(images_BCHW).stages[stage - 1]
+        if output.first_shares is None:
             raise InputError(
-                f"Stage {stage + 1} of {self.shape.name} has no clusters",
+                f"Stage {stage} of {self.shape.name} has no clusters",
                 where="stage",
                 fix=f"choose one of {[i + 1 for i, m in enumerate(self.clusters) if m]}",
             )
-        return output.shares, output.grid
+        return output.first_shares, output.grid

@@ -79,6 +79,10 @@ class PacaEncoder(PacaNetwork, Encoder):
         normed: Tensor = self.backbone.norms[-1](tokens)
         return normed
 
+    def assignment(self, images_BCHW: Tensor, stage: int) -> tuple[Tensor, tuple[int, int]]:
+        """See `Encoder.assignment`; of a stage in which every block assigns anew, that of the first one."""
+        return self.backbone.assignment(images_BCHW, stage)
+
     def image_attention(self, images_BCHW: Tensor) -> Tensor | None:
         """Mean over patches and heads of what the last block takes of each patch, through its clusters."""
         number = self.num_blocks - 1

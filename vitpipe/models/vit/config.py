@@ -50,6 +50,11 @@ class ViTConfig(ModelConfig):
         return self.patch_size
 
     @property
+    def shows_attention(self) -> bool:
+        """That of the class token or of the aggregation module."""
+        return self.pooling != "mean"
+
+    @property
     def num_frozen_blocks(self) -> int:
         """All of them, where a class token or the aggregation module reads every block."""
         return 1 if self.pooling == "mean" else self.entry.num_layers - 2  # without input and head

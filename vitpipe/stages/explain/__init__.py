@@ -1,0 +1,1 @@
+"""Stage `explain`: pictures of what a classifier looks at."""
