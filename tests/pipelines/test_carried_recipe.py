@@ -12,10 +12,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from recipe_samples import SAMPLED_RECIPES
 
 from pipelines.compile import check_arguments, compile_pipeline
 from vitpipe.config.carried import MAX_CHARACTERS, carried_recipe, recipe_from
-from vitpipe.config.read import load_recipe, profile_names, recipe_files, recipe_names
+from vitpipe.config.read import load_recipe, profile_names, recipe_files
 from vitpipe.config.yaml_core import read_yaml, write_yaml
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.errors import InputError, RecipeError
@@ -43,7 +44,7 @@ def own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("profile", profile_names())
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", SAMPLED_RECIPES)
 def test_every_task_reads_what_decides_it_here(name, profile):
     overrides = ("data.root=/data", "seed=3")
     recipe = load_recipe(name, profile, overrides)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 from engine_trials import ROOT, TINY
+from recipe_samples import SAMPLED_RECIPES
 
 from pipelines.dvc import place_dependencies, render_dvc, write_dvc
 from vitpipe.config.params_file import load_params
-from vitpipe.config.read import load_recipe, profile_names, recipe_names
+from vitpipe.config.read import load_recipe, profile_names
 from vitpipe.contracts.graph import graph_of
 from vitpipe.contracts.provenance import UNTRACKED
 
@@ -28,12 +29,12 @@ def recipe_of_params():
 
 
 def test_the_file_in_the_repository_is_the_graphs():
-    expected = render_dvc(graph_of(recipe_of_params().stages))
-    assert (ROOT / "dvc.yaml").read_text(encoding="utf-8") == expected, "run `vitpipe compile --dvc`"
+    found, expected = (ROOT / "dvc.yaml").read_text(encoding="utf-8"), graph_of(recipe_of_params().stages)
+    assert found == render_dvc(expected), "run `vitpipe compile --dvc`"
 
 
 @pytest.mark.parametrize("profile", profile_names())
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", SAMPLED_RECIPES)
 def test_commands_dependencies_and_outputs_agree(name, profile):
     recipe = load_recipe(name, profile)
     nodes = graph_of(recipe.stages, recipe.start_from)
@@ -42,9 +43,8 @@ def test_commands_dependencies_and_outputs_agree(name, profile):
     assert list(found) == ["identity", *(node.name for node in nodes)]
     assert found["identity"]["cmd"] == "vitpipe identity"
     # Persistent: DVC must not remove what tells whether the last run of the chain was complete.
-    kept = {"cache": False, "persist": True}
     firsts = [f"{folder}/identity/{node.name}.json" for node in nodes if not node.inputs]
-    assert found["identity"]["outs"] == [{path: kept} for path in firsts]
+    assert found["identity"]["outs"] == [{path: {"cache": False, "persist": True}} for path in firsts]
     for node in nodes:
         stage = found[node.name]
         assert stage["cmd"] == f"vitpipe run {node.name}"
@@ -62,7 +62,7 @@ def _is_last(node, nodes):
     return not any(node.name in other.inputs.values() for other in nodes if other.name != "report")
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", SAMPLED_RECIPES)
 def test_metrics_and_plots_are_files_of_the_stages(name):
     nodes = graph_of(load_recipe(name, "demo").stages)
     found = yaml.safe_load(render_dvc(nodes))
