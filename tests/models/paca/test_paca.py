@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.config.model import model_config
 from vitpipe.contracts.errors import CheckpointError, InputError
 from vitpipe.models.build import build_classifier, build_dense, build_encoder
@@ -80,6 +81,19 @@ def test_features_have_the_grids_of_their_stages_and_attention_to_clusters():
     torch.testing.assert_close(look.sum((1, 2)), torch.ones(2))
     clustered = build_encoder(nano(clusters=[8, 8, 4, 4])).eval()
     torch.testing.assert_close(clustered.image_attention(torch.randn(1, 3, 64, 64)).sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("name", ["paca_tiny", "paca_teacher_tiny"])
+def test_multiply_adds_per_patch_do_not_grow_with_the_image(name):
+    clusters = [100, 100, 100, 100]
+
+    def per_patch(side):
+        model = model_config({"name": name, "image_size": side, "clusters": clusters})
+        return measure_cost(lambda: build_classifier(model, num_classes=10), side).macs / (side / 4) ** 2
+
+    small, large = per_patch(224), per_patch(896)
+    # They fall a little: keys and values of the clusters are computed once, whatever the size.
+    assert 0.9 * small < large <= small
 
 
 def test_another_number_of_clusters_keeps_the_last_map_s_initial_values(tmp_path):
