@@ -59,6 +59,9 @@ def undisturbed():
 def test_outputs_are_those_of_the_contract(undisturbed, make_context, stage):
     context, metrics, weights = undisturbed.of(stage, make_context)
     logger, folder = context.logger, context.folder
+    metrics = dict(metrics)
+    # Running statistics are saved, too, and are no parameters.
+    assert 0 < metrics.pop("params") <= sum(tensor.numel() for tensor in weights.values())
     names = {f"{kind}_{name}" for kind in ("box", "mask") for name in NUMBERS}
     if stage == "detect":
         # In images of 64 pixels no object is medium or large for COCO: those metrics are undefined.
