@@ -62,9 +62,9 @@ def test_clusters_are_pictures_and_a_table(root):
         assert sorted(row["cluster"] for row in own) == list(range(8))
         for row in own:
             assert (row["top_class"] == row["class"]) == (row["group"] == "positive")
-        note = note_of(ctx.folder / f"image_{image}.png")
+        note = note_of(ctx.folder / f"image_{image:05d}.png")
         assert "masked by each of the 8 clusters of stage 3" in note
-    assert set(ctx.logger.figures) == {f"image_{image}" for image in images}
+    assert set(ctx.logger.figures) == {f"image_{image:05d}" for image in images}
 
 
 def test_a_mask_can_be_cut_and_another_stage_be_shown(root):

@@ -45,6 +45,7 @@ _COCO_ROWS = (
 )
 # Names of ratios: classification, mmseg's IoUMetric, DAVIS (J and F).
 _PERCENT = {"top1", "top5", "mIoU", "aAcc", "mAcc", "IoU", "Acc", "JF_mean"}
+_PERCENT |= {"positive_share", "probability"}  # of stage explain
 _PERCENT |= {f"{measure}_{name}" for measure in "JF" for name in ("mean", "recall", "decay")}
 _PERCENT_MARKS = ("_top1", "_top5", "AP", "AR", "ratio", "_mIoU")
 # Shown as figures (history, confusion), as the COCO table (box_ap, mask_ap), in the data section (splits,

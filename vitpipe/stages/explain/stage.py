@@ -41,7 +41,7 @@ class _Shown:
 def run(ctx: StageContext) -> dict[str, float]:
     """Explain some validation images by the `weights` input.
 
-    Writes a figure for every image, `image_<position>`, and the tables `clusters` and `protocol`; a network
+    Writes a figure for every image, `image_<position>` with five digits, and the tables `clusters` and `protocol`; a network
     without clusters gets one figure, `attention`, and the table `images`.
 
     Returns:
@@ -158,7 +158,7 @@ def _draw_clusters(
 ) -> None:
     """The image, then the masked images of the positive group, and those of the negative one in new rows."""
     section: ExplainConfig = ctx.section
-    name, own = f"image_{image.position}", classes[image.label]
+    name, own = f"image_{image.position:05d}", classes[image.label]
     pictures = found.masks[:, None] * image.pixels
 
     def tiles(clusters: Any) -> list[Tile]:
