@@ -41,8 +41,8 @@ class _Shown:
 def run(ctx: StageContext) -> dict[str, float]:
     """Explain some validation images by the `weights` input.
 
-    Writes a figure for every image, `image_<position>` with five digits, and the tables `clusters` and `protocol`; a network
-    without clusters gets one figure, `attention`, and the table `images`.
+    Writes a figure for every image, `image_00040` of number 40, and the tables `clusters` and `protocol`; a
+    network without clusters gets one figure, `attention`, and the table `images`.
 
     Returns:
         With clusters `positive_share`, the share of clusters by which the images are still classified
