@@ -141,6 +141,15 @@ def test_in_the_segmentor_the_norms_of_blocks_decay():
         (["detect.head.neck=none"], "detect.head.neck is none, .* set it to fpn"),
         (["model.patch_size=28", "stages=[prepare, detect, report]"], "needs multiples of 28"),
         (["segment.crop_size=500"], "needs a multiple of 16"),
+        (
+            [
+                "model.patch_size=12",
+                "model.image_size=240",
+                "model.segment_maps=pyramid",
+                "stages=[prepare, segment, report]",
+            ],
+            "no pyramid of strides 4 to 32",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(overrides, said):

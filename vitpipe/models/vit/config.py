@@ -63,6 +63,10 @@ class ViTConfig(ModelConfig):
     def _fits(self) -> Self:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.segment_maps == "pyramid" and self.patch_size & (self.patch_size - 1):
+            raise ValueError(
+                f"no pyramid of strides 4 to 32 can be made of patches of {self.patch_size} pixels"
+            )
         return self
 
 
