@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from vitpipe.config.recorded import recorded_values
 from vitpipe.papers.recorded_results import Reference, ReferenceRow
 from vitpipe.report import reference as module
 from vitpipe.report.compare import JUDGEMENTS
@@ -19,7 +20,6 @@ from vitpipe.report.reference import (
     counts_by_reference,
     judge_by_reference,
     printed_decimals,
-    recorded_values,
 )
 from vitpipe.report.reference_table import notes_of, reference_cells, reference_markdown, reference_rows
 from vitpipe.report.results import RunResults

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from vitpipe.config.read import load_recipe
+from vitpipe.config.recorded import recorded_values
 from vitpipe.contracts.artifact import open_artifact, write_card, write_metrics
 from vitpipe.contracts.errors import ArtifactError
 from vitpipe.contracts.logger import MemoryLogger
@@ -62,26 +64,26 @@ def test_the_pipeline_s_run_gets_the_summary(demo_run, tmp_path, monkeypatch):
 
 def test_folders_without_a_report_have_the_values_that_their_stages_recorded(make_run, demo_run, tmp_path):
     """Each stage knows its own; what belongs to none is told by the one that ran last."""
-    run_ = make_run(tmp_path / "run", demo_run.recipe)
-    recorded = {
-        "prepare": ("10:00", {"data.embedded.train_images": 100, "pretrain.epochs": 7.0}),
-        "pretrain": (
-            "10:01",
-            {"data.embedded.train_images": 160, "pretrain.epochs": 1.5, "finetune.epochs": 9.0},
-        ),
-        "finetune": ("10:02", {"data.embedded.val_images": 60, "detect.head.width": 32}),
+    made = make_run(tmp_path / "run", demo_run.recipe)
+    # A head of its own: options of another one must not come back from the recipe's file.
+    set_by_hand = {
+        "pretrain": ("10:01", ["data.embedded.train_images=160", "pretrain.epochs=1.5", "finetune.epochs=9"]),
+        "segment": ("10:02", ["segment.head={name: semantic_fpn, width: 16}"]),
+        "finetune": ("10:03", ["data.embedded.val_images=60", "detect.head.width=32", "seed=4"]),
     }
-    for name, artifact in run_.artifacts.items():
-        at, values = recorded.get(name, ("09:00", {}))
-        record = artifact.run.model_copy(
-            update={"started_at": f"2026-11-20T{at}:00+00:00", "overrides": values}
-        )
+    for name, artifact in made.artifacts.items():
+        at, changes = set_by_hand.get(name, ("09:00", []))
+        values = recorded_values(load_recipe("itpn/pixel_base", "demo", changes))
+        record = artifact.run.model_copy(update={"started_at": f"2026-11-20T{at}:00+00:00", "values": values})
         write_card(artifact.path, artifact.card, record)
     recipe = results_of_folder(tmp_path / "run").recipe
     assert recipe.pretrain.epochs == 1.5
+    assert recipe.segment.head.name == "semantic_fpn"
     assert recipe.finetune.epochs == demo_run.recipe.finetune.epochs
-    assert recipe.data.embedded.val_images == 60
+    assert recipe.detect.head.width == demo_run.recipe.detect.head.width
+    assert (recipe.data.embedded.val_images, recipe.seed) == (60, 4)
     assert recipe.data.embedded.train_images == demo_run.recipe.data.embedded.train_images
+    assert recipe.expect == demo_run.recipe.expect
 
 
 def test_finished_folders_are_reported_with_the_recipe_that_the_stage_kept(seed_runs, tmp_path):

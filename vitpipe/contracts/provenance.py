@@ -71,7 +71,7 @@ class RunRecord(BaseModel):
         notes: such as "trained in part with other code".
         metrics: the measured speeds among the stage's metrics.
         data_revisions: what DVC tracks (`prepared`, or a raw set) -> what it knows of it: `dvc_md5`, ...
-        overrides: dotted key -> value of the recipe that differed from its file (`run_name.overridden`).
+        values: the recipe's, as `recorded.recorded_values` gives them.
         raw_data: set -> fingerprint of the user's files from which it was prepared.
     """
 
@@ -88,7 +88,7 @@ class RunRecord(BaseModel):
     notes: tuple[str, ...] = ()
     metrics: dict[str, float] = {}
     data_revisions: dict[str, dict[str, str]] = {}
-    overrides: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     raw_data: dict[str, str] = {}
 
 

@@ -12,7 +12,6 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -31,7 +30,6 @@ _PERCENT_DECIMALS, _SIGNIFICANT_DIGITS = 2, 4
 # In binary 85.5 - 85.3 is slightly more than 0.2.
 _ROUNDING = 1e-9
 # Keys of a recipe that describe it. All others decide something and are recorded.
-_DESCRIBING = {"name", "profile", "summary", "source", "expect", "discrepancies", "report"}
 _SHOWN_DIGITS = 12
 
 
@@ -121,12 +119,6 @@ def printed_decimals(unit: str, values: Sequence[float]) -> int:
     if unit == "percent" or largest == 0.0:
         return _PERCENT_DECIMALS
     return min(12, max(0, _SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(largest))))
-
-
-def recorded_values(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain values without what only describes it, as `Reference.values`."""
-    plain = recipe.model_dump(mode="json")
-    return {key: value for key, value in plain.items() if key not in _DESCRIBING}
 
 
 def judge_by_reference(ours: float, row: ReferenceRow, num_seeds: int) -> tuple[Judgement, str]:

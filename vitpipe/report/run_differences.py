@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from vitpipe.config.recorded import recorded_values
 from vitpipe.config.telling_values import flat_values, value_text
 from vitpipe.contracts.units import format_duration
-from vitpipe.report.reference import recorded_values
 from vitpipe.report.result_tables import ShownTable, by_interest, is_percent, metric_label, show, told_apart
 from vitpipe.report.results import TOTAL_TIME, RunResults, stages_by_interest
 from vitpipe.report.run_labels import are_seeds_of_one, labels, repetitions

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitpipe.config.digest import recipe_sections
+from vitpipe.config.recorded import recorded_values
 from vitpipe.config.telling_values import flat_values, short_keys, short_text, telling_order
 from vitpipe.report.recipe_differences import acting_values, chain_of, edges_of
-from vitpipe.report.reference import recorded_values
 from vitpipe.report.results import RunResults
 
 _NAMED = 3  # differences that a label spells out; a column's head has no room for more

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vitpipe.config.digest import git_commit, hardware
 from vitpipe.config.libraries import recorded_libraries
 from vitpipe.config.recipe import Recipe
-from vitpipe.config.run_name import overridden
+from vitpipe.config.recorded import recorded_values
 from vitpipe.contracts.artifact import Artifact, Card, RunRecord
 from vitpipe.contracts.graph import Stage
 from vitpipe.stages.weights_identity import dataset_read
@@ -65,7 +65,7 @@ def make_run_record(stage: Stage, ctx: StageContext, started: float) -> RunRecor
         started_at=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         wall_seconds=round(time.time() - started, 3),
         data_revisions=_data_revisions(stage, ctx),
-        overrides=overridden(ctx.recipe),
+        values=recorded_values(ctx.recipe),
     )
 
 

@@ -6,12 +6,12 @@ of a run then says less than the cards of its stages.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vitpipe.config.digest import digest_of, recipe_digest
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
+from vitpipe.config.recorded import recipe_as_recorded
 from vitpipe.contracts.artifact import CARD, open_artifact
 from vitpipe.contracts.graph import all_stages
 from vitpipe.report.results import RunResults
@@ -21,11 +21,11 @@ from vitpipe.stages.chosen_code import chosen_values
 def recipe_of_cards(folder: Path) -> Recipe | None:
     """The recipe of a run whose stage `report` has not run, from the cards and records of its stages.
 
-    What was set for a stage is what its own record says; everything else is from the stage that ran last.
-    `None` when no stage is finished there.
+    A stage's section is what its own record says; everything else is from the stage that ran last. `None`
+    when no stage is finished there.
 
     Raises:
-        RecipeError: when the recipe cannot be read any more.
+        RecipeError: when the recipe or the values cannot be read any more.
     """
     finished = {
         stage: open_artifact(folder / stage) for stage in all_stages() if (folder / stage / CARD).is_file()
@@ -33,13 +33,16 @@ def recipe_of_cards(folder: Path) -> Recipe | None:
     if not finished:
         return None
     last = max(finished.values(), key=lambda artifact: artifact.run.started_at)
-    values = {key: value for key, value in last.run.overrides.items() if key.split(".")[0] not in finished}
-    for stage, artifact in finished.items():
-        own = {key: value for key, value in artifact.run.overrides.items() if key.split(".")[0] == stage}
-        values |= own
-    # A folder of another seed than the recipe's own, as tables have them, has no report stage.
-    changes = [f"seed={last.card.seed}", *(f"{key}={json.dumps(value)}" for key, value in values.items())]
-    return load_recipe(last.card.recipe, last.card.profile, changes)
+    name, profile = last.card.recipe, last.card.profile
+    if not last.run.values:
+        # Of an earlier version, or damaged: what was set beside the recipe's file is not known.
+        return load_recipe(name, profile, [f"seed={last.card.seed}"])
+    own = {
+        stage: artifact.run.values[stage]
+        for stage, artifact in finished.items()
+        if stage in artifact.run.values
+    }
+    return recipe_as_recorded(name, profile, {**last.run.values, **own})
 
 
 def mismatches_of(run: RunResults) -> dict[str, str]:

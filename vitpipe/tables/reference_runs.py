@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vitpipe.config.read import ARTIFACTS, load_recipe
+from vitpipe.config.recorded import recorded_values
 from vitpipe.contracts.artifact import Artifact, open_artifact
 from vitpipe.papers.recorded_results import PROFILE, Reference, ReferenceRow
-from vitpipe.report.reference import ComparedMetric, compared_metrics, printed_decimals, recorded_values
+from vitpipe.report.reference import ComparedMetric, compared_metrics, printed_decimals
 from vitpipe.tables.table_plan import FinishedStages, RunPlan, TableRun, plan_runs
 
 _UNKNOWN = "unknown"
