@@ -72,6 +72,9 @@ def test_a_mask_can_be_cut_and_another_stage_be_shown(root):
     _, cut = explained(root, "cut", (*PACA, "explain.stage=1", "explain.mask=binary"))
     rows = [ctx.logger.tables["clusters"] for ctx in (soft, cut)]
     assert [len(found) for found in rows] == [48, 48]
+    said = [{row["setting"]: row["value"] for row in ctx.logger.tables["protocol"]} for ctx in (soft, cut)]
+    assert [found["mask"] for found in said] == ["soft", "binary, cut at 0.5"]
+    assert [found["stage"] for found in said] == ["1", "1"]
     assert [r["probability"] for r in rows[0]] != [r["probability"] for r in rows[1]]
 
 

@@ -68,8 +68,17 @@ def run(ctx: StageContext) -> dict[str, float]:
         metrics = _by_clusters(ctx, model, shown, normalisation, names)
     else:
         metrics = _by_attention(ctx, model, shown, normalisation, names)
-    crop = f"{ctx.recipe.model.image_size} pixels, ratio {section.eval_crop_ratio:g}"
-    ctx.logger.table(PROTOCOL, protocol_rows(metrics, {"images": len(shown), "crop": crop}))
+    settings = {
+        "images": len(shown),
+        "crop": f"{ctx.recipe.model.image_size} pixels, ratio {section.eval_crop_ratio:g}",
+    }
+    if ctx.recipe.model.num_clusters:
+        is_cut = section.mask == "binary"
+        settings |= {
+            "stage": section.stage,
+            "mask": f"binary, cut at {section.threshold:g}" if is_cut else section.mask,
+        }
+    ctx.logger.table(PROTOCOL, protocol_rows(metrics, settings))
     return metrics
 
 

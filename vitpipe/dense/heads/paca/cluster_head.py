@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule, build_norm_layer
-from mmseg.models.builder import build_loss
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import accuracy
 from mmseg.models.utils import resize
@@ -49,7 +48,7 @@ class ClusterHead(BaseDecodeHead):
 
     def __init__(self, *, loss_clusters: dict[str, Any], **given: Any) -> None:
         super().__init__(input_transform="multiple_select", **given)
-        self.loss_clusters = build_loss(loss_clusters)
+        self.loss_clusters = MODELS.build(loss_clusters)
 
         def mapped(in_channels: int) -> ConvModule:
             return ConvModule(in_channels, self.channels, 1, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
