@@ -28,7 +28,7 @@ def test_the_list_is_the_same_on_narrow_and_wide_terminals(run, monkeypatch, wid
     rows = {row[0]: row for row in cells if row[0]}
     assert rows.keys() == entries().keys()
     for name, entry in entries().items():
-        stated = "" if entry.published_params is None else f"{entry.published_params:,.0f} M"
+        stated = "" if entry.published_params is None else f"{entry.published_params:,g} M"
         params, macs = format_millions(entry.classifier_params), format_billions(entry.classifier_macs)
         assert rows[name][1:5] == [params, stated, macs, f"{entry.image_size} px"]
         assert entry.paper.split(" (")[0] in output

@@ -74,7 +74,9 @@ def test_unsupported_stages_and_settings_are_refused():
     with pytest.raises(RecipeError, match=r"revcol_micro has no masked.*of the family hivit or revcolv2"):
         build_pretrainer(MICRO)
     for task in ("detect", "segment"):
-        with pytest.raises(RecipeError, match=r"neither detection nor segmentation.*hivit or revcolv2"):
+        with pytest.raises(
+            RecipeError, match=r"neither detection nor segmentation.*hivit or paca or revcolv2"
+        ):
             build_dense(MICRO, task, image_size=64)
     wrong = ["model.pyramid={}", "model.relative_position=true", "model.columns.bottom_up=4"]
     with pytest.raises(RecipeError) as caught:
