@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from vitpipe.config.read import load_recipe
 from vitpipe.config.resolve import Accelerator, layer_scales, num_threads, num_workers, resolve, train_plan
 from vitpipe.contracts.errors import RecipeError
+from vitpipe.optim.schedules import learning_rate
 
 FULL = load_recipe("itpn/pixel_base", "full")
 GPU = Accelerator("cuda", has_bf16=True)
@@ -51,6 +52,36 @@ def test_absolute_learning_rates_are_not_scaled():
     optim = FULL.finetune.optim.model_copy(update={"lr_reference_batch": None})
     plan = _plan(FULL.finetune.model_copy(update={"optim": optim}), "finetune")
     assert plan.peak_lr == FULL.finetune.optim.base_lr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "factor", "peak", "floor", "start"),
+    [
+        (4, 1.0, 5e-4, 5e-6, 5e-7),
+        (8, 2.0, 1e-3, 1e-5, 1e-6),
+        (9, 2.25, 1.125e-3, 1.125e-5, 1.125e-6),
+        (10, 2.5, 1.25e-3, 1.25e-5, 1.25e-6),
+    ],
+)
+def test_pacas_factor_multiplies_all_three_rates(gpus, factor, peak, floor, start):
+    """Supplement of PaCa-ViT, table 5: 128 images per GPU over 512."""
+    section = load_recipe("paca/imagenet/tiny", "full", [f"finetune.global_batch={128 * gpus}"]).finetune
+    assert section is not None
+    plan = _plan(section, "finetune", num_ranks=gpus)
+    assert (plan.peak_lr, plan.min_lr, plan.warmup_lr) == pytest.approx((peak, floor, start), rel=1e-12)
+    derived = {reason.path: (reason.value, reason.why) for reason in plan.reasons}
+    assert derived["finetune.min_lr"] == (plan.min_lr, f"5e-06 x {128 * gpus} / 512")
+    assert learning_rate(0, plan, section.optim) == pytest.approx(start)
+    # The printed 2.25 for 1,280 images, or any other factor.
+    optim = section.optim.model_copy(update={"lr_factor": 2.25})
+    given = _plan(section.model_copy(update={"optim": optim}), "finetune", num_ranks=gpus)
+    assert given.peak_lr / plan.peak_lr == pytest.approx(2.25 / factor)
+    assert given.warmup_lr == pytest.approx(1.125e-6)
+
+
+def test_a_stated_floor_is_absolute():
+    section = FULL.finetune.model_copy(update={"global_batch": 2 * FULL.finetune.global_batch})
+    assert _plan(section, "finetune").min_lr == _plan(FULL.finetune, "finetune").min_lr == 5e-6
 
 
 def test_layer_scales_follow_the_thirteen_layer_rule():

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.dense
 def plan_of(num_steps, micro, accumulation, num_ranks):
     batch = micro * accumulation * num_ranks
     return TrainPlan(
-        steps_per_epoch=1, num_steps=num_steps, warmup_steps=0, peak_lr=1.0, min_lr=0.0, global_batch=batch,
-        micro_batch=micro, accumulation=accumulation, num_ranks=num_ranks, precision="off", reasons=(),
+        steps_per_epoch=1, num_steps=num_steps, warmup_steps=0, peak_lr=1.0, min_lr=0.0, warmup_lr=0.0,
+        global_batch=batch, micro_batch=micro, accumulation=accumulation, num_ranks=num_ranks, precision="off", reasons=(),
     )  # fmt: skip
 
 

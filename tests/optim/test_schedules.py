@@ -17,9 +17,9 @@ GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "itpn.json").read
 MAE = OptimConfig(base_lr=1.0)
 
 
-def _plan(num_steps=100, warmup_steps=0, peak_lr=1.0, min_lr=0.0, steps_per_epoch=10):
+def _plan(num_steps=100, warmup_steps=0, peak_lr=1.0, min_lr=0.0, steps_per_epoch=10, warmup_lr=0.0):
     return TrainPlan(
-        steps_per_epoch, num_steps, warmup_steps, peak_lr, min_lr, 8, 8, 1, 1, precision="off", reasons=()
+        steps_per_epoch, num_steps, warmup_steps, peak_lr, min_lr, warmup_lr, 8, 8, 1, 1, "off", ()
     )
 
 
@@ -72,7 +72,7 @@ def test_begins_at_zero_peaks_after_the_warm_up_and_ends_at_the_floor(plan):
 def test_swins_cosine_counts_from_the_start_of_the_run():
     """Warm-up of 20 of 100 epochs from 1e-6 to 1e-3, floor 1e-5: the rate after it is below the peak."""
     optim = OptimConfig(base_lr=1e-3, warmup_lr=1e-6, schedule_start="run")
-    plan = _plan(1000, 200, 1e-3, 1e-5)
+    plan = _plan(1000, 200, 1e-3, 1e-5, warmup_lr=1e-6)
     assert learning_rate(0, plan, optim) == pytest.approx(1e-6)
     assert learning_rate(100, plan, optim) == pytest.approx((1e-3 + 1e-6) / 2)
     assert learning_rate(200, plan, optim) == pytest.approx(9.055e-4, rel=1e-4)

@@ -24,14 +24,14 @@ def values_of(recipe: Recipe) -> dict[str, Any]:
     section = recipe.finetune
     assert section is not None
     optim, augment, method = section.optim, section.augment, section.method
-    scale = section.global_batch / 1024
+    # All three rates are per 1024 images, as there.
     assert optim.lr_reference_batch == 1024
+    assert optim.scale_all_rates
     return {
         "optimizer": {"adamw": "AdamW"}[optim.name],
         "base_lr": optim.base_lr,
-        # Absolute in our recipes; per 1024 images there.
-        "warmup_lr": optim.warmup_lr / scale,
-        "min_lr": optim.min_lr / scale,
+        "warmup_lr": optim.warmup_lr,
+        "min_lr": optim.min_lr,
         "weight_decay": optim.weight_decay,
         "beta1": optim.betas[0],
         "beta2": optim.betas[1],

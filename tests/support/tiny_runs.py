@@ -39,7 +39,7 @@ from vitpipe.train.validation import Validation
 
 SHAPE = HiViTShape("test", (1, 1, 1), (8, 16, 32), num_heads=2)
 PLAN = TrainPlan(
-    steps_per_epoch=28, num_steps=20, warmup_steps=4, peak_lr=2e-3, min_lr=1e-5,
+    steps_per_epoch=28, num_steps=20, warmup_steps=4, peak_lr=2e-3, min_lr=1e-5, warmup_lr=0.0,
     global_batch=8, micro_batch=8, accumulation=1, num_ranks=1, precision="off", reasons=(),
 )  # fmt: skip
 SECTION = ClassifyConfig(

@@ -14,7 +14,7 @@ from typing import Literal
 from vitpipe.config.data import DataConfig
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.set_names import sets_read
-from vitpipe.config.train_sections import LoopConfig, TrainConfig
+from vitpipe.config.train_sections import LoopConfig, OptimConfig, TrainConfig
 from vitpipe.contracts.errors import RecipeError
 from vitpipe.contracts.units import counted
 
@@ -52,6 +52,7 @@ class TrainPlan:
     warmup_steps: int
     peak_lr: float
     min_lr: float
+    warmup_lr: float
     global_batch: int
     micro_batch: int
     accumulation: int
@@ -91,7 +92,10 @@ def train_plan(
     steps_per_epoch = num_images // batch
     num_steps, steps_why = section.length(steps_per_epoch)
     warmup_steps, warmup_why = _warmup(section, num_steps, steps_per_epoch)
-    peak_lr, lr_why = _peak_lr(section)
+    factor, factor_why = _lr_factor(section)
+    optim = section.optim
+    others = factor if optim.scale_all_rates else 1.0
+    peak_lr, lr_why = optim.base_lr * factor, f"{optim.base_lr:g} x {factor_why}"
     micro_batch, micro_why = _micro_batch(section, path, num_ranks, accelerator)
     accumulation = batch // (micro_batch * num_ranks)
     precision, precision_why = _precision(section, path, accelerator)
@@ -104,6 +108,7 @@ def train_plan(
         Reason(f"{path}.num_steps", num_steps, steps_why),
         Reason(f"{path}.warmup_steps", warmup_steps, warmup_why),
         Reason(f"{path}.peak_lr", peak_lr, lr_why),
+        *_other_rates(path, optim, others, factor_why),
         Reason(f"{path}.micro_batch", micro_batch, micro_why),
         Reason(
             f"{path}.accumulation", accumulation, f"{batch} / ({micro_batch} per rank x {num_ranks} ranks)"
@@ -111,7 +116,7 @@ def train_plan(
         Reason(f"{path}.precision", precision, precision_why),
     )
     return TrainPlan(
-        steps_per_epoch, num_steps, warmup_steps, peak_lr, section.optim.min_lr,
+        steps_per_epoch, num_steps, warmup_steps, peak_lr, optim.min_lr * others, optim.warmup_lr * others,
         batch, micro_batch, accumulation, num_ranks, precision, reasons,
     )  # fmt: skip
 
@@ -235,12 +240,22 @@ def _warmup(section: LoopConfig, num_steps: int, steps_per_epoch: int) -> tuple[
     return (steps, why) if steps <= num_steps else (num_steps, f"{why}, cut to the length of the run")
 
 
-def _peak_lr(section: LoopConfig) -> tuple[float, str]:
+def _other_rates(path: str, optim: OptimConfig, factor: float, why: str) -> list[Reason]:
+    """The rates where the schedule begins and ends, where they follow from the batch as the peak does."""
+    if not optim.scale_all_rates:
+        return []
+    stated = {"min_lr": optim.min_lr, "warmup_lr": optim.warmup_lr}
+    return [Reason(f"{path}.{name}", lr * factor, f"{lr:g} x {why}") for name, lr in stated.items()]
+
+
+def _lr_factor(section: LoopConfig) -> tuple[float, str]:
     optim = section.optim
+    if optim.lr_factor is not None:
+        return optim.lr_factor, f"{optim.lr_factor:g}, the factor of the recipe"
     if optim.lr_reference_batch is None:
-        return optim.base_lr, "absolute: the recipe gives no reference batch"
-    scale = section.global_batch / optim.lr_reference_batch
-    return optim.base_lr * scale, f"{optim.base_lr:g} x {section.global_batch} / {optim.lr_reference_batch}"
+        return 1.0, "1: the recipe gives no reference batch"
+    factor = section.global_batch / optim.lr_reference_batch
+    return factor, f"{section.global_batch} / {optim.lr_reference_batch}"
 
 
 def _micro_batch(section: LoopConfig, path: str, num_ranks: int, accelerator: Accelerator) -> tuple[int, str]:

@@ -36,24 +36,25 @@ def _rising(epochs: tuple[float, ...]) -> tuple[float, ...]:
 class OptimConfig(Section):
     """The optimiser and its schedule. Peak lr = base_lr, times global_batch / lr_reference_batch where given.
 
-    `clip_grad_norm` is the largest norm of all gradients together, or of every tensor's with
-    `clip_each_tensor` (DINO). `betas` and `eps` are AdamW's, `momentum` that of SGD (not Nesterov's) and
-    LARS, `trust_coefficient` that of LARS. `layer_decay` multiplies the learning rate once per layer from the
-    head towards the input. The warm-up lasts `warmup_epochs`, or `warmup_steps` where given. It replaces the
-    beginning of the curve, from `warmup_lr` on; with `warmup_factor` it multiplies the curve, from this
-    factor on (mmdetection, mmsegmentation). `warmup_lr` and `min_lr`, where the curve ends, are absolute.
-    With `warmup_reaches_peak` the last step of the warm-up has the peak already (DINO), otherwise the step
-    after it (MAE). The curve counts from the end of the warm-up (MAE, DINO) or from the start of the `run`
-    (Swin, mmdetection); its unit says how often the rate changes. `step` multiplies by `drop_factor` at each
-    of `drop_epochs`. With `final_weight_decay` weight decay follows a cosine to it (DINO).
+    `lr_factor` replaces that quotient; with `scale_all_rates` it multiplies `warmup_lr` and `min_lr`, too,
+    which are absolute otherwise. `clip_grad_norm` is the largest norm of all gradients together, or of every
+    tensor's with `clip_each_tensor` (DINO). `betas` and `eps` are AdamW's, `momentum` that of SGD (not
+    Nesterov's) and LARS, `trust_coefficient` that of LARS. `layer_decay` multiplies the learning rate once
+    per layer from the head towards the input. The warm-up lasts `warmup_epochs`, or `warmup_steps` where
+    given. It replaces the beginning of the curve, from `warmup_lr` on; with `warmup_factor` it multiplies the
+    curve, from this factor on (mmdetection, mmsegmentation). The curve ends at `min_lr`. With
+    `warmup_reaches_peak` the last step of the warm-up has the peak already (DINO), otherwise the step after
+    it (MAE). The curve counts from the end of the warm-up (MAE, DINO) or from the start of the `run` (Swin,
+    mmdetection); its unit says how often the rate changes. `step` multiplies by `drop_factor` at each of
+    `drop_epochs`. With `final_weight_decay` weight decay follows a cosine to it (DINO).
     """
 
     effects: ClassVar[Effects] = Effects(
         weights=(
-            "name base_lr lr_reference_batch min_lr betas eps momentum trust_coefficient weight_decay "
-            "final_weight_decay layer_decay clip_grad_norm clip_each_tensor warmup_epochs warmup_steps "
-            "warmup_lr warmup_factor warmup_reaches_peak schedule schedule_start schedule_unit drop_epochs "
-            "drop_factor poly_power"
+            "name base_lr lr_reference_batch lr_factor scale_all_rates min_lr betas eps momentum "
+            "trust_coefficient weight_decay final_weight_decay layer_decay clip_grad_norm clip_each_tensor "
+            "warmup_epochs warmup_steps warmup_lr warmup_factor warmup_reaches_peak schedule schedule_start "
+            "schedule_unit drop_epochs drop_factor poly_power"
         ),
     )
 
@@ -63,6 +64,8 @@ class OptimConfig(Section):
     base_lr: LearningRate
     # The linear scaling rule (Goyal et al., 2017) as MAE states it; None: base_lr is absolute.
     lr_reference_batch: Count | None = 256
+    lr_factor: Positive | None = None
+    scale_all_rates: bool = False
     min_lr: NotNegative = 0.0
     betas: tuple[Ratio, Ratio] = (0.9, 0.999)
     eps: Positive = 1e-8

@@ -61,7 +61,7 @@ def learning_rate(step: float, plan: TrainPlan, optim: OptimConfig) -> float:
     if step < plan.warmup_steps:
         # DINO's warm-up has the peak in its last step already, MAE's in the step after it.
         length = max(1, plan.warmup_steps - 1) if optim.warmup_reaches_peak else plan.warmup_steps
-        return optim.warmup_lr + (plan.peak_lr - optim.warmup_lr) * step / length
+        return plan.warmup_lr + (plan.peak_lr - plan.warmup_lr) * step / length
     return _curve(step, plan, optim)
 
 
