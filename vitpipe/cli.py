@@ -31,6 +31,7 @@ from vitpipe.verbs import (
     clean,
     datasets,
     doctor,
+    explain,
     finished_runs,
     models,
     recipes,
@@ -332,7 +333,7 @@ def send(folder: Annotated[Path, typer.Argument()] = Path("artifacts")) -> None:
     sync(folder)
 
 
-for verbs in (recipes, models, table, references, finished_runs, datasets, doctor, benchmark, clean):
+for verbs in (recipes, models, table, references, finished_runs, explain, datasets, doctor, benchmark, clean):
     verbs.register(app)
 
 
