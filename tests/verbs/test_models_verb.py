@@ -8,6 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from vitpipe.config.model import entries
+from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.units import format_billions, format_millions
 from vitpipe.report.result_tables import show as shown_in_report
 from vitpipe.verbs import models, show
@@ -54,3 +55,40 @@ def test_the_same_figures_in_list_cost_and_report(run):
     rows = {row["name"]: row["value"] for row in json.loads(run("cost", "hivit_nano", "--json").output)}
     assert rows["params"] == entry.classifier_params
     assert rows["macs"] == entry.classifier_macs
+
+
+@pytest.mark.dense
+def test_a_recipe_s_detector_or_segmentor_has_a_cost_too(run):
+    output = run("cost", "paca/coco/tiny", "--stage", "detect", "--image-size", "160x128").output
+    assert "paca/coco/tiny, one image of 160 x 128 pixels" in output
+    assert "31.97 M" in output
+    assert "80 classes; counted: backbone, neck, RPN head, box head on 1,000 boxes" in " ".join(
+        output.split()
+    )
+    cell = ("cost", "paca/ade20k/tiny/paca", "--stage", "segment", "--image-size", "64", "--json")
+    rows = {row["name"]: row["value"] for row in json.loads(run(*cell, "--classes", "7").output)}
+    fewer = {row["name"]: row["value"] for row in json.loads(run(*cell, "--classes", "6").output)}
+    # Classes are clusters of PaCa's head, too: two maps of 256 channels with a bias lose a row each.
+    assert rows["params"] - fewer["params"] == 2 * 257
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("hivit_nano", "--image-size", "448x224"), "takes square images only"),
+        (("paca_tiny", "--image-size", "0x10"), "no image size"),
+        (("paca/coco/tiny", "--stage", "finetune"), "no stage whose network can be counted"),
+    ],
+)
+def test_wrong_sizes_and_stages_are_refused(run, words, said):
+    with pytest.raises(InputError, match=said):
+        run("cost", *words)
+
+
+def test_an_image_need_not_be_square(run):
+    square, wide = (
+        json.loads(run("cost", "paca_nano", "--image-size", size, "--json").output)
+        for size in ("64", "128x64")
+    )
+    macs = [next(row["value"] for row in found if row["name"] == "macs") for found in (square, wide)]
+    assert 1.9 < macs[1] / macs[0] < 2.1

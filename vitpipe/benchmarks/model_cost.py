@@ -109,28 +109,33 @@ def measure_cost(build: Callable[[], nn.Module], image_size: int | tuple[int, in
     )
 
 
-def cost_of(name: str, *, image_size: int | None = None, num_classes: int = 1000) -> Cost:
+def cost_of(name: str, *, image_size: int | tuple[int, int] | None = None, num_classes: int = 1000) -> Cost:
     """The cost of the classifier of a registered network.
 
     Args:
         name: one of `vitpipe models`.
-        image_size: pixels per side; the published size if not given.
+        image_size: pixels, one side of a square or (height, width); the published size if not given.
 
     Raises:
         RecipeError: when there is no such network.
         InputError: when the network does not accept the size.
     """
     size = image_size or find_model(name).image_size
+    height, width = (size, size) if isinstance(size, int) else size
     try:
-        model = model_config({"name": name, "image_size": size})
+        model = model_config({"name": name, "image_size": height})
+        if height != width and not model.takes_any_size:
+            raise InputError(
+                f"{name} takes square images only", where="--image-size", fix="give one side, for example 224"
+            )
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InputError(
-            f"{name} cannot take images of {size} pixels: {reason}",
+            f"{name} cannot take images of {height} pixels: {reason}",
             where="--image-size",
             fix="give another size",
         ) from error
-    return measure_cost(lambda: build_classifier(model, num_classes=num_classes), size)
+    return measure_cost(lambda: build_classifier(model, num_classes=num_classes), (height, width))
 
 
 @contextmanager
