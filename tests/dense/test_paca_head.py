@@ -109,23 +109,16 @@ def test_groups_are_those_of_the_supplement():
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
+    ("clusters", "restarted"),
     [
-        ("tiny/paca", 13_326_764),
-        ("small/paca", 23_163_788),
-        ("base/paca", 47_964_940),
-        ("small_mlp/paca", 23_946_052),
-        ("small_teacher/paca", 22_239_948),
-        ("base_teacher/paca", 48_764_428),
-        ("tiny/upernet", 41_561_516),
-        ("small/upernet", 51_398_540),
-        ("base/upernet", 77_182_732),
+        (None, []),
+        ("[100, 100, 100, 0]", []),
+        ("[100, 200, 100, 0]", ["stages.1.0"]),
+        ("[200, 200, 200, 0]", ["stages.0.0", "stages.1.0", "stages.2.0"]),
     ],
 )
-def test_segmentors_have_the_recorded_parameters(name, count):
-    chosen = recipe(name=f"paca/ade20k/{name}")
-    open_segmentation()
-    config = segmentor_config(chosen.segment, chosen.model, num_classes=150, norm="BN")
-    with torch.device("meta"):
-        network = build_segmentor(config, chosen.segment)
-    assert sum(p.numel() for p in network.parameters()) == count
+def test_only_maps_of_changed_stages_begin_anew(clusters, restarted):
+    chosen = recipe("model.dense_clusters=" + (clusters or "null"))
+    groups = DenseMethod(segmentor(chosen)).groups(chosen.segment.optim)
+    fast = [n for g in groups if g["lr_scale"] == 10.0 for n in g["names"] if n.startswith(NET_PREFIX)]
+    assert fast == [f"{NET_PREFIX}backbone.{stage}.attn.clustering.to_clusters.weight" for stage in restarted]

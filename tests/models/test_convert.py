@@ -319,6 +319,20 @@ def test_another_network_is_named_as_what_it_is(state, named):
         convert_state(state)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "shown"),
+    [
+        ("head.weight", torch.tensor(1.0), r"head.weight \(\) of float32"),
+        ("norm.bias", torch.zeros(0), r"norm.bias \(0,\) of float32"),
+        ("head.weight", torch.zeros(10, 4, dtype=torch.int64), r"head.weight \(10, 4\) of int64"),
+    ],
+)
+def test_what_cannot_be_a_parameter_is_refused_before_sizes_are_read(official_nano, name, tensor, shown):
+    state = {**official_nano["pixel_base_classifier"], name: tensor}
+    with pytest.raises(CheckpointError, match=rf"1 of \d+ tensors cannot be parameters: {shown}"):
+        convert_state(state)
+
+
 def test_weights_that_are_not_finite_are_refused(official_nano):
     state = dict(official_nano["pixel_base_classifier"])
     state["head.weight"] = state["head.weight"] * float("nan")

@@ -76,7 +76,9 @@ def test_ids_of_two_figures_do_not_clash():
 def test_confusion_matrix(demo_run):
     rows = demo_run.artifacts["evaluate"].tables()["confusion"]
     assert "var(--series-0)" in inline_svg(draw_confusion(rows, THEMED), "confusion")
-    assert "digit 7" in inline_svg(draw_confusion(rows, THEMED, demo_run.class_names()), "confusion")
+    assert "digit 7" in inline_svg(
+        draw_confusion(rows, THEMED, demo_run.class_names("evaluate")), "confusion"
+    )
     assert draw_confusion([], THEMED) is None
     many = [{"true": str(i), "predicted": str(i), "images": "1"} for i in range(31)]
     assert draw_confusion(many, THEMED) is None

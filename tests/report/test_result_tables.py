@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitpipe.contracts.artifact import open_artifact, write_card, write_table
 from vitpipe.report.page import signed
 from vitpipe.report.result_tables import (
     by_interest,
@@ -22,7 +24,7 @@ from vitpipe.report.result_tables import (
     shown_table,
     stage_tables,
 )
-from vitpipe.report.results import curves
+from vitpipe.report.results import RunResults, curves
 from vitpipe.report.run_labels import labels
 
 
@@ -150,8 +152,20 @@ def test_tables_that_have_their_own_place_are_not_repeated(demo_run):
 
 
 def test_classes_are_called_by_their_names(demo_run):
-    table = stage_tables(demo_run.artifacts["finetune"], demo_run.class_names())[0]
+    table = stage_tables(demo_run.artifacts["finetune"], demo_run.class_names("finetune"))[0]
     assert [row[0] for row in table.rows][:2] == ["digit 0", "digit 1"]
+
+
+def test_classes_of_other_sets_with_the_same_keys_do_not_lend_their_names(demo_run, tmp_path):
+    finished = demo_run.artifacts["prepare"]
+    shutil.copytree(finished.path, tmp_path / "prepare")
+    own = finished.tables()["classes"]
+    other = [{**row, "dataset": "svhn", "name": f"house number {row['class']}"} for row in own]
+    write_table(tmp_path / "prepare", "classes", [*own, *other])
+    write_card(tmp_path / "prepare", finished.card, finished.run)
+    data = open_artifact(tmp_path / "prepare", "prepare")
+    run = RunResults(demo_run.recipe, {**demo_run.artifacts, "prepare": data})
+    assert run.class_names("evaluate") == demo_run.class_names("evaluate") != {}
 
 
 def test_runs_get_short_unique_names(seed_runs, full_run):

@@ -15,16 +15,17 @@ from typer.testing import CliRunner
 
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recorded import recorded_values
-from vitpipe.contracts.artifact import WEIGHTS, Card, RunRecord, write_card, write_metrics, write_table
+from vitpipe.contracts.artifact import WEIGHTS, Card, RunRecord, write_card, write_metrics
 from vitpipe.contracts.errors import VitpipeError
 from vitpipe.data.image_grid import note_of
+from vitpipe.data.manifest import write_manifest
 from vitpipe.models.build import build_classifier
 from vitpipe.models.weights import save_weights
 from vitpipe.verbs import explain
 
 RECIPE = "paca/imagenet/tiny"
 SETTINGS = ("data.sets=auto", "data.workers=0", "model.image_size=64")
-NAMES = {"n00000000": "cat", "n00000001": "<b>dog</b>", "n00000002": "fish / chips"}
+NAMES = ("cat", "<b>dog</b>", "fish / chips")
 WORDS = dict.fromkeys(("recipe_digest", "data_digest", "code_digest", "image", "identity"), "")
 
 
@@ -33,9 +34,9 @@ def run(tmp_path_factory):
     """A finished run of prepare and finetune, as far as the verb reads it."""
     root = tmp_path_factory.mktemp("runs") / "demo"
     recipe = load_recipe(RECIPE, "demo", SETTINGS)
-    classes = write_set(root / "prepare").classes
-    named = zip(classes, NAMES.values(), strict=True)
-    write_table(root / "prepare", "classes", [{"class": key, "name": name} for key, name in named])
+    manifest = write_set(root / "prepare")
+    named = manifest.model_copy(update={"class_names": NAMES})
+    write_manifest(root / "prepare" / "imagenet", named)
     (root / "finetune").mkdir()
     torch.manual_seed(9)
     save_weights(build_classifier(recipe.model, num_classes=3), root / "finetune" / WEIGHTS)
@@ -77,7 +78,7 @@ def test_own_images_of_any_size_are_explained(run, pictures, tmp_path):
     names = [str(pictures / folder / "my pet.png") for folder in ("a", "b")]
     assert Counter(row["image"] for row in rows) == dict.fromkeys(names, 8)
     # The network's own answer stands for the class that is not known.
-    assert all(row["class"] == row["whole_image_top_class"] in NAMES.values() for row in rows)
+    assert all(row["class"] == row["whole_image_top_class"] in NAMES for row in rows)
     assert "as the network classifies it" in note_of(out / "000_my_pet.png")
     assert not list(tmp_path.glob(".out*"))
 

@@ -27,6 +27,8 @@ from vitpipe.evaluate.cluster_pictures import (
 from vitpipe.models.network import Classifier
 
 _TILE = 112  # pixels
+# Characters of a class's name: own sets may have sentences as names; the table has them in full.
+_MOST_OF_TITLE, _MOST_OF_CAPTION = 32, 12
 _ATTENTION = "attention"  # the figure of all images together
 
 
@@ -168,8 +170,8 @@ class ImageExplainer:
             size = image.pixels.shape[1:]
             look = F.interpolate((looks / looks.amax())[None], size=size, mode="nearest")[0]
             tiles += [
-                Tile(_pixels(image.pixels), f"{own}: {chance:.3f}"),
-                Tile(_pixels(look.expand(3, -1, -1)), top),
+                Tile(_pixels(image.pixels), f"{_cut(own, _MOST_OF_CAPTION)}: {chance:.3f}"),
+                Tile(_pixels(look.expand(3, -1, -1)), _cut(top, _MOST_OF_CAPTION)),
             ]
         note = (
             "Images with the probability of their class, and how much of each patch the vector of the image "
@@ -210,21 +212,30 @@ class ImageExplainer:
             return [Tile(_pixels(pictures[c.number]), f"{c.probability:.3f}") for c in clusters]
 
         whole = Tile(_pixels(image.pixels), f"{found.probability:.3f}")
-        said = "" if found.top_class == image.label else f", classified as {self.classes[found.top_class]}"
+        said = (
+            ""
+            if found.top_class == image.label
+            else f", classified as {_cut(self.classes[found.top_class], _MOST_OF_TITLE)}"
+        )
+        short = _cut(own, _MOST_OF_TITLE)
+        among = "no cluster is classified so"
+        if found.positive:
+            among = f"and clusters that are classified as {short}"
         sections = (
-            Section(
-                f"{own}{said}: the image, and clusters that are classified as {own}",
-                [whole, *tiles(found.positive)],
-            ),
-            Section(f"clusters that are not classified as {own}", tiles(found.negative)),
+            Section(f"{short}{said}: the image, {among}", [whole, *tiles(found.positive)]),
+            Section(f"clusters that are not classified as {short}", tiles(found.negative)),
         )
         source = ", as the network classifies it" if image.is_predicted else ""
         note = (
             f"{image.title} ({own}{source}{said}) masked by each of the {len(found.clusters)} clusters of "
-            f"stage {self.settings.stage} and classified again; below each the probability of {own}, falling "
-            "within each group. The first picture is the image without a mask."
+            f"the first block of stage {self.settings.stage} and classified again; below each the "
+            f"probability of {own}, falling within each group. The first picture is the image without a mask."
         )
         return Figure(image.figure, sections, self.settings.columns, note)
+
+
+def _cut(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _pixels(image_3HW: Tensor) -> Pixels:

@@ -121,6 +121,7 @@ def convert_state(official: Mapping[str, Tensor], *, kind: str = "auto", where: 
     """
     known = conversions()
     kinds = ", ".join(kind for each in known for kind in each.kinds)
+    _refuse_no_parameters(official, where)
     renamed = _renamed(official, known, where)
     if renamed is None and (foreign := foreign_network(official)):
         raise CheckpointError(
@@ -169,6 +170,23 @@ def _renamed(
         ]
         return replace(found, rows=tuple(rows))
     return None
+
+
+def _refuse_no_parameters(official: Mapping[str, Tensor], where: str | Path) -> None:
+    """Refuse weights and biases that are single numbers, empty, or whole numbers: no network has such."""
+    # Before any family reads sizes: an index into the shape of a number would end in a traceback.
+    odd = [
+        f"{name} {tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in official.items()
+        if name.endswith((".weight", ".bias"))
+        and (tensor.ndim == 0 or tensor.numel() == 0 or not tensor.is_floating_point())
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{len(odd)} of {counted(len(official), 'tensor')} cannot be parameters: {some(odd, 2)}",
+            where=where,
+            fix="download or copy the checkpoint again; whole numbers must be converted back to floats first",
+        )
 
 
 def _refuse_not_finite(official: Mapping[str, Tensor], where: str | Path) -> None:

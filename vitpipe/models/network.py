@@ -272,8 +272,7 @@ class DenseBackbone(Network):
 
     Attributes:
         restarted: ends of names of parameters that begin anew here, although the rest is pre-trained; they
-        may
-            have a learning rate of their own.
+            may have a learning rate of their own.
     """
 
     restarted: tuple[str, ...] = ()

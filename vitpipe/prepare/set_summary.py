@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,17 @@ def readable_classes(manifest: Manifest) -> dict[str, str]:
     A name that two classes share (ImageNet's crane is a bird and a machine) gets its key behind it.
     """
     names = manifest.class_names if isinstance(manifest, ShardManifest) else ()
-    pairs = [(key, name) for key, name in zip(manifest.classes, names, strict=bool(names)) if name]
+    return told_apart(list(zip(manifest.classes, names, strict=bool(names))))
+
+
+def told_apart(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Class key -> name, where there is one; a name of several classes with its key behind it.
+
+    Args:
+        pairs: key and name of every class of one set.
+    """
     counts = Counter(name for _, name in pairs)
-    return {key: name if counts[name] == 1 else f"{name} ({key})" for key, name in pairs}
+    return {key: name if counts[name] == 1 else f"{name} ({key})" for key, name in pairs if name}
 
 
 def split_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitpipe.config.recipe import Recipe
+from vitpipe.config.set_names import dataset_of
 from vitpipe.contracts.artifact import Artifact, open_artifact
 from vitpipe.contracts.errors import ArtifactError
 from vitpipe.contracts.files import is_empty
 from vitpipe.contracts.graph import Node, graph_of
+from vitpipe.prepare.set_summary import told_apart
 
 REPORT = "report"
 # What `RunResults.total_seconds` is, wherever it is shown.
@@ -59,11 +61,16 @@ class RunResults:
             if node.name in self.artifacts:
                 yield node.name, self.artifacts[node.name]
 
-    def class_names(self) -> dict[str, str]:
-        """Class key -> readable name (`n01440764` -> `tench`), from the table `classes` of the data."""
-        prepared = self.artifacts.get("prepare")
+    def class_names(self, stage: str) -> dict[str, str]:
+        """Class key -> readable name (`n01440764` -> `tench`) of the set that a stage reads.
+
+        From the table `classes` of the data. Other sets may have the same keys: SVHN's are digits,
+        Flowers-102's numbers.
+        """
+        prepared, dataset = self.artifacts.get("prepare"), dataset_of(self.recipe, stage)
         rows = prepared.tables().get("classes", []) if prepared else []
-        return {row["class"]: row["name"] for row in rows if row.get("class") and row.get("name")}
+        pairs = [(row["class"], row.get("name", "")) for row in rows if row.get("dataset") == dataset]
+        return told_apart(pairs)
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def _run_view(anchor: str, label: str, run: RunResults, with_figures: bool) -> R
 
 def _stage_view(run: RunResults, name: str, run_anchor: str, with_figures: bool) -> StageView:
     # The table `classes` of prepare is the one that lists the keys: there they must stay.
-    artifact, class_names = run.artifacts[name], run.class_names() if name != "prepare" else {}
+    artifact, class_names = run.artifacts[name], run.class_names(name) if name != "prepare" else {}
     anchor = f"{run_anchor}-{name}"
     confusion = ""
     if with_figures:

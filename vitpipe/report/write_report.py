@@ -248,7 +248,7 @@ def _write_figures(runs: Sequence[RunResults], folder: Path, say: Callable[[str]
         where = "" if len(runs) == 1 else f" ({label})"
         for stage, artifact in run.stages():
             rows = artifact.tables().get("confusion", [])
-            draw = partial(figures.draw_confusion, rows, figures.PAPER, run.class_names())
+            draw = partial(figures.draw_confusion, rows, figures.PAPER, run.class_names(stage))
             write(f"Confusion matrix of {stage}{where}", f"confusion_{stage}{suffix}", draw)
         seconds = run.stage_seconds()
         if seconds:

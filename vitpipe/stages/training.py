@@ -14,9 +14,11 @@ from vitpipe.config.digest import digest_of
 from vitpipe.config.resolve import Reason, TrainPlan, num_workers, train_plan
 from vitpipe.config.train_sections import AugmentConfig, LoopConfig, TrainConfig
 from vitpipe.contracts.artifact import WEIGHTS
+from vitpipe.contracts.errors import CheckpointError
 from vitpipe.contracts.graph import PICTURES, all_stages
 from vitpipe.contracts.protocol import WARNINGS, centre_crop, protocol_rows
 from vitpipe.contracts.seeds import seed_of
+from vitpipe.contracts.units import counted
 from vitpipe.data.augment import eval_transform
 from vitpipe.data.batches import Batch, ImageSet, eval_batches, train_batches
 from vitpipe.data.image_grid import optional_figure
@@ -26,9 +28,10 @@ from vitpipe.data.shards import open_shards
 from vitpipe.datasets.dense_pictures import open_pictures
 from vitpipe.evaluate.reconstruct import save_columns
 from vitpipe.methods.method import Method, method_class
+from vitpipe.models.build import stored_classifier
 from vitpipe.models.families import family_of
-from vitpipe.models.network import Network
-from vitpipe.models.transfer import transfer_weights
+from vitpipe.models.network import Classifier, Network
+from vitpipe.models.transfer import load_same, transfer_weights
 from vitpipe.models.weights import save_weights
 from vitpipe.optim.optimiser import build_optimiser
 from vitpipe.prepare.set_summary import read_set
@@ -92,6 +95,37 @@ def trained_augment(ctx: StageContext) -> AugmentConfig:
         return AugmentConfig()
     section: TrainConfig = getattr(ctx.recipe, ctx.inputs["weights"].card.stage)
     return section.augment
+
+
+def measured_classifier(ctx: StageContext, val_set: ImageSet) -> tuple[Classifier, Callable[[], Classifier]]:
+    """The classifier of the `weights` input on this rank's device, and what builds it anew.
+
+    Raises:
+        CheckpointError: when the weights are not those of a classifier of this recipe's model, or of other
+            classes than the set's.
+    """
+    path = ctx.inputs["weights"].weights
+    build, state = stored_classifier(ctx.recipe.model, path)
+    model = build()
+    load_same(model, state, path)
+    dataset = dataset_read(ctx.stage, ctx.recipe, ctx.inputs) or "imagenet"
+    check_classes(model, val_set.classes, dataset, path)
+    return model.to(ctx.ranks.device), build
+
+
+def check_classes(model: Classifier, classes: Sequence[str], dataset: str, weights: Path) -> None:
+    """Check that a classifier has as many classes as a set.
+
+    Raises:
+        CheckpointError: when it has not.
+    """
+    if model.num_classes != len(classes):
+        raise CheckpointError(
+            f"The classifier tells {counted(model.num_classes, 'class', 'classes')} apart, the set "
+            f"'{dataset}' has {len(classes)}",
+            where=weights,
+            fix="give the data that the weights were trained on, or fine-tune on this one",
+        )
 
 
 def measured_weights(ctx: StageContext) -> Path:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.contracts.units import counted, format_bytes, format_count, format_duration
+from vitpipe.verbs.benchmark_networks import OF_NETWORKS, DeviceOption, print_json, tell
 from vitpipe.verbs.completion import complete_profile, complete_recipe, complete_stage
 from vitpipe.verbs.options import JsonOption, SetOption
 from vitpipe.verbs.show import print_rows
 
 _MB = 1e6
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if there is one]")]
 ScratchOption = Annotated[
     Path | None, typer.Option(help="folder for temporary test images and shards  [default: system's]")
 ]
@@ -30,7 +28,7 @@ ScratchOption = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     group = typer.Typer(no_args_is_help=True, help="Measure time and memory on this machine.")
-    for verb in (step, reversible, data, pack, index, propagation):
+    for verb in (step, reversible, data, pack, index, *OF_NETWORKS):
         group.command(name=verb.__name__)(verb)
     app.add_typer(group, name="benchmark")
 
@@ -82,10 +80,10 @@ def step(
         rounds=rounds,
         device=find_device(device),
         num_classes=classes,
-        say=_tell,
+        say=tell,
     )
     if as_json:
-        _print_json(times)
+        print_json(times)
         return
     print_rows(times.rows(), False, times.describe(), right=("median, ms", "fastest, ms", "share"))
     print("\n".join(times.notes()))
@@ -128,8 +126,8 @@ def reversible(
         num_rounds=rounds,
     )
     on = find_device(device)
-    costs = measure_steps(setting, on, _tell)
-    errors = measure_scales(setting, on, say=_tell) if error_figure else []
+    costs = measure_steps(setting, on, tell)
+    errors = measure_scales(setting, on, say=tell) if error_figure else []
     with disk_errors(figure or error_figure or ""):
         if figure:
             save_png(draw_steps(costs, PAPER), figure)
@@ -137,7 +135,7 @@ def reversible(
             save_png(draw_errors(errors, PAPER), error_figure)
     if as_json:
         found = {"setting": setting, "device": str(on), "steps": costs, "scales": errors}
-        _print_json(found)
+        print_json(found)
         return
     print_rows(step_rows(costs), False, setting.describe(on))
     print("\n".join(notes(costs)))
@@ -177,13 +175,13 @@ def data(
         num_bytes = photographs.write(root / "train", wanted)
         # A packed dataset needs a validation split; its size does not matter here.
         photographs.write(root / "val", dataclasses.replace(wanted, number=10))
-        speeds = measure_paths(root, setting, _tell)
+        speeds = measure_paths(root, setting, tell)
         shares = measure_shares(root, setting)
     with disk_errors(figure or ""):
         if figure:
             save_png(draw(speeds, shares, PAPER), figure)
     if as_json:
-        _print_json({"setting": setting, "mean_bytes": num_bytes / images, "paths": speeds, "steps": shares})
+        print_json({"setting": setting, "mean_bytes": num_bytes / images, "paths": speeds, "steps": shares})
         return
     print_rows(path_rows(speeds), False, describe(setting, num_bytes / images))
     print_rows(share_rows(shares), False, "Fine-tuning input pipeline by step, ms per image")
@@ -209,10 +207,10 @@ def pack(
     chosen = tuple(counts or (1_000, 10_000, 100_000))
     num_workers = len(os.sched_getaffinity(0)) if workers is None else workers
     with _scratch(scratch) as root:
-        costs = measure_packing(root, chosen, num_photographs, num_workers, _tell)
+        costs = measure_packing(root, chosen, num_photographs, num_workers, tell)
     kept = keep_speed(costs)
     if as_json:
-        _print_json({"costs": costs, "kept": str(kept)})
+        print_json({"costs": costs, "kept": str(kept)})
         return
     rows = [
         {
@@ -246,11 +244,11 @@ def index(
     from vitpipe.benchmarks.index_scale import measure_index, write_synthetic_set
 
     with _scratch(scratch) as root:
-        _tell(f"writing an index of {format_count(entries)} images")
+        tell(f"writing an index of {format_count(entries)} images")
         write_synthetic_set(root, entries, classes)
-        costs = measure_index(root, rounds, _tell)
+        costs = measure_index(root, rounds, tell)
     if as_json:
-        _print_json(costs)
+        print_json(costs)
         return
     rows = [
         {
@@ -266,37 +264,6 @@ def index(
         for cost in costs
     ]
     print_rows(rows, False, f"Index of {format_count(entries)} images")
-
-
-def propagation(
-    rows: Annotated[int, typer.Option(min=1, help="rows of patches")] = 30,
-    columns: Annotated[int, typer.Option(min=1, help="columns of patches")] = 52,
-    width: Annotated[int, typer.Option(min=1, help="channels of a feature")] = 384,
-    rounds: Annotated[int, typer.Option(min=1, help="timed frames with a full context")] = 10,
-    threads: Annotated[int, typer.Option(min=1, help="threads of torch on a CPU")] = 1,
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Time of label propagation (stage video) per frame, compared with the whole affinity matrix.
-
-    The defaults are a frame of DAVIS at 480 x 832 pixels in ViT-S/16.
-    """
-    import torch
-
-    from vitpipe.benchmarks.memory_modes import find_device
-    from vitpipe.benchmarks.propagation_speed import measure_propagation
-    from vitpipe.evaluate.propagate import PropagationSettings
-
-    torch.set_num_threads(threads)
-    settings, place = PropagationSettings(), find_device(device)
-    found = measure_propagation((rows, columns), width, settings, rounds, place, _tell)
-    if as_json:
-        _print_json({"device": str(place), "ratio": found.ratio, "times": found})
-        return
-    pairs = {"strips (stage video)": found.strips_seconds, "whole matrix": found.matrix_seconds}
-    table = [{"way": way, "ms per frame": f"{1e3 * seconds:.1f}"} for way, seconds in pairs.items()]
-    print_rows(table, False, f"{rows} x {columns} patches of {width} channels, 8 context frames, {place}")
-    print(f"ratio {found.ratio:.2f}, largest difference of the labels {found.largest_difference:.1e}")
 
 
 @contextmanager
@@ -334,14 +301,3 @@ def check_figure(path: Path | None) -> None:
             where="--figure",
             fix="choose another name",
         )
-
-
-def _print_json(found: Any) -> None:
-    text = json.dumps(found, default=dataclasses.asdict)
-    # RFC 8259 has no Infinity or NaN, which an error can be and which json.dumps would write: they become
-    # null.
-    print(json.dumps(json.loads(text, parse_constant=lambda name: None), indent=2))
-
-
-def _tell(text: str) -> None:
-    print(f"measuring {text}", file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ def explain(
         int | None, typer.Option(min=1, max=4, help="stage of the network whose clusters are shown")
     ] = None,
     mask: Annotated[str | None, typer.Option(help="soft or binary")] = None,
-    threshold: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="of binary masks")] = None,
+    threshold: Annotated[float | None, typer.Option(help="of binary masks, below 1")] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="masked images in a row")] = None,
     label: Annotated[
         str | None,

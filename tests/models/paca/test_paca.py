@@ -174,3 +174,13 @@ def test_unknown_tensors_and_sizes_are_refused():
     short = {name: tensor for name, tensor in state.items() if not name.startswith("stage4.1.")}
     with pytest.raises(CheckpointError, match="no known size"):
         convert_state(short)
+    teacher = official("pacavit_convmixer_tiny_100")
+    part = {n: t for n, t in teacher.items() if not n.startswith("paca_teacher.to_clusters2")}
+    with pytest.raises(
+        CheckpointError, match=r"teacher of paca_teacher_tiny lacks paca_teacher\.to_clusters2"
+    ):
+        convert_state(part)
+    blur = "paca_teacher.transition1.0.blur_filter"
+    convert_state({n: t for n, t in teacher.items() if n != blur})
+    with pytest.raises(CheckpointError, match=r"blur, a constant, has other values"):
+        convert_state({**teacher, blur: teacher[blur] * 1.1})

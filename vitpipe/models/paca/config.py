@@ -52,6 +52,11 @@ class PacaConfig(ModelConfig):
         return self.clusters or SHAPES[self.name].clusters
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether a convolutional pyramid assigns the patches."""
+        return SHAPES[self.name].teacher_depths is not None
+
+    @property
     def shows_attention(self) -> bool:
         """That of the last block, through its clusters where it has any."""
         return True

@@ -68,15 +68,41 @@ def rename_paca(official: Mapping[str, Tensor], where: str | Path) -> Renamed | 
             where=where,
             fix=f"give a checkpoint of one of the known sizes: {', '.join(SHAPES)}",
         )
+    _require_branch(state, shape, where)
     network = _network_like(state, shape, kind)
     # The constant blur of the teacher; some files leave it out.
     for name, buffer in network.named_buffers():
-        if name.endswith(".blur") and name not in state:
-            state[name] = (
-                torch.outer(*[torch.tensor([1.0, 2.0, 1.0])] * 2).div(16).expand(buffer.shape).clone()
+        if not name.endswith(".blur"):
+            continue
+        constant = torch.outer(*[torch.tensor([1.0, 2.0, 1.0])] * 2).div(16).expand(buffer.shape).clone()
+        given = state.setdefault(name, constant)
+        # Not on the meta device, where tests compare names and shapes only.
+        if (
+            not given.is_meta
+            and given.shape == constant.shape
+            and not torch.allclose(given.float(), constant)
+        ):
+            raise CheckpointError(
+                f"{name}, a constant, has other values than [1, 2, 1] x [1, 2, 1] / 16",
+                where=where,
+                fix="download or copy the checkpoint again",
             )
     found = "paca_dense" if prefix else "paca_classifier" if "head.weight" in state else "paca_encoder"
     return Renamed(found, shape.name, state, network, tuple(rows))
+
+
+def _require_branch(state: Mapping[str, Tensor], shape: PacaShape, where: str | Path) -> None:
+    """Refuse a teacher that assigns the patches of some stages only: no network is built so."""
+    if shape.teacher_depths is None:
+        return
+    missing = [stage for stage in range(NUM_STAGES) if not _clusters_of(state, stage)]
+    if missing:
+        names = ", ".join(f"paca_teacher.to_clusters{stage + 1}" for stage in missing)
+        raise CheckpointError(
+            f"The teacher of {shape.name} lacks {names}",
+            where=where,
+            fix="give the whole checkpoint; every stage of a network with a teacher has its clusters",
+        )
 
 
 def _our_name(official: str, kind: str) -> str | None:

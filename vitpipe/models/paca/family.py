@@ -42,8 +42,8 @@ class PacaFamily(Family[PacaConfig]):
 
     def dense(self, model: PacaConfig, task: Task, *, image_size: int, drop_path: float) -> PacaMaps:
         """The four stages as maps, with the clusters of `dense_clusters` where they are given."""
-        restarts = model.dense_clusters is not None
-        return PacaMaps(_backbone(model, drop_path, model.dense_clusters), restarts=restarts)
+        pretrained = model.clusters or SHAPES[model.name].clusters
+        return PacaMaps(_backbone(model, drop_path, model.dense_clusters), pretrained)
 
     def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
         """What a state is, recognised by stem and first block; `None` without them."""

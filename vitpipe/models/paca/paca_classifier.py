@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitpipe.models.network import Classifier, DenseBackbone, Encoder, Features, Network
 from vitpipe.models.paca.clustering import as_map
 from vitpipe.models.paca.paca import PaCa
-from vitpipe.models.paca.paca_shapes import NUM_STAGES
+from vitpipe.models.paca.paca_shapes import NUM_STAGES, Four
 
 
 class PacaNetwork(Network):
@@ -123,15 +123,20 @@ class PacaMaps(PacaNetwork, DenseBackbone):
     """The normed tokens of the four stages as maps, strides 4 to 32, sides rounded up.
 
     Args:
-        restarts: it has other clusters than pre-training, so the last maps of the clusterings begin anew.
+        pretrained: clusters of the four stages in pre-training; where the network has others, the last maps
+            of the clusterings begin anew.
     """
 
-    def __init__(self, backbone: PaCa, *, restarts: bool = False) -> None:
+    def __init__(self, backbone: PaCa, pretrained: Four) -> None:
         super().__init__(backbone)
-        kinds = ("weight", "bias")
-        names = [f"clustering.to_clusters.{kind}" for kind in kinds]
-        names += [f"teacher.to_clusters.{stage}.{kind}" for stage in range(NUM_STAGES) for kind in kinds]
-        self.restarted = tuple(names) if restarts else ()
+        changed = [stage for stage in range(NUM_STAGES) if backbone.clusters[stage] != pretrained[stage]]
+        owners = [f"stages.{stage}." for stage in changed]
+        owners += [f"teacher.to_clusters.{stage}." for stage in changed]
+        self.restarted = tuple(
+            name
+            for name, _ in self.named_parameters()
+            if ".to_clusters." in name and any(owner in name for owner in owners)
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:

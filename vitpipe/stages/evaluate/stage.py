@@ -8,11 +8,15 @@ from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.benchmarks.throughput import images_per_second
 from vitpipe.contracts.protocol import NOT_AVERAGED, PROTOCOL, protocol_rows
 from vitpipe.evaluate.accuracy import evaluate_classifier
-from vitpipe.models.build import stored_classifier
 from vitpipe.models.network import Classifier
-from vitpipe.models.transfer import load_same
 from vitpipe.stages.context import StageContext
-from vitpipe.stages.training import accuracy_protocol, centre_batches, open_sets, trained_augment
+from vitpipe.stages.training import (
+    accuracy_protocol,
+    centre_batches,
+    measured_classifier,
+    open_sets,
+    trained_augment,
+)
 
 # float32 here against the training's precision there: more than this is not rounding.
 _AGREES_WITHIN = 0.002
@@ -32,11 +36,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     """
     section, ranks, side = ctx.recipe.evaluate, ctx.ranks, ctx.recipe.model.image_size
     _, val_set = open_sets(ctx, used=("val",))
-    path = ctx.inputs["weights"].weights
-    build, state = stored_classifier(ctx.recipe.model, path)
-    model = build()
-    load_same(model, state, path)
-    model.to(ranks.device)
+    model, build = measured_classifier(ctx, val_set)
     accuracy = evaluate_classifier(
         model,
         centre_batches(ctx, val_set, trained_augment(ctx), section.eval_crop_ratio, section.batch),

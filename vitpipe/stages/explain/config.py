@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from vitpipe.config.model import ModelConfig
-from vitpipe.config.section import Count, Effects, Ratio, Section
+from vitpipe.config.section import Count, Effects, Section
 from vitpipe.contracts.graph import CLASSES, DATA, ONE_GPU, Stage
 
 
@@ -27,7 +27,8 @@ class ExplainConfig(Section):
     stage: Annotated[int, Field(ge=1, le=4)] = 3
     images: Count = 4
     mask: Literal["soft", "binary"] = "soft"
-    threshold: Ratio = 0.5
+    # Below 1: enlarged bilinearly, few masks reach it anywhere.
+    threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     columns: Count = 10
     eval_crop_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 224 / 256
     batch: Count = 32
@@ -36,6 +37,8 @@ class ExplainConfig(Section):
         """A stage of the network without clusters, or a network that can show nothing."""
         clusters = model.num_clusters
         if clusters and not clusters[self.stage - 1]:
+            if not any(clusters):
+                return f"'{model.name}' has no clusters at all with model.clusters {list(clusters)}"
             having = [number for number, count in enumerate(clusters, start=1) if count]
             return f"stage is {self.stage}, and '{model.name}' has clusters in {having} only"
         if not clusters and not model.shows_attention:

@@ -24,11 +24,12 @@ from vitpipe.data.image_pixels import as_packed, encoding_of
 from vitpipe.datasets.catalogue import class_names, class_order
 from vitpipe.evaluate.explain_images import Figure, ImageExplainer, ShownImage
 from vitpipe.evaluate.image_classifier import ImageClassifier
-from vitpipe.prepare.set_summary import read_set
+from vitpipe.prepare.set_summary import read_set, readable_classes
 from vitpipe.stages.explain.config import ExplainConfig
 from vitpipe.stages.explain.stage import settings_of
 from vitpipe.stages.output_folders import check_result_folder
 from vitpipe.stages.report.stage import results_of_folder
+from vitpipe.stages.training import check_classes
 
 # Where a classifier comes from, the last stage first.
 _STAGES = ("finetune", "intermediate")
@@ -74,16 +75,12 @@ def classifier_of_run(folder: Path, device: str) -> TrainedClassifier:
             fix="run it first (`dvc repro`), or give the folder of another run",
         )
     section = getattr(results.recipe, stage)
-    classes = read_set(results.artifacts["prepare"].path, section.dataset).classes
-    known = results.class_names()
-    weights = results.artifacts[stage].weights
-    return TrainedClassifier(
-        ImageClassifier(weights, results.recipe, stage, device),
-        results.recipe,
-        stage,
-        classes,
-        tuple(known.get(key, key) for key in classes),
-    )
+    manifest = read_set(results.artifacts["prepare"].path, section.dataset)
+    known, weights = readable_classes(manifest), results.artifacts[stage].weights
+    classifier = ImageClassifier(weights, results.recipe, stage, device)
+    check_classes(classifier.model, manifest.classes, section.dataset, weights)
+    names = tuple(known.get(key, key) for key in manifest.classes)
+    return TrainedClassifier(classifier, results.recipe, stage, manifest.classes, names)
 
 
 def classifier_of_weights(weights: Path, recipe: Recipe, device: str) -> TrainedClassifier:

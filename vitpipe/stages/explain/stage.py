@@ -13,11 +13,11 @@ from vitpipe.data.augment import eval_transform
 from vitpipe.data.batches import ImageSet, eval_batches
 from vitpipe.data.image_grid import optional_figure, write_grid
 from vitpipe.evaluate.explain_images import ExplainSettings, Figure, ImageExplainer, ShownImage
-from vitpipe.models.build import stored_classifier
-from vitpipe.models.transfer import load_same
+from vitpipe.prepare.set_summary import read_set, readable_classes
 from vitpipe.stages.context import StageContext
 from vitpipe.stages.explain.config import ExplainConfig
-from vitpipe.stages.training import open_sets, trained_augment
+from vitpipe.stages.training import measured_classifier, open_sets, trained_augment
+from vitpipe.stages.weights_identity import dataset_read
 
 
 def run(ctx: StageContext) -> dict[str, float]:
@@ -33,11 +33,8 @@ def run(ctx: StageContext) -> dict[str, float]:
         CheckpointError: when the weights are not those of a classifier of this recipe's model.
     """
     _, val_set = open_sets(ctx, used=("val",))
-    path = ctx.inputs["weights"].weights
-    build, state = stored_classifier(ctx.recipe.model, path)
-    model = build()
-    load_same(model, state, path)
-    model.to(ctx.ranks.device).eval()
+    model, _ = measured_classifier(ctx, val_set)
+    model.eval()
     augment = trained_augment(ctx)
     mean, std = (torch.tensor(v, device=ctx.ranks.device).view(3, 1, 1) for v in (augment.mean, augment.std))
 
@@ -50,8 +47,9 @@ def run(ctx: StageContext) -> dict[str, float]:
             ctx.logger.figure(figure.name, file)
 
     section: ExplainConfig = ctx.section
-    names = _class_names(ctx, val_set.classes)
-    explainer = ImageExplainer(model, names, (mean, std), settings_of(section), draw)
+    explainer = ImageExplainer(
+        model, _class_names(ctx, val_set.classes), (mean, std), settings_of(section), draw
+    )
     shown = _chosen(ctx, val_set, (mean, std))
     has_clusters = bool(ctx.recipe.model.num_clusters)
     found = explainer.by_clusters(shown) if has_clusters else explainer.by_attention(shown)
@@ -107,6 +105,6 @@ def _chosen(ctx: StageContext, val_set: ImageSet, normalisation: tuple[Tensor, T
 
 def _class_names(ctx: StageContext, keys: tuple[str, ...]) -> tuple[str, ...]:
     """Names of the classes in words where the data has them (`digit zero`), else their keys."""
-    rows = ctx.inputs["data"].tables().get("classes", [])
-    known = {row["class"]: row["name"] for row in rows if row.get("class") and row.get("name")}
+    dataset = dataset_read(ctx.stage, ctx.recipe, ctx.inputs)
+    known = readable_classes(read_set(ctx.inputs["data"].path, dataset)) if dataset else {}
     return tuple(known.get(key, key) for key in keys)

@@ -1,0 +1,147 @@
+"""The verbs of `benchmark` that measure one network, or a part of one, beside another form of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitpipe.contracts.errors import InputError
+from vitpipe.contracts.units import format_bytes
+from vitpipe.verbs.completion import complete_model
+from vitpipe.verbs.options import JsonOption
+from vitpipe.verbs.show import print_rows
+
+if TYPE_CHECKING:
+    from vitpipe.benchmarks.cluster_attention import StepCost
+
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if there is one]")]
+
+
+def propagation(
+    rows: Annotated[int, typer.Option(min=1, help="rows of patches")] = 30,
+    columns: Annotated[int, typer.Option(min=1, help="columns of patches")] = 52,
+    width: Annotated[int, typer.Option(min=1, help="channels of a feature")] = 384,
+    rounds: Annotated[int, typer.Option(min=1, help="timed frames with a full context")] = 10,
+    threads: Annotated[int, typer.Option(min=1, help="threads of torch on a CPU")] = 1,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time of label propagation (stage video) per frame, compared with the whole affinity matrix.
+
+    The defaults are a frame of DAVIS at 480 x 832 pixels in ViT-S/16.
+    """
+    import torch
+
+    from vitpipe.benchmarks.memory_modes import find_device
+    from vitpipe.benchmarks.propagation_speed import measure_propagation
+    from vitpipe.evaluate.propagate import PropagationSettings
+
+    torch.set_num_threads(threads)
+    settings, place = PropagationSettings(), find_device(device)
+    found = measure_propagation((rows, columns), width, settings, rounds, place, tell)
+    if as_json:
+        print_json({"device": str(place), "ratio": found.ratio, "times": found})
+        return
+    pairs = {"strips (stage video)": found.strips_seconds, "whole matrix": found.matrix_seconds}
+    table = [{"way": way, "ms per frame": f"{1e3 * seconds:.1f}"} for way, seconds in pairs.items()]
+    print_rows(table, False, f"{rows} x {columns} patches of {width} channels, 8 context frames, {place}")
+    print(f"ratio {found.ratio:.2f}, largest difference of the labels {found.largest_difference:.1e}")
+
+
+def clusters(
+    model: Annotated[
+        str, typer.Argument(help="a PaCa network without a teacher", autocompletion=complete_model)
+    ] = "paca_tiny",
+    sizes: Annotated[
+        list[int] | None,
+        typer.Option("--image-size", min=32, help="pixels per side; may be repeated  [default: 224 448 896]"),
+    ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(min=1, help="images of the largest size; of smaller ones as many as have its pixels"),
+    ] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="timed steps of each form at each size")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="threads of torch on a CPU")] = 1,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time and memory of PaCa's training step per patch, by image size, beside a plainly written form."""
+    import torch
+
+    from vitpipe.benchmarks.cluster_attention import batch_of, measure_clusters
+    from vitpipe.benchmarks.memory_modes import find_device
+    from vitpipe.config.model import model_config
+    from vitpipe.models.paca.config import PacaConfig
+
+    chosen = model_config({"name": model})
+    if not isinstance(chosen, PacaConfig) or chosen.has_teacher:
+        raise InputError(
+            f"'{model}' is no PaCa network without a teacher",
+            where="MODEL",
+            fix="name for example paca_small",
+        )
+    torch.set_num_threads(threads)
+    wanted = sorted(sizes or (224, 448, 896))
+    place = find_device(device)
+    found = measure_clusters(
+        chosen,
+        {size: batch_of(size, wanted[-1], batch) for size in wanted},
+        rounds=rounds,
+        device=place,
+        say=tell,
+    )
+    if as_json:
+        print_json({"device": str(place), "model": model, "steps": found})
+        return
+    _print_clusters(model, str(place), found)
+
+
+def _print_clusters(model: str, place: str, found: Sequence[StepCost]) -> None:
+    """Table of all steps, ratios of the two forms, and how flat ours is over the sizes."""
+    ours, plain = (found[first::2] for first in (0, 1))
+    rows = [
+        {
+            "image": f"{cost.image_size} px",
+            "batch": cost.batch,
+            "form": cost.form,
+            "s per step": f"{cost.seconds:.3f}",
+            "us per patch": f"{1e6 * cost.seconds / cost.patches:.2f}",
+            "peak": format_bytes(cost.peak_bytes),
+            "bytes per patch": f"{cost.peak_bytes / cost.patches:,.0f}",
+        }
+        for cost in found
+    ]
+    print_rows(rows, False, f"Training step of {model} on {place}, patches of the first stage")
+    for own, other in zip(ours, plain, strict=True):
+        print(
+            f"{own.image_size} px: {own.seconds / other.seconds:.2f} of the plain form's time, "
+            f"{own.peak_bytes / other.peak_bytes:.2f} of its memory"
+        )
+    if len(ours) > 1:
+        for what, values in (
+            ("time", [cost.seconds / cost.patches for cost in ours]),
+            ("memory", [cost.peak_bytes / cost.patches for cost in ours]),
+        ):
+            print(f"{what} per patch: the largest is {max(values) / min(values):.2f} of the smallest")
+
+
+# In the order in which `vitpipe benchmark --help` lists them.
+OF_NETWORKS = (propagation, clusters)
+
+
+def print_json(found: Any) -> None:
+    """Print plain values and dataclasses as JSON."""
+    text = json.dumps(found, default=dataclasses.asdict)
+    # RFC 8259 has no Infinity or NaN, which an error can be and which json.dumps would write: they become
+    # null.
+    print(json.dumps(json.loads(text, parse_constant=lambda name: None), indent=2))
+
+
+def tell(text: str) -> None:
+    """Say on stderr what is being measured."""
+    print(f"measuring {text}", file=sys.stderr, flush=True)
