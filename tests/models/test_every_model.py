@@ -125,9 +125,17 @@ PINNED = {
     "revcolv2_large/detector": (329_161_632, 69_756_682_240, "60457b835b5c"),
     "revcolv2_large/segmentor": (330_481_280, 427_399_577_600, "eedda5b3a4e7"),
     "swin_nano/classifier": (504_942, 6_685_696, "f2a0ad70491b"),
+    "swin_nano/detector": (376_486, 7_405_568, "a49fd57c665a"),
+    "swin_nano/segmentor": (376_486, 26_279_936, "a49fd57c665a"),
     "swin_tiny/classifier": (28_288_354, 4_490_566_656, "7528ed603d4e"),
+    "swin_tiny/detector": (27_520_698, 4_489_798_656, "62fe453ef569"),
+    "swin_tiny/segmentor": (27_520_698, 25_502_541_696, "62fe453ef569"),
     "swin_small/classifier": (49_606_258, 8_740_875_264, "3ee197fa807c"),
+    "swin_small/detector": (48_838_602, 8_740_107_264, "e2d680a167d3"),
+    "swin_small/segmentor": (48_838_602, 49_221_659_520, "e2d680a167d3"),
     "swin_base/classifier": (87_768_224, 15_430_946_816, "163c87f9366f"),
+    "swin_base/detector": (86_745_016, 15_429_922_816, "12b467bb0201"),
+    "swin_base/segmentor": (86_745_016, 86_843_439_616, "12b467bb0201"),
 }
 
 

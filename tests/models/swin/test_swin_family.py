@@ -12,7 +12,6 @@ from vitpipe.contracts.errors import CheckpointError, InputError, RecipeError
 from vitpipe.models.build import (
     as_stored,
     build_classifier,
-    build_dense,
     build_encoder,
     build_pretrainer,
     create_backbone,
@@ -177,8 +176,6 @@ def test_without_a_size_each_network_has_its_own():
 def test_what_there_is_not_is_refused():
     with pytest.raises(RecipeError, match="swin_nano has no masked"):
         build_pretrainer(NANO)
-    with pytest.raises(RecipeError, match="neither detection nor segmentation"):
-        build_dense(NANO, "detect", image_size=64)
     encoder = build_encoder(NANO)
     with pytest.raises(InputError, match="cannot give its attention"):
         encoder.features(torch.zeros(1, 3, 64, 64), attention=True)

@@ -22,15 +22,15 @@ class SwinConfig(ModelConfig):
     """A Swin Transformer.
 
     `window` is the tokens per side of a window, the size's own if not given; the windows of every stage must
-    divide its grid. `head_init_std` is that of a new classification head's weight. `image_size` is the
-    network's own if not given.
+    divide its grid, but for detection and segmentation, where grids are padded to whole ones. `head_init_std`
+    is that of a new classification head's weight. `image_size` is the network's own if not given.
     """
 
     effects: ClassVar[Effects] = Effects(
         weights="window head_init_std",
     )
 
-    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier")
+    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "dense")
     stride: ClassVar[int] = STRIDE
 
     window: Count | None = None
@@ -39,7 +39,7 @@ class SwinConfig(ModelConfig):
 
     @property
     def takes_any_size(self) -> bool:
-        """No: masks of shifted windows and the windows themselves are made for one size."""
+        """No: masks of shifted windows and the windows themselves are made for one size, but for maps."""
         return False
 
     @model_validator(mode="before")

@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitpipe.models.families import Family, WeightsInfo
-from vitpipe.models.network import Network
+from vitpipe.models.families import Family, WeightsInfo, WeightsKind
+from vitpipe.models.network import Network, Task
 from vitpipe.models.positions import resize_relative_table
 from vitpipe.models.swin.config import SwinConfig
 from vitpipe.models.swin.shapes import NUM_STAGES, PATCH, SHAPES, SwinShape
 from vitpipe.models.swin.swin import SwinClassifier, SwinEncoder, build_swin
+from vitpipe.models.swin.swin_maps import SwinMaps
 from vitpipe.models.weights import Rule
 
 _TABLE = "attn.relative_position_bias_table"
@@ -26,6 +27,8 @@ _RESIZE = Rule("resized", rf"\.{re.escape(_TABLE)}$", "bicubic to the network's 
 _NEW_HEAD = Rule("missing", r"^head\.", "a new head")
 _OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
 _ONLY_CLASSIFIER = Rule("unused", r"^head\.", "only a classifier has a classification head")
+_NEW_NORMS = Rule("missing", r"^norms\.", "a new norm behind every stage")
+_LAST_NORM = Rule("unused", r"^backbone\.norm\.", "the norm of the classifier; maps have their own")
 
 
 class SwinFamily(Family[SwinConfig]):
@@ -54,6 +57,11 @@ class SwinFamily(Family[SwinConfig]):
         backbone = _backbone(model, drop_path)
         return SwinClassifier(SHAPES[model.name], backbone, num_classes, model.head_init_std)
 
+    def dense(self, model: SwinConfig, task: Task, *, image_size: int, drop_path: float) -> SwinMaps:
+        """The four stages as maps; for both tasks the same, and for images of any size."""
+        shape = SHAPES[model.name]
+        return SwinMaps(shape, build_swin(shape, image_size=None, window=model.window, drop_path=drop_path))
+
     def as_stored(self, model: SwinConfig, info: WeightsInfo) -> SwinConfig:
         """With the window that the file's tables are made for."""
         # No table is for more tokens than the first stage has.
@@ -67,9 +75,10 @@ class SwinFamily(Family[SwinConfig]):
         if table is None or table.ndim != 2 or "backbone.patch_embed.proj.weight" not in state:
             return None
         shape, head = shape_of(state, "backbone."), state.get("head.weight")
+        bare: WeightsKind = "pyramid" if "norms.0.weight" in state else "encoder"
         return WeightsInfo(
             family=self.name,
-            kind="encoder" if head is None else "classifier",
+            kind=bare if head is None else "classifier",
             model="" if shape is None else shape.name,
             # The tables are those of a window: the same for several image sizes.
             image_size=0,
@@ -81,8 +90,11 @@ class SwinFamily(Family[SwinConfig]):
         """What may differ: the windows, whose tables are resized, and the head.
 
         encoder > classifier: a new head. classifier > encoder: the head is not used. Between classifiers the
-        head keeps its initial values when the number of classes differs.
+        head keeps its initial values when the number of classes differs. Maps take neither head nor last norm
+        of the others, and begin with new norms.
         """
+        if isinstance(network, SwinMaps) and info.kind != "pyramid":
+            return (_RESIZE, _ONLY_CLASSIFIER, _LAST_NORM, _NEW_NORMS)
         if not isinstance(network, SwinClassifier):
             return (_RESIZE, _ONLY_CLASSIFIER)
         # Between classifiers a missing head would be damage; only another number of classes is allowed.

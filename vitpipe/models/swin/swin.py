@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import drop_path as drop_branches
 from vitpipe.models.blocks import init_weights
-from vitpipe.models.network import Classifier, Encoder, Features
-from vitpipe.models.swin.shapes import PATCH, SwinShape, misfit_of_windows
+from vitpipe.models.network import Classifier, Encoder, Features, Network
+from vitpipe.models.swin.shapes import PATCH, STRIDE, SwinShape, misfit_of_windows
 
 if TYPE_CHECKING:
     from timm.models.swin_transformer import SwinTransformer
+
+# End of the name of every table of relative positions.
+TABLE = "relative_position_bias_table"
 
 
 class BranchDrop(nn.Module):
@@ -41,13 +44,14 @@ class BranchDrop(nn.Module):
 
 
 def build_swin(
-    shape: SwinShape, *, image_size: int, window: int | None = None, drop_path: float = 0.0
+    shape: SwinShape, *, image_size: int | None, window: int | None = None, drop_path: float = 0.0
 ) -> SwinTransformer:
     """timm's network without a head; on images it gives the mean of the last norm's tokens, (B, C).
 
     Args:
         shape: one of `SHAPES`.
-        image_size: pixels per side; images of other sizes are refused.
+        image_size: pixels per side; images of other sizes are refused. `None` for the network inside of
+            `SwinMaps`, which takes any size: all windows have their full size, masks are made as needed.
         window: tokens per side of a window; the shape's own if not given.
         drop_path: drop ratio of the last block; it rises linearly from 0 in the first.
 
@@ -60,10 +64,12 @@ def build_swin(
     from timm.models.swin_transformer import SwinTransformer
 
     window = window or shape.window
-    if (wrong := misfit_of_windows(image_size, window)) is not None:
+    if image_size is not None and (wrong := misfit_of_windows(image_size, window)) is not None:
         raise InputError(wrong[0], where="model.image_size, model.window", fix=wrong[1])
     network = SwinTransformer(
-        img_size=image_size,
+        img_size=STRIDE * window if image_size is None else image_size,
+        strict_img_size=image_size is not None,
+        always_partition=image_size is None,
         patch_size=PATCH,
         num_classes=0,
         embed_dim=shape.width,
@@ -72,6 +78,8 @@ def build_swin(
         window_size=window,
         drop_path_rate=drop_path,
     )
+    # Without effect on sides that patches divide; others are padded, as in the released detectors.
+    network.patch_embed.dynamic_img_pad = image_size is None
     if shape.init_gain is not None:
         init_weights(network, shape.init_gain)
     for module in list(network.modules()):
@@ -81,8 +89,8 @@ def build_swin(
     return network
 
 
-class SwinEncoder(Encoder):
-    """The network without a head; its blocks are those of all stages, tokens and widths those of each stage.
+class SwinNetwork(Network):
+    """Common to all: layers of the learning rate, and what does not decay.
 
     Args:
         shape: the size that the backbone has.
@@ -91,7 +99,7 @@ class SwinEncoder(Encoder):
 
     family = "swin"
     # As in the released supervised training. (MoBY decays them.)
-    no_decay = ("relative_position_bias_table",)
+    no_decay: tuple[str, ...] = (TABLE,)
 
     def __init__(self, shape: SwinShape, backbone: SwinTransformer) -> None:
         super().__init__()
@@ -100,16 +108,26 @@ class SwinEncoder(Encoder):
 
     @property
     def num_layers(self) -> int:
-        """Number of layer ids: patch embedding, one per block, last norm and head."""
+        """Number of layer ids: patch embedding, one per block, everything behind them."""
         return self.shape.num_blocks + 2
 
     def layer_of(self, name: str) -> int:
-        """Layer id of a parameter; a merge has that of the block before it, as in SimMIM's released code."""
+        """Layer id of a parameter.
+
+        A merge has that of the block before it, as in SimMIM's released code, and so has a norm of a map.
+        """
+        depths = self.shape.depths
+        if found := re.match(r"norms\.(\d+)\.", name):
+            return sum(depths[: int(found[1]) + 1])
         found = re.match(r"backbone\.layers\.(\d+)\.(?:downsample|blocks\.(\d+))\.", name)
         if found is None:
             return 0 if name.startswith("backbone.patch_embed.") else self.num_layers - 1
-        before = sum(self.shape.depths[: int(found[1])])
+        before = sum(depths[: int(found[1])])
         return before if found[2] is None else before + int(found[2]) + 1
+
+
+class SwinEncoder(SwinNetwork, Encoder):
+    """The network without a head; blocks are those of all stages, tokens and widths those of each."""
 
     @property
     def num_blocks(self) -> int:
