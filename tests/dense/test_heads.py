@@ -33,12 +33,38 @@ _DETECT = (
     "detect.head.box_convs=0",
     "detect.head.box_linears=2",
 )
+_SWIN = (
+    *_REVCOLV2[1:],
+    "model.name=swin_nano",
+    "model.relative_position=null",
+    "expect=[]",
+)
 _CASES = {
     "mask_rcnn": ("detect", ()),
     "cascade_mask_rcnn": ("detect", _REVCOLV2),
     "mask2former": ("segment", (*_REVCOLV2, "segment.inference=null", "segment.multi_scale_ratios=[1.5]")),
     "mask_rcnn behind an FPN": ("detect", _DETECT),
     "cascade_mask_rcnn behind an FPN": ("detect", _DETECT),
+    "cascade_mask_rcnn with three mask heads": (
+        "detect",
+        (
+            *_SWIN,
+            "stages=[prepare, detect, report]",
+            "detect.head={neck: fpn, masks: every_stage, by_class: true, stage_weights: [1.0, 0.5, 0.25]}",
+            "detect.head={rpn_convs: 1, rpn_loss: smooth_l1, inner_anchors: true, train_proposals: 32}",
+            "detect.head={box_loss: giou, norm: batch, anchor_scale: 2.0}",
+        ),
+    ),
+    "upernet on Swin's maps": (
+        "segment",
+        (
+            *_SWIN,
+            "stages=[prepare, segment, report]",
+            "segment.inference=whole",
+            "segment.multi_scale_ratios=[1.0]",
+            "segment.multi_scale_flips=false",
+        ),
+    ),
     "semantic_fpn": ("segment", (*_SEGMENT, "segment.head={name: semantic_fpn, width: 16, neck_width: 16}")),
     "upernet behind a neck": (
         "segment",
@@ -84,10 +110,19 @@ def test_a_head_trains_and_evaluates(make_context, tiny_head, head):
     assert all(0.0 < value < 1e3 for value in losses)
     if head.startswith("cascade_mask_rcnn"):
         assert {f"train/s{number}.loss_bbox" for number in range(3)} <= names
-        assert [name for name in names if "loss_mask" in name] == ["train/s0.loss_mask"]
+        num_mask_heads = 3 if "three" in head else 1
+        learned = {f"train/s{number}.loss_mask" for number in range(num_mask_heads)}
+        assert {name for name in names if "loss_mask" in name} == learned
     if head == "mask2former":
         assert {"train/decode.loss_dice", "train/decode.d0.loss_mask"} <= names
         assert {"mIoU", "multi_scale_mIoU"} <= set(metrics)
+    if "Swin" in head:
+        # One size, its own, without a mirror image.
+        assert metrics["multi_scale_mIoU"] == metrics["mIoU"] > 0.0
+        rows = {
+            row["metric"]: row for row in context.logger.tables["protocol"] if row["setting"] == "inference"
+        }
+        assert rows["multi_scale_mIoU"]["value"] == "whole picture, 1 scale"
 
 
 def test_a_killed_and_resumed_mask2former_ends_with_the_same_weights(make_context, tiny_head):

@@ -117,12 +117,12 @@ class SegmentConfig(DenseConfig):
 
     In tests a window of `crop_size` slides by `stride`, or the network sees whole pictures; if `inference`
     does not say, as is usual for the head. With `multi_scale_ratios` there is a second figure: the mean over
-    these sizes, each also mirrored.
+    these sizes and, with `multi_scale_flips`, their mirror images.
     """
 
     effects: ClassVar[Effects] = Effects(
         weights="head steps crop_size scale resize_range photometric",
-        figures="inference stride multi_scale_ratios",
+        figures="inference stride multi_scale_ratios multi_scale_flips",
     )
 
     dataset: str = "ade20k"
@@ -137,6 +137,7 @@ class SegmentConfig(DenseConfig):
     # Two thirds of the window, as UPerNet rows are tested.
     stride: Pixels = 341
     multi_scale_ratios: tuple[Positive, ...] = ()
+    multi_scale_flips: bool = True
 
     def network_misfit(self, model: ModelConfig) -> str:
         """A window that the network cannot take."""

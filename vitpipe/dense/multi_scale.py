@@ -1,4 +1,4 @@
-"""Test-time augmentation: predictions over several sizes of an image and their mirror images. K classes."""
+"""Test-time augmentation: predictions over several sizes of an image, also mirrored. K classes."""
 
 from __future__ import annotations
 

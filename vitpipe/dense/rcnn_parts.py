@@ -15,6 +15,8 @@ from vitpipe.dense.heads.mask_rcnn.config import RCNNConfig
 
 # Of the box deltas dx, dy, dw, dh: mmdet's default, the inverse of Detectron2's weights (10, 10, 5, 5).
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)
+# mmdetection's, where box deltas of proposals have smooth L1: quadratic below it.
+_SMOOTH_BELOW = 1.0 / 9.0
 # Detectron2's LayerNorm over channels, which ViTDet's heads use; torch's own default is 1e-5.
 _NORM_EPS = 1e-6
 
@@ -34,7 +36,8 @@ def maps_width(head: RCNNConfig, widths: Sequence[int]) -> int:
 
 
 def rpn_head(head: RCNNConfig, width: int) -> dict[str, Any]:
-    """The proposal network: one anchor size per level, L1 on box deltas."""
+    """The proposal network: one anchor size per level, L1 or smooth L1 on box deltas."""
+    smooth = {"type": "SmoothL1Loss", "beta": _SMOOTH_BELOW, "loss_weight": 1.0}
     return {
         "type": "RPNHead",
         "in_channels": width,
@@ -50,7 +53,7 @@ def rpn_head(head: RCNNConfig, width: int) -> dict[str, Any]:
         "bbox_coder": _box_coder([1.0, 1.0, 1.0, 1.0]),
         # Object or background by one sigmoid per anchor: binary cross entropy.
         "loss_cls": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
-        "loss_bbox": _l1(),
+        "loss_bbox": smooth if head.rpn_loss == "smooth_l1" else _l1(),
     }
 
 
@@ -145,10 +148,10 @@ def _sampler(num_samples: int, positive_ratio: float, *, with_ground_truth: bool
     }
 
 
-def _proposal_rules(head: RCNNConfig, before_nms: int) -> dict[str, Any]:
+def _proposal_rules(before_nms: int, kept: int) -> dict[str, Any]:
     return {
         "nms_pre": before_nms,
-        "max_per_img": head.proposals,
+        "max_per_img": kept,
         "nms": {"type": "nms", "iou_threshold": 0.7},
         "min_bbox_size": 0,
     }
@@ -160,13 +163,13 @@ def proposal_training(head: RCNNConfig) -> dict[str, Any]:
         "rpn": {
             "assigner": _assigner(0.7, 0.3, 0.3, match_low_quality=True),
             "sampler": _sampler(256, 0.5, with_ground_truth=False),
-            # Anchors may reach over the edge of the image.
-            "allowed_border": -1,
+            # Negative: anchors may reach over the edge of the image.
+            "allowed_border": 0 if head.inner_anchors else -1,
             "pos_weight": -1,
             "debug": False,
         },
         # Training keeps twice as many boxes per level before NMS: 2,000 for 1,000 proposals.
-        "rpn_proposal": _proposal_rules(head, 2 * head.proposals),
+        "rpn_proposal": _proposal_rules(2 * head.proposals, head.train_proposals or head.proposals),
     }
 
 
@@ -189,7 +192,7 @@ def box_training(iou: float, *, match_low_quality: bool) -> dict[str, Any]:
 def test_rules(head: RCNNConfig) -> dict[str, Any]:
     """How boxes are chosen in tests."""
     return {
-        "rpn": _proposal_rules(head, head.proposals),
+        "rpn": _proposal_rules(head.proposals, head.proposals),
         "rcnn": {
             # mmdet's and Detectron2's values; COCO evaluates 100 detections per image.
             "score_thr": 0.05,

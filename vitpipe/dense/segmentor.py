@@ -101,13 +101,14 @@ def eval_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
 
 
 def multi_scale_pipeline(segment: SegmentConfig) -> list[dict[str, Any]]:
-    """Test-time augmentation: several sizes and their mirror images, as lists in one sample."""
+    """Test-time augmentation: several sizes and, if asked for, their mirror images; lists in one sample."""
     long_side, short_side = segment.scale
     sizes = [
         {"type": "Resize", "scale": (round(long_side * ratio), round(short_side * ratio)), "keep_ratio": True}
         for ratio in segment.multi_scale_ratios
     ]
-    flips = [{"type": "RandomFlip", "prob": probability} for probability in (0.0, 1.0)]
+    probabilities = (0.0, 1.0) if segment.multi_scale_flips else (0.0,)
+    flips = [{"type": "RandomFlip", "prob": probability} for probability in probabilities]
     return [
         _load_image(),
         {

@@ -14,6 +14,7 @@ import numpy as np
 
 from vitpipe.config.dense_sections import SegmentConfig
 from vitpipe.contracts.protocol import PIXEL_IOU, PROTOCOL, protocol_rows
+from vitpipe.contracts.units import counted
 from vitpipe.data.image_grid import (
     Section,
     Tile,
@@ -53,7 +54,7 @@ def run(ctx: StageContext) -> dict[str, float]:
 
     Returns:
         `mIoU`, `mAcc` (means over classes) and `aAcc` (over pixels), ratios in [0, 1]; with
-        `multi_scale_ratios` also `multi_scale_mIoU` and so on, from several sizes and their mirror images.
+        `multi_scale_ratios` also `multi_scale_mIoU` and so on, from several sizes (and their mirror images).
         `params` counts those of the whole segmentor.
 
     Raises:
@@ -135,7 +136,8 @@ def _protocol(
     size = f"{section.crop_size}x{section.crop_size}"
     slides = (section.inference or segmentation_head(section.head).inference) == "slide"
     window = f"sliding {size}, stride {section.stride}" if slides else "whole picture"
-    scales = f"{num_sizes} scales and their mirror images" if num_sizes else "single scale"
+    mirrored = " and their mirror images" if section.multi_scale_flips else ""
+    scales = f"{counted(num_sizes, 'scale')}{mirrored}" if num_sizes else "single scale"
     settings = {"inference": f"{window}, {scales}", "IoU": PIXEL_IOU}
     return protocol_rows(metrics, {**settings, "images": num_images, "classes": len(folder.classes)})
 

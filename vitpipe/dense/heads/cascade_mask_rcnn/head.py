@@ -1,4 +1,4 @@
-"""Cascade Mask R-CNN's heads as in ViTDet (arXiv 2203.16527); `one_mask_cascade` differs from mmdet's."""
+"""Cascade Mask R-CNN's heads as in ViTDet (arXiv 2203.16527; `one_mask_cascade`) or as in mmdetection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STAGE_IOUS = (0.5, 0.6, 0.7)
 
 
 class CascadeMaskRCNN(DetectionHead):
-    """Three box heads of equal weight, each refining the boxes of the one before; class-agnostic boxes."""
+    """Three box heads, each refining the boxes of the one before, and one mask head or three."""
 
     def register(self) -> None:
         """Register the cascade with one mask head, and LayerNorm over channels."""
@@ -37,19 +37,21 @@ class CascadeMaskRCNN(DetectionHead):
     def parts(
         self, head: CascadeMaskRCNNConfig, *, widths: Sequence[int], num_classes: int, norm: str
     ) -> dict[str, Any]:
-        """mmdet's `CascadeRCNN` with `OneMaskCascade`."""
+        """mmdet's `CascadeRCNN`, with `OneMaskCascade` or its own heads."""
         width = maps_width(head, widths)
+        one_mask = head.masks == "first_stage"
         return {
             "type": "CascadeRCNN",
             **neck(head, widths),
             "rpn_head": rpn_head(head, width),
             "roi_head": {
-                "type": "OneMaskCascade",
+                # mmdet's own makes a mask head for every stage of the one configuration.
+                "type": "OneMaskCascade" if one_mask else "CascadeRoIHead",
                 "num_stages": len(_STAGE_STDS),
-                # mmdet's default is 1, 0.5, 0.25; ViTDet's stages weigh the same.
-                "stage_loss_weights": [1.0] * len(_STAGE_STDS),
+                "stage_loss_weights": list(head.stage_weights),
                 "bbox_head": [
-                    box_head(head, width, num_classes, norm, stds, by_class=False) for stds in _STAGE_STDS
+                    box_head(head, width, num_classes, norm, stds, by_class=head.by_class)
+                    for stds in _STAGE_STDS
                 ],
                 "bbox_roi_extractor": roi_extractor(width, 7),
                 "mask_roi_extractor": roi_extractor(width, 14),

@@ -23,10 +23,17 @@ class RCNNConfig(HeadConfig):
     box head only. Mask R-CNN's own (mmdetection's standard, which SelfPatch's detector takes) are an FPN, two
     linear layers without convolutions in the box head, and L1. `neck: fpn` (arXiv 1612.03144) makes the five
     maps that the heads read from four of a network without a pyramid of its own.
+
+    Proposals learn by `rpn_loss`, with `inner_anchors` from anchors inside of the image only; a box head is
+    trained on `train_proposals` of them, as many as in tests if not given. mmdetection's cascade has smooth
+    L1, inner anchors and 2,000.
     """
 
     effects: ClassVar[Effects] = Effects(
-        weights="neck width fc_width box_convs box_linears anchor_scale proposals rpn_convs norm box_loss",
+        weights=(
+            "neck width fc_width box_convs box_linears anchor_scale proposals train_proposals rpn_convs "
+            "rpn_loss inner_anchors norm box_loss"
+        ),
     )
 
     neck: Literal["none", "fpn"] = "none"
@@ -36,7 +43,10 @@ class RCNNConfig(HeadConfig):
     box_linears: Count = 1
     anchor_scale: Positive = 8.0
     proposals: Count = 1000
+    train_proposals: Count | None = None
     rpn_convs: Count = 1
+    rpn_loss: Literal["l1", "smooth_l1"] = "l1"
+    inner_anchors: bool = False
     norm: Literal["batch", "layer"] = "batch"
     box_loss: Literal["giou", "l1"] = "giou"
 
