@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from vitpipe.models import draws
-from vitpipe.models.blocks import drop_path
-from vitpipe.models.draws import checkpoint_contexts, image_draws, keep, uniform
+from vitpipe.models.blocks import AttentionBlock, drop_path, dropout
+from vitpipe.models.draws import checkpoint_contexts, image_draws, keep, keep_elements, uniform
 from vitpipe.models.revcolv2.columns import RevColV2Shape
 from vitpipe.models.revcolv2.revcolv2 import RevColV2
 
@@ -139,3 +139,63 @@ def test_all_memory_modes_drop_the_same_branches():
         assert len(ends[mode]) == len(ends["plain"]) > 10
         for ours, plain in zip(ends[mode], ends["plain"], strict=True):
             torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-9)
+
+
+def test_dropout_draws_for_each_image_and_element_anew():
+    def made(*parts):
+        rows = []
+        for part in parts:
+            with image_draws(11, torch.tensor(part)):
+                x = torch.ones(len(part), 3, 333)
+                rows.append(torch.stack([keep_elements(x, 0.9) for _ in range(3)], dim=1))
+        return torch.cat(rows)
+
+    whole = made(range(40, 60))
+    assert torch.equal(made(range(40, 47), range(47, 60)), whole)
+    flat = whole.flatten(0, 1).flatten(1)
+    assert len({tuple(row.tolist()) for row in flat}) == len(flat)
+    # 59,940 draws: the share of ones has a standard deviation of 0.0012.
+    assert whole.mean().item() == pytest.approx(0.9, abs=0.005)
+    # Neighbours, which share a hash, and the same element of other draws are independent.
+    for other in (flat.roll(1, 1), flat.roll(1, 0), flat.roll(4, 1)):
+        correlation = torch.corrcoef(torch.stack([flat.flatten(), other.flatten()]))[0, 1]
+        assert abs(correlation) < 0.02
+
+
+def test_two_views_of_an_image_drop_other_elements():
+    with image_draws(3, torch.tensor([5, 6])):
+        twice = keep_elements(torch.ones(4, 50), 0.5)
+    assert len({tuple(row.tolist()) for row in twice}) == 4
+    with image_draws(3, torch.tensor([5, 6])), pytest.raises(ValueError, match="3 rows for 2 images"):
+        keep_elements(torch.ones(3, 50), 0.5)
+
+
+@pytest.mark.parametrize("ratio", [1e-9, 0.1, 0.5])
+def test_dropout_keeps_the_mean_and_stays_away_in_evaluation(ratio):
+    torch.manual_seed(0)
+    x = torch.ones(8, 10_000)
+    for drawn in (dropout(x, ratio, training=True), _within_draws(x, ratio)):
+        assert drawn.mean().item() == pytest.approx(1.0, abs=0.02)
+        assert (drawn == 0).float().mean().item() == pytest.approx(ratio, abs=0.01)
+    assert dropout(x, ratio, training=False) is x
+
+
+def _within_draws(x, ratio):
+    with image_draws(1, torch.arange(len(x))):
+        return dropout(x, ratio, training=True)
+
+
+def test_a_block_with_dropout_is_the_same_when_it_is_recomputed():
+    torch.manual_seed(0)
+    block = AttentionBlock(16, 2, 2, norm_eps=1e-6, dropout=0.3)
+    x = torch.randn(4, 9, 16, requires_grad=True)
+    gradients = []
+    for recomputed in (False, True):
+        with image_draws(5, torch.arange(4)):
+            out = (
+                checkpoint(block, x, use_reentrant=False, context_fn=checkpoint_contexts)
+                if recomputed
+                else block(x)
+            )
+        gradients.append(torch.autograd.grad(out.square().sum(), x)[0])
+    assert torch.equal(*gradients)

@@ -1,4 +1,4 @@
-"""The two residual blocks that HiViT, the pyramid and the masked decoder consist of.
+"""The two residual blocks that HiViT, the pyramid, the masked decoder and plain transformers consist of.
 
 HiViT: Hierarchical Vision Transformer Meets Masked Image Modeling; Xiaosong Zhang, Yunjie Tian, Wei Huang,
 Qixiang Ye, Qi Dai, Lingxi Xie, Qi Tian; arXiv 2205.14949, section 3 (a channel MLP where a token may not
@@ -55,18 +55,58 @@ def drop_path(x: Tensor, drop_ratio: float, training: bool) -> Tensor:
     return x * kept.div_(keep_ratio)
 
 
-class Mlp(nn.Module):
-    """Linear, exact GELU, Linear on the last axis: (..., C) -> (..., C)."""
+class BranchDrop(nn.Module):
+    """`drop_path` as a module, in the place of timm's `DropPath`.
 
-    def __init__(self, width: int, hidden_width: int) -> None:
+    Args:
+        drop_ratio: share of images that lose the branch.
+    """
+
+    # timm's draws from torch's generator: another micro-batch size would drop other branches.
+    def __init__(self, drop_ratio: float) -> None:
         super().__init__()
+        self.drop_ratio = drop_ratio
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        return drop_path(x, self.drop_ratio, self.training)
+
+
+def dropout(x: Tensor, drop_ratio: float, training: bool) -> Tensor:
+    """Dropout (Srivastava et al., JMLR 15, 2014) whose draws belong to the image.
+
+    Args:
+        x: (B, ...).
+        drop_ratio: share of elements that become 0; the others are divided by the keep ratio.
+        training: nothing is dropped outside training.
+    """
+    # torch's own draws for a whole batch: another micro-batch size would drop other elements.
+    if drop_ratio == 0.0 or not training:
+        return x
+    keep_ratio = 1.0 - drop_ratio
+    return x * draws.keep_elements(x, keep_ratio).div_(keep_ratio)
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear on the last axis: (..., C) -> (..., C).
+
+    Args:
+        width: C.
+        hidden_width: between the two.
+        dropout: ratio behind both layers.
+    """
+
+    def __init__(self, width: int, hidden_width: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = dropout
         self.fc1 = nn.Linear(width, hidden_width)
         self.fc2 = nn.Linear(hidden_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         # The erf form (torch's default), as in the released code of iTPN, MAE and RevCol; not the tanh one.
-        return self.fc2(F.gelu(self.fc1(x)))
+        hidden = dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
+        return dropout(self.fc2(hidden), self.dropout, self.training)
 
 
 def attend(q_BHNc: Tensor, k_BHNc: Tensor, v_BHNc: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -91,14 +131,24 @@ class Attention(nn.Module):
         num_heads: H.
         relative_grid: units per side S of the grid the bias is made for; `None` for no bias. The table is
             ((2S-1)^2, H).
+        qkv_bias: of the layer of queries, keys and values.
+        dropout: ratio behind the last layer.
     """
 
-    def __init__(self, width: int, num_heads: int, *, relative_grid: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        relative_grid: int | None = None,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = num_heads, dropout
         # One matrix; its outputs are ordered q, k, v, then head, then channel of the head, as in released
         # weights.
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
         self.relative_table: nn.Parameter | None = None
         if relative_grid is not None:
@@ -120,7 +170,8 @@ class Attention(nn.Module):
             assert index_NN is not None
             bias = self._bias(index_NN).to(q_BHNc.dtype)
         out_BHNc = attend(q_BHNc, k_BHNc, v_BHNc, bias)
-        return self.proj(out_BHNc.transpose(1, 2).reshape(num_images, num_tokens, width))
+        out_BNC = self.proj(out_BHNc.transpose(1, 2).reshape(num_images, num_tokens, width))
+        return dropout(out_BNC, self.dropout, self.training)
 
     def probabilities(self, x_BNC: Tensor, index_NN: Tensor | None = None) -> Tensor:
         """(B, N, C) -> (B, H, N, N): how much each token (third axis) takes of each token (fourth)."""
@@ -201,6 +252,8 @@ class AttentionBlock(nn.Module):
         drop_ratio: see `drop_path`; drawn anew for each of the two branches.
         layer_scale: initial value of both gammas; `None` for none (CLIP-supervised iTPN has 0.1).
         relative_grid: see `Attention`.
+        qkv_bias: see `Attention`.
+        dropout: ratio behind the last layer of the attention and behind both of the MLP.
     """
 
     def __init__(
@@ -213,13 +266,17 @@ class AttentionBlock(nn.Module):
         drop_ratio: float = 0.0,
         layer_scale: float | None = None,
         relative_grid: int | None = None,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.drop_ratio = drop_ratio
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, num_heads, relative_grid=relative_grid)
+        self.attn = Attention(
+            width, num_heads, relative_grid=relative_grid, qkv_bias=qkv_bias, dropout=dropout
+        )
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, mlp_ratio * width)
+        self.mlp = Mlp(width, mlp_ratio * width, dropout=dropout)
         self.gamma_1 = _scale(width, layer_scale)
         self.gamma_2 = _scale(width, layer_scale)
 

@@ -5,8 +5,8 @@ a hash, so that any division of a step into micro-batches and ranks draws the sa
 
     noise = uniform(seed_of("mask", seed, step), indices_B, num_units)         # (B, num_units)
 
-A network draws as it runs (drop path), without arguments for it. The training loop opens a context, in which
-`keep` numbers its draws in the order of the calls:
+A network draws as it runs (drop path, dropout), without arguments for it. The training loop opens a context,
+in which `keep` and `keep_elements` number their draws in the order of the calls:
 
     with image_draws(seed_of("network", seed, step), indices_B):
         network(images)
@@ -44,12 +44,21 @@ def uniform(key: int, indices_B: Tensor, num: int, first: int = 0) -> Tensor:
         num: numbers per image.
         first: how many numbers of every image to skip.
     """
+    return _shifted(_hashes(key, indices_B, num, first), 64 - _BITS).float() * 2.0**-_BITS
+
+
+def _hashes(key: int, indices_B: Tensor, num: int, first: int) -> Tensor:
+    """64 bits for every number of `uniform`: (B, num), int64."""
     # One splitmix64 sequence per image, whose start is itself a hash: consecutive starts would give
     # sequences that are copies of each other, shifted.
-    start_B1 = _mixed(_mixed(indices_B.long() * _INCREMENT + _signed(key))).unsqueeze(1)
-    counter = torch.arange(first + 1, first + num + 1, device=indices_B.device)
-    bits = _shifted(_mixed(start_B1 + counter * _INCREMENT), 64 - _BITS)
-    return bits.float() * 2.0**-_BITS
+    start_B = _mixed(_mixed(indices_B.long() * _INCREMENT + _signed(key)))
+    return _sequence(start_B, num, first)
+
+
+def _sequence(start_B: Tensor, num: int, first: int = 0) -> Tensor:
+    """The numbers `first` ... `first + num - 1` of splitmix64 sequences: (B, num), int64."""
+    counter = torch.arange(first + 1, first + num + 1, device=start_B.device)
+    return _mixed(start_B.unsqueeze(1) + counter * _INCREMENT)
 
 
 class _Draws:
@@ -69,6 +78,10 @@ class _Draws:
             new = uniform(self.key, self.indices_B, more, known).t().contiguous()
             self.table = torch.cat([self.table, new])
         return self.table[first : first + num]
+
+    def hashes(self, first: int, num: int, device: torch.device) -> Tensor:
+        """64 bits for each of the same numbers: (num, B), int64."""
+        return _hashes(self.key, self.indices_B.to(device), num, first).t()
 
 
 class Place(NamedTuple):
@@ -103,9 +116,39 @@ def keep(num_rows: int, keep_ratio: float, like: Tensor) -> Tensor:
     Raises:
         ValueError: inside `image_draws`, when the rows are not a multiple of its images.
     """
-    draws, position = place()
+    draws, position, num_views = _moved_on(num_rows)
     if draws is None:
         return like.new_empty(num_rows).bernoulli_(keep_ratio)
+    return (draws.numbers(position, num_views, like.device) < keep_ratio).flatten().to(like.dtype)
+
+
+def keep_elements(like: Tensor, keep_ratio: float) -> Tensor:
+    """Which elements of a batch are kept, 1 or 0 each: a tensor as `like`, for dropout.
+
+    Args:
+        like: (B, ...) or (V * B, ...), see `image_draws`.
+        keep_ratio: probability of a 1, to 1 / 65536.
+
+    Raises:
+        ValueError: as `keep`.
+    """
+    draws, position, num_views = _moved_on(len(like))
+    if draws is None:
+        return torch.empty_like(like).bernoulli_(keep_ratio)
+    # Four elements share a hash, 16 bits each: twenty integer operations for each of them would cost as much
+    # as the layer that is dropped from.
+    num = like[0].numel()
+    start_R = draws.hashes(position, num_views, like.device).flatten()
+    bits_RE = _sequence(start_R, -(-num // 4)).view(torch.int16)[:, :num]
+    bound = min(round(keep_ratio * 2**16), 2**16 - 1) - 2**15
+    return (bits_RE < bound).view(like.shape).to(like.dtype)
+
+
+def _moved_on(num_rows: int) -> tuple[_Draws | None, int, int]:
+    """The draws, the position of the next one, and how many each image makes now: one for every view."""
+    draws, position = place()
+    if draws is None:
+        return None, 0, 0
     num_views, rest = divmod(num_rows, len(draws.indices_B))
     if rest:
         raise ValueError(
@@ -113,7 +156,7 @@ def keep(num_rows: int, keep_ratio: float, like: Tensor) -> Tensor:
             "numbers of the images that it gets"
         )
     _PLACE.set(Place(draws, position + num_views))
-    return (draws.numbers(position, num_views, like.device) < keep_ratio).flatten().to(like.dtype)
+    return draws, position, num_views
 
 
 def place() -> Place:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from vitpipe.config.model import entries, model_config
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.errors import CheckpointError, InputError, RecipeError
+from vitpipe.models.blocks import BranchDrop
 from vitpipe.models.build import (
     as_stored,
     build_classifier,
@@ -19,7 +20,7 @@ from vitpipe.models.build import (
 from vitpipe.models.draws import image_draws
 from vitpipe.models.families import family
 from vitpipe.models.swin.shapes import SHAPES, misfit_of_windows, windows_fit
-from vitpipe.models.swin.swin import BranchDrop, build_swin
+from vitpipe.models.swin.swin import build_swin
 from vitpipe.models.transfer import describe, load_same, transfer_weights
 from vitpipe.models.weights import load_state, save_weights
 from vitpipe.optim.groups import parameter_groups

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from vitpipe.contracts.errors import InputError
-from vitpipe.models.blocks import drop_path as drop_branches
-from vitpipe.models.blocks import init_weights
+from vitpipe.models.blocks import BranchDrop, init_weights
 from vitpipe.models.network import Classifier, Encoder, Features, Network
 from vitpipe.models.swin.shapes import PATCH, STRIDE, SwinShape, misfit_of_windows
 
@@ -24,23 +23,6 @@ if TYPE_CHECKING:
 
 # End of the name of every table of relative positions.
 TABLE = "relative_position_bias_table"
-
-
-class BranchDrop(nn.Module):
-    """Drops a branch for whole images, as `blocks.drop_path` does, in the place of timm's `DropPath`.
-
-    Args:
-        drop_ratio: share of images that lose the branch.
-    """
-
-    # timm's draws from torch's generator: another micro-batch size would drop other branches.
-    def __init__(self, drop_ratio: float) -> None:
-        super().__init__()
-        self.drop_ratio = drop_ratio
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...)."""
-        return drop_branches(x, self.drop_ratio, self.training)
 
 
 def build_swin(
