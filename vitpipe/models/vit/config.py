@@ -1,12 +1,14 @@
 """Plain vision transformers in a recipe: sizes and options; imports no torch.
 
 Sizes are DeiT's (Touvron et al., arXiv 2012.12877, table 1). DINO, EsViT, MoBY and MoCo-v3 pre-train them
-with a class token, SelfPatch (Yun et al., CVPR 2022) without.
+with a class token, SelfPatch (Yun et al., CVPR 2022) without. `vit_base_drloc` is another implementation of
+ViT-B/16 (Dosovitskiy et al., arXiv 2010.11929), trained from scratch by drloc (Liu et al., NeurIPS 2021).
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -14,6 +16,7 @@ from vitpipe.config.model import ModelConfig, ModelEntry
 from vitpipe.config.section import Count, Effects, Positive
 from vitpipe.contracts.graph import NetworkKind
 
+_DRLOC = "vit_base_drloc"
 _DEIT = "Training data-efficient image transformers & distillation (Touvron et al., arXiv 2012.12877)"
 
 
@@ -27,7 +30,7 @@ class ViTConfig(ModelConfig):
     table, `none` leaves positions out. `position_resize: offset` resizes the table to other grids as DINO and
     SelfPatch do, `plain` as EsViT does. The maps of segmentation all have the patch's stride (`single`) or,
     as in detection, those from 4 to 32 (`pyramid`). `head_init_std` is that of a new classification head's
-    weight.
+    weight, null for torch's initial values, which `vit_base_drloc` has if nothing is given.
     """
 
     effects: ClassVar[Effects] = Effects(
@@ -42,7 +45,7 @@ class ViTConfig(ModelConfig):
     position: Literal["learned", "sincos", "none"] = "learned"
     position_resize: Literal["offset", "plain"] = "offset"
     segment_maps: Literal["single", "pyramid"] = "single"
-    head_init_std: Positive = 0.02
+    head_init_std: Positive | None = 0.02
 
     @property
     def token_pixels(self) -> int:
@@ -58,6 +61,13 @@ class ViTConfig(ModelConfig):
     def num_frozen_blocks(self) -> int:
         """All of them, where a class token or the aggregation module reads every block."""
         return 1 if self.pooling == "mean" else self.entry.num_layers - 2  # without input and head
+
+    @model_validator(mode="before")
+    @classmethod
+    def _head_as_its_network(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("name") != _DRLOC or "head_init_std" in values:
+            return values
+        return {**values, "head_init_std": None}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -101,6 +111,16 @@ ENTRIES = (
         published_params=22.0,  # table 1
         classifier_params=22_050_664,
         classifier_macs=4_598_882_304,
+        image_size=224,
+        num_layers=14,
+    ),
+    ModelEntry(
+        name=_DRLOC,
+        summary="12 blocks of 768 channels, 12 heads: drloc's ViT-B/16, qkv without bias",
+        paper="An Image is Worth 16x16 Words (Dosovitskiy et al., arXiv 2010.11929), as drloc has it",
+        published_params=86.4,  # drloc's supplement, section 3
+        classifier_params=86_540_008,
+        classifier_macs=17_563_828_224,
         image_size=224,
         num_layers=14,
     ),

@@ -3,11 +3,13 @@
 Knows the training files and the bare trunks of SelfPatch (Yun et al., CVPR 2022), DINO (Caron et al., arXiv
 2104.14294), EsViT (Li et al., arXiv 2106.09785), MoBY (Xie et al., arXiv 2105.04553) and MoCo-v3 (Chen et
 al., arXiv 2104.02057), the trunks inside SelfPatch's detectors and segmentors, and DeiT's and timm's
-classifiers, in the sizes of `SHAPES`.
+classifiers, in the sizes of `SHAPES`; and the ViT-B/16 of drloc (Liu et al., NeurIPS 2021).
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +79,25 @@ _MODULE_NAMES = {
     "ca_head.cls_blocks.": "aggregation.blocks.",
     "ca_head.norm.": "aggregation.norm.",
 }
+# drloc's names inside a block -> ours.
+_DRLOC_KIND, _LOCATION = "vit_drloc", "the localisation MLP of drloc, for its loss only"
+_DRLOC_BLOCK = {
+    "0.norm": "norm1",
+    "0.fn.to_qkv": "attn.qkv",
+    "0.fn.to_out.0": "attn.proj",
+    "1.norm": "norm2",
+    "1.fn.net.0": "mlp.fc1",
+    "1.fn.net.3": "mlp.fc2",
+}
+_DRLOC_NAMES = {
+    "cls_token": "backbone.class_token",
+    "to_patch_embedding.1.weight": "backbone.patch_embed.weight",
+    "to_patch_embedding.1.bias": "backbone.patch_embed.bias",
+    "mlp_head.0.weight": "backbone.norm.weight",
+    "mlp_head.0.bias": "backbone.norm.bias",
+    "mlp_head.1.weight": "head.weight",
+    "mlp_head.1.bias": "head.bias",
+}
 
 
 def rename_vit(official: Mapping[str, Tensor], where: str | Path) -> Renamed | None:
@@ -91,14 +112,17 @@ def rename_vit(official: Mapping[str, Tensor], where: str | Path) -> Renamed | N
     """
     if "backbone.patch_embed.projection.weight" in official:
         return _of_segmentor(official, where)
+    if "transformer.layers.0.0.fn.to_qkv.weight" in official:
+        return _of_drloc(official, where)
     prefix = next((p for p in _TRUNKS if f"{p}patch_embed.proj.weight" in official), None)
     if prefix is None or f"{prefix}blocks.0.attn.qkv.weight" not in official:
         return None
     inside = {name.removeprefix(prefix): t for name, t in official.items() if name.startswith(prefix)}
     stem = inside["patch_embed.proj.weight"]
     depth = len({name.split(".")[1] for name in inside if name.startswith("blocks.")})
-    sizes = (stem.shape[0], depth)
-    name = next((shape.name for shape in SHAPES.values() if (shape.width, shape.depth) == sizes), None)
+    # Always with a bias: without one, files of these names are of no released network.
+    sizes = (stem.shape[0], depth, True)
+    name = next((s.name for s in SHAPES.values() if (s.width, s.depth, s.qkv_bias) == sizes), None)
     if name is None or "absolute_pos_embed" in inside or "decoder_pred.weight" in inside:
         return None
     state: dict[str, Tensor] = {}
@@ -106,17 +130,68 @@ def rename_vit(official: Mapping[str, Tensor], where: str | Path) -> Renamed | N
     unknown: list[str] = []
     for key, tensor in official.items():
         found = _placed(key, tensor, prefix)
-        if found is None:
-            unknown.append(f"{key} is not known")
-            continue
-        rows += [KeyRow(key, target, tuple(t.shape), "renamed", why) for target, t, why in found if target]
-        rows += [KeyRow(key, "", tuple(t.shape), "dropped", why) for target, t, why in found if not target]
-        state |= {target: t for target, t, _ in found if target}
+        _enter(found, key, state, rows, unknown)
     if unknown:
         # Not dropped: an unknown tensor means another network, or code that has changed since.
         raise misfit(unknown, where)
     network = _network_like(state, name, stem.shape[2], is_fixed=prefix == "base_encoder.")
     return Renamed(_TRUNKS[prefix], name, state, network, tuple(rows))
+
+
+def _enter(
+    found: list[tuple[str, Tensor, str]] | None,
+    key: str,
+    state: dict[str, Tensor],
+    rows: list[KeyRow],
+    unknown: list[str],
+) -> None:
+    """Add what became of an official tensor to the state and its report."""
+    if found is None:
+        unknown.append(f"{key} is not known")
+        return
+    rows += [KeyRow(key, target, tuple(t.shape), "renamed", why) for target, t, why in found if target]
+    rows += [KeyRow(key, "", tuple(t.shape), "dropped", why) for target, t, why in found if not target]
+    state |= {target: t for target, t, _ in found if target}
+
+
+def _of_drloc(official: Mapping[str, Tensor], where: str | Path) -> Renamed:
+    """drloc's classifier, another implementation of ViT-B/16."""
+    state: dict[str, Tensor] = {}
+    rows: list[KeyRow] = []
+    unknown: list[str] = []
+    for key, tensor in official.items():
+        _enter(_placed_of_drloc(key, tensor), key, state, rows, unknown)
+    position, stem = state.get("backbone.position"), state.get("backbone.patch_embed.weight")
+    if position is None or stem is None:
+        unknown.append("pos_embedding or to_patch_embedding.1.weight is missing or of another size")
+    if unknown:
+        raise misfit(unknown, where)
+    assert position is not None
+    assert stem is not None
+    name = next(shape.name for shape in SHAPES.values() if not shape.qkv_bias)
+    network = _network_like(state, name, stem.shape[2], is_fixed=False)
+    return Renamed(_DRLOC_KIND, name, state, network, tuple(rows))
+
+
+def _placed_of_drloc(key: str, tensor: Tensor) -> list[tuple[str, Tensor, str]] | None:
+    """As `_placed`."""
+    if key.startswith("drloc."):
+        return [("", tensor, _LOCATION)]
+    if key == "pos_embedding":
+        return _positions(tensor, is_fixed=False) if tensor.ndim == 3 else None
+    if key == "to_patch_embedding.1.weight":
+        side = math.isqrt(tensor.shape[1] // 3) if tensor.ndim == 2 else 0
+        if not side or side * side * 3 != tensor.shape[1]:
+            return None
+        # A linear layer on patches flattened by row, column, channel: a convolution in another order.
+        kernel_OCRS = tensor.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2).contiguous()
+        return [(_DRLOC_NAMES[key], kernel_OCRS, "as the kernel of a convolution")]
+    if key in _DRLOC_NAMES:
+        return [(_DRLOC_NAMES[key], tensor, "")]
+    found = re.fullmatch(r"transformer\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
+    if found is None or found[2] not in _DRLOC_BLOCK:
+        return None
+    return [(f"backbone.blocks.{found[1]}.{_DRLOC_BLOCK[found[2]]}.{found[3]}", tensor, "")]
 
 
 def _of_segmentor(official: Mapping[str, Tensor], where: str | Path) -> Renamed | None:
@@ -193,4 +268,4 @@ def _network_like(state: Mapping[str, Tensor], name: str, patch_size: int, *, is
     return network
 
 
-CONVERSION = Conversion(tuple(_TRUNKS.values()), rename_vit)
+CONVERSION = Conversion((*_TRUNKS.values(), _DRLOC_KIND), rename_vit)

@@ -86,14 +86,14 @@ class ViTFamily(Family[ViTConfig]):
             return None
         width, patch = stem.shape[0], stem.shape[2]
         depth = len({name.split(".")[2] for name in state if name.startswith("backbone.blocks.")})
-        sizes = (width, depth)
+        sizes = (width, depth, "backbone.blocks.0.attn.qkv.bias" in state)
         position, head = state.get("backbone.position"), state.get("head.weight")
         is_pyramid = any(name.startswith("rescale.") for name in state)
         return WeightsInfo(
             family=self.name,
             kind="classifier" if head is not None else "pyramid" if is_pyramid else "encoder",
             # Empty for a size of the user's own: such weights can still be loaded into the same network.
-            model=next((s.name for s in SHAPES.values() if (s.width, s.depth) == sizes), ""),
+            model=next((s.name for s in SHAPES.values() if (s.width, s.depth, s.qkv_bias) == sizes), ""),
             image_size=0 if position is None else math.isqrt(position.shape[1]) * patch,
             num_classes=0 if head is None else head.shape[0],
             options={

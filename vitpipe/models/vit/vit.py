@@ -4,6 +4,8 @@ An Image is Worth 16x16 Words; Alexey Dosovitskiy et al.; arXiv 2010.11929, with
 et al., arXiv 2012.12877). With a class token and a last norm as in DINO (Caron et al., arXiv 2104.14294);
 without both as in SelfPatch (Yun et al., Patch-level Representation Learning for Self-supervised Vision
 Transformers, CVPR 2022), whose class token looks at the finished patches (see `models.class_attention`).
+drloc (Liu et al., Efficient Training of Visual Transformers with Small Datasets, NeurIPS 2021) takes another
+public implementation, which differs in what `ViTShape` has behind the number of heads.
 
 Shapes: B images, N = rows * columns patches in row-major order, C channels.
 """
@@ -22,8 +24,7 @@ from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import AttentionBlock, init_weights
 from vitpipe.models.positions import class_sincos_table, resample_positions
 
-NORM_EPS = 1e-6  # of all norms in the released networks
-_MLP_RATIO = 4
+NORM_EPS = 1e-6  # of all norms in the networks of DINO and its successors
 Positions = Literal["learned", "sincos", "none"]
 
 
@@ -33,6 +34,12 @@ class ViTShape:
 
     Attributes:
         init_gain: that of `init_weights`.
+        mlp_ratio: hidden width of the MLPs over the width.
+        qkv_bias: of the layers of queries, keys and values.
+        norm_eps: of all norms.
+        dropout: ratio behind the last layer of every attention and both of every MLP.
+        torch_init: linear layers keep torch's initial values, class token and positions are standard normal.
+        tokens_decay: weight decay for class token and positions, too.
     """
 
     name: str
@@ -40,6 +47,12 @@ class ViTShape:
     depth: int
     num_heads: int
     init_gain: float | None = None
+    mlp_ratio: int = 4
+    qkv_bias: bool = True
+    norm_eps: float = NORM_EPS
+    dropout: float = 0.0
+    torch_init: bool = False
+    tokens_decay: bool = False
 
 
 SHAPES: dict[str, ViTShape] = {
@@ -49,6 +62,18 @@ SHAPES: dict[str, ViTShape] = {
         ViTShape("vit_nano", 64, 4, 4, init_gain=1.0),
         ViTShape("vit_tiny", 192, 12, 3),
         ViTShape("vit_small", 384, 12, 6),
+        # As drloc's released code trains it from scratch.
+        ViTShape(
+            "vit_base_drloc",
+            768,
+            12,
+            12,
+            qkv_bias=False,
+            norm_eps=1e-5,
+            dropout=0.1,
+            torch_init=True,
+            tokens_decay=True,
+        ),
     )
 }
 
@@ -106,20 +131,38 @@ class ViT(nn.Module):
                 fix=f"image_size has to be a multiple of patch_size, and heads a divisor of {shape.width}",
             )
         side, width = image_size // patch_size, shape.width
-        # Left at torch's initial values, as in the released code.
-        self.patch_embed = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+        self.patch_embed = self._patch_embed()
         self.class_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
         self._add_positions(position, side, has_class=class_token)
         rates = [drop_path * number / max(1, shape.depth - 1) for number in range(shape.depth)]
         self.blocks = nn.ModuleList(
-            AttentionBlock(width, self.num_heads, _MLP_RATIO, norm_eps=NORM_EPS, drop_ratio=rate)
+            AttentionBlock(
+                width,
+                self.num_heads,
+                shape.mlp_ratio,
+                norm_eps=shape.norm_eps,
+                drop_ratio=rate,
+                qkv_bias=shape.qkv_bias,
+                dropout=shape.dropout,
+            )
             for rate in rates
         )
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if last_norm else nn.Identity()
-        init_weights(self, shape.init_gain)
+        self.norm = nn.LayerNorm(width, eps=shape.norm_eps) if last_norm else nn.Identity()
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        if not self.shape.torch_init:
+            init_weights(self, self.shape.init_gain)
         for token in (self.class_token, self.class_position, self.position):
-            if isinstance(token, nn.Parameter):
+            if isinstance(token, nn.Parameter) and self.shape.torch_init:
+                nn.init.normal_(token)
+            elif isinstance(token, nn.Parameter):
                 nn.init.trunc_normal_(token, std=0.02)
+
+    def _patch_embed(self) -> nn.Module:
+        """(B, 3, H, W) -> (B, C, rows, columns)."""
+        # Left at torch's initial values, as in the released code.
+        return nn.Conv2d(3, self.shape.width, kernel_size=self.patch_size, stride=self.patch_size)
 
     def _add_positions(self, kind: Positions, side: int, *, has_class: bool) -> None:
         """Tables (1, N, C) for the patches and (1, 1, C) for the class token; `None` for none."""

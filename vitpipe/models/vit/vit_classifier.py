@@ -26,11 +26,11 @@ class ViTEncoder(Encoder):
     """
 
     family = "vit"
-    # As timm and DeiT in supervised training. DINO and its successors decay them: their methods say so.
-    no_decay = ("position", "class_token")
 
     def __init__(self, backbone: ViT, aggregation: ClassAttention | None = None) -> None:
         super().__init__()
+        # As timm and DeiT in supervised training. DINO and its successors decay them: their methods say so.
+        self.no_decay = () if backbone.shape.tokens_decay else ("position", "class_token")
         self.backbone = backbone
         self.aggregation = aggregation
 
@@ -121,7 +121,7 @@ class ViTClassifier(ViTEncoder, Classifier):
 
     Args:
         num_classes: K.
-        head_init_std: of the head's weight.
+        head_init_std: of the head's weight; `None` for torch's initial values.
     """
 
     def __init__(
@@ -129,13 +129,14 @@ class ViTClassifier(ViTEncoder, Classifier):
         backbone: ViT,
         num_classes: int,
         aggregation: ClassAttention | None = None,
-        head_init_std: float = 0.02,
+        head_init_std: float | None = 0.02,
     ) -> None:
         super().__init__(backbone, aggregation)
         # Without a norm of its own: the vector is behind the trunk's or the module's last norm.
         self.head = nn.Linear(backbone.shape.width, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=head_init_std)
-        nn.init.zeros_(self.head.bias)
+        if head_init_std is not None:
+            nn.init.trunc_normal_(self.head.weight, std=head_init_std)
+            nn.init.zeros_(self.head.bias)
 
     @property
     def num_classes(self) -> int:

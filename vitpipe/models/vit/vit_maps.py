@@ -56,7 +56,7 @@ class ViTMaps(DenseBackbone):
         self.rescale = nn.ModuleList(rescaled(backbone.shape.width, factor) for factor in factors)
         # The released configurations exempt by parts of names: in detection the norms of the blocks, which
         # have other names in segmentation and decay there (`DetectOptimConfig.decay_vectors`).
-        tables = ("position", "class_token")
+        tables = () if backbone.shape.tokens_decay else ("position", "class_token")
         self.no_decay = (*tables, *_BLOCK_NORMS) if task == "detect" else tables
 
     @property
