@@ -136,6 +136,8 @@ PINNED = {
     "swin_base/classifier": (87_768_224, 15_430_946_816, "163c87f9366f"),
     "swin_base/detector": (86_745_016, 15_429_922_816, "12b467bb0201"),
     "swin_base/segmentor": (86_745_016, 86_843_439_616, "12b467bb0201"),
+    "t2t_nano/classifier": (299_118, 10_317_824, "d39cac392748"),
+    "t2t_vit_14/classifier": (21_465_806, 4_783_468_544, "a60d481e2502"),
     "vit_base_drloc/classifier": (86_540_008, 17_563_828_224, "e68b8041508a"),
     "vit_base_drloc/detector": (92_851_200, 20_337_592_320, "71b586a3e61c"),
     "vit_base_drloc/segmentor": (93_487_104, 121_522_636_800, "4ad8624d38c4"),

@@ -49,6 +49,19 @@ def class_sincos_table(side: int, width: int) -> Tensor:
     return torch.cat([row_NC, column_NC], dim=1).unsqueeze(0)
 
 
+def sequence_sincos_table(num_places: int, width: int) -> Tensor:
+    """Fixed table of the places in a sequence, (1, num_places, width), float32.
+
+    Channel j of place p is the sine (even j) or cosine (odd j) of p / 10000^(2 * floor(j / 2) / width), as in
+    Attention Is All You Need (Ashish Vaswani et al., arXiv 1706.03762, section 3.5).
+    """
+    # In float64 and rounded once, as in T2T-ViT's released code (numpy).
+    exponent_C = 2 * (torch.arange(width, dtype=torch.float64) // 2) / width
+    angle_NC = torch.arange(num_places, dtype=torch.float64)[:, None] / 10000.0**exponent_C
+    is_even_C = torch.arange(width) % 2 == 0
+    return torch.where(is_even_C, angle_NC.sin(), angle_NC.cos()).float().unsqueeze(0)
+
+
 def resample_positions(table_1NC: Tensor, grid: tuple[int, int], *, has_offset: bool = True) -> Tensor:
     """Resample a square position table to another grid: (1, N, C) -> (1, rows*columns, C).
 

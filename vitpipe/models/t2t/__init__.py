@@ -1,0 +1,1 @@
+"""T2T-ViT, whose tokens are made of overlapping windows of tokens, twice."""
