@@ -1,0 +1,1 @@
+"""CvT: attention whose queries, keys and values are made by convolutions."""
