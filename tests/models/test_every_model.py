@@ -138,6 +138,8 @@ PINNED = {
     "swin_base/segmentor": (86_745_016, 86_843_439_616, "12b467bb0201"),
     "cvt_nano/classifier": (210_024, 4_706_816, "20bea14f4a91"),
     "cvt_13/classifier": (19_936_296, 4_543_682_816, "86ec7b929e60"),
+    "resnet_nano/classifier": (411_528, 13_350_912, "aed39653458b"),
+    "resnet50/classifier": (25_557_032, 4_089_184_256, "9df9509710af"),
     "t2t_nano/classifier": (299_118, 10_317_824, "d39cac392748"),
     "t2t_vit_14/classifier": (21_465_806, 4_783_468_544, "a60d481e2502"),
     "vit_base_drloc/classifier": (86_540_008, 17_563_828_224, "e68b8041508a"),

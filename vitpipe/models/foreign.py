@@ -22,7 +22,8 @@ def foreign_network(state: Mapping[str, Tensor]) -> str:
         plural = "s" if blocks > 1 else ""
         return f"a ViT of {blocks} block{plural} and {width} channels{units} (MAE, DeiT, DINO, BEiT are such)"
     if "layer1.0.conv1.weight" in names:
-        return "a ResNet"
+        depths = "-".join(str(_count(names, rf"layer{stage}\.(\d+)\.")) for stage in range(1, 5))
+        return f"a ResNet of {depths} blocks"
     if "downsample_layers.0.0.weight" in names:
         return "a ConvNeXt"
     return ""
