@@ -34,7 +34,21 @@ KINDS = {
     "det_pixel_large": "itpn_pixel_dense",
     "seg_pixel_base": "itpn_pixel_dense",
     "seg_pixel_large": "itpn_pixel_dense",
+    "clip_base_pretrain_512": "itpn_clip_pretrain",
+    "clip_base_pretrain_768": "itpn_clip_pretrain",
+    "clip_large_pretrain_512": "itpn_clip_pretrain",
+    "clip_large_pretrain_768": "itpn_clip_pretrain",
+    "clip_large256_pretrain_768": "itpn_clip_pretrain",
+    "clip_base_classifier": "itpn_clip_classifier",
+    "clip_large_classifier": "itpn_clip_classifier",
+    "det_clip_base": "itpn_clip_dense",
+    "det_clip_large": "itpn_clip_dense",
+    "seg_clip_base": "itpn_clip_dense",
+    "seg_clip_large": "itpn_clip_dense",
+    "teacher_b16": "clip_image_tower",
+    "teacher_l14": "clip_image_tower",
 }
+MODELS = {"base": "hivit_base", "large": "hivit_large", "b16": "clip_b16", "l14": "clip_l14"}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -42,7 +56,7 @@ def test_every_official_network_is_known(golden, name):
     official = golden.empty_state(name)
     converted = convert_state(official)
     assert converted.kind == KINDS[name]
-    assert converted.model == ("hivit_base" if "base" in name else "hivit_large")
+    assert converted.model == next(model for size, model in MODELS.items() if size in name)
     assert sorted(row.source for row in converted.report.rows) == sorted(official)
     dropped = [row.source for row in converted.report.rows if row.outcome == "dropped"]
     assert dropped == [key for key in official if key == "relative_position_index"]
@@ -144,7 +158,16 @@ def test_missing_changed_and_unknown_keys_are_named(official_nano):
 
 def test_other_networks_are_refused(official_nano):
     state = official_nano["pixel_base_classifier"]
-    with pytest.raises(CheckpointError, match="CLIP-supervised"):
+    for other in (
+        {"blocks.4.attn.q_bias": torch.zeros(64)},
+        {"blocks.4.mlp.w1.weight": torch.zeros(256, 64)},
+        {"pos_embed": torch.zeros(1, 16, 64)},
+        {"blocks.1.reduction.weight": torch.zeros(32, 16, 2, 2)},
+    ):
+        with pytest.raises(CheckpointError, match="is of Fast-iTPN, a later network"):
+            convert_state({**state, **other})
+    # One vector alone makes no network of CLIP's supervision.
+    with pytest.raises(CheckpointError, match="gamma_2 is missing"):
         convert_state({**state, "blocks.0.gamma_2": torch.zeros(16)})
     with pytest.raises(CheckpointError, match=r"no known kind \(first keys: conv1.weight, fc.weight\)"):
         convert_state({"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)})

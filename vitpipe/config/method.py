@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, SerializeAsAny
@@ -40,6 +41,13 @@ class MethodConfig(NamedSection):
         Asked when a recipe is read, so that nothing is prepared for a training that cannot start.
         """
         return ""
+
+    def files(self) -> dict[str, Path]:
+        """Option -> a file of the user's that it names, such as a teacher's weights.
+
+        Their content is part of a training's identity, and no output may be written over them.
+        """
+        return {}
 
 
 def _gives_classifier(wanted: bool) -> AfterValidator:

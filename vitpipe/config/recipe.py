@@ -37,6 +37,7 @@ _NETWORKS: dict[NetworkKind, str] = {
     "classifier": "a classifier",
     "intermediate_heads": "heads at intermediate depths",
     "pretrainer": "a network for masked pre-training",
+    "feature_predictor": "a network that predicts a teacher's features",
     "dense": "feature maps for detection and segmentation",
 }
 StageName = Annotated[str, AfterValidator(_is_stage)]

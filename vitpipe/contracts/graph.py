@@ -22,7 +22,9 @@ STAGE_PACKAGE = "vitpipe.stages"
 CLASSES = "classes"  # the kind of a dataset of images with classes
 PICTURES = "pictures"  # a dataset of any kind, of which only the pictures are read
 # What a family of networks may be built as; each is a function of `models.families.Family`.
-NetworkKind = Literal["encoder", "classifier", "intermediate_heads", "pretrainer", "dense"]
+NetworkKind = Literal[
+    "encoder", "classifier", "intermediate_heads", "pretrainer", "feature_predictor", "dense"
+]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from vitpipe.models import draws
 
+# Where the tokens of an attention are: rows of a bias table, or rows and columns of their grid.
+Places = Tensor | tuple[int, int] | None
+
 
 def init_weights(module: nn.Module, gain: float | None = None) -> None:
     """Initialise all Linear layers inside: weights truncated normal, biases 0; the rest is unchanged.
@@ -155,31 +158,35 @@ class Attention(nn.Module):
             # Zero: a network that has just got the bias is the same function as without it.
             self.relative_table = nn.Parameter(torch.zeros((2 * relative_grid - 1) ** 2, num_heads))
 
-    def forward(self, x_BNC: Tensor, index_NN: Tensor | None = None) -> Tensor:
+    def forward(self, x_BNC: Tensor, where: Places = None) -> Tensor:
         """(B, N, C) -> (B, N, C).
 
         Args:
             x_BNC: tokens.
-            index_NN: rows of the bias table for each query and key, (N, N), or (B, N, N) where every image
+            where: rows of the bias table for each query and key, (N, N), or (B, N, N) where every image
                 has its own tokens. Needed if, and only if, there is a table.
         """
         num_images, num_tokens, width = x_BNC.shape
         q_BHNc, k_BHNc, v_BHNc = self._queries_keys_values(x_BNC)
-        bias = None
-        if self.relative_table is not None:
-            assert index_NN is not None
-            bias = self._bias(index_NN).to(q_BHNc.dtype)
-        out_BHNc = attend(q_BHNc, k_BHNc, v_BHNc, bias)
+        bias = self.bias_of(q_BHNc, where)
+        out_BHNc = attend(q_BHNc, k_BHNc, v_BHNc, None if bias is None else bias.to(q_BHNc.dtype))
         out_BNC = self.proj(out_BHNc.transpose(1, 2).reshape(num_images, num_tokens, width))
         return dropout(out_BNC, self.dropout, self.training)
 
-    def probabilities(self, x_BNC: Tensor, index_NN: Tensor | None = None) -> Tensor:
+    def bias_of(self, q_BHNc: Tensor, where: Places) -> Tensor | None:
+        """What is added to the scores, broadcastable to (B, H, N, N); `None` for nothing."""
+        if self.relative_table is None:
+            return None
+        assert isinstance(where, Tensor)
+        return self._bias(where)
+
+    def probabilities(self, x_BNC: Tensor, where: Places = None) -> Tensor:
         """(B, N, C) -> (B, H, N, N): how much each token (third axis) takes of each token (fourth)."""
         q_BHNc, k_BHNc, _ = self._queries_keys_values(x_BNC)
         scores_BHNN = q_BHNc @ k_BHNc.transpose(-2, -1) * q_BHNc.shape[-1] ** -0.5
-        if self.relative_table is not None:
-            assert index_NN is not None
-            scores_BHNN = scores_BHNN + self._bias(index_NN)
+        bias = self.bias_of(q_BHNc, where)
+        if bias is not None:
+            scores_BHNN = scores_BHNN + bias
         # In float32: under autocast the rows would sum to 1 to two digits only.
         return scores_BHNN.float().softmax(dim=-1)
 
@@ -280,13 +287,13 @@ class AttentionBlock(nn.Module):
         self.gamma_1 = _scale(width, layer_scale)
         self.gamma_2 = _scale(width, layer_scale)
 
-    def forward(self, x_BNC: Tensor, index_NN: Tensor | None = None) -> Tensor:
-        """(B, N, C) -> (B, N, C); `index_NN` as in `Attention`."""
-        branch_BNC = _scaled(self.attn(self.norm1(x_BNC), index_NN), self.gamma_1)
+    def forward(self, x_BNC: Tensor, where: Places = None) -> Tensor:
+        """(B, N, C) -> (B, N, C); `where` as its attention takes it."""
+        branch_BNC = _scaled(self.attn(self.norm1(x_BNC), where), self.gamma_1)
         x_BNC = x_BNC + drop_path(branch_BNC, self.drop_ratio, self.training)
         branch_BNC = _scaled(self.mlp(self.norm2(x_BNC)), self.gamma_2)
         return x_BNC + drop_path(branch_BNC, self.drop_ratio, self.training)
 
-    def attention(self, x_BNC: Tensor, index_NN: Tensor | None = None) -> Tensor:
+    def attention(self, x_BNC: Tensor, where: Places = None) -> Tensor:
         """(B, N, C), the block's input -> (B, H, N, N), the probabilities of its attention."""
-        return self.attn.probabilities(self.norm1(x_BNC), index_NN)
+        return self.attn.probabilities(self.norm1(x_BNC), where)

@@ -104,7 +104,10 @@ def conversions() -> list[Conversion]:
     Raises:
         InputError: when a plugin's cannot be imported.
     """
-    having = (name for name in family_names() if source_of(f"{FAMILIES}.{name}.conversion"))
+    # `clip` is no family: its networks are teachers only.
+    having = (
+        name for name in sorted({*family_names(), "clip"}) if source_of(f"{FAMILIES}.{name}.conversion")
+    )
     return [part_of(FAMILIES, name, "conversion", "CONVERSION", Conversion) for name in having]
 
 

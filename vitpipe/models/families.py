@@ -28,6 +28,7 @@ from vitpipe.models.network import (
     Classifier,
     DenseBackbone,
     Encoder,
+    FeaturePredictor,
     IntermediateHeads,
     Network,
     Pretrainer,
@@ -70,8 +71,9 @@ class WeightsInfo:
 class Family(ABC, Generic[Options]):
     """Builds the networks of one architecture and describes, checks and resizes its weights.
 
-    A family overrides what it has of `encoder`, `classifier`, `intermediate_heads`, `pretrainer` and
-    `dense`, and names the same in `builds` of its recipe section; `model` is that section.
+    A family overrides what it has of `encoder`, `classifier`, `intermediate_heads`, `pretrainer`,
+    `feature_predictor` and `dense`, and names the same in `builds` of its recipe section; `model` is that
+    section.
 
     Attributes:
         name: that of its folder.
@@ -87,7 +89,7 @@ class Family(ABC, Generic[Options]):
         """The network without a head.
 
         Raises:
-            RecipeError: where the family has none; so do the next four.
+            RecipeError: where the family has none; so do the next five.
         """
         raise _lacks(model, "encoder", "is built as no encoder")
 
@@ -108,6 +110,19 @@ class Family(ABC, Generic[Options]):
     def pretrainer(self, model: Options, *, mask_ratio: float) -> Pretrainer:
         """The masked pre-training network."""
         raise _lacks(model, "pretrainer", "has no masked pre-training")
+
+    def feature_predictor(
+        self, model: Options, *, target_width: int, drop_path: float, aligned: bool
+    ) -> FeaturePredictor:
+        """The network that predicts a teacher's features behind masks.
+
+        Args:
+            model: the recipe's section.
+            target_width: channels of the features.
+            drop_path: drop ratio of the last block.
+            aligned: hide units from every level of the network, not from its last stage only.
+        """
+        raise _lacks(model, "feature_predictor", "predicts no teacher's features")
 
     def dense(self, model: Options, task: Task, *, image_size: int, drop_path: float) -> DenseBackbone:
         """The dense features (feature maps) for the heads of a task.

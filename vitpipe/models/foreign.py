@@ -29,6 +29,18 @@ def foreign_network(state: Mapping[str, Tensor]) -> str:
     return ""
 
 
+def is_fast_itpn(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state is of Fast-iTPN: iTPN's names for stem and merges, with other blocks or positions.
+
+    Args:
+        state: name -> tensor, without prefix.
+    """
+    merges = [tensor for name, tensor in state.items() if re.match(r"blocks\.\d+\.reduction\.weight$", name)]
+    other_blocks = r"blocks\.\d+\.(attn\.(q_proj|q_bias)|mlp\.(w\d|ffn_ln)\b)"
+    has_other = "pos_embed" in state or any(re.match(other_blocks, name) for name in state)
+    return bool(merges) and (has_other or merges[0].ndim == 4)
+
+
 def _inside(name: str) -> str:
     """A name without the usual prefixes of whole models."""
     return re.sub(r"^(?:(?:model|module|backbone|encoder|student|teacher|visual)\.)+", "", name)

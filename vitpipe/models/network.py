@@ -267,6 +267,32 @@ class Pretrainer(Network):
         """Hide units by noise (uniform, (B, N)) and predict them."""
 
 
+class FeaturePrediction(NamedTuple):
+    """Features that a network predicts for every unit of an image, in image order, (B, N, D) each.
+
+    Attributes:
+        main_BND: by the whole network.
+        early_BND: by a head behind a part of its blocks, which is thrown away after pre-training.
+    """
+
+    main_BND: Tensor  # noqa: N815
+    early_BND: Tensor  # noqa: N815
+
+
+class FeaturePredictor(Network):
+    """Images with hidden units to the features that a teacher computes of the whole image.
+
+    Attributes:
+        grid_side: units per side of an image.
+    """
+
+    grid_side: int
+
+    @abstractmethod
+    def forward(self, images_BCHW: Tensor, mask_BN: Tensor) -> FeaturePrediction:
+        """Hide the units whose mask is 1, and predict the features of all units."""
+
+
 class DenseBackbone(Network):
     """Images to the maps that a detection or segmentation head reads, finest first.
 

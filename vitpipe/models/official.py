@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models import inert_pickle
 from vitpipe.models.inert_pickle import StandIn
+from vitpipe.models.torchscript import is_torchscript, read_torchscript
 from vitpipe.models.weights import MAX_NAMED, KeyRow, load_state
 
 # Where files keep their weights, in the order of preference: `model` (MAE, iTPN, RevCol), `module` (iTPN's
@@ -37,11 +38,13 @@ class Checkpoint:
         state: name -> tensor, without the prefixes of wrappers.
         entry: where in the file they are; empty for its top level.
         others: entries of the file that hold weights, too.
+        is_torchscript: whether the file is a program with its weights; the program was not run.
     """
 
     state: dict[str, Tensor]
     entry: str = ""
     others: tuple[str, ...] = ()
+    is_torchscript: bool = False
 
     @property
     def choice(self) -> str:
@@ -112,7 +115,8 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     """Read a checkpoint file; no code in it is run.
 
     Args:
-        path: of `torch.save` in any version, a pickle of numpy arrays, or .safetensors, which has no entries.
+        path: of `torch.save` in any version, of `torch.jit.save`, a pickle of numpy arrays, or .safetensors;
+            the second and the last have no entries.
         entry: the one that holds them; without it the first of `model`, `module`, `state_dict`, averaged
             weights, `teacher`, `student` with tensors, or else the file's top level or its only entry.
 
@@ -125,6 +129,9 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError("The checkpoint does not exist", where=path, fix="correct the path")
     try:
+        if is_torchscript(path):
+            _compare_checksums(path)
+            return Checkpoint(_unwrapped(_tensors(read_torchscript(path))), is_torchscript=True)
         content = _content_of(path)
     except _FROM_DAMAGED_FILES as error:
         raise CheckpointError(
@@ -144,10 +151,7 @@ def _content_of(path: Path) -> Any:
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
     if is_zip:
-        # torch does not compare the checksums: a flipped bit would become a wrong weight without a word.
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+        _compare_checksums(path)
     try:
         # Not torch's own safe loader, which refuses a file for one object beside the weights: here such an
         # object becomes a stand-in.
@@ -157,6 +161,13 @@ def _content_of(path: Path) -> Any:
             raise
         with path.open("rb") as file:  # a pickle without torch's frame, as Detectron2's
             return inert_pickle.load(file, encoding="latin1")
+
+
+def _compare_checksums(path: Path) -> None:
+    # torch does not: a flipped bit would become a wrong weight without a word.
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
 
 
 def _weights_of(content: Any, path: Path, entry: str | None) -> Checkpoint:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from vitpipe.config.digest import digest_of
+from vitpipe.config.own_files import own_files
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import CARD, RunRecord, open_artifact
 from vitpipe.contracts.errors import ArtifactError, InputError, RecipeError, some
@@ -230,9 +231,9 @@ def _in_the_way(recipe: Recipe, node: Node, run: Path) -> str:
 
 def _missing_files(recipe: Recipe, stage: Stage) -> str:
     """The recipe's path that the stage would look for in vain; empty if there is none."""
-    weights: Path | None = getattr(getattr(recipe, stage.name, None), "weights", None)
-    if weights is not None and not weights.exists():
-        return f"{stage.name}.weights does not exist: {weights}"
+    for key, path in own_files(recipe, stage.name).items():
+        if not path.exists():
+            return f"{stage.name}.{key} does not exist: {path}"
     return recipe.data.root_problem(looks=True) if "data" in stage.sections else ""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitpipe.config.own_files import WEIGHTS, own_files
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import TEMPORARY, is_marked, read_card, refuse_added_files, refuse_foreign
 from vitpipe.contracts.errors import ArtifactError
@@ -131,9 +132,9 @@ def _read_places(recipe: Recipe, inputs: Mapping[str, Path]) -> Iterator[tuple[s
         repo = Path(data.pinned.repo.secret)
         yield "the pinned folder of data.pinned.repo", (repo / data.pinned.path).resolve()
     for section in recipe.stages:
-        weights = getattr(getattr(recipe, section, None), "weights", None)
-        if weights is not None:
-            yield f"the starting weights of {section}", Path(weights).resolve()
+        for key, path in own_files(recipe, section).items():
+            what = "the starting weights of" if key == WEIGHTS else f"the file {key} of"
+            yield f"{what} {section}", path.resolve()
 
 
 def _check_stage(stage: str, out: Path) -> None:

@@ -38,6 +38,7 @@ _REASONS = {
     "data": "other-data",
     "weights": "other-starting-weights",
     "inputs": "other-inputs",
+    "method.teacher.file": "another-teacher",
 }
 
 

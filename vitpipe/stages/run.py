@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vitpipe.config.code_identity import code_digest
 from vitpipe.config.digest import digest_of, file_fingerprint, git_commit, recipe_sections, stage_identity
 from vitpipe.config.libraries import deciding_libraries
+from vitpipe.config.own_files import own_files
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import (
     Artifact,
@@ -301,8 +302,8 @@ def raw_data_of(recipe: Recipe, stage: Stage) -> dict[str, str]:
     """Set, or recipe key of a file -> fingerprint of the user's files, for a stage that reads them."""
     # Not in `identity_of`, which is on the card: a file that was only touched makes prepare run again, gives
     # the same bytes, and must then re-run nothing behind it.
-    weights: Path | None = getattr(getattr(recipe, stage.name, None), "weights", None)
-    files = {} if weights is None else {f"{stage.name}.weights": file_fingerprint(weights)}
+    named = own_files(recipe, stage.name)
+    files = {f"{stage.name}.{key}": file_fingerprint(path) for key, path in named.items()}
     if "data" not in stage.sections or recipe.data.source != "folders":
         return files
     from vitpipe.datasets.raw_fingerprint import raw_fingerprints

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vitpipe.config.digest import digest_of, file_digest, recipe_sections
+from vitpipe.config.own_files import WEIGHTS, own_files, without_keys
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.set_names import dataset_of
 from vitpipe.contracts.artifact import Artifact
@@ -25,13 +26,17 @@ def weights_identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact
         }
     weights = starting_weights(stage.name, recipe, inputs)
     acting = recipe_sections(recipe, ("seed", "model", stage.name), on_weights_only=True)
-    # By content, below: the same weights at another path are the same start.
-    acting[stage.name].pop("weights", None)
+    # By content, below: the same file at another path is the same start, or the same teacher.
+    others = own_files(recipe, stage.name)
+    acting[stage.name] = without_keys(acting[stage.name], {WEIGHTS, *others})
+    others.pop(WEIGHTS, None)
     return {
         "stage": stage.name,
         "recipe": digest_of(acting),
         "data": _data_digest(inputs["data"].path, dataset) if "data" in inputs else "",
         "weights": file_digest(weights) if weights and weights.is_file() else "",
+        # Only where there are some, so that states of every other method keep their identity.
+        **{key: file_digest(path) if path.is_file() else "" for key, path in others.items()},
     }
 
 

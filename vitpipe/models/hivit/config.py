@@ -50,15 +50,23 @@ class DecoderConfig(Section):
 class HiViTConfig(ModelConfig):
     """A HiViT. `head_init_std` is that of a new classification head's weight.
 
-    `relative_position` gives classification and segmentation a learnt bias per relative position;
-    pre-training and detection have none (supplement, tables 7 and 8).
+    `relative_position` gives classification, segmentation and pre-training on a teacher's features a learnt
+    bias per relative position; pre-training on pixels has none (supplement, tables 7 to 10). Detection has
+    none either, or with `detect_position: per_axis` a learnt vector per row and per column. `layer_scale` is
+    the initial value of a learnt factor per channel on every branch of the backbone; null for none.
     """
 
     effects: ClassVar[Effects] = Effects(
-        weights="pyramid decoder relative_position head_init_std",
+        weights="pyramid decoder relative_position detect_position layer_scale head_init_std",
     )
 
-    builds: ClassVar[tuple[NetworkKind, ...]] = ("encoder", "classifier", "pretrainer", "dense")
+    builds: ClassVar[tuple[NetworkKind, ...]] = (
+        "encoder",
+        "classifier",
+        "pretrainer",
+        "feature_predictor",
+        "dense",
+    )
     stride: ClassVar[int] = 16
     num_detection_maps: ClassVar[Literal[4, 5]] = 5
 
@@ -70,6 +78,8 @@ class HiViTConfig(ModelConfig):
     pyramid: PyramidConfig = PyramidConfig()
     decoder: DecoderConfig = DecoderConfig()
     relative_position: bool = True
+    detect_position: Literal["none", "per_axis"] = "none"
+    layer_scale: Positive | None = None
     # MAE's fine-tuning draws its new head this small; a larger one disturbs the pre-trained layers.
     head_init_std: Positive = 2e-5
 

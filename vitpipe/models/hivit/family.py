@@ -14,11 +14,12 @@ from torch import Tensor
 from vitpipe.contracts.errors import RecipeError
 from vitpipe.models.families import Family, WeightsInfo, WeightsKind
 from vitpipe.models.hivit.config import HiViTConfig
+from vitpipe.models.hivit.feature_pretrainer import FeatureHeads, FeaturePretrainer
 from vitpipe.models.hivit.hivit import SHAPES, HiViT
 from vitpipe.models.hivit.hivit_classifier import HiViTClassifier, HiViTEncoder
 from vitpipe.models.hivit.itpn import MaskedPretrainer, PixelDecoder
 from vitpipe.models.hivit.pyramid import Pyramid, PyramidBackbone
-from vitpipe.models.masking import UNIT_PIXELS
+from vitpipe.models.masking import UNIT_PIXELS, units_per_side
 from vitpipe.models.network import Network, Task
 from vitpipe.models.positions import resample_positions, resize_relative_table
 from vitpipe.models.weights import Rule
@@ -41,6 +42,11 @@ _RESIZE = (
 _NO_RELATIVE_YET = Rule(
     "missing", _RELATIVE, "the file has no relative position bias; it starts at zero, which has no effect"
 )
+_NEW_AXES = Rule(
+    "missing",
+    r"\.(row|column)_table$",
+    "only detection has positions per axis; they keep their initial values",
+)
 _NEW_HEAD = Rule("missing", r"^head_norm\.|^head\.", "a new head")
 _OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
 _NEW_PYRAMID = Rule("missing", r"^pyramid\.", "the file has none; the pyramid keeps its initial values")
@@ -48,7 +54,9 @@ _DEEPER_PYRAMID = Rule(
     "missing", _LATER_FUSE, "the file's pyramid has fewer blocks; this one keeps its initial values"
 )
 _SHALLOWER_PYRAMID = Rule("unused", _LATER_FUSE, "this network's pyramid has fewer blocks")
-_ONLY_PRETRAINING = Rule("unused", r"^decoder\.", "only pre-training has a decoder")
+_ONLY_PRETRAINING = Rule(
+    "unused", r"^(decoder|predictor)\.", "only pre-training has a decoder, or heads for a teacher's features"
+)
 _ONLY_DENSE = Rule("unused", r"^pyramid\.", "only pre-training and dense features have a pyramid")
 _ONLY_CLASSIFIER = Rule("unused", r"^head_norm\.|^head\.", "only a classifier has a classification head")
 _WITHOUT_RELATIVE = Rule("unused", _RELATIVE, "this task runs without relative positions")
@@ -92,6 +100,21 @@ class HiViTFamily(Family[HiViTConfig]):
         )
         return MaskedPretrainer(backbone, pyramid, decoder, mask_ratio=mask_ratio)
 
+    def feature_predictor(
+        self, model: HiViTConfig, *, target_width: int, drop_path: float, aligned: bool
+    ) -> FeaturePretrainer:
+        """The network that predicts a teacher's features, with relative positions (table 9).
+
+        Raises:
+            InputError: when `image_size` is not a multiple of 16.
+        """
+        backbone, neck = _backbone(model, drop_path), model.pyramid
+        pyramid = Pyramid(backbone.widths, neck.width, neck.depth, init_gain=backbone.shape.init_gain)
+        heads = FeatureHeads(
+            backbone, pyramid_width=neck.width, target_width=target_width, layer_scale=model.layer_scale
+        )
+        return FeaturePretrainer(backbone, pyramid, heads, aligned=aligned)
+
     def encoder(self, model: HiViTConfig, *, drop_path: float) -> HiViTEncoder:
         """The backbone, with relative positions unless the section refuses them (table 8)."""
         return HiViTEncoder(_backbone(model, drop_path))
@@ -101,7 +124,7 @@ class HiViTFamily(Family[HiViTConfig]):
         return HiViTClassifier(_backbone(model, drop_path), num_classes, model.head_init_std)
 
     def dense(self, model: HiViTConfig, task: Task, *, image_size: int, drop_path: float) -> PyramidBackbone:
-        """Dense features: detection without relative positions, segmentation with them, for `image_size`.
+        """Dense features: segmentation with relative positions for `image_size`, detection as it is said.
 
         The absolute table keeps the size of `model.image_size` and is resampled in the forward pass.
         """
@@ -111,19 +134,25 @@ class HiViTFamily(Family[HiViTConfig]):
             image_size=image_size,
             drop_path=drop_path,
             relative_position=task == "segment" and model.relative_position,
+            layer_scale=model.layer_scale,
             norm_eps=_DENSE_NORM_EPS,
             # The released dense code keeps the 14 x 14 table too. Relative tables are resized at loading.
             position_image_size=model.image_size,
         )
+        if task == "detect" and model.detect_position == "per_axis":
+            backbone.use_axis_positions(units_per_side(model.image_size))
         depth, gain = neck.dense_depth or neck.depth, backbone.shape.init_gain
         pyramid = Pyramid(backbone.widths, neck.width, depth, _DENSE_NORM_EPS, init_gain=gain)
         return PyramidBackbone(backbone, pyramid, task)
 
     def as_stored(self, model: HiViTConfig, info: WeightsInfo) -> HiViTConfig:
-        """With relative positions if, and only if, the file has their tables."""
-        # A pre-trained network has none; new tables start at zero and would only cost time.
+        """With relative positions and layer scale if, and only if, the file has them."""
+        # A network pre-trained on pixels has none; new tables start at zero and would only cost time.
         found = bool(info.options.get("relative_position", model.relative_position))
-        return model.model_copy(update={"relative_position": found})
+        scaled = bool(info.options.get("layer_scale", model.layer_scale is not None))
+        # Any initial value will do: the file's take its place.
+        scale = (model.layer_scale or 1.0) if scaled else None
+        return model.model_copy(update={"relative_position": found, "layer_scale": scale})
 
     def describe(self, state: Mapping[str, Tensor]) -> WeightsInfo | None:
         """What a state is, recognised by the stem's name; `None` without it."""
@@ -137,7 +166,7 @@ class HiViTFamily(Family[HiViTConfig]):
         position, head = state.get("backbone.absolute_position"), state.get("head.weight")
         lateral = state.get("pyramid.lateral8.weight")
         parts: dict[WeightsKind, bool] = {
-            "pretrain": "decoder.mask_token" in state,
+            "pretrain": "decoder.mask_token" in state or "predictor.mask_token" in state,
             "pyramid": lateral is not None,
             "classifier": head is not None,
             "encoder": True,
@@ -150,6 +179,7 @@ class HiViTFamily(Family[HiViTConfig]):
             num_classes=0 if head is None else head.shape[0],
             options={
                 "relative_position": "backbone.stage16.0.attn.relative_table" in state,
+                "layer_scale": "backbone.stage16.0.gamma_2" in state,
                 "pyramid_width": 0 if lateral is None else lateral.shape[0],
                 "pyramid_depth": _num_blocks(state, "pyramid.fuse8."),
             },
@@ -175,7 +205,7 @@ class HiViTFamily(Family[HiViTConfig]):
         if isinstance(network, PyramidBackbone):
             pyramid = _NEW_PYRAMID if info.kind in ("classifier", "encoder") else _DEEPER_PYRAMID
             unused = (_SHALLOWER_PYRAMID, _ONLY_PRETRAINING, _ONLY_CLASSIFIER, _WITHOUT_RELATIVE)
-            return (*_RESIZE, pyramid, _NO_RELATIVE_YET, *unused)
+            return (*_RESIZE, pyramid, _NO_RELATIVE_YET, _NEW_AXES, *unused)
         # Never resized into pre-training: its table starts as sine and cosine for the grid it is trained on.
         return ()
 
@@ -193,6 +223,7 @@ def _backbone(model: HiViTConfig, drop_path: float) -> HiViT:
         image_size=model.image_size,
         drop_path=drop_path,
         relative_position=model.relative_position,
+        layer_scale=model.layer_scale,
     )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from vitpipe.contracts.errors import InputError
 from vitpipe.models.blocks import AttentionBlock, ChannelBlock, init_weights
+from vitpipe.models.hivit.axis_attention import AxisAttention
 from vitpipe.models.masking import gather_units, grid_of, units_per_side
 from vitpipe.models.network import Task
 from vitpipe.models.positions import relative_index, resample_positions
@@ -76,6 +77,18 @@ class StageFeatures(NamedTuple):
     level4_BNhhC: Tensor  # noqa: N815
     level8_BNhhC: Tensor  # noqa: N815
     level16_BNC: Tensor  # noqa: N815
+
+
+class HiddenUnits(NamedTuple):
+    """Units that stage 16 does not see, although they stay in place.
+
+    Attributes:
+        mask_BN: 1 where a unit is hidden, float32.
+        token_11C: what stands there instead, of the width at stride 16.
+    """
+
+    mask_BN: Tensor  # noqa: N815
+    token_11C: Tensor  # noqa: N815
 
 
 class Stem(nn.Module):
@@ -152,11 +165,11 @@ class HiViT(nn.Module):
     ) -> None:
         super().__init__()
         self.shape, self.image_size = shape, image_size
-        self.grid_side = units_per_side(image_size)
+        self.grid_side, self.has_axes = units_per_side(image_size), False
         depth4, depth8, _ = shape.depths
         width4, width8, width16 = shape.widths
         # One line over the blocks of all three stages (base 30 values, large 44); merges drop nothing.
-        drop_ratios = _drop_ratios(drop_path, sum(shape.depths))
+        drop_ratios = self.drop_ratios = _drop_ratios(drop_path, sum(shape.depths))
 
         def channel_blocks(width: int, ratios: list[float]) -> nn.ModuleList:
             return nn.ModuleList(
@@ -198,6 +211,17 @@ class HiViT(nn.Module):
         self.register_buffer("relative_index_NN", index_NN, persistent=False)
         init_weights(self, shape.init_gain)
 
+    def use_axis_positions(self, side: int) -> None:
+        """Give every attention tables of positions per row and per column, for images of any size.
+
+        Args:
+            side: units per side that the tables are made for.
+        """
+        self.has_axes = True
+        for block in self.stage16:
+            block.attn = AxisAttention(self.widths[-1], self.shape.num_heads, side)
+            init_weights(block.attn, self.shape.init_gain)
+
     @property
     def num_blocks(self) -> int:
         """Blocks of the three stages; merges are not counted."""
@@ -219,17 +243,27 @@ class HiViT(nn.Module):
             InputError: when H or W does not fit the network.
         """
         stages = self.before_stage16(images_BCHW, kept_BK)
-        x_BNC, index = stages.level16_BNC, self.relative_rows(kept_BK)
+        x_BNC = stages.level16_BNC
+        where = self._grid(images_BCHW) if self.has_axes else self.relative_rows(kept_BK)
         for block in self.stage16:
-            x_BNC = block(x_BNC, index)
+            x_BNC = block(x_BNC, where)
         return stages._replace(level16_BNC=x_BNC)
 
-    def before_stage16(self, images_BCHW: Tensor, kept_BK: Tensor | None = None) -> StageFeatures:
-        """As `forward_stages`, but level 16 is the input of its first block."""
+    def before_stage16(
+        self, images_BCHW: Tensor, kept_BK: Tensor | None = None, hidden: HiddenUnits | None = None
+    ) -> StageFeatures:
+        """As `forward_stages`, but level 16 is the input of its first block.
+
+        Args:
+            hidden: units that keep their place and position, but not their content, at level 16 only.
+        """
         grid = self._grid(images_BCHW)
         x = level4_BNhhC = _run(self.stage4, self.stem(images_BCHW, kept_BK))
         x = level8_BNhhC = _run(self.stage8, self.merge4to8(x))
         x_BNC = self.merge8to16(x).flatten(1, 3)  # (B, N, 1, 1, C) -> (B, N, C): one token per unit
+        if hidden is not None:
+            w_BN1 = hidden.mask_BN.unsqueeze(-1).to(x_BNC.dtype)
+            x_BNC = x_BNC * (1 - w_BN1) + hidden.token_11C.to(x_BNC.dtype) * w_BN1
         if self.absolute_position is not None:
             x_BNC = x_BNC + self._positions(grid, kept_BK)
         return StageFeatures(level4_BNhhC, level8_BNhhC, x_BNC)

@@ -118,13 +118,22 @@ class Pyramid(nn.Module):
         self.refine16, self.refine8, self.refine4 = block(), block(), block()
         init_weights(self, init_gain)
 
-    def forward(self, stages: StageFeatures) -> PyramidLevels:
-        """Stage outputs of N units (all, or the kept ones) -> pyramid levels of the same units."""
+    def forward(self, stages: StageFeatures, lateral_BN: Tensor | None = None) -> PyramidLevels:
+        """Stage outputs of N units (all, or the kept ones) -> pyramid levels of the same units.
+
+        Args:
+            lateral_BN: factor on what a unit gets from strides 4 and 8; 1 without it.
+        """
         x16_BN11C = stages.level16_BNC[:, :, None, None, :]
         # The way down starts from x16 itself, not from its projection, and goes on from p8 before its
         # refinement: `refine*` serves the outputs alone.
-        p8 = self.fuse8(self.split16to8(x16_BN11C) + self.lateral8(stages.level8_BNhhC))
-        p4 = self.fuse4(self.split8to4(p8) + self.lateral4(stages.level4_BNhhC))
+        lateral8 = self.lateral8(stages.level8_BNhhC)
+        lateral4 = self.lateral4(stages.level4_BNhhC)
+        if lateral_BN is not None:
+            factor_BN111 = lateral_BN[:, :, None, None, None].to(lateral8.dtype)
+            lateral8, lateral4 = lateral8 * factor_BN111, lateral4 * factor_BN111
+        p8 = self.fuse8(self.split16to8(x16_BN11C) + lateral8)
+        p4 = self.fuse4(self.split8to4(p8) + lateral4)
         return PyramidLevels(self.refine4(p4), self.refine8(p8), self.refine16(self.project16(x16_BN11C)))
 
 

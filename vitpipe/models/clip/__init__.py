@@ -1,0 +1,1 @@
+"""CLIP's image towers as frozen teachers: network, and files as people have them."""
