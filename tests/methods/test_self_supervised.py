@@ -1,4 +1,7 @@
-"""DINO, SelfPatch, EsViT, MoBY, MoBY + SelfPatch: what each step does, resumption, ranks, collapse."""
+"""DINO, SelfPatch, EsViT, MoBY, MoBY + SelfPatch: what each step does, resumption, ranks, collapse.
+
+Resumption and ranks of a training on a frozen teacher's features, too.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import signal
 
 import pytest
 import torch
-from self_supervised_runs import NAMES, build, child, run, section
+from self_supervised_runs import FEATURES, NAMES, build, child, run, section
 from short_runs import AUGMENT, opened, packed_digits
 from tiny_runs import free_port, run_processes
 from torch.nn import functional as F
@@ -151,7 +154,7 @@ def test_the_centre_is_a_mean_over_all_rows():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, FEATURES])
 def test_a_killed_process_continues_bit_for_bit(name, folder):
     """Teacher, heads, centres, queues: all that the method keeps is what an undisturbed run has."""
     whole, _ = run(opened(folder), folder / f"{name}-whole", name)
@@ -165,7 +168,7 @@ def test_a_killed_process_continues_bit_for_bit(name, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "is_exact"), [("selfpatch", True), ("esvit", True), ("moby_selfpatch", False)]
+    ("name", "is_exact"), [("selfpatch", True), ("esvit", True), ("moby_selfpatch", False), (FEATURES, True)]
 )
 def test_two_ranks_are_one_rank_with_accumulation(name, is_exact, folder):
     """To the last bit without batch norm, which has the statistics of both ranks together."""

@@ -1,4 +1,5 @@
-"""Short pre-trainings of nano networks without labels: DINO, SelfPatch, EsViT, MoBY, MoBY + SelfPatch.
+"""Short pre-trainings of nano networks without labels: DINO, SelfPatch, EsViT, MoBY, MoBY + SelfPatch, and on
+the features of a frozen teacher.
 
 Child processes import this module.
 """
@@ -26,6 +27,7 @@ from vitpipe.train.loop import train
 from vitpipe.train.ranks import Ranks, joined
 
 NAMES = ("dino", "selfpatch", "esvit", "moby", "moby_selfpatch")
+FEATURES = "masked_features"  # its teacher is frozen and no copy of the student
 SMALL = {
     "dino": {"prototypes": 32, "head_hidden": 16, "head_width": 8},
     "moby": {"queue": 64, "head_hidden": 16, "head_width": 8},
@@ -34,15 +36,18 @@ CROPS = {"global_size": 32, "local_size": 24, "num_local": 2}
 
 
 def section(name: str, *, global_batch: int = 16, epochs: float = 1, **changes) -> PretrainConfig:
-    settings = dict(SMALL["moby" if name.startswith("moby") else "dino"])
-    settings["crops"] = {**CROPS, "num_local": 0} if name.startswith("moby") else CROPS
+    if name == FEATURES:
+        settings = {"masked_units": 1, "smallest_block": 1, "drop_path": 0.2}
+    else:
+        settings = dict(SMALL["moby" if name.startswith("moby") else "dino"])
+        settings["crops"] = {**CROPS, "num_local": 0} if name.startswith("moby") else CROPS
     if "selfpatch" in name:
         settings["patch_prototypes"] = 24
     optim = OptimConfig(
         base_lr=2e-3,
         lr_reference_batch=None,
         clip_grad_norm=3.0,
-        clip_each_tensor=not name.startswith("moby"),
+        clip_each_tensor=not name.startswith("moby") and name != FEATURES,
     )
     return PretrainConfig(
         epochs=epochs,
@@ -56,6 +61,10 @@ def section(name: str, *, global_batch: int = 16, epochs: float = 1, **changes) 
 
 
 def model(name: str, **options):
+    if name == FEATURES:
+        return model_config(
+            {"name": "hivit_nano", "image_size": 32, "layer_scale": 0.1, "pyramid": {"width": 32}, **options}
+        )
     pooling = "class_attention" if "selfpatch" in name else "class_token"
     return model_config(
         {"name": "vit_nano", "image_size": 32, "patch_size": 8, "pooling": pooling, **options}
