@@ -15,13 +15,14 @@ from torch.nn import functional as F
 
 from vitpipe.config.own_files import own_files
 from vitpipe.config.read import load_recipe
-from vitpipe.contracts.errors import CheckpointError, RecipeError
+from vitpipe.contracts.errors import ArtifactError, CheckpointError, RecipeError
 from vitpipe.contracts.graph import all_stages
 from vitpipe.data.batches import Batch
 from vitpipe.data.moment import Moment
 from vitpipe.methods.masked_features import frozen_teacher
 from vitpipe.models.clip.tower import CLIP_MEAN, CLIP_STD, TOWERS
 from vitpipe.stages.identity import forecast
+from vitpipe.stages.output_folders import check_output_folders
 from vitpipe.stages.weights_identity import weights_identity
 from vitpipe.train.ranks import Ranks
 
@@ -76,6 +77,9 @@ def test_guesses_beside_the_loss_and_the_random_teacher_is_named():
     # One vector of each image's own is known to the second guess.
     assert judged.metrics["shifted_trivial_loss"] < judged.metrics["trivial_loss"]
     (said,) = judged.warnings
+    # In the log of the training, too, once.
+    assert method.warnings({}, batch.moment) == [said]
+    assert not method.warnings({}, batch.moment)
     assert "a teacher with random weights, not of CLIP" in said
     assert {"what": "teacher", "value": "random weights, no CLIP"} in judged.tables["teacher"]
 
@@ -168,6 +172,13 @@ def test_the_file_is_part_of_a_trainings_identity_by_its_content(tmp_path, monke
     assert differing == {"method.teacher.file"}
     assert own_files(_recipe("one.safetensors"), "pretrain").keys() == {"method.teacher.file"}
     assert "method.teacher.file" not in weights_identity(stage, load_recipe(DEMO, "demo"), {})
+
+
+def test_no_output_replaces_the_file(tmp_path):
+    save_file(openai_state(small_tower()), tmp_path / "clip.safetensors")
+    recipe = _recipe(tmp_path / "clip.safetensors")
+    with pytest.raises(ArtifactError, match=r"contains .* the file method.teacher.file of pretrain"):
+        check_output_folders("pretrain", recipe, {}, tmp_path, None)
 
 
 def test_a_missing_file_is_said_before_anything_runs(tmp_path):

@@ -61,10 +61,12 @@ class Expectation(Section):
 
     `stage` and `metric` name our number, `where` selects exactly one row of `papers/<paper>.yaml` by
     equality on its keys. `tolerance` is in the row's unit; `scale` turns our number into that unit.
+    `searched` is a key of the recipe whose values the paper has searched for this number: of variants that
+    claim the same row, the best one is reported as such.
     """
 
     effects: ClassVar[Effects] = Effects(
-        figures="stage metric where tolerance scale protocol",
+        figures="stage metric where tolerance scale protocol searched",
     )
 
     stage: StageName
@@ -74,6 +76,7 @@ class Expectation(Section):
     # Our ratios lie in [0, 1], published accuracies are percentages.
     scale: Positive = 100.0
     protocol: dict[str, str] = {}
+    searched: str = ""
 
 
 class RecipeBase(Section):

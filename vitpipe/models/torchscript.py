@@ -40,8 +40,9 @@ def is_torchscript(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    return any(name.endswith(_CONSTANTS) for name in names) and any(n.endswith(_TREE) for n in names)
+        names = set(archive.namelist())
+    folders = {name.removesuffix(_CONSTANTS) for name in names if name.endswith(_CONSTANTS)}
+    return any("/" not in folder and folder + _TREE in names for folder in folders)
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -51,8 +52,9 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     message.
     """
     with zipfile.ZipFile(path) as archive:
-        tree = next(name for name in archive.namelist() if name.endswith(_TREE) and name.count("/") == 1)
-        found = _Archive(archive, tree.removesuffix(_TREE)).load()
+        # The archive's one folder; `is_torchscript` has found it.
+        name = next(iter(archive.namelist())).partition("/")[0]
+        found = _Archive(archive, name).load()
     return dict(_tensors(found, ""))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vitpipe.contracts.artifact import open_artifact
@@ -28,7 +29,10 @@ def table_report(plan: TablePlan, failures: Mapping[str, Failure]) -> TableRepor
         item
         for row in plan.rows
         for item in (
-            [_compared(plan, row, claim, finished, failures) for claim in row.claims]
+            named_best(
+                [claim.expectation.searched for claim in row.claims],
+                [_compared(plan, row, claim, finished, failures) for claim in row.claims],
+            )
             or [without_recipe(row.published)]
         )
     )
@@ -46,6 +50,27 @@ def table_report(plan: TablePlan, failures: Mapping[str, Failure]) -> TableRepor
         failures=tuple(f"{title}, stage {item.stage}: {item.message}" for title, item in failures.items()),
         discrepancies=tuple(dict.fromkeys(text for claim in claims for text in claim.recipe.discrepancies)),
     )
+
+
+def named_best(searched: Sequence[str], results: Sequence[SeedResults]) -> list[SeedResults]:
+    """The results of one row; of several with the same searched key, the highest says that it was chosen.
+
+    Args:
+        searched: `Expectation.searched` of each.
+        results: of the recipes that claim the row.
+    """
+    named = list(results)
+    for key in filter(None, dict.fromkeys(searched)):
+        group = [i for i, other in enumerate(searched) if other == key]
+        measured = [i for i in group if named[i].mean is not None]
+        if len(measured) < 2:
+            continue
+        best = max(measured, key=lambda i: named[i].mean or 0.0)
+        done = f"{len(measured)} of {len(group)}" if len(measured) < len(group) else f"{len(group)}"
+        text = f"the best of {done} searched values of {key}, chosen by the images that it is reported on"
+        reason = "; ".join(filter(None, (named[best].reason, text)))
+        named[best] = replace(named[best], reason=reason)
+    return named
 
 
 def command_of(plan: TablePlan) -> str:

@@ -11,7 +11,7 @@ Shapes: B images, N units in row-major order, D channels of the features.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from vitpipe.config.train_sections import AugmentConfig, TrainConfig
 from vitpipe.data.augment import Transform
 from vitpipe.data.batches import Batch
 from vitpipe.data.block_mask import block_mask
+from vitpipe.data.moment import Moment
 from vitpipe.data.teacher_view import TeacherView
 from vitpipe.methods.masked_features.config import MaskedFeaturesConfig
 from vitpipe.methods.masked_features.frozen_teacher import Teacher
@@ -56,6 +57,7 @@ class MaskedFeatures(Method):
     def __init__(self, model: FeaturePredictor, teacher: Teacher, config: MaskedFeaturesConfig) -> None:
         super().__init__()
         self.model, self.teacher, self.config = model, teacher, config
+        self._is_random_said = False
 
     @classmethod
     def build(
@@ -106,6 +108,13 @@ class MaskedFeatures(Method):
         found = self.model(images_BCHW, mask_BN)
         main, early = (unit_loss(given, target_BND).mean() for given in found)
         return {"loss": main + early, "main_loss": main.detach(), "early_loss": early.detach()}
+
+    def warnings(self, means: Mapping[str, float], moment: Moment) -> list[str]:
+        """Once: that the teacher is a random one."""
+        if self._is_random_said or self.config.teacher.file is not None:
+            return []
+        self._is_random_said = True
+        return [_RANDOM_TEACHER]
 
     @torch.no_grad()
     def judge(self, batches: CentreCrops, ranks: Ranks, precision: Precision) -> Judgement:
