@@ -116,6 +116,16 @@ class Encoder(Network):
         """The norm between the last block and the pooling, for tokens of any block; unchanged without one."""
         return tokens
 
+    def location_grid(self, features: Features) -> Tensor:
+        """The grid on which drloc localises cells, (B, D, rows, columns): of the last block, before any norm.
+
+        A network that was published with another place overrides this.
+
+        Args:
+            features: with the tokens of the last block as their last.
+        """
+        return features.maps()[-1]
+
     def frozen_features(self, images_BCHW: Tensor, last_blocks: int = 1) -> Tensor:
         """(B, 3, H, W) -> (B, C * last_blocks): the features of the paper's linear probe, before any head.
 

@@ -9,6 +9,7 @@ import torch
 
 from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.config.model import model_config
+from vitpipe.methods.drloc.location_loss import LocationMLP, Pairs, location_loss, pair_embeddings
 from vitpipe.models.build import build_classifier, build_encoder, create_backbone
 from vitpipe.models.convert import convert_state
 from vitpipe.models.weights import load_into
@@ -86,6 +87,17 @@ def test_the_classifier_as_recorded(golden, of_drloc):
     errors = golden.errors(ours, recorded)
     print({name: f"{error:.1e}" for name, error in errors.items()})
     assert max(errors.values()) < TOLERANCE, errors
+    assert torch.equal(model.location_grid(found), found.maps()[-1])
+    mlp = LocationMLP(768, 512, trunc_normal=True)
+    beginning = "drloc.0."
+    mlp.load_state_dict({k.removeprefix(beginning): t for k, t in filled.items() if k.startswith(beginning)})
+    torch.manual_seed(0)
+    pairs = Pairs(torch.randint(7, (2, 64, 2)), torch.randint(7, (2, 64, 2)))
+    for place in ("before", "after"):
+        outputs = mlp(pair_embeddings(ours[f"grid_7x7_{place}_norm"], pairs))
+        for kind, name in (("drloc", "drloc_mean"), ("signed", "drloc_star_mean")):
+            loss = location_loss(kind, outputs, pairs.offsets_BM2, (7, 7)).item()
+            assert loss == pytest.approx(recorded[f"drloc_on_grid_{place}_norm"][name], rel=1e-4)
 
 
 def test_parameters_and_cost_as_recorded(of_moby, of_drloc):
