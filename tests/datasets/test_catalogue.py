@@ -80,12 +80,18 @@ def test_forms_are_those_that_the_readers_accept(name):
 def test_counts_of_the_papers():
     """Split sizes of table 1a of the dense relative localisation paper, and the releases of ImageNet."""
     sizes = {name: (FACTS[name].num_train_images, FACTS[name].num_val_images) for name in FACTS}
+    assert sizes["cifar10"] == sizes["cifar100"] == (50_000, 10_000)
     assert sizes["svhn"] == (73_257, 26_032)
     assert sizes["flowers102"] == (2_040, 6_149)
     assert sizes["imagenet100"] == (126_689, 5_000)
     # Images of each domain after its authors removed duplicates ("cleaned version").
-    cleaned = {"clipart": 48_129, "infograph": 51_605, "painting": 72_266, "sketch": 69_128}
+    cleaned = {
+        "clipart": 48_129, "infograph": 51_605, "painting": 72_266, "quickdraw": 172_500, "real": 172_947,
+        "sketch": 69_128,
+    }  # fmt: skip
     assert {name: sum(sizes[f"domainnet_{name}"]) for name in cleaned} == cleaned
+    assert sizes["domainnet_quickdraw"] == (120_750, 51_750)
+    assert sizes["domainnet_real"] == (120_906, 52_041)
     releases = {
         r.name: (r.num_train_images, r.num_val_images, r.num_classes) for r in FACTS["imagenet22k"].releases
     }

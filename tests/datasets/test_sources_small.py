@@ -305,10 +305,11 @@ def test_flowers_without_a_file(tmp_path, name):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("place", ["domainnet_clipart", "domainnet"])
+@pytest.mark.parametrize("place", ["domainnet_clipart", "domainnet_real", "domainnet"])
 def test_domainnet(tmp_path, packed, place):
-    images = write_domain(tmp_path / place, "clipart", packed=packed)
-    source = find_source(tmp_path, "domainnet_clipart")
+    domain = "real" if place.endswith("real") else "clipart"
+    images = write_domain(tmp_path / place, domain, packed=packed)
+    source = find_source(tmp_path, f"domainnet_{domain}")
     assert source.classes == ("The_Eiffel_Tower", "aircraft_carrier", "bat", "zebra")
     assert "differ for 2 of 4" in source.notes[0]
     for split in source.splits:
@@ -318,7 +319,8 @@ def test_domainnet(tmp_path, packed, place):
         ]
         assert listed(source, split) == sorted(renumbered, key=lambda image: (image[1], image[0]))
     shown = next(source.entries("train")).shown
-    assert shown == ("clipart.zip/" if packed else "") + "clipart/The_Eiffel_Tower/clipart_001_000000.jpg"
+    file = f"{domain}/The_Eiffel_Tower/{domain}_001_000000.jpg"
+    assert shown == (f"{domain}.zip/" if packed else "") + file
 
 
 @pytest.mark.parametrize("packed", [False, True])
