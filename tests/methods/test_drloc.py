@@ -33,7 +33,7 @@ from vitpipe.data.batches import Batch, eval_batches
 from vitpipe.data.moment import Moment
 from vitpipe.methods.classify.method import soft_cross_entropy
 from vitpipe.methods.drloc.config import DrlocConfig
-from vitpipe.methods.drloc.location_loss import draw_pairs
+from vitpipe.methods.drloc.localisation import draw_pairs
 from vitpipe.methods.drloc.method import Drloc, location_weight
 from vitpipe.models.draws import image_draws
 from vitpipe.models.families import family_of

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitpipe.methods.drloc.config import DrlocConfig, grid_misfit, pooled_grid
-from vitpipe.methods.drloc.location_loss import (
+from vitpipe.methods.drloc.localisation import (
     LocationMLP,
     Pairs,
     draw_pairs,
@@ -135,7 +135,7 @@ def test_positions_lie_in_the_grid_and_belong_to_the_image(grid, num_pairs, key)
 
 
 def test_the_largest_number_is_still_below_the_side(monkeypatch):
-    import vitpipe.methods.drloc.location_loss as module
+    import vitpipe.methods.drloc.localisation as module
 
     monkeypatch.setattr(
         module, "uniform", lambda _key, indices, num: torch.full((len(indices), num), 1 - 2.0**-24)

@@ -12,8 +12,8 @@ import typer
 
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.units import format_bytes
-from vitpipe.verbs.completion import complete_model
-from vitpipe.verbs.options import JsonOption
+from vitpipe.verbs.completion import complete_model, complete_profile, complete_recipe
+from vitpipe.verbs.options import JsonOption, SetOption
 from vitpipe.verbs.show import print_rows
 
 if TYPE_CHECKING:
@@ -130,8 +130,39 @@ def _print_clusters(model: str, place: str, found: Sequence[StepCost]) -> None:
             print(f"{what} per patch: the largest is {max(values) / min(values):.2f} of the smallest")
 
 
+def drloc(
+    recipe: Annotated[
+        str, typer.Argument(help="one that trains by method drloc", autocompletion=complete_recipe)
+    ] = "drloc/swin_tiny/cifar100/drloc/scratch/100",
+    profile: Annotated[str, typer.Option(help="demo, full, ...", autocompletion=complete_profile)] = "full",
+    batch: Annotated[int, typer.Option(min=1, help="images per step")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="timed pairs of a plain step and the loss alone")] = 10,
+    threads: Annotated[int, typer.Option(min=1, help="threads of torch on a CPU")] = 1,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time of drloc's loss, compared with the training step that it is added to: needs no data."""
+    import torch
+
+    from vitpipe.benchmarks.location_loss import measure_location_loss
+    from vitpipe.benchmarks.memory_modes import find_device
+    from vitpipe.config.read import load_recipe
+
+    torch.set_num_threads(threads)
+    loaded = load_recipe(recipe, profile, overrides or ())
+    found = measure_location_loss(loaded, batch=batch, rounds=rounds, device=find_device(device), say=tell)
+    if as_json:
+        print_json(found)
+        return
+    pairs = {"step without the loss": found.plain_seconds, "loss, forward and backward": found.loss_seconds}
+    table = [{"part": part, "median, ms": f"{1e3 * seconds:.1f}"} for part, seconds in pairs.items()]
+    print_rows(table, False, found.describe(), right=("median, ms",))
+    print(f"loss / step {found.ratio:.2%}, quartiles {found.ratio_low:.2%} to {found.ratio_high:.2%}")
+
+
 # In the order in which `vitpipe benchmark --help` lists them.
-OF_NETWORKS = (propagation, clusters)
+OF_NETWORKS = (propagation, clusters, drloc)
 
 
 def print_json(found: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from vitpipe.benchmarks.model_cost import measure_cost
 from vitpipe.config.model import model_config
-from vitpipe.methods.drloc.location_loss import LocationMLP, Pairs, location_loss, pair_embeddings
+from vitpipe.methods.drloc.localisation import LocationMLP, Pairs, location_loss, pair_embeddings
 from vitpipe.models.build import build_classifier, build_encoder, create_backbone
 from vitpipe.models.convert import convert_state
 from vitpipe.models.weights import load_into

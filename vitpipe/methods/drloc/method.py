@@ -1,8 +1,8 @@
 """Classification with dense relative localisation: mix > logits and grid > cross entropy + location loss.
 
 Efficient Training of Visual Transformers with Small Datasets; Yahui Liu, Enver Sangineto, Wei Bi, Nicu Sebe,
-Bruno Lepri, Marco De Nadai; NeurIPS 2021. The loss is `location_loss`; everything else of a training is what
-it is without it, and the network is used without the MLP.
+Bruno Lepri, Marco De Nadai; NeurIPS 2021. The loss is in `localisation`; everything else of a training is as
+without it, and the network is used without the MLP.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vitpipe.data.moment import Moment
 from vitpipe.evaluate.accuracy import evaluate_classifier
 from vitpipe.methods.classify.method import Classify, network_and_mixing, soft_cross_entropy
 from vitpipe.methods.drloc.config import DrlocConfig, grid_misfit
-from vitpipe.methods.drloc.location_loss import (
+from vitpipe.methods.drloc.localisation import (
     Grid,
     LocationMLP,
     draw_pairs,
