@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ REG_ALPHA = 0.001
 _LEAST_VARIANCE = 1e-8
 
 Grid = tuple[int, int]
+_Offset = TypeVar("_Offset", float, Tensor)
 
 
 class Pairs(NamedTuple):
@@ -170,10 +171,7 @@ def trivial_loss(kind: LossKind, grid: Grid, *, raw_targets: bool = False) -> fl
             variance = min(2 * spread / REG_ALPHA, float(side**2)) + _LEAST_VARIANCE
             found += spread / variance + 0.5 * REG_ALPHA * math.log(variance)
         else:
-            targets = {
-                offset: float(_target(kind, torch.tensor(offset), side, raw_targets=raw_targets).double())
-                for offset in share
-            }
+            targets = {o: _target(kind, float(o), side, raw_targets=raw_targets) for o in share}
             # The best constant is a median, which is one of the targets.
             found += (
                 min(sum(p * abs(targets[o] - guess) for o, p in share.items()) for guess in targets.values())
@@ -182,11 +180,11 @@ def trivial_loss(kind: LossKind, grid: Grid, *, raw_targets: bool = False) -> fl
     return found
 
 
-def _target(kind: LossKind, offset: Tensor, side: int, *, raw_targets: bool) -> Tensor:
+def _target(kind: LossKind, offset: _Offset, side: int, *, raw_targets: bool) -> _Offset:
     """What an output is compared with: in units of the side, or as the released code has it."""
     if kind == "signed":
         return offset + (side - 1) if raw_targets else offset / side
-    return offset.abs() if raw_targets else offset.abs() / side
+    return abs(offset) if raw_targets else abs(offset) / side
 
 
 def _gaussian_loss(logits_BMK: Tensor, offset_BM: Tensor, side: int) -> Tensor:
