@@ -205,6 +205,15 @@ def test_both_kinds_of_recipe_train_the_same_network_before(name):
     assert recipe(name).finetune == recipe(f"{_COCO}/cascade").finetune
 
 
+@pytest.mark.parametrize("name", [f"{_COCO}/mask_rcnn", f"{_COCO}/cascade", _ADE20K])
+def test_the_loss_is_part_of_pre_training_only(name):
+    plain, learned = recipe(name), recipe(name.replace("swin_t", "swin_t_drloc"))
+    assert (plain.finetune.method.name, learned.finetune.method.name) == ("classify", "drloc")
+    assert learned.finetune.method.weight == 0.5
+    assert learned.finetune.model_copy(update={"method": plain.finetune.method}) == plain.finetune
+    assert (learned.detect, learned.segment) == (plain.detect, plain.segment)
+
+
 def test_a_cascade_with_a_mask_head_per_stage_leaves_gradients_as_they_are():
     chosen = load_recipe(f"{_COCO}/cascade", "demo")
     open_detection()
