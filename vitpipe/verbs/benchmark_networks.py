@@ -35,6 +35,7 @@ def propagation(
 
     The defaults are a frame of DAVIS at 480 x 832 pixels in ViT-S/16.
     """
+    _as_in_training()
     import torch
 
     from vitpipe.benchmarks.memory_modes import find_device
@@ -71,6 +72,7 @@ def clusters(
     as_json: JsonOption = False,
 ) -> None:
     """Time and memory of PaCa's training step per patch, by image size, beside a plainly written form."""
+    _as_in_training()
     import torch
 
     from vitpipe.benchmarks.cluster_attention import batch_of, measure_clusters
@@ -143,6 +145,7 @@ def drloc(
     as_json: JsonOption = False,
 ) -> None:
     """Time of drloc's loss, compared with the training step that it is added to: needs no data."""
+    _as_in_training()
     import torch
 
     from vitpipe.benchmarks.location_loss import measure_location_loss
@@ -159,6 +162,14 @@ def drloc(
     table = [{"part": part, "median, ms": f"{1e3 * seconds:.1f}"} for part, seconds in pairs.items()]
     print_rows(table, False, found.describe(), right=("median, ms",))
     print(f"loss / step {found.ratio:.2%}, quartiles {found.ratio_low:.2%} to {found.ratio_high:.2%}")
+
+
+def _as_in_training() -> None:
+    """Threads and memory as a stage has them; before torch is imported."""
+    from vitpipe.stages.launch import keep_freed_memory, share_the_cores
+
+    share_the_cores()
+    keep_freed_memory()
 
 
 # In the order in which `vitpipe benchmark --help` lists them.
