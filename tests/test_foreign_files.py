@@ -16,7 +16,7 @@ from vitpipe.prepare.pack import _open_scratch
 from vitpipe.report.figures import save_png
 from vitpipe.report.write_report import build_report
 from vitpipe.stages.identity import write_identities
-from vitpipe.verbs.benchmark import check_figure
+from vitpipe.verbs.benchmark_networks import check_figure
 
 RECIPE = "itpn/pixel_base"
 

@@ -14,7 +14,7 @@ import typer
 from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.contracts.units import counted, format_bytes, format_count, format_duration
-from vitpipe.verbs.benchmark_networks import OF_NETWORKS, DeviceOption, print_json, tell
+from vitpipe.verbs.benchmark_networks import OF_NETWORKS, DeviceOption, check_figure, print_json, tell
 from vitpipe.verbs.completion import complete_profile, complete_recipe, complete_stage
 from vitpipe.verbs.options import JsonOption, SetOption
 from vitpipe.verbs.show import print_rows
@@ -279,25 +279,3 @@ def _scratch(given: Path | None) -> Iterator[Path]:
         # A folder inside the given one: what the user has there stays.
         with tempfile.TemporaryDirectory(prefix="vitpipe-benchmark-", dir=given) as folder:
             yield Path(folder)
-
-
-def check_figure(path: Path | None) -> None:
-    """Refuse a figure that cannot be written, before anything is measured.
-
-    Raises:
-        InputError: when the name does not end in .png, or there is a file that is no figure of vitpipe.
-    """
-    if path is None:
-        return
-    if path.suffix != ".png":
-        raise InputError(
-            f"'{path}' is not the name of a PNG file", where="--figure", fix="choose a name that ends in .png"
-        )
-    from vitpipe.report.figures import is_own_png
-
-    if (path.exists() or path.is_symlink()) and not is_own_png(path):
-        raise InputError(
-            f"'{path}' exists and is no figure of vitpipe; nothing was written",
-            where="--figure",
-            fix="choose another name",
-        )

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitpipe.contracts.errors import InputError
+from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.units import format_bytes
 from vitpipe.verbs.completion import complete_model, complete_profile, complete_recipe
 from vitpipe.verbs.options import JsonOption, SetOption
@@ -18,6 +19,7 @@ from vitpipe.verbs.show import print_rows
 
 if TYPE_CHECKING:
     from vitpipe.benchmarks.cluster_attention import StepCost
+    from vitpipe.benchmarks.information_leak import MaskedNetwork
 
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if there is one]")]
 
@@ -172,8 +174,92 @@ def _as_in_training() -> None:
     keep_freed_memory()
 
 
+def leak(
+    model: Annotated[
+        str, typer.Argument(help="a HiViT, for example hivit_base", autocompletion=complete_model)
+    ] = "hivit_base",
+    supervision: Annotated[
+        str, typer.Option(help="pixels (visible units only), or features (of a teacher such as CLIP)")
+    ] = "pixels",
+    image_size: Annotated[int, typer.Option(min=16, help="pixels per side, a multiple of 16")] = 224,
+    mask_ratio: Annotated[float, typer.Option(min=0.0, max=1.0, help="share of the units to hide")] = 0.75,
+    seed: Annotated[int, typer.Option(help="of weights and mask")] = 0,
+    figure: Annotated[
+        Path | None, typer.Option(help="write a figure of the units that change (.png)")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which features of a masked network change when hidden pixels do, beside networks with known faults.
+
+    Exit code 1 when hidden pixels reach anything in the network itself.
+    """
+    check_figure(figure)
+    import torch
+
+    from vitpipe.benchmarks import information_leak_figures as figures
+    from vitpipe.models.masking import choose_units
+    from vitpipe.report.figures import PAPER, save_png
+
+    torch.manual_seed(seed)
+    network, released = _masked_network(model, supervision, image_size, mask_ratio)
+    images_BCHW = figures.photograph(image_size)
+    noise_BN = torch.rand(1, (image_size // 16) ** 2, generator=torch.Generator().manual_seed(seed))
+    mask_BN = choose_units(noise_BN, mask_ratio).mask_BN
+    found = figures.measure_forms(network, released, images_BCHW, mask_BN)
+    with disk_errors(figure or ""):
+        if figure:
+            save_png(figures.draw_leaks(found, images_BCHW, mask_BN, PAPER), figure)
+    hidden = int(mask_BN.sum())
+    if as_json:
+        forms = [
+            {"form": form, "leaks": {change.feature: change.num_leaks for change in changes}}
+            for form, changes in found.items()
+        ]
+        print_json({"model": model, "units": mask_BN.numel(), "hidden": hidden, "forms": forms})
+    else:
+        title = f"{model}, {supervision}, {hidden} of {mask_BN.numel()} units hidden: units that leak"
+        print_rows(figures.leak_rows(found), False, title)
+    if any(change.num_leaks for change in found[figures.AS_BUILT]):
+        raise typer.Exit(1)
+
+
+def _masked_network(
+    name: str, supervision: str, image_size: int, mask_ratio: float
+) -> tuple[MaskedNetwork, MaskedNetwork | None]:
+    """The pre-training network, and the same one as released where that differs.
+
+    Raises:
+        InputError: for another supervision or a network without a pyramid, or as `MaskedPretrainer`.
+    """
+    import copy
+
+    from vitpipe.config.model import model_config
+    from vitpipe.models.families import family_of
+    from vitpipe.models.hivit.config import HiViTConfig
+    from vitpipe.models.masking import check_mask_ratio, units_per_side
+
+    if supervision not in ("pixels", "features"):
+        raise InputError(
+            f"'{supervision}' is no supervision", where="--supervision", fix="name pixels or features"
+        )
+    num_units = units_per_side(image_size) ** 2
+    chosen = model_config({"name": name, "image_size": image_size})
+    if not isinstance(chosen, HiViTConfig):
+        raise InputError(
+            f"'{name}' has no pyramid that is pre-trained", where="MODEL", fix="name for example hivit_base"
+        )
+    check_mask_ratio(num_units, mask_ratio)
+    family: Any = family_of(chosen)
+    if supervision == "pixels":
+        return family.pretrainer(chosen, mask_ratio=mask_ratio), None
+    network = family.feature_predictor(chosen, target_width=512, drop_path=0.0, aligned=True)
+    released = copy.deepcopy(network)
+    released.aligned = False
+    return network, released
+
+
 # In the order in which `vitpipe benchmark --help` lists them.
-OF_NETWORKS = (propagation, clusters, drloc)
+OF_NETWORKS = (propagation, clusters, drloc, leak)
 
 
 def print_json(found: Any) -> None:
@@ -187,3 +273,25 @@ def print_json(found: Any) -> None:
 def tell(text: str) -> None:
     """Say on stderr what is being measured."""
     print(f"measuring {text}", file=sys.stderr, flush=True)
+
+
+def check_figure(path: Path | None) -> None:
+    """Refuse a figure that cannot be written, before anything is measured.
+
+    Raises:
+        InputError: when the name does not end in .png, or there is a file that is no figure of vitpipe.
+    """
+    if path is None:
+        return
+    if path.suffix != ".png":
+        raise InputError(
+            f"'{path}' is not the name of a PNG file", where="--figure", fix="choose a name that ends in .png"
+        )
+    from vitpipe.report.figures import is_own_png
+
+    if (path.exists() or path.is_symlink()) and not is_own_png(path):
+        raise InputError(
+            f"'{path}' exists and is no figure of vitpipe; nothing was written",
+            where="--figure",
+            fix="choose another name",
+        )
