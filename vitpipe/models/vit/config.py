@@ -1,8 +1,9 @@
 """Plain vision transformers in a recipe: sizes and options; imports no torch.
 
-Sizes are DeiT's (Touvron et al., arXiv 2012.12877, table 1). DINO, EsViT, MoBY and MoCo-v3 pre-train them
-with a class token, SelfPatch (Yun et al., CVPR 2022) without. `vit_base_drloc` is another implementation of
-ViT-B/16 (Dosovitskiy et al., arXiv 2010.11929), trained from scratch by drloc (Liu et al., NeurIPS 2021).
+Sizes are DeiT's (Touvron et al., arXiv 2012.12877, table 1), `vit_large` is ViT's own. DINO, EsViT, MoBY and
+MoCo-v3 pre-train them with a class token, SelfPatch (Yun et al., CVPR 2022) without. `vit_base_drloc` is
+another implementation of ViT-B/16 (Dosovitskiy et al., arXiv 2010.11929), trained from scratch by drloc (Liu
+et al., NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vitpipe.config.section import Count, Effects, Positive
 from vitpipe.contracts.graph import NetworkKind
 
 _DRLOC = "vit_base_drloc"
+_VIT = "An Image is Worth 16x16 Words (Dosovitskiy et al., arXiv 2010.11929)"
 _DEIT = "Training data-efficient image transformers & distillation (Touvron et al., arXiv 2012.12877)"
 
 
@@ -115,9 +117,29 @@ ENTRIES = (
         num_layers=14,
     ),
     ModelEntry(
+        name="vit_base",
+        summary="12 blocks of 768 channels, 12 heads",
+        paper=_DEIT,
+        published_params=86.0,  # table 1
+        classifier_params=86_567_656,
+        classifier_macs=17_563_828_224,
+        image_size=224,
+        num_layers=14,
+    ),
+    ModelEntry(
+        name="vit_large",
+        summary="24 blocks of 1024 channels, 16 heads",
+        paper=_VIT,
+        published_params=307.0,  # table 1
+        classifier_params=304_326_632,
+        classifier_macs=61_554_712_576,
+        image_size=224,
+        num_layers=26,
+    ),
+    ModelEntry(
         name=_DRLOC,
         summary="12 blocks of 768 channels, 12 heads: drloc's ViT-B/16, qkv without bias",
-        paper="An Image is Worth 16x16 Words (Dosovitskiy et al., arXiv 2010.11929), as drloc has it",
+        paper=_VIT + ", as drloc has it",
         published_params=86.4,  # drloc's supplement, section 3
         classifier_params=86_540_008,
         classifier_macs=17_563_828_224,

@@ -62,6 +62,8 @@ SHAPES: dict[str, ViTShape] = {
         ViTShape("vit_nano", 64, 4, 4, init_gain=1.0),
         ViTShape("vit_tiny", 192, 12, 3),
         ViTShape("vit_small", 384, 12, 6),
+        ViTShape("vit_base", 768, 12, 12),
+        ViTShape("vit_large", 1024, 24, 16),
         # As drloc's released code trains it from scratch.
         ViTShape(
             "vit_base_drloc",
