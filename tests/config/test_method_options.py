@@ -49,7 +49,10 @@ def test_later_options_add_up_for_the_same_method_and_replace_those_of_another()
             "finetune.method=masked_pixels",
             "'finetune.method': method 'masked_pixels' trains no classifier, as",
         ),
-        ("intermediate.method={name: masked_pixels}", "(choose from: classify, drloc, intermediate_supervision)"),
+        (
+            "intermediate.method={name: masked_pixels}",
+            "(choose from: classify, drloc, intermediate_supervision)",
+        ),
         ("pretrain.method=[1]", "'pretrain.method': give the name of a method"),
         ("finetune.method={name: classify, label_smoothing: x}", "'finetune.method.label_smoothing'"),
     ],

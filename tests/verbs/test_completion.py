@@ -29,7 +29,7 @@ def completed(*words, cwd, **environment):
     ("words", "names"),
     [
         (["ver"], ["verdict"]),
-        (["recipe", "itpn/"], ["itpn/pixel_base", "itpn/pixel_large"]),
+        (["recipe", "itpn/pixel"], ["itpn/pixel_base", "itpn/pixel_large"]),
         (["plan", "--recipe", "revcol/supervised/t"], ["revcol/supervised/tiny"]),
         (["compile", "--recipe", "itpn/pixel_b"], ["itpn/pixel_base"]),
         (["references", "--recipe", "itpn/pixel_b"], ["itpn/pixel_base"]),

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitpipe.config.model import find_model, model_config
+from vitpipe.config.model import find_model, named_config
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.units import format_billions, format_bytes, format_millions
 from vitpipe.models.build import build_classifier
@@ -28,7 +27,7 @@ CONVENTIONS = {
     "macs": "MACs: multiply-adds in conv, linear, attention products; one image, forward",
     # iTPN's table 13 fits this convention within 0.4 %.
     "module_flops": "FLOPs as counted by MMCV's counter: per module, one multiply-add is one FLOP, norms "
-    "count two per element, conv biases one, linear biases, attention products and activation functions "
+    "count two per element, conv biases, ReLU and pooling one, linear biases, attention products and GELU "
     "none; one image, forward",
     "activation_bytes": "bytes kept for the backward pass: one image, float32, attention not fused",
 }
@@ -122,20 +121,24 @@ def cost_of(name: str, *, image_size: int | tuple[int, int] | None = None, num_c
     """
     size = image_size or find_model(name).image_size
     height, width = (size, size) if isinstance(size, int) else size
-    try:
-        model = model_config({"name": name, "image_size": height})
-        if height != width and not model.takes_any_size:
-            raise InputError(
-                f"{name} takes square images only", where="--image-size", fix="give one side, for example 224"
-            )
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+    model = named_config(name, height)
+    if height != width and not model.takes_any_size:
         raise InputError(
-            f"{name} cannot take images of {height} pixels: {reason}",
-            where="--image-size",
-            fix="give another size",
-        ) from error
+            f"{name} takes square images only", where="--image-size", fix="give one side, for example 224"
+        )
     return measure_cost(lambda: build_classifier(model, num_classes=num_classes), (height, width))
+
+
+# As in MMCV's counter, which also knows one and three dimensions. It sees no GELU, and no synchronised batch
+# norm; detectors are counted with the plain one, so that machines without a GPU can.
+_NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
+_ONE_PER_ELEMENT = (
+    nn.ReLU,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveAvgPool2d,
+)
 
 
 @contextmanager
@@ -145,16 +148,20 @@ def _count_modules(model: nn.Module) -> Iterator[list[int]]:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Linear):
             counts.append(output.numel() * module.in_features)
-        elif isinstance(module, nn.Conv2d):
-            bias = 0 if module.bias is None else 1
-            counts.append(output.numel() * (module.weight[0].numel() + bias))
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            # A weight acts once per position: of the output, or of the input where that is the smaller map.
+            acting = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
+            bias = 0 if module.bias is None else output.numel()
+            counts.append(acting[:, 0].numel() * module.weight.numel() + bias)
+        elif isinstance(module, _NORMS):
+            counts.append(inputs[0].numel() * (1 if module.weight is None else 2))
         else:
-            counts.append(2 * output.numel())
+            counts.append(inputs[0].numel())
 
     hooks = [
         module.register_forward_hook(count)
         for module in model.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm)
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, *_NORMS, *_ONE_PER_ELEMENT))
     ]
     try:
         yield counts

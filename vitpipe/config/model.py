@@ -193,6 +193,29 @@ def find_model(name: str) -> ModelEntry:
     return known[name]
 
 
+def named_config(name: str, image_size: int | None = None) -> ModelConfig:
+    """The section of a network that a command line names, with its defaults.
+
+    Args:
+        image_size: pixels; the published size if not given.
+
+    Raises:
+        RecipeError: when there is no such network.
+        InputError: when it does not take images of this size.
+    """
+    entry = find_model(name)
+    size = image_size or entry.image_size
+    try:
+        return model_config({"name": name, "image_size": size})
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(
+            f"{name} cannot take images of {size} pixels: {reason}",
+            where="--image-size",
+            fix="give another size",
+        ) from error
+
+
 def model_config(values: Mapping[str, Any]) -> ModelConfig:
     """The section from plain values, as the type of the named network's family.
 

@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from vitpipe.contracts.errors import InputError, disk_errors
-from vitpipe.contracts.units import format_bytes
+from vitpipe.contracts.units import counted, format_bytes
 from vitpipe.verbs.completion import complete_model, complete_profile, complete_recipe
 from vitpipe.verbs.options import JsonOption, SetOption
 from vitpipe.verbs.show import print_rows
@@ -20,6 +20,7 @@ from vitpipe.verbs.show import print_rows
 if TYPE_CHECKING:
     from vitpipe.benchmarks.cluster_attention import StepCost
     from vitpipe.benchmarks.information_leak import MaskedNetwork
+    from vitpipe.config.resolve import Precision
 
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1  [default: a GPU if there is one]")]
 
@@ -79,10 +80,10 @@ def clusters(
 
     from vitpipe.benchmarks.cluster_attention import batch_of, measure_clusters
     from vitpipe.benchmarks.memory_modes import find_device
-    from vitpipe.config.model import model_config
+    from vitpipe.config.model import named_config
     from vitpipe.models.paca.config import PacaConfig
 
-    chosen = model_config({"name": model})
+    chosen = named_config(model)
     if not isinstance(chosen, PacaConfig) or chosen.has_teacher:
         raise InputError(
             f"'{model}' is no PaCa network without a teacher",
@@ -174,6 +175,63 @@ def _as_in_training() -> None:
     keep_freed_memory()
 
 
+def throughput(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="two or more; the others are compared with the first", autocompletion=complete_model
+        ),
+    ],
+    image_size: Annotated[int, typer.Option(min=16, help="pixels per side")] = 224,
+    batch: Annotated[int, typer.Option(min=1, help="images of a forward pass")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="timed passes of each network, in turn")] = 20,
+    precision: Annotated[str, typer.Option(help="off (float32), bf16 or fp16")] = "off",
+    threads: Annotated[int, typer.Option(min=1, help="threads of torch on a CPU")] = 1,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Images per second of several networks' classifiers, timed in turn in one run, and their ratios."""
+    _as_in_training()
+    from typing import get_args
+
+    import torch
+
+    from vitpipe.benchmarks.memory_modes import find_device
+    from vitpipe.benchmarks.network_speed import measure_networks
+    from vitpipe.config.resolve import Precision
+
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise InputError(f"'{precision}' is no precision", where="--precision", fix=f"choose one of {known}")
+    torch.set_num_threads(threads)
+    place = find_device(device)
+    found = measure_networks(
+        models,
+        image_size=image_size,
+        batch=batch,
+        rounds=rounds,
+        device=place,
+        precision=cast("Precision", precision),
+        say=tell,
+    )
+    if as_json:
+        setting = {"image_size": image_size, "batch": batch, "rounds": rounds, "precision": precision}
+        print_json({"device": str(place), "threads": threads, **setting, "networks": found})
+        return
+    rows = [
+        {
+            "network": speed.model,
+            "images/s": f"{speed.images_per_second:.2f}",
+            f"to {models[0]}": f"{speed.ratio:.3f}",
+            "quartiles": f"{speed.ratio_low:.3f} to {speed.ratio_high:.3f}",
+        }
+        for speed in found
+    ]
+    where = str(place) if place.type == "cuda" else counted(threads, "thread")
+    title = f"{image_size} pixels, batch {batch}, {counted(rounds, 'round')}, precision {precision}, {where}"
+    print_rows(rows, False, title)
+
+
 def leak(
     model: Annotated[
         str, typer.Argument(help="a HiViT, for example hivit_base", autocompletion=complete_model)
@@ -233,7 +291,7 @@ def _masked_network(
     """
     import copy
 
-    from vitpipe.config.model import model_config
+    from vitpipe.config.model import named_config
     from vitpipe.models.families import family_of
     from vitpipe.models.hivit.config import HiViTConfig
     from vitpipe.models.masking import check_mask_ratio, units_per_side
@@ -243,7 +301,7 @@ def _masked_network(
             f"'{supervision}' is no supervision", where="--supervision", fix="name pixels or features"
         )
     num_units = units_per_side(image_size) ** 2
-    chosen = model_config({"name": name, "image_size": image_size})
+    chosen = named_config(name, image_size)
     if not isinstance(chosen, HiViTConfig):
         raise InputError(
             f"'{name}' has no pyramid that is pre-trained", where="MODEL", fix="name for example hivit_base"
@@ -259,7 +317,7 @@ def _masked_network(
 
 
 # In the order in which `vitpipe benchmark --help` lists them.
-OF_NETWORKS = (propagation, clusters, drloc, leak)
+OF_NETWORKS = (throughput, propagation, clusters, drloc, leak)
 
 
 def print_json(found: Any) -> None:

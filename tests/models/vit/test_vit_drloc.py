@@ -128,7 +128,7 @@ def test_its_weights_are_recognised_and_others_of_its_size_are_not():
         state = build_classifier(BASE, num_classes=5).state_dict()
     assert str(describe(state)) == "a classifier network of vit_base_drloc for 224 pixels"
     biased = {f"backbone.blocks.{n}.attn.qkv.bias": torch.empty(2304, device="meta") for n in range(12)}
-    assert describe({**state, **biased}).model == ""
+    assert describe({**state, **biased}).model == "vit_base"
     known = official("vit_base_16")
     with pytest.raises(CheckpointError, match=r"to_patch_embedding\.1\.weight is not known"):
         convert_state({**known, "to_patch_embedding.1.weight": torch.zeros(768, 100)})
