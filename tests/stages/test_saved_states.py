@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -11,8 +12,10 @@ from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import Card, open_artifact, write_card, write_metrics, writing
 from vitpipe.contracts.errors import ArtifactError
 from vitpipe.contracts.graph import all_stages
+from vitpipe.stages import resume
 from vitpipe.stages.resume import claim_state, mark_finished, release_states
 from vitpipe.stages.weights_identity import weights_identity
+from vitpipe.track.outbox import Outbox
 
 CARD = Card(
     stage="pretrain", recipe="r", profile="demo", recipe_digest="a", data_digest="b", code_digest="c", image="train",
@@ -41,6 +44,22 @@ def make_output(state, card=CARD):
         write_card(folder, card)
     mark_finished(state, open_artifact(out).card)
     return out
+
+
+@pytest.mark.parametrize("moment", ["is_delivered", "own_entries", "remove"])
+def test_stages_that_begin_together_release_the_same_state(state, monkeypatch, moment):
+    """Another process removes the folder between any two steps of ours."""
+    out = make_output(state)
+    place, name = (Outbox, moment) if moment == "is_delivered" else (resume, moment)
+    usual = getattr(place, name)
+
+    def behind_another(*arguments):
+        shutil.rmtree(state, ignore_errors=True)
+        return usual(*arguments)
+
+    monkeypatch.setattr(place, name, behind_another)
+    release_states({"weights": open_artifact(out)}, state.parent / ".detect.state")
+    assert not state.exists()
 
 
 def names(folder):

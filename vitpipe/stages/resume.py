@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def release_states(inputs: Mapping[str, Artifact], state: Path) -> None:
         for place in dict.fromkeys(beside):
             if place != state and _finished_card(place) == digest_of(artifact.card):
                 artifact.verify()
-                _release(place)
+                # Stages that follow the same one begin at the same moment: another has released it.
+                with suppress(FileNotFoundError):
+                    _release(place)
 
 
 def _release(place: Path) -> None:
@@ -146,11 +149,15 @@ def _is_earlier_log(place: Path) -> bool:
 
 
 def remove_state(state: Path) -> None:
-    """Remove a state folder, except for files in it that vitpipe has not written."""
+    """Remove a state folder, except for files in it that vitpipe has not written.
+
+    Another process may do the same meanwhile.
+    """
     for place in own_entries(state):
         remove(place)
-    if not any(state.iterdir()):
-        state.rmdir()
+    with suppress(FileNotFoundError):
+        if not any(state.iterdir()):
+            state.rmdir()
 
 
 def _finished_card(state: Path) -> str:
