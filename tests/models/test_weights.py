@@ -74,7 +74,8 @@ def test_describe_recognises_a_file(pretrained, classified, nano):
     info = describe(load_state(pretrained[1]))
     assert (info.kind, info.model, info.image_size) == ("pretrain", "hivit_nano", 64)
     assert info.num_classes == 0
-    assert info.options == {"relative_position": False, "pyramid_width": 48, "pyramid_depth": 2}
+    sizes = {"pyramid_width": 48, "pyramid_depth": 2}
+    assert info.options == {"relative_position": False, "layer_scale": False, **sizes}
     assert not as_stored(nano, info).relative_position
     info = describe(load_state(classified[1]))
     assert (info.kind, info.num_classes) == ("classifier", 10)
