@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from vitpipe.config.model import ModelConfig, model_config
+from vitpipe.models.build import build_classifier, build_dense, build_pretrainer
 from vitpipe.models.hivit.config import DecoderConfig, PyramidConfig
+from vitpipe.models.hivit.conversion import our_name
+from vitpipe.models.hivit.hivit import SHAPES
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -85,3 +88,30 @@ def nano() -> ModelConfig:
             "decoder": DecoderConfig(width=64, depth=2, heads=4),
         }
     )
+
+
+@pytest.fixture(scope="module")
+def official_nano(golden, nano):
+    """The demo's network under official names: the base key list with the blocks renumbered."""
+    depths = SHAPES["hivit_nano"].depths
+    blocks = {0: [0], 3: [1], 4: [2], 7: [3], 8: [4, 5, 6, 7]}
+    torch.manual_seed(3)
+    states = {
+        "pixel_base_pretrain": build_pretrainer(nano).state_dict(),
+        "pixel_base_classifier": build_classifier(nano, num_classes=10).state_dict(),
+        "seg_pixel_base": build_dense(nano, "segment", image_size=128).state_dict(),
+    }
+    found = {}
+    for name, ours in states.items():
+        official = {}
+        for key in golden.keys(name)["keys"]:
+            _, _, rest = key.partition(".")
+            index, _, tail = rest.partition(".")
+            numbers = blocks.get(int(index), []) if key.startswith("blocks.") else [None]
+            for number in numbers:
+                new_key = key if number is None else f"blocks.{number}.{tail}"
+                if (tensor := ours.get(our_name(new_key, depths) or "")) is not None:
+                    official[new_key] = tensor
+        assert len(official) == len(ours)
+        found[name] = official
+    return found
