@@ -68,6 +68,24 @@ class WeightsInfo:
         return f"{article} {self.kind} network of {self.model or 'no registered model'}{size}"
 
 
+# Of a linear head that is called `head`, between encoders and classifiers.
+_NEW_HEAD = Rule("missing", r"^head\.", "a new head")
+_OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
+_ONLY_CLASSIFIER = Rule("unused", r"^head\.", "only a classifier has a classification head")
+
+
+def head_rule(network: Network, info: WeightsInfo) -> Rule:
+    """What may differ of a linear head that is called `head`.
+
+    encoder > classifier: a new head. classifier > encoder: the head is not used. Between classifiers the head
+    keeps its initial values when the number of classes differs.
+    """
+    if not isinstance(network, Classifier):
+        return _ONLY_CLASSIFIER
+    # Between classifiers a missing head would be damage; only another number of classes is allowed.
+    return _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD
+
+
 class Family(ABC, Generic[Options]):
     """Builds the networks of one architecture and describes, checks and resizes its weights.
 

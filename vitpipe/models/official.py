@@ -28,6 +28,8 @@ _ENTRIES = (
 _MAX_ITEM = 8  # bytes of a number: numpy's longer floats have no type in torch
 # Wrappers whose names say nothing about the network: DistributedDataParallel, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
+# Why no network takes what drloc has beside its classifiers.
+LOCATION_MLP = "the localisation MLP of drloc, for its loss only"
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from vitpipe.contracts.errors import CheckpointError
 from vitpipe.models.cvt.cvt import SHAPES, CvT
 from vitpipe.models.cvt.cvt_classifier import CvtClassifier, CvtEncoder
 from vitpipe.models.cvt.family import shape_of
-from vitpipe.models.official import Conversion, Renamed, misfit
+from vitpipe.models.official import LOCATION_MLP, Conversion, Renamed, misfit
 from vitpipe.models.weights import KeyRow
 
 _FIRST = "layers.0.2.layers.0.0.fn.to_q.net.0.weight"
-_LOCATION = "the localisation MLP of drloc, for its loss only"
 # Official name inside a block -> ours.
 _BLOCK = {
     "0.norm": "norm1",
@@ -52,7 +51,7 @@ def rename_cvt(official: Mapping[str, Tensor], where: str | Path) -> Renamed | N
     for name, tensor in official.items():
         size = tuple(tensor.shape)
         if name.startswith("drloc."):
-            rows.append(KeyRow(name, "", size, "dropped", _LOCATION))
+            rows.append(KeyRow(name, "", size, "dropped", LOCATION_MLP))
         elif ours := _our_name(name):
             rows.append(KeyRow(name, ours, size, "renamed"))
             state[ours] = tensor

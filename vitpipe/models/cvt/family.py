@@ -10,13 +10,9 @@ from torch import Tensor
 from vitpipe.models.cvt.config import CvtConfig
 from vitpipe.models.cvt.cvt import NUM_STAGES, SHAPES, CvT, CvtShape
 from vitpipe.models.cvt.cvt_classifier import CvtClassifier, CvtEncoder
-from vitpipe.models.families import Family, WeightsInfo
+from vitpipe.models.families import Family, WeightsInfo, head_rule
 from vitpipe.models.network import Network
 from vitpipe.models.weights import Rule
-
-_NEW_HEAD = Rule("missing", r"^head\.", "a new head")
-_OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
-_ONLY_CLASSIFIER = Rule("unused", r"^head\.", "only a classifier has a classification head")
 
 
 class CvtFamily(Family[CvtConfig]):
@@ -52,10 +48,7 @@ class CvtFamily(Family[CvtConfig]):
 
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
         """What may differ: the head."""
-        if not isinstance(network, CvtClassifier):
-            return (_ONLY_CLASSIFIER,)
-        # Between classifiers a missing head would be damage; only another number of classes is allowed.
-        return (_OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD,)
+        return (head_rule(network, info),)
 
 
 def shape_of(state: Mapping[str, Tensor]) -> CvtShape | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitpipe.models.families import Family, WeightsInfo
+from vitpipe.models.families import Family, WeightsInfo, head_rule
 from vitpipe.models.network import Network, Task
 from vitpipe.models.paca.config import PacaConfig
 from vitpipe.models.paca.paca import PaCa
@@ -18,9 +18,6 @@ from vitpipe.models.weights import Rule
 # The last map of every clustering has a row for each cluster.
 _LAST_MAP = r"(?:^backbone\.teacher\.to_clusters\.\d\.|\.clustering\.to_clusters\.)"
 _OTHER_CLUSTERS = Rule("fresh", _LAST_MAP, "another number of clusters")
-_NEW_HEAD = Rule("missing", r"^head\.", "a new head")
-_OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
-_ONLY_CLASSIFIER = Rule("unused", r"^head\.", "only a classifier has a classification head")
 
 
 class PacaFamily(Family[PacaConfig]):
@@ -64,10 +61,7 @@ class PacaFamily(Family[PacaConfig]):
         A clustering with another number of clusters keeps the initial values of its last map, as in the
         released code. Between classifiers the head does when the number of classes differs.
         """
-        if not isinstance(network, PacaClassifier):
-            return (_OTHER_CLUSTERS, _ONLY_CLASSIFIER)
-        # Between classifiers a missing head would be damage; only another number of classes is allowed.
-        return (_OTHER_CLUSTERS, _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD)
+        return (_OTHER_CLUSTERS, head_rule(network, info))
 
 
 def shape_of(state: Mapping[str, Tensor], prefix: str = "backbone.") -> PacaShape | None:

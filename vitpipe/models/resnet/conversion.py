@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitpipe.models.official import Conversion, Renamed, misfit
+from vitpipe.models.official import LOCATION_MLP, Conversion, Renamed, misfit
 from vitpipe.models.resnet.family import shape_of
 from vitpipe.models.resnet.resnet import ResNetClassifier, ResNetEncoder, build_resnet
 from vitpipe.models.weights import KeyRow
 
-_LOCATION = "the localisation MLP of drloc, for its loss only"
 # Place in drloc's sequence -> name everywhere else.
 _SEQUENCE = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _KNOWN = re.compile(r"(?:conv1|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01]))\.\w+")
@@ -45,7 +44,7 @@ def rename_resnet(official: Mapping[str, Tensor], where: str | Path) -> Renamed 
         tensor = official[there]
         size = tuple(tensor.shape)
         if name.startswith("drloc."):
-            rows.append(KeyRow(there, "", size, "dropped", _LOCATION))
+            rows.append(KeyRow(there, "", size, "dropped", LOCATION_MLP))
         elif ours := _our_name(name):
             rows.append(KeyRow(there, ours, size, "renamed"))
             state[ours] = tensor

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitpipe.models.families import Family, WeightsInfo
+from vitpipe.models.families import Family, WeightsInfo, head_rule
 from vitpipe.models.network import Network
 from vitpipe.models.resnet.config import ResNetConfig
 from vitpipe.models.resnet.resnet import (
@@ -19,10 +19,6 @@ from vitpipe.models.resnet.resnet import (
     build_resnet,
 )
 from vitpipe.models.weights import Rule
-
-_NEW_HEAD = Rule("missing", r"^head\.", "a new head")
-_OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
-_ONLY_CLASSIFIER = Rule("unused", r"^head\.", "only a classifier has a classification head")
 
 
 class ResNetFamily(Family[ResNetConfig]):
@@ -59,10 +55,7 @@ class ResNetFamily(Family[ResNetConfig]):
 
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
         """What may differ: the head."""
-        if not isinstance(network, ResNetClassifier):
-            return (_ONLY_CLASSIFIER,)
-        # Between classifiers a missing head would be damage; only another number of classes is allowed.
-        return (_OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD,)
+        return (head_rule(network, info),)
 
 
 def shape_of(state: Mapping[str, Tensor], prefix: str = "") -> ResNetShape | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitpipe.contracts.errors import CheckpointError
-from vitpipe.models.official import Conversion, Renamed, misfit
+from vitpipe.models.official import LOCATION_MLP, Conversion, Renamed, misfit
 from vitpipe.models.swin.family import shape_of, side_of
 from vitpipe.models.swin.shapes import NUM_STAGES, SHAPES, STRIDE, SwinShape, windows_fit
 from vitpipe.models.swin.swin import SwinClassifier, SwinEncoder, build_swin
@@ -34,7 +34,7 @@ _OF_MOBY = {
     "predictor.": "MoBY's prediction head, for its loss only",
     "queue": "keys of earlier images, which MoBY's loss compares with",
 }
-_BESIDE_A_CLASSIFIER = {"drloc.": "the localisation MLP of drloc, for its loss only"}
+_BESIDE_A_CLASSIFIER = {"drloc.": LOCATION_MLP}
 _BUFFERS = {
     "attn_mask": "a mask that the network computes for its own grid",
     "relative_position_index": "an index that the network computes for its own window",

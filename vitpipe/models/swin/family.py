@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitpipe.models.families import Family, WeightsInfo, WeightsKind
+from vitpipe.models.families import Family, WeightsInfo, WeightsKind, head_rule
 from vitpipe.models.network import Network, Task
 from vitpipe.models.positions import resize_relative_table
 from vitpipe.models.swin.config import SwinConfig
@@ -24,9 +24,6 @@ from vitpipe.models.weights import Rule
 _TABLE = "attn.relative_position_bias_table"
 # As the released code loads weights of another window, or of an image that has fewer tokens than a window.
 _RESIZE = Rule("resized", rf"\.{re.escape(_TABLE)}$", "bicubic to the network's window")
-_NEW_HEAD = Rule("missing", r"^head\.", "a new head")
-_OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
-_ONLY_CLASSIFIER = Rule("unused", r"^head\.", "only a classifier has a classification head")
 _NEW_NORMS = Rule("missing", r"^norms\.", "a new norm behind every stage")
 _LAST_NORM = Rule("unused", r"^backbone\.norm\.", "the norm of the classifier; maps have their own")
 
@@ -94,11 +91,8 @@ class SwinFamily(Family[SwinConfig]):
         of the others, and begin with new norms.
         """
         if isinstance(network, SwinMaps) and info.kind != "pyramid":
-            return (_RESIZE, _ONLY_CLASSIFIER, _LAST_NORM, _NEW_NORMS)
-        if not isinstance(network, SwinClassifier):
-            return (_RESIZE, _ONLY_CLASSIFIER)
-        # Between classifiers a missing head would be damage; only another number of classes is allowed.
-        return (_RESIZE, _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD)
+            return (_RESIZE, head_rule(network, info), _LAST_NORM, _NEW_NORMS)
+        return (_RESIZE, head_rule(network, info))
 
     def resized(self, network: Network, name: str, given: Tensor, wanted: Tensor) -> Tensor:
         """A table ((2w-1)^2, H), resized as in the released code."""

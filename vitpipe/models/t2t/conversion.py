@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from vitpipe.contracts.errors import CheckpointError
-from vitpipe.models.official import Conversion, Renamed, misfit
+from vitpipe.models.official import LOCATION_MLP, Conversion, Renamed, misfit
 from vitpipe.models.t2t.family import shape_of
 from vitpipe.models.t2t.t2t import SHAPES, STRIDE, T2T, T2TClassifier, T2TEncoder
 from vitpipe.models.weights import KeyRow
 
 _FIRST = "tokens_to_token.attention1.w"
-_LOCATION = "the localisation MLP of drloc, for its loss only"
 _FRONT = "tokens_to_token."
 # Of a performer.
 _PERFORMER = {".w": ".random_features", ".mlp.0.": ".mlp.fc1.", ".mlp.2.": ".mlp.fc2."}
@@ -50,7 +49,7 @@ def rename_t2t(official: Mapping[str, Tensor], where: str | Path) -> Renamed | N
     for name, tensor in official.items():
         size = tuple(tensor.shape)
         if name.startswith("drloc."):
-            rows.append(KeyRow(name, "", size, "dropped", _LOCATION))
+            rows.append(KeyRow(name, "", size, "dropped", LOCATION_MLP))
         elif name == "pos_embed" and tensor.ndim == 3:
             # One table, the class token's entry first.
             parts = {"backbone.class_position": tensor[:, :1], "backbone.position": tensor[:, 1:]}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitpipe.models.families import Family, WeightsInfo
+from vitpipe.models.families import Family, WeightsInfo, head_rule
 from vitpipe.models.network import Network
 from vitpipe.models.positions import resample_positions
 from vitpipe.models.t2t.config import T2TConfig
@@ -16,9 +16,6 @@ from vitpipe.models.t2t.t2t import SHAPES, STRIDE, T2T, T2TClassifier, T2TEncode
 from vitpipe.models.weights import Rule
 
 _RESIZE = Rule("resized", r"^backbone\.position$", "bicubic to the network's grid")
-_NEW_HEAD = Rule("missing", r"^head\.", "a new head")
-_OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
-_ONLY_CLASSIFIER = Rule("unused", r"^head\.", "only a classifier has a classification head")
 
 
 class T2TFamily(Family[T2TConfig]):
@@ -55,10 +52,7 @@ class T2TFamily(Family[T2TConfig]):
 
     def transfer_rules(self, network: Network, info: WeightsInfo) -> Sequence[Rule]:
         """What may differ: the grid of the positions, and the head."""
-        if not isinstance(network, T2TClassifier):
-            return (_RESIZE, _ONLY_CLASSIFIER)
-        # Between classifiers a missing head would be damage; only another number of classes is allowed.
-        return (_RESIZE, _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD)
+        return (_RESIZE, head_rule(network, info))
 
     def resized(self, network: Network, name: str, given: Tensor, wanted: Tensor) -> Tensor:
         """Positions (1, N, C), as the network resizes its own."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from vitpipe.config.model import model_config
 from vitpipe.models.build import build_classifier, build_encoder
 from vitpipe.models.network import Encoder
-from vitpipe.models.official import Conversion, Renamed, misfit
+from vitpipe.models.official import LOCATION_MLP, Conversion, Renamed, misfit
 from vitpipe.models.vit.vit import SHAPES
 from vitpipe.models.weights import KeyRow
 
@@ -80,7 +80,7 @@ _MODULE_NAMES = {
     "ca_head.norm.": "aggregation.norm.",
 }
 # drloc's names inside a block -> ours.
-_DRLOC_KIND, _LOCATION = "vit_drloc", "the localisation MLP of drloc, for its loss only"
+_DRLOC_KIND = "vit_drloc"
 _DRLOC_BLOCK = {
     "0.norm": "norm1",
     "0.fn.to_qkv": "attn.qkv",
@@ -176,7 +176,7 @@ def _of_drloc(official: Mapping[str, Tensor], where: str | Path) -> Renamed:
 def _placed_of_drloc(key: str, tensor: Tensor) -> list[tuple[str, Tensor, str]] | None:
     """As `_placed`."""
     if key.startswith("drloc."):
-        return [("", tensor, _LOCATION)]
+        return [("", tensor, LOCATION_MLP)]
     if key == "pos_embedding":
         return _positions(tensor, is_fixed=False) if tensor.ndim == 3 else None
     if key == "to_patch_embedding.1.weight":

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitpipe.models.class_attention import ClassAttention
-from vitpipe.models.families import Family, WeightsInfo
+from vitpipe.models.families import Family, WeightsInfo, head_rule
 from vitpipe.models.network import Network, Task
 from vitpipe.models.positions import resample_positions
 from vitpipe.models.vit.config import ViTConfig
@@ -20,9 +20,6 @@ from vitpipe.models.weights import Rule
 
 # Why a key may be missing, unused or of another shape; the texts stand in the load report.
 _RESIZE = Rule("resized", r"^backbone\.position$", "bicubic to the network's grid")
-_NEW_HEAD = Rule("missing", r"^head\.", "a new head")
-_OTHER_CLASSES = Rule("fresh", r"^head\.", "another number of classes")
-_ONLY_CLASSIFIER = Rule("unused", r"^head\.", "only a classifier has a classification head")
 _LOST_MODULE = Rule("unused", r"^aggregation\.", "lost: this network has no aggregation module")
 _NEW_MODULE = Rule("missing", r"^aggregation\.", "the file has none; the aggregation module is new")
 _NEW_RESCALING = Rule("missing", r"^rescale\.", "new: what brings the maps to their strides")
@@ -123,10 +120,7 @@ class ViTFamily(Family[ViTConfig]):
             rules.append(_NEW_RESCALING if info.kind != "pyramid" else _NO_RESCALING)
         elif info.kind == "pyramid":
             rules.append(_NO_RESCALING)
-        if not isinstance(network, ViTClassifier):
-            return (*rules, _ONLY_CLASSIFIER)
-        # Between classifiers a missing head would be damage; only another number of classes is allowed.
-        return (*rules, _OTHER_CLASSES if info.kind == "classifier" else _NEW_HEAD)
+        return (*rules, head_rule(network, info))
 
     def resized(self, network: Network, name: str, given: Tensor, wanted: Tensor) -> Tensor:
         """Position tables (1, N, C), as the network resizes its own."""
