@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -114,7 +116,7 @@ def test_wrong_options_are_refused_and_leave_nothing(run, pictures, tmp_path, op
 def test_wrong_files_are_named_and_nothing_is_written(run, pictures, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     out, good = tmp_path / "out", pictures / "a"
-    with pytest.raises(VitpipeError, match=r"No image can be read from .*broken\.jpg"):
+    with pytest.raises(VitpipeError, match=r"No image can be read from .*broken\.jpg \(no image\)"):
         call(run, good, tmp_path / "broken.jpg", "--out", out)
     (tmp_path / "empty").mkdir()
     for images, words in (("nothing.png", "does not exist"), ("empty", "no image files")):
@@ -125,6 +127,14 @@ def test_wrong_files_are_named_and_nothing_is_written(run, pictures, tmp_path):
     with pytest.raises(VitpipeError, match="which recipe's network"):
         call(run / "finetune" / WEIGHTS, good, "--out", out)
     assert not out.exists()
+
+
+def test_a_name_that_is_no_text_is_shown_with_its_bytes(run, pictures, tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(pictures / "a" / "my pet.png", odd)
+    call(run, odd, "--out", tmp_path / "out")
+    assert {row["image"] for row in rows_of(tmp_path / "out")} == {f"{tmp_path}/caf\\udce9.png"}
+    assert "caf\\udce9.png" in note_of(tmp_path / "out" / "000_caf_.png")
 
 
 def test_a_folder_with_files_of_others_is_left_alone(run, pictures, tmp_path):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import write_table
@@ -197,7 +198,9 @@ def _explain(
         pixels = (crop.to(own.device) * std + mean).clamp(0.0, 1.0)
         label = int(explainer.probabilities(pixels).argmax()) if number is None else number
         figure = f"{place:03d}_{re.sub(r'[^0-9A-Za-z._-]', '_', file.stem)[:_MOST_OF_NAME]}"
-        shown.append(ShownImage(str(file), str(file), figure, pixels, label, is_predicted=number is None))
+        # Bytes of a name that are no text would fail in table and picture.
+        name = str(file).encode("utf-8", "backslashreplace").decode()
+        shown.append(ShownImage(name, name, figure, pixels, label, is_predicted=number is None))
     has_clusters = bool(trained.recipe.model.num_clusters)
     found = explainer.by_clusters(shown) if has_clusters else explainer.by_attention(shown)
     write_table(folder, found.table, found.rows)
@@ -221,7 +224,12 @@ def _opened(files: Sequence[Path], recipe: Recipe) -> list[Image.Image]:
     encoding, found, mistakes = encoding_of(recipe.data), [], []
     for file in files:
         try:
-            found.append(as_packed(file.read_bytes(), encoding))
+            with warnings.catch_warnings():
+                # Pillow advises its callers about palettes with transparency; they are read correctly.
+                warnings.simplefilter("ignore", UserWarning)
+                found.append(as_packed(file.read_bytes(), encoding))
+        except UnidentifiedImageError:  # whose text names an object of Python's
+            mistakes.append(f"{file} (no image)")
         except Exception as error:  # decoders raise errors of many classes on bad bytes
             mistakes.append(f"{file} ({reason_of(error)})")
     if mistakes:
