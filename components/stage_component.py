@@ -1,11 +1,12 @@
 """The Kubeflow component of a stage, from its entry in the graph.
 
-All components have the same parameters:
+Its parameters:
 
     recipe, profile     names of a recipe and of a profile (size)
     recipe_values       the values of that recipe which decide this stage, compressed (`config.carried`)
     overrides           `section.key=value`, for every stage of the run
-    stage_overrides     `section.key=value` of this stage and those upstream; other stages stay cached
+    STAGE_overrides     of this stage and of each upstream; a change leaves all other stages in the cache
+    fixed_overrides     what the package has fixed, such as the seed of a table's row
     code_digest         of the code of this stage: KFP's cache does not see the content of an image
     data_digest         of the raw data: KFP's cache does not see the content of a mounted volume
 
@@ -17,21 +18,22 @@ An input that defaults to None is left unconnected in a recipe without a stage t
 # Not `from __future__ import annotations`: kfp reads the annotations as objects, not as strings.
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kfp import dsl
 from kfp.dsl import PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER as EXECUTOR_INPUT
 from kfp.dsl.base_component import BaseComponent
 
+from vitpipe.config.pipeline_parameters import FIXED_OVERRIDES, OVERRIDES, parameter_of
 from vitpipe.contracts.graph import Stage, all_stages
 
 _PARAMETERS = {
     "recipe": str,
     "profile": str,
     "recipe_values": str,
-    "overrides": list[str],
-    "stage_overrides": list[str],
+    OVERRIDES: list[str],
+    FIXED_OVERRIDES: list[str],
     "code_digest": str,
     "data_digest": str,
 }
@@ -39,8 +41,12 @@ _PARAMETERS = {
 _ALWAYS = ("prepare",)
 
 
-def component_of(stage: Stage) -> BaseComponent:
-    """The container component of a stage: its inputs, outputs, image and command."""
+def component_of(stage: Stage, upstream: Sequence[str] = ()) -> BaseComponent:
+    """The container component of a stage: its inputs, outputs, image and command.
+
+    Args:
+        upstream: stages whose overrides it takes as parameters of their own, itself among them.
+    """
 
     # kfp calls it once, by position, with a placeholder for each of the parameters below.
     def run_stage(recipe: str, profile: str, *others: Any) -> dsl.ContainerSpec:
@@ -57,18 +63,19 @@ def component_of(stage: Stage) -> BaseComponent:
     run_stage.__name__ = stage.name
     run_stage.__doc__ = f"{stage.summary[0].upper()}{stage.summary[1:]}."
     run_stage.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*map(_parameter, _interface(stage).items()), *_optional_inputs(stage)],
+        [*map(_parameter, _interface(stage, upstream).items()), *_optional_inputs(stage)],
         return_annotation=dsl.ContainerSpec,
     )
     return dsl.container_component(run_stage)
 
 
-def _interface(stage: Stage) -> dict[str, Any]:
+def _interface(stage: Stage, upstream: Sequence[str]) -> dict[str, Any]:
     """Name -> annotation of the parameters, the inputs that are always there, and the outputs."""
     required = {name: _input(feeders) for name, feeders in stage.inputs.items() if feeders == _ALWAYS}
     pages = {name: dsl.Output[getattr(dsl, kind)] for name, kind in stage.pages.items()}
     out = {"out": dsl.Output[getattr(dsl, stage.kind)]}
-    return {**_PARAMETERS, **required, **out, **pages, "metrics": dsl.Output[dsl.Metrics]}
+    of_stages = {parameter_of(name): list[str] for name in upstream}
+    return {**_PARAMETERS, **of_stages, **required, **out, **pages, "metrics": dsl.Output[dsl.Metrics]}
 
 
 def _optional_inputs(stage: Stage) -> list[inspect.Parameter]:

@@ -1,73 +1,25 @@
-"""Compile a recipe into a Kubeflow pipeline package, and validate any package strictly."""
+"""Compile a recipe into a Kubeflow pipeline package."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
-
+from pipelines.findings import findings, require_release
+from pipelines.package import Package, check_arguments, check_carried_texts, check_texts, validate_package
+from pipelines.place import check_fits
 from pipelines.placement import Placement
-from vitpipe.config.carried import recipe_from
-from vitpipe.config.read import load_recipe, recipe_values
-from vitpipe.contracts.address import hidden
+from vitpipe.config.read import load_recipe
 from vitpipe.contracts.errors import InputError, disk_errors
-from vitpipe.contracts.files import read_text, written_aside
-from vitpipe.contracts.graph import Image, all_stages
+from vitpipe.contracts.files import written_aside
+from vitpipe.contracts.graph import Image, graph_of
 from vitpipe.papers.published import check_expected
 
 if TYPE_CHECKING:
     from kfp.dsl.base_component import BaseComponent
-
-_RECOMPILE = "compile it again: vitpipe compile --out FILE"
-# User and password of an address. The password may hold any character but the three that end the authority
-# part of a URL (RFC 3986, section 3.2).
-_CREDENTIALS = re.compile(r"://[^/?#]*:[^/?#]*@")
-
-# kfp numbers the tasks of one component: pretrain, pretrain-2, pretrain-3.
-_NUMBER = re.compile(r"-\d+$")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of a package: `inputs` maps input name -> upstream task, `command` includes the arguments.
-
-    Attributes:
-        name: the stage's, with `-2`, `-3`, ... where a table's package runs the stage several times.
-        constants: parameters that the package has fixed.
-    """
-
-    name: str
-    stage: str
-    image: str
-    command: tuple[str, ...]
-    inputs: dict[str, str]
-    constants: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Package:
-    """A compiled pipeline that passed `validate_package`. Tasks are in running order."""
-
-    path: Path
-    name: str
-    tasks: tuple[Task, ...]
-    parameters: dict[str, Any]
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Names of the stages in running order."""
-        return tuple(task.stage for task in self.tasks)
-
-    @property
-    def images_without_digest(self) -> tuple[str, ...]:
-        """Images named by a tag: Kubeflow's cache key is the reference, so a moved tag goes unnoticed."""
-        return tuple(sorted({task.image for task in self.tasks if "@sha256:" not in task.image}))
 
 
 def default_images() -> dict[Image, str]:
@@ -84,6 +36,8 @@ def compile_pipeline(
     *,
     images: Mapping[Image, str] | None = None,
     placement: Placement | None = None,
+    data_digest: str = "",
+    release: bool = False,
 ) -> Package:
     """Compile the pipeline of one recipe into `out`, which is written only if it passes `validate_package`.
 
@@ -93,27 +47,37 @@ def compile_pipeline(
         overrides: `section.key=value`; they decide the graph (`stages=...`) and become pipeline parameters.
         out: file ending in .yaml.
         images: image reference for `train` and `dense`; default: `default_images`.
-        placement: a cluster's labels and volumes; none by default.
+        placement: the cluster; by default without volumes, node labels and MLflow.
+        data_digest: any text that changes with the raw data, for Kubeflow's cache.
+        release: refuse what would only be said as the package's findings.
 
     Raises:
         RecipeError: the recipe cannot be read.
-        InputError: `out` does not end in .yaml or is another file, or a value is refused (`check_texts`).
+        InputError: `out` does not end in .yaml or is another file, a value is refused (`check_texts`), or a
+            task fits no node.
         StorageError: when the disk refuses the write.
     """
     chosen = load_recipe(recipe, profile, overrides)
-    check_texts((recipe, profile, *overrides), "recipe, profile and overrides")
+    check_texts((recipe, profile, *overrides, data_digest), "recipe, profile, overrides and data digest")
     check_carried_texts(recipe, profile)
     check_expected(chosen)
     check_package_path(out)
     chosen.data.require_root(f"recipe {recipe}, profile {profile}")
 
+    placement = placement or Placement()
+    nodes = graph_of(chosen.stages, chosen.start_from)
+    check_fits(((node.stage, chosen) for node in nodes), placement)
+    references = {**default_images(), **(images or {})}
+    used = [references[node.stage.image] for node in nodes]
+    found = findings(chosen, placement, used, data_digest)
+    if release:
+        require_release(found)
+
     # After all checks of the input: importing kfp costs 3 s.
     from pipelines.reproduce import reproduce
 
-    pipeline = reproduce(
-        recipe, chosen, overrides, {**default_images(), **(images or {})}, placement or Placement()
-    )
-    return write_package(pipeline, out)
+    pipeline = reproduce(recipe, chosen, overrides, references, placement, data_digest)
+    return replace(write_package(pipeline, out), findings=found)
 
 
 def check_package_path(out: Path) -> None:
@@ -142,7 +106,7 @@ def write_package(pipeline: BaseComponent, out: Path) -> Package:
         compiler.Compiler().compile(pipeline, str(partial))
         package = validate_package(partial)
         # Every task reads what it carries, as it will in its pod.
-        check_arguments(package, {"overrides": package.parameters["overrides"]})
+        check_arguments(package, package.parameters)
     return validate_package(out)
 
 
@@ -157,184 +121,3 @@ def _refuse_foreign_file(out: Path) -> None:
             where=out,
             fix="choose another --out name",
         )
-
-
-def validate_package(path: Path) -> Package:
-    """Parse a package with Kubeflow's protobuf messages: unknown or mistyped fields are refused.
-
-    Beyond the types: every executor exists, every task runs `vitpipe run` with the stage of its name, and
-    every input comes from a task of the package.
-
-    Raises:
-        InputError: when the file is not such a package; names all findings at once.
-    """
-    from google.protobuf import json_format
-    from kfp.kubernetes import kubernetes_executor_config_pb2
-    from kfp.pipeline_spec import pipeline_spec_pb2
-
-    with _parse_errors(path, json_format.ParseError):
-        # The first document is the pipeline; the second, if any, is what kfp-kubernetes adds (PlatformSpec).
-        documents = [d for d in yaml.safe_load_all(read_text(path)) if d is not None]
-        spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
-        # PipelineSpec declares deploymentSpec as a free-form Struct, so its fields are checked by a message
-        # of their own; the same holds for the executors of PlatformSpec.
-        deployment = json_format.ParseDict(
-            documents[0]["deploymentSpec"], pipeline_spec_pb2.PipelineDeploymentConfig()
-        )
-        placed: dict[str, Any] = {}
-        for document in documents[1:]:
-            json_format.ParseDict(document, pipeline_spec_pb2.PlatformSpec())
-            placed |= document["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-        for config in placed.values():
-            json_format.ParseDict(config, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
-    executors = {label: executor.container for label, executor in deployment.executors.items()}
-    found = [
-        f"there are settings for '{label}', which is not an executor" for label in placed.keys() - executors
-    ]
-    tasks = []
-    for name, task in spec.root.dag.tasks.items():
-        label = spec.components[task.component_ref.name].executor_label
-        if label not in executors:
-            found.append(f"the executor '{label}' of task '{name}' does not exist")
-            continue
-        command = (*executors[label].command, *executors[label].args)
-        feeders = {k: v.task_output_artifact.producer_task for k, v in task.inputs.artifacts.items()}
-        constants = {
-            key: json_format.MessageToDict(value.runtime_value.constant)
-            for key, value in task.inputs.parameters.items()
-            if value.HasField("runtime_value")
-        }
-        tasks.append(Task(name, _NUMBER.sub("", name), executors[label].image, command, feeders, constants))
-    found += [problem for task in tasks for problem in _problems(task, {t.name for t in tasks})]
-    if found or not tasks:
-        what = "; ".join(found) or "it has no tasks"
-        raise InputError(f"The pipeline package is invalid: {what}", where=path, fix=_RECOMPILE)
-    parameters = {
-        name: json_format.MessageToDict(definition.default_value)
-        for name, definition in spec.root.input_definitions.parameters.items()
-    }
-    # A protobuf map has no order: the graph's order is a valid running order of every recipe.
-    tasks.sort(key=lambda task: (list(all_stages()).index(task.stage), len(task.name), task.name))
-    return Package(path, spec.pipeline_info.name, tuple(tasks), parameters)
-
-
-def check_arguments(package: Package, arguments: Mapping[str, Any]) -> None:
-    """Refuse parameters that the package does not have, and values that a task would refuse hours later.
-
-    Raises:
-        InputError: names all unknown parameters, or the first value that `check_texts` refuses.
-        RecipeError: an override is none of the recipe of a task, or changes what the package has fixed.
-    """
-    check_texts(_texts_in(list(arguments.values())), "--argument")
-    unknown = sorted(set(arguments) - set(package.parameters))
-    if unknown:
-        raise InputError(
-            f"The pipeline has no parameter {', '.join(map(repr, unknown))}",
-            where=package.path,
-            fix=f"use one of its parameters: {', '.join(sorted(package.parameters))}",
-        )
-    overrides = arguments.get("overrides", [])
-    if not isinstance(overrides, list) or any(not isinstance(text, str) for text in overrides):
-        raise InputError(
-            "'overrides' has no value" if overrides is None else "'overrides' is not a list of texts",
-            where="--argument",
-            fix="write for example --argument 'overrides=[seed=1, finetune.epochs=50]'",
-        )
-    for task in package.tasks:
-        given = task.constants
-        # Not there in a package of an earlier version.
-        if carried := given.get("recipe_values"):
-            every = [*given["stage_overrides"], *overrides]
-            recipe_from(given["recipe"], given["profile"], carried, every)
-
-
-def check_texts(texts: Iterable[str], where: str) -> None:
-    """Refuse credentials and placeholder syntax in the texts of a package or of a run's parameters.
-
-    Args:
-        where: where the texts come from, for the message.
-
-    Raises:
-        InputError: names the first such text.
-    """
-    for text in texts:
-        _refuse_credentials(text, where)
-        # Every parameter becomes an argument of a container. No shell reads it, but Kubernetes expands
-        # $(NAME) in arguments to environment variables, and Kubeflow and Argo replace text between double
-        # braces.
-        for found, program in (("$(", "Kubernetes"), ("{{", "Kubeflow"), ("}}", "Kubeflow")):
-            if found in text:
-                raise InputError(
-                    f"'{text}' contains {found}, which {program} would replace",
-                    where=where,
-                    fix=f"write the value without {found}",
-                )
-
-
-def check_carried_texts(recipe: str, profile: str) -> None:
-    """Refuse credentials in a recipe's own values, which a package carries; what it carries is not replaced.
-
-    Raises:
-        InputError: as `check_texts`.
-    """
-    for text in _texts_in(recipe_values(recipe, profile)):
-        _refuse_credentials(text, f"recipe {recipe}")
-
-
-def _refuse_credentials(text: str, where: str) -> None:
-    # Kubeflow stores packages and parameters in plain text and shows them on its pages.
-    if hidden(text) != text or _CREDENTIALS.search(text):
-        # Only the key is named: the message must not repeat the password.
-        name, equals, _ = text.partition("://")[0].partition("=")
-        subject = f"The address of {name}" if equals else "An address"
-        raise InputError(
-            f"{subject} contains credentials, which others could read in the package and in Kubeflow",
-            where=where,
-            fix="remove them from the address; in a pod, give git a credential helper in a configuration "
-            "file (a mounted secret named by GIT_CONFIG_GLOBAL), and S3 the variables AWS_ACCESS_KEY_ID "
-            "and AWS_SECRET_ACCESS_KEY or a role",
-        )
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    """All strings of a JSON value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts_in([*value, *value.values()])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts_in(item)
-
-
-def _problems(task: Task, present: set[str]) -> Iterator[str]:
-    if task.stage not in all_stages():
-        yield f"there is no stage '{task.stage}'"
-    # "{{$}}" is KFP's placeholder of the executor input. Without it a container cannot write its receipt.
-    if task.command[:3] != ("vitpipe", "run", task.stage) or "{{$}}" not in task.command:
-        yield f"task '{task.name}' does not run `vitpipe run {task.stage}` with the executor input {{{{$}}}}"
-    if not task.image:
-        yield f"task '{task.name}' has no image"
-    for name, feeder in task.inputs.items():
-        if feeder not in present:
-            yield f"input '{name}' of task '{task.name}' comes from '{feeder}', which is not a task"
-
-
-@contextmanager
-def _parse_errors(path: Path, parse_error: type[Exception]) -> Iterator[None]:
-    """Turn every error that a malformed file can cause into one InputError."""
-    # `parse_error` is a parameter, because protobuf is imported late, like kfp.
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"The pipeline package cannot be read ({error.strerror})", where=path, fix=_RECOMPILE
-        ) from error
-    # KeyError to TypeError: YAML that is no mapping, or lacks a section that is read above.
-    except (parse_error, yaml.YAMLError, KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"The file is no Kubeflow pipeline package, or a part of one ({first})",
-            where=path,
-            fix=_RECOMPILE,
-        ) from error

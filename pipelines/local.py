@@ -26,7 +26,7 @@ from unittest import mock
 
 import yaml
 
-from pipelines.compile import Package, check_arguments, validate_package
+from pipelines.package import Package, check_arguments, validate_package
 from vitpipe.config.digest import file_digest
 from vitpipe.contracts.artifact import CARD, open_artifact
 from vitpipe.contracts.discovery import PLUGINS_VARIABLE, plugin_folders

@@ -1,26 +1,35 @@
 """One recipe as a Kubeflow pipeline: its stages in running order, each fed by the stages before it.
 
-The recipe's values travel in the package; overrides stay a parameter of the run.
+The recipe's values travel in the package; overrides stay parameters of the run, one for each stage.
 """
 
 # No `from __future__ import annotations` here: kfp's decorators read the annotations as objects, not as
 # strings.
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.stage_component import component_of
-from pipelines.placement import Placement, place, resources_of
-from vitpipe.config.carried import carried_recipe, is_fixed
+from pipelines.place import place
+from pipelines.placement import Placement
+from vitpipe.config.carried import carried_recipe
+from vitpipe.config.pipeline_parameters import OVERRIDES, parameter_of, split_overrides, upstream_of
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.graph import Image, Node, graph_of
+from vitpipe.contracts.graph import Image, graph_of
 from vitpipe.stages.run import identity_of
 
 
 def reproduce(
-    name: str, chosen: Recipe, overrides: Sequence[str], images: Mapping[Image, str], placement: Placement
+    name: str,
+    chosen: Recipe,
+    overrides: Sequence[str],
+    images: Mapping[Image, str],
+    placement: Placement,
+    data_digest: str = "",
 ) -> BaseComponent:
     """Build the pipeline of one recipe.
 
@@ -29,62 +38,50 @@ def reproduce(
         chosen: the recipe with the overrides in it; its stages are the tasks.
         overrides: the same overrides as texts, `section.key=value`.
         images: image reference by kind, preferably with a digest.
-        placement: which nodes the tasks may run on.
+        placement: the cluster.
+        data_digest: default of the parameter.
     """
     # The graph is fixed at compile time. A flag of the run is not possible: kfp refuses a task that depends
     # on a task inside `dsl.If` (InvalidTopologyException), and `dsl.OneOf` of artifacts does not run locally.
     nodes = graph_of(chosen.stages, chosen.start_from)
-    for_all, for_one = split_overrides(overrides, nodes)
+    upstream = upstream_of(nodes)
+    defaults: dict[str, list[str] | str] = {
+        **split_overrides(overrides, upstream),
+        "data_digest": data_digest,
+    }
 
-    @dsl.pipeline(name=pipeline_name(chosen), description=chosen.summary)
-    def pipeline(
-        overrides: list[str] = for_all,
-        data_digest: str = "",
-    ) -> None:
+    def pipeline(*given: Any) -> None:
+        parameters = dict(zip(defaults, given, strict=True))
         tasks: dict[str, dsl.PipelineTask] = {}
         for node in nodes:
-            task = component_of(node.stage)(
+            own = [parameter_of(stage) for stage in upstream[node.name]]
+            task = component_of(node.stage, upstream[node.name])(
                 recipe=name,
                 profile=chosen.profile,
                 recipe_values=carried_recipe(name, chosen, node, nodes),
-                overrides=overrides,
-                stage_overrides=for_one[node.name],
+                fixed_overrides=[],
                 # KFP's cache key is made of component, image reference, command and inputs. It sees neither
                 # the code inside an image nor the files of a volume, so both enter as inputs.
                 code_digest=identity_of(chosen, node.stage)["code_digest"],
-                data_digest=data_digest,
+                **{key: parameters[key] for key in (OVERRIDES, "data_digest", *own)},
                 **{name: tasks[feeder].outputs["out"] for name, feeder in node.inputs.items()},
             )
             # The cache key holds the image reference only: with a tag, a rebuilt image goes unnoticed.
-            task.set_container_image(images[node.stage.image])
-            place(task, resources_of(node.stage, chosen), placement)
+            place(task, node.stage, chosen, placement, images[node.stage.image])
+            task.set_display_name(f"{node.name}: {node.stage.summary}")
             tasks[node.name] = task
 
-    return pipeline
+    # One parameter per stage of this recipe: kfp reads them from the signature of a function.
+    pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [_parameter(key, default) for key, default in defaults.items()], return_annotation=None
+    )
+    about = f"{chosen.summary} (recipe {name}, profile {chosen.profile})"
+    return dsl.pipeline(name=pipeline_name(chosen), description=about)(pipeline)
 
 
-def split_overrides(
-    overrides: Sequence[str], nodes: Iterable[Node]
-) -> tuple[list[str], dict[str, list[str]]]:
-    """(overrides for every task, task -> overrides of its own section and of the sections upstream).
-
-    An override of `finetune.epochs` reaches `finetune` and the tasks downstream; `pretrain` stays cached.
-    """
-    # KFP runs a task again when one of its parameters changes, so a task must get no override of a section
-    # that it does not depend on. The tasks downstream run again anyway, and they read the same recipe.
-    overrides = [text for text in overrides if not is_fixed(text)]  # carried with the recipe
-    before: dict[str, set[str]] = {}
-    for node in nodes:
-        before[node.name] = {node.name}.union(*(before[feeder] for feeder in node.inputs.values()))
-    for_all = [text for text in overrides if _section(text) not in before]
-    for_one = {
-        name: [text for text in overrides if _section(text) in sections] for name, sections in before.items()
-    }
-    return for_all, for_one
-
-
-def _section(override: str) -> str:
-    return override.partition("=")[0].partition(".")[0].strip()
+def _parameter(name: str, default: list[str] | str) -> inspect.Parameter:
+    kind = list[str] if isinstance(default, list) else str
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
 
 
 def pipeline_name(recipe: Recipe) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipelines.compile import Package, check_arguments, validate_package
+from pipelines.package import Package, check_arguments, validate_package
 from vitpipe.config.digest import file_digest
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import EngineError, InputError

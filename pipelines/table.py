@@ -13,15 +13,10 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.stage_component import component_of
-from pipelines.compile import (
-    Package,
-    check_carried_texts,
-    check_package_path,
-    check_texts,
-    default_images,
-    write_package,
-)
-from pipelines.placement import Placement, place, resources_of
+from pipelines.compile import check_package_path, default_images, write_package
+from pipelines.package import Package, check_carried_texts, check_texts
+from pipelines.place import place
+from pipelines.placement import Placement
 from vitpipe.config.carried import carried_recipe, is_fixed
 from vitpipe.contracts.graph import Image, graph_of
 from vitpipe.contracts.units import counted
@@ -84,14 +79,13 @@ def table_pipeline(plan: TablePlan, images: Mapping[Image, str], placement: Plac
                     profile=plan.profile,
                     recipe_values=carried_recipe(run.name, work.recipe, work.node, nodes),
                     overrides=overrides,
-                    stage_overrides=_seed_of(work, plan),
+                    fixed_overrides=_seed_of(work, plan),
                     # As in `reproduce`: KFP's cache sees neither the code in an image nor a volume's files.
                     code_digest=work.identity["code_digest"],
                     data_digest=data_digest,
                     **{name: tasks[key].outputs["out"] for name, key in inputs.items()},
                 )
-                task.set_container_image(images[work.node.stage.image])
-                place(task, resources_of(work.node.stage, work.recipe), placement)
+                place(task, work.node.stage, work.recipe, placement, images[work.node.stage.image])
                 task.set_display_name(f"{run.title}: {work.name}")
                 tasks[work.key] = task
 

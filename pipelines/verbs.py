@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitpipe.contracts.errors import InputError
-from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
+from vitpipe.verbs.options import (
+    JsonOption,
+    ParamsOption,
+    ProfileOption,
+    RecipeOption,
+    SetOption,
+    chosen_recipe,
+)
 from vitpipe.verbs.run_folders import check_run_place
 from vitpipe.verbs.show import print_progress
 from vitpipe.verbs.table import use_compiler
@@ -61,42 +68,56 @@ def compile_verb(
     params: ParamsOption = Path("params.yaml"),
     image: ImageOption = None,
     placement: PlacementOption = None,
+    data_digest: Annotated[
+        str, typer.Option(help="any text that changes with the raw data, for Kubeflow's cache")
+    ] = "",
+    release: Annotated[
+        bool, typer.Option("--release", help="refuse a package that is not ready for a cluster")
+    ] = False,
     dvc: Annotated[bool, typer.Option("--dvc", help="write dvc.yaml instead of a package")] = False,
 ) -> None:
     """Write the recipe's graph as a Kubeflow package, or as dvc.yaml."""
-    from vitpipe.config.read import run_folder
-
     if dvc:
-        from pipelines.dvc import place_dependencies, write_dvc
-        from vitpipe.config.read import load_recipe
-        from vitpipe.contracts.graph import graph_of
-        from vitpipe.papers.published import check_expected
-        from vitpipe.stages.identity import check_dvc_folder
-
-        check_dvc_folder(Path.cwd())
-        chosen = _chosen(recipe, profile, overrides, params)
-        loaded = load_recipe(*chosen)
-        loaded.data.require_root(f"recipe {loaded.name}, profile {loaded.profile}")
-        check_expected(loaded)
-        check_run_place(run_folder(*chosen[:2]))
-        nodes = graph_of(loaded.stages, loaded.start_from)
-        # No --out: DVC finds stages only in files of this name.
-        changed = write_dvc(nodes, Path("dvc.yaml"))
-        place_dependencies(nodes, run_folder(*chosen[:2]))
-        print("dvc.yaml written" if changed else "dvc.yaml is up to date")
+        _write_dvc(_chosen(recipe, profile, overrides, params))
         return
     from pipelines.compile import compile_pipeline
-    from pipelines.placement import read_placement
+    from pipelines.place import shown_tasks
+    from pipelines.placement import Placement, read_placement
+    from vitpipe.config.read import load_recipe, run_folder
+    from vitpipe.verbs.show import print_rows
 
     images = _pairs(image, "--image", ("train", "dense"))
-    pools = read_placement(placement) if placement else None
-    chosen_names = _chosen(recipe, profile, overrides, params)
-    check_run_place(run_folder(*chosen_names[:2]))
-    package = compile_pipeline(*chosen_names, out, images=images, placement=pools)
+    cluster = read_placement(placement) if placement else Placement()
+    chosen = _chosen(recipe, profile, overrides, params)
+    check_run_place(run_folder(*chosen[:2]))
+    package = compile_pipeline(
+        *chosen, out, images=images, placement=cluster, data_digest=data_digest, release=release
+    )
     print(f"{package.path}: pipeline {package.name}, stages {', '.join(package.stages)}")
-    if package.images_without_digest:
-        names = ", ".join(package.images_without_digest)
-        print(f"Images named by a tag, whose changes Kubeflow's cache does not detect: {names}")
+    loaded = load_recipe(*chosen)
+    if loaded.data.source != "embedded":
+        print_rows(shown_tasks(loaded, cluster), False, right=("GPUs", "GPU-hours", "limit", "price"))
+    for finding in package.findings:
+        print(f"{finding.what[0].upper()}{finding.what[1:]}. Fix: {finding.fix}.")
+
+
+def _write_dvc(chosen: tuple[str, str, tuple[str, ...]]) -> None:
+    from pipelines.dvc import place_dependencies, write_dvc
+    from vitpipe.config.read import load_recipe, run_folder
+    from vitpipe.contracts.graph import graph_of
+    from vitpipe.papers.published import check_expected
+    from vitpipe.stages.identity import check_dvc_folder
+
+    check_dvc_folder(Path.cwd())
+    loaded = load_recipe(*chosen)
+    loaded.data.require_root(f"recipe {loaded.name}, profile {loaded.profile}")
+    check_expected(loaded)
+    check_run_place(run_folder(*chosen[:2]))
+    nodes = graph_of(loaded.stages, loaded.start_from)
+    # No --out: DVC finds stages only in files of this name.
+    changed = write_dvc(nodes, Path("dvc.yaml"))
+    place_dependencies(nodes, run_folder(*chosen[:2]))
+    print("dvc.yaml written" if changed else "dvc.yaml is up to date")
 
 
 def repro_verb(
@@ -201,9 +222,7 @@ def _chosen(
     recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path
 ) -> tuple[str, str, tuple[str, ...]]:
     """Recipe, profile and overrides from the command line, else from params.yaml."""
-    from vitpipe.config.params_file import choose
-
-    chosen = choose(recipe, profile, overrides or (), params, default_profile="demo")
+    chosen = chosen_recipe(recipe, profile, overrides, params)
     return chosen.recipe, chosen.profile, chosen.overrides
 
 

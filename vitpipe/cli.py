@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -36,10 +36,18 @@ from vitpipe.verbs import (
     models,
     recipes,
     references,
+    run_stage,
     table,
 )
-from vitpipe.verbs.completion import complete_recipe, complete_stage, typed_so_far
-from vitpipe.verbs.options import JsonOption, ParamsOption, ProfileOption, RecipeOption, SetOption
+from vitpipe.verbs.completion import complete_recipe, typed_so_far
+from vitpipe.verbs.options import (
+    JsonOption,
+    ParamsOption,
+    ProfileOption,
+    RecipeOption,
+    SetOption,
+    chosen_recipe,
+)
 from vitpipe.verbs.run_folders import check_run_place, check_runs_folder
 from vitpipe.verbs.show import print_rows, warn_of
 
@@ -74,16 +82,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # rich's tracebacks print local variables, passwords among them
 )
 
-# A recipe without a profile runs at laptop size: the full one would start days of training.
-PROFILE = "demo"
-
-
-def _chosen(recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path) -> Any:
-    """Recipe, profile and overrides of the command line, else of params.yaml (`params_file.Params`)."""
-    from vitpipe.config.params_file import choose
-
-    return choose(recipe, profile, overrides or (), params, default_profile=PROFILE)
-
 
 def _load(chosen: Any) -> Any:
     """The recipe that was chosen."""
@@ -109,90 +107,7 @@ def _options(
     pass
 
 
-@app.command()
-def run(
-    stage: Annotated[
-        str, typer.Argument(help="prepare, pretrain, ..., report", autocompletion=complete_stage)
-    ],
-    out: Annotated[Path | None, typer.Option("--out", help="output folder")] = None,
-    inputs: Annotated[list[str] | None, typer.Option("--in", help="NAME=DIR, may be repeated")] = None,
-    recipe: RecipeOption = None,
-    profile: ProfileOption = None,
-    overrides: SetOption = None,
-    params: ParamsOption = Path("params.yaml"),
-    state: Annotated[Path | None, typer.Option("--state", help="folder of resumable training states")] = None,
-    executor_input: Annotated[str | None, typer.Option(help="Kubeflow's executor input, JSON")] = None,
-    ranks: Annotated[int | None, typer.Option(min=1, help="processes; one per GPU if not given")] = None,
-) -> None:
-    """Run one stage. dvc.yaml and the Kubeflow components call this.
-
-    Without --in and --out the folders are those of dvc.yaml: artifacts/RECIPE/PROFILE/STAGE.
-    """
-    from vitpipe.stages.launch import (
-        die_with_starter,
-        keep_freed_memory,
-        num_ranks_wanted,
-        restart_under_torchrun,
-        share_the_cores,
-        under_torchrun,
-    )
-    from vitpipe.stages.run import run_stage
-
-    share_the_cores()  # sets OMP_WAIT_POLICY, which OpenMP reads when torch is imported
-    keep_freed_memory()
-    # Before the recipe is read: torchrun starts this very command again, once per GPU.
-    if not under_torchrun() and (num_ranks := num_ranks_wanted(stage, ranks)) > 1:
-        restart_under_torchrun(num_ranks)
-    die_with_starter()  # after the restart, which would end the watch
-    if executor_input is not None:
-        from vitpipe.stages.executor import ExecutorIO
-
-        io = ExecutorIO(executor_input)
-        chosen = _chosen(recipe, profile, overrides, params)
-        loaded = io.recipe(chosen.recipe, chosen.profile, chosen.overrides)
-        io.check_code(loaded, stage)  # before any work: Kubeflow's cache would keep a result of other code
-        out = io.output_folder()
-        folder = io.pipeline_folder(stage)
-        io.finish(run_stage(stage, loaded, io.inputs(), out, state=state, pipeline_folder=folder))
-        return
-    folders = _named_folders(inputs or ())
-    chosen = _chosen(recipe, profile, overrides, params)
-    loaded = _load(chosen)
-    if out is None:
-        if folders:
-            raise typer.BadParameter(
-                "give the output folder with --out DIR, or leave --in out, too", param_hint="--in"
-            )
-        folders, out = _own_folders(chosen, loaded, stage)
-    run_stage(stage, loaded, folders, out, state=state)
-
-
-def _own_folders(chosen: Any, loaded: Any, stage: str) -> tuple[dict[str, Path], Path]:
-    """Inputs and output of a stage where dvc.yaml has them."""
-    from vitpipe.config.read import run_folder
-    from vitpipe.stages.identity import folders_of
-    from vitpipe.stages.run import node_of
-
-    run = run_folder(chosen.recipe, chosen.profile)
-    check_run_place(run)
-    own = folders_of(node_of(loaded, stage), run)
-    return own.inputs, own.out
-
-
-def _named_folders(texts: Sequence[str]) -> dict[str, Path]:
-    folders: dict[str, Path] = {}
-    for name, folder in map(_name_and_folder, texts):
-        if name in folders:
-            raise typer.BadParameter(f"the input '{hidden(name)}' is given twice", param_hint="--in")
-        folders[name] = folder
-    return folders
-
-
-def _name_and_folder(text: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    if not equals or not name or not folder:
-        raise typer.BadParameter(f"'{hidden(text)}' is not of the form NAME=DIR", param_hint="--in")
-    return name, Path(folder)
+run_stage.register(app)
 
 
 @app.command()
@@ -211,7 +126,7 @@ def identity(
     from vitpipe.stages.chain_run import begin_chain
     from vitpipe.stages.identity import IDENTITY, check_dvc_file, check_stage_folders, write_identities
 
-    chosen = _chosen(recipe, profile, overrides, params)
+    chosen = chosen_recipe(recipe, profile, overrides, params)
     loaded = _load(chosen)
     # DVC runs this verb first, so a graph that does not fit stops before any stage.
     check_expected(loaded)
@@ -244,7 +159,7 @@ def plan(
     from vitpipe.stages.resolved import training_steps
     from vitpipe.verbs.graph_tree import graph_tree
 
-    chosen = _chosen(recipe, profile, overrides, params)
+    chosen = chosen_recipe(recipe, profile, overrides, params)
     loaded = _load(chosen)
     check_expected(loaded)
     run = run_folder(chosen.recipe, chosen.profile, artifacts)
@@ -282,7 +197,7 @@ def show_recipe(
     """Show one recipe: every value, and every derived value with its reason."""
     from vitpipe.stages.resolved import resolved_rows
 
-    loaded = _load(_chosen(name, profile, overrides, Path("params.yaml")))
+    loaded = _load(chosen_recipe(name, profile, overrides, Path("params.yaml")))
     rows = [dataclasses.asdict(reason) for reason in resolved_rows(loaded, ranks)]
     if as_json:
         print(json.dumps({"recipe": loaded.model_dump(mode="json"), "derived": rows}, indent=2))

@@ -20,7 +20,7 @@ PARAMETERS = {
     "profile",
     "recipe_values",
     "overrides",
-    "stage_overrides",
+    "fixed_overrides",
     "code_digest",
     "data_digest",
 }

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipe_samples import SAMPLED_RECIPES
 
-from pipelines.compile import check_arguments, compile_pipeline
+from pipelines.compile import compile_pipeline
+from pipelines.package import check_arguments
 from vitpipe.config.carried import MAX_CHARACTERS, carried_recipe, recipe_from
+from vitpipe.config.pipeline_parameters import parameter_of, section_of
 from vitpipe.config.read import load_recipe, profile_names, recipe_files
 from vitpipe.config.yaml_core import read_yaml, write_yaml
 from vitpipe.contracts.artifact import open_artifact
@@ -129,9 +131,10 @@ def test_datasets_of_all_stages_are_prepared():
     ],
 )
 def test_a_run_is_refused_before_it_starts(package, override, said):
+    parameter = parameter_of(section_of(override))
     with pytest.raises(RecipeError, match=said):
-        check_arguments(package, {"overrides": [override]})
-    check_arguments(package, {"overrides": ["finetune.epochs=5", "seed=9"]})
+        check_arguments(package, {parameter if parameter in package.parameters else "overrides": [override]})
+    check_arguments(package, {"finetune_overrides": ["finetune.epochs=5"], "overrides": ["seed=9"]})
     with pytest.raises(InputError, match="not a list of texts"):
         check_arguments(package, {"overrides": override})
 

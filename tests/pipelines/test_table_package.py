@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from pipelines.compile import validate_package
 from pipelines.local import run_locally
+from pipelines.package import validate_package
 from pipelines.table import compile_table, table_pipeline_name
 from pipelines.verbs import _compile_table
 from vitpipe.contracts.errors import InputError
@@ -58,11 +58,11 @@ def test_recipes_that_say_the_same_share_their_work(tmp_path):
 
 
 def test_every_task_has_its_recipe_and_its_seed(package):
-    found = {(constant(task(package, name), "recipe"), tuple(constant(task(package, name), "stage_overrides")))
+    found = {(constant(task(package, name), "recipe"), tuple(constant(task(package, name), "fixed_overrides")))
              for name in ("probe", "probe-2", "probe-3", "probe-4")}  # fmt: skip
     assert found == {(BASE, ()), (BASE, ("seed=1",)), (LARGE, ()), (LARGE, ("seed=1",))}
     # The data are prepared at the recipe's own seed.
-    assert constant(task(package, "prepare"), "stage_overrides") == []
+    assert constant(task(package, "prepare"), "fixed_overrides") == []
 
 
 def test_a_task_reads_the_weights_of_its_own_run(package):
@@ -70,7 +70,7 @@ def test_a_task_reads_the_weights_of_its_own_run(package):
         if item.stage == "probe":
             own, feeder = task(package, item.name), task(package, item.inputs["weights"])
             assert constant(own, "recipe") == constant(feeder, "recipe")
-            assert constant(own, "stage_overrides") == constant(feeder, "stage_overrides")
+            assert constant(own, "fixed_overrides") == constant(feeder, "fixed_overrides")
 
 
 def test_overrides_are_a_parameter_and_the_code_is_in_the_cache_key(package, plan):

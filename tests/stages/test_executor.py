@@ -17,6 +17,7 @@ from vitpipe.contracts.artifact import CARD, METRICS, Card, RunRecord, write_car
 from vitpipe.contracts.errors import ArtifactError, InputError
 from vitpipe.contracts.graph import all_stages
 from vitpipe.stages.executor import ExecutorIO, local_path
+from vitpipe.stages.pipeline_run import PipelineRun
 from vitpipe.stages.run import identity_of
 
 METRIC_VALUES = {"top1": 0.5, "loss": 1.25}
@@ -69,7 +70,7 @@ def written(root: Path) -> pipeline_spec_pb2.ExecutorOutput:
 def test_tasks_of_one_pipeline_run_have_one_folder(tmp_path, uri, folder):
     values = json.loads(message(tmp_path))
     values["outputs"]["artifacts"]["out"]["artifacts"][0]["uri"] = uri
-    assert ExecutorIO(json.dumps(values)).pipeline_folder("finetune") == folder
+    assert ExecutorIO(json.dumps(values)).pipeline_run("finetune") == PipelineRun(folder)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_a_stage_without_inputs(tmp_path):
 
 
 def test_overrides_of_the_run_come_after_those_of_the_stage(tmp_path):
-    text = message(tmp_path, overrides=["seed=1"], stage_overrides=["finetune.epochs=2"])
+    text = message(tmp_path, overrides=["seed=1"], finetune_overrides=["finetune.epochs=2"])
     assert ExecutorIO(text).overrides() == ("finetune.epochs=2", "seed=1")
 
 

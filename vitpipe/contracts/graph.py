@@ -32,15 +32,16 @@ class Resources:
     """What a stage asks of a cluster node: GPUs, CPU cores, memory and /dev/shm in GiB, retries."""
 
     gpus: int
-    cpus: int
-    memory_gib: int
-    shm_gib: int
+    cpus: float
+    memory_gib: float
+    shm_gib: float
     retries: int
 
 
-# An A100 node of eight GPUs, one of its GPUs, and nodes without any.
+# An A100 node of eight GPUs, the smallest node with one, and nodes without any. Of the 12 cores and 85 GiB of
+# a2-highgpu-1g a pod gets 11 and 76.
 EIGHT_GPUS = Resources(gpus=8, cpus=88, memory_gib=640, shm_gib=64, retries=5)
-ONE_GPU = Resources(gpus=1, cpus=11, memory_gib=80, shm_gib=8, retries=3)
+ONE_GPU = Resources(gpus=1, cpus=10, memory_gib=64, shm_gib=8, retries=3)
 MANY_CORES = Resources(gpus=0, cpus=16, memory_gib=64, shm_gib=8, retries=3)
 TWO_CORES = Resources(gpus=0, cpus=2, memory_gib=8, shm_gib=1, retries=2)
 DATA = {"data": ("prepare",)}

@@ -19,6 +19,7 @@ from vitpipe.contracts.errors import disk_errors
 from vitpipe.contracts.files import read_keys, write_whole
 from vitpipe.contracts.graph import graph_of
 from vitpipe.stages.identity import folders_of, identity_file, why_it_runs
+from vitpipe.stages.pipeline_run import PipelineRun
 
 KEY_VARIABLE = "VITPIPE_PIPELINE"
 _FILE = ".chain.json"
@@ -62,21 +63,21 @@ def _write(run: Path, key: str, recipe: Recipe, *, complete: bool) -> None:
     write_whole(run / _FILE, json.dumps(values) + "\n")
 
 
-def chain_key(recipe: Recipe, out: Path, pipeline_folder: str = "") -> str:
+def chain_key(recipe: Recipe, out: Path, pipeline: PipelineRun | None = None) -> str:
     """The key that MLflow finds the chain's run by.
 
     Args:
         out: the stage's output folder, as it was given.
-        pipeline_folder: address below which Kubeflow keeps all outputs of the pipeline run; empty for a stage
-            that it did not start.
+        pipeline: the run of Kubeflow; None for a stage that it did not start.
     """
     if given := os.environ.get(KEY_VARIABLE):
         return given
     # Not `out` itself, which may be a link to another disk: its stages belong together.
     folder = out.parent.resolve()
-    key = "" if pipeline_folder else str(read_keys(folder / _FILE).get("key", ""))
+    address = pipeline.folder if pipeline is not None else ""
+    key = "" if address else str(read_keys(folder / _FILE).get("key", ""))
     # Stages of one pipeline run, or run by hand into one folder, get the same key from that place.
-    key = key or hashlib.sha256(os.fsencode(pipeline_folder or folder)).hexdigest()
+    key = key or hashlib.sha256(os.fsencode(address or folder)).hexdigest()
     return f"{recipe.name} {recipe.profile} {key[:12]}"
 
 

@@ -21,11 +21,13 @@ from typing import Any
 
 from vitpipe.config.carried import recipe_from
 from vitpipe.config.digest import file_digest
+from vitpipe.config.pipeline_parameters import FIXED_OVERRIDES, OVERRIDES, check_section, stage_of_parameter
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import CARD, METRICS, Artifact, open_artifact
 from vitpipe.contracts.errors import ArtifactError, InputError, disk_errors
 from vitpipe.contracts.files import write_whole
+from vitpipe.stages.pipeline_run import PipelineRun
 from vitpipe.stages.run import identity_of, node_of
 
 OUT, METRICS_OUTPUT, RECEIPT = "out", "metrics", "receipt"
@@ -79,13 +81,16 @@ class ExecutorIO:
         return dict(self._parameters)
 
     def overrides(self) -> tuple[str, ...]:
-        """The recipe's overrides: the stage's own, then those of the whole run, which win.
+        """The recipe's overrides: those that the package has fixed, of the stages, and of the whole run.
 
         Raises:
-            InputError: when they are not lists of texts.
+            InputError: when they are not lists of texts, or one is of another section than its parameter.
         """
-        given = [*self._list("stage_overrides"), *self._list("overrides")]
-        return tuple(given)
+        by_stage = [name for name in self._parameters if stage_of_parameter(name)]
+        for name in by_stage:
+            check_section(name, self._list(name))
+        names = [FIXED_OVERRIDES, *sorted(by_stage), OVERRIDES]
+        return tuple(text for name in names for text in self._list(name))
 
     def recipe(self, name: str, profile: str, more: Sequence[str] = ()) -> Recipe:
         """The recipe of the task: the values that the package carries, with the run's overrides.
@@ -117,15 +122,15 @@ class ExecutorIO:
                 self._output_file.unlink(missing_ok=True)
         return self._folder
 
-    def pipeline_folder(self, stage: str) -> str:
-        """The address below which all outputs of this pipeline run lie; empty when it cannot be seen.
+    def pipeline_run(self, stage: str) -> PipelineRun:
+        """The run that the task belongs to, by the address of its output.
 
         Args:
             stage: the beginning of the task's name; an output is at `ROOT/PIPELINE/RUN/TASK/...`.
         """
         parts = str(self._outputs[OUT].get("uri", "")).split("/")
         ends = [i for i, part in enumerate(parts) if part == stage or part.startswith(f"{stage}-")]
-        return "/".join(parts[: ends[-1]]) if ends else ""
+        return PipelineRun("/".join(parts[: ends[-1]]) if ends else "")
 
     def check_code(self, recipe: Recipe, stage: str) -> None:
         """Refuse to work when this code is not the code that the pipeline was compiled from.

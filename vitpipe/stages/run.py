@@ -41,7 +41,9 @@ from vitpipe.stages.context import StageContext
 from vitpipe.stages.folder_lock import locked_folders
 from vitpipe.stages.launch import choose_threads
 from vitpipe.stages.output_folders import OutputFolders, check_output_folders
+from vitpipe.stages.pipeline_run import PipelineRun
 from vitpipe.stages.resume import Claim, claim_state, mark_finished, release_states
+from vitpipe.stages.state_folder import state_in
 from vitpipe.stages.weights_identity import dataset_read, weights_identity
 
 if TYPE_CHECKING:
@@ -78,7 +80,8 @@ def run_stage(
     out: Path,
     *,
     state: Path | None = None,
-    pipeline_folder: str = "",
+    states: Path | None = None,
+    pipeline: PipelineRun | None = None,
 ) -> dict[str, float]:
     """Run a stage of a recipe from input folders to an output folder.
 
@@ -86,7 +89,8 @@ def run_stage(
         inputs: input name -> folder, as `graph_of(recipe.stages, recipe.start_from)` names them.
         out: the output folder; it appears when the stage is complete.
         state: folder of the resumable training states; beside `out` by default.
-        pipeline_folder: see `chain_key`.
+        states: instead of `state`, a folder that holds those of many runs (`state_in`).
+        pipeline: the run of Kubeflow that the stage is a task of.
 
     Returns:
         The stage's flat metrics.
@@ -101,13 +105,13 @@ def run_stage(
 
     started = process_started()
     choose_threads(recipe)  # before torch is imported
-    job = _open_job(name, recipe, inputs, out, state)
+    job = _open_job(name, recipe, inputs, out, state, states)
     with (
         loader_errors(),
-        # Left in reverse: the ranks part, the folder is renamed, the logger says FINISHED, the state is
-        # reduced, the lock released. A kill in between loses nothing, and what is FINISHED has its output.
+        # Left in reverse: ranks part, folder renamed, logger FINISHED, state reduced, lock released. A kill
+        # in between loses nothing, and what is FINISHED has its output.
         _claimed(job, out) as claim,
-        _logger(job, chain_key(recipe, out, pipeline_folder)) as logger,
+        _logger(job, chain_key(recipe, out, pipeline), pipeline) as logger,
         _output_folder(job) as folder,
         _joined(job.stage) as ranks,
     ):
@@ -121,14 +125,10 @@ def run_stage(
         if job.rank == 0:
             write_metrics(folder, metrics)
             _offer_model(ctx, metrics)
-            # Before the card: the logger writes the last tables, and the card names every file.
-            getattr(logger, "succeed", lambda: None)()
+            getattr(logger, "succeed", lambda: None)()  # writes the last tables; the card names every file
             card = make_card(job.stage, ctx, job.identity, job.parents, job.libraries)
-            known = {
-                "tracking_run": getattr(logger, "run_id", ""),
-                "notes": claim.notes,
-                "raw_data": job.raw_data,
-            }
+            run_id = getattr(logger, "run_id", "")
+            known = {"tracking_run": run_id, "notes": claim.notes, "raw_data": job.raw_data}
             write_card(folder, card, make_run_record(job.stage, ctx, started).model_copy(update=known))
     return metrics
 
@@ -141,12 +141,23 @@ def _offer_model(ctx: StageContext, metrics: dict[str, float]) -> None:
         offer_model(ctx, metrics)
 
 
-def _open_job(name: str, recipe: Recipe, inputs: Mapping[str, Path], out: Path, state: Path | None) -> _Job:
+def _open_job(
+    name: str,
+    recipe: Recipe,
+    inputs: Mapping[str, Path],
+    out: Path,
+    state: Path | None,
+    states: Path | None,
+) -> _Job:
     """Check names, folders and inputs; nothing is written."""
     node = node_of(recipe, name)
     _check_input_names(node, inputs)
+    # Before the inputs are opened, which takes time; and again with the folder that they decide.
     folders = check_output_folders(name, recipe, inputs, out, state)
     artifacts = {key: open_artifact(inputs[key], node.inputs[key]) for key in node.inputs}
+    if state is None and states is not None:
+        own = state_in(states, node.stage, recipe, artifacts)
+        folders = check_output_folders(name, recipe, inputs, out, own)
     return _Job(
         node.stage,
         recipe,
@@ -207,7 +218,7 @@ def _output_folder(job: _Job) -> Iterator[Path]:
 
 
 @contextmanager
-def _logger(job: _Job, chain: str) -> Iterator[RunLogger]:
+def _logger(job: _Job, chain: str, pipeline: PipelineRun | None) -> Iterator[RunLogger]:
     from vitpipe.track.stage_run import SilentLogger, stage_run
 
     if job.rank != 0:
@@ -218,7 +229,11 @@ def _logger(job: _Job, chain: str) -> Iterator[RunLogger]:
         recipe=job.recipe,
         folder=folder_in_work(job.folders.out),
         state=job.folders.state,
-        tags={"git_commit": git_commit(), **git_links(PACKAGE)},
+        tags={
+            "git_commit": git_commit(),
+            **git_links(PACKAGE),
+            **(pipeline.tags() if pipeline is not None else {}),
+        },
         provenance=_provenance(job),
         params=recipe_sections(job.recipe, job.stage.sections),
         pipeline=chain,

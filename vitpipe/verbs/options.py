@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitpipe.verbs.completion import complete_profile, complete_recipe
+
+if TYPE_CHECKING:
+    from vitpipe.config.params_file import Params
+
+# A recipe without a profile runs at laptop size: the full one would start days of training.
+_PROFILE = "demo"
 
 RecipeOption = Annotated[
     str | None,
@@ -23,3 +29,16 @@ ProfileOption = Annotated[
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")]
 ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile and what is changed")]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def chosen_recipe(
+    recipe: str | None, profile: str | None, overrides: list[str] | None, params: Path
+) -> Params:
+    """Recipe, profile and overrides of the command line, else of params.yaml.
+
+    Raises:
+        InputError: as `config.params_file.choose`.
+    """
+    from vitpipe.config.params_file import choose
+
+    return choose(recipe, profile, overrides or (), params, default_profile=_PROFILE)

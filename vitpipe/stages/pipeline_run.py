@@ -1,0 +1,38 @@
+"""The run of Kubeflow that a stage is a task of: what MLflow shows of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+# Set by the package (pipelines/place.py); the pod's name comes from Kubernetes.
+IMAGE_VARIABLE, POD_VARIABLE, PAGES_VARIABLE = "VITPIPE_IMAGE", "VITPIPE_POD", "VITPIPE_KUBEFLOW_PAGES"
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """One run of a pipeline.
+
+    Attributes:
+        folder: address below which Kubeflow keeps all outputs of the run, without a slash at its end; empty
+            when it cannot be seen. All tasks of a run have the same one, tasks of other runs another.
+    """
+
+    folder: str
+
+    @property
+    def run_id(self) -> str:
+        """Kubeflow's ID of the run; in a local run the name of its folder."""
+        # Not a parameter of the task: it would differ in every run, and nothing would be cached.
+        return self.folder.rpartition("/")[2]
+
+    def tags(self) -> dict[str, str]:
+        """Tags of the stage's MLflow run: the run and its page, pod and image, as far as they are known."""
+        pages = os.environ.get(PAGES_VARIABLE, "").rstrip("/")
+        found = {
+            "kubeflow_run": self.run_id,
+            "kubeflow_page": f"{pages}/#/runs/details/{self.run_id}" if pages and self.run_id else "",
+            "kubeflow_pod": os.environ.get(POD_VARIABLE, ""),
+            "image": os.environ.get(IMAGE_VARIABLE, ""),
+        }
+        return {name: value for name, value in found.items() if value}
