@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.findings import findings, require_release
+from pipelines.lint import check_package_rules
 from pipelines.package import Package, check_arguments, check_carried_texts, check_texts, validate_package
 from pipelines.place import check_fits
 from pipelines.placement import Placement
@@ -107,6 +108,7 @@ def write_package(pipeline: BaseComponent, out: Path) -> Package:
         package = validate_package(partial)
         # Every task reads what it carries, as it will in its pod.
         check_arguments(package, package.parameters)
+        check_package_rules(partial)
     return validate_package(out)
 
 

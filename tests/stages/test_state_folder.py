@@ -1,0 +1,170 @@
+"""States on a volume that outlives pods: the folder's name, and a task that goes on in another pod."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vitpipe.config.pipeline_parameters import parameter_of
+from vitpipe.config.read import load_recipe
+from vitpipe.contracts.artifact import open_artifact
+from vitpipe.contracts.graph import all_stages
+from vitpipe.stages.pipeline_run import PipelineRun
+from vitpipe.stages.state_folder import state_in
+
+RECIPE = "itpn/pixel_base"
+OVERRIDES = [
+    "data.sets=[imagenet]",
+    "data.embedded.train_images=48",
+    "data.embedded.val_images=20",
+    "data.workers=1",
+    "stages=[prepare, pretrain, finetune, report]",
+]
+TRAINING = [
+    "pretrain.epochs=20",
+    "pretrain.global_batch=16",
+    "pretrain.optim.warmup_epochs=0",
+    "pretrain.checkpoint_minutes=0.001",
+]
+
+
+class Pod:
+    """One try of a task as Kubeflow starts it: a fresh file system but for the mounted volumes."""
+
+    def __init__(self, folder: Path, volume: Path, stage: str, inputs: dict[str, Path], run: str) -> None:
+        self.folder, self.out = folder, folder / "out"
+        self.folder.mkdir(parents=True)
+        message = {
+            "inputs": {
+                "parameterValues": {"overrides": OVERRIDES, parameter_of("pretrain"): TRAINING},
+                "artifacts": {
+                    key: {"artifacts": [{"name": key, "uri": str(place)}]} for key, place in inputs.items()
+                },
+            },
+            "outputs": {
+                "artifacts": {
+                    # The address is the same in every pod, the place where it is mounted is the pod's own.
+                    "out": {
+                        "artifacts": [
+                            {
+                                "name": "out",
+                                "uri": f"minio://mlpipeline/itpn/{run}/{stage}/{folder.name}/out",
+                                "customPath": str(self.out),
+                            }
+                        ]
+                    },
+                    "metrics": {"artifacts": [{"name": "metrics", "uri": str(folder / "metrics")}]},
+                },
+                "outputFile": str(self.folder / "executor_output.json"),
+            },
+        }
+        self.command = [
+            sys.executable,
+            "-m",
+            "vitpipe",
+            "run",
+            stage,
+            "--recipe",
+            RECIPE,
+            "--profile",
+            "demo",
+        ]
+        self.command += ["--executor-input", json.dumps(message)]
+        self.environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "VITPIPE_STATES": str(volume / "states"),
+            "VITPIPE_POD": folder.name,
+            "VITPIPE_IMAGE": "registry.example/train@sha256:0",
+            "VITPIPE_KUBEFLOW_PAGES": "https://kubeflow.example",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{volume / 'mlflow.db'}",
+        }
+        self.environment.pop("VITPIPE_TRACKING", None)
+
+    def start(self) -> subprocess.Popen:
+        with (self.folder / "log").open("wb") as log:
+            return subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def finish(self) -> Path:
+        assert self.start().wait(timeout=300) == 0, (self.folder / "log").read_text()[-2000:]
+        return self.out
+
+
+@pytest.mark.slow
+def test_a_task_goes_on_in_another_pod(tmp_path):
+    """SIGKILL, a fresh file system, one shared volume: the weights are those of an unbroken run."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    prepared = Pod(tmp_path / "pod-0", volume, "prepare", {}, "8d3f").finish()
+    unbroken = Pod(tmp_path / "alone", tmp_path / "other", "pretrain", {"data": prepared}, "0000")
+    (tmp_path / "other").mkdir()
+    unbroken.finish()
+
+    first = Pod(tmp_path / "pod-1", volume, "pretrain", {"data": prepared}, "8d3f")
+    process = first.start()
+    deadline = time.monotonic() + 200
+    while not list((volume / "states").glob("itpn.pixel_base.demo.pretrain-*/state-*.pt")):
+        assert process.poll() is None, (first.folder / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not first.out.exists()
+
+    second = Pod(tmp_path / "pod-2", volume, "pretrain", {"data": prepared}, "8d3f")
+    second.finish()
+    assert "Resuming after step" in (second.folder / "log").read_text()
+    weights, expected = (load_file(open_artifact(pod.out, "pretrain").weights) for pod in (second, unbroken))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in weights)
+
+    client = mlflow.MlflowClient(f"sqlite:///{volume / 'mlflow.db'}")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "vitpipe")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    stages = {run.info.run_name.partition(":")[0]: run for run in runs if run is not parent}
+    assert set(stages) == {"prepare", "pretrain"}  # one run of two tries, below one parent
+    for run in stages.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["kubeflow_run"] == "8d3f"
+        assert run.data.tags["kubeflow_page"] == "https://kubeflow.example/#/runs/details/8d3f"
+        assert run.data.tags["image"] == "registry.example/train@sha256:0"
+
+
+def test_the_folder_is_that_of_what_decides_the_weights():
+    stage = all_stages()["pretrain"]
+
+    def folder(*overrides: str) -> Path:
+        return state_in(Path("/state"), stage, load_recipe(RECIPE, "demo", overrides), {})
+
+    assert folder().parent == Path("/state")
+    assert folder().name.startswith("itpn.pixel_base.demo.pretrain-")
+    # Neither what is only shown nor another stage's values give it another name.
+    assert folder() == folder("pretrain.log_every_steps=7", "finetune.epochs=2", "data.workers=2")
+    assert len({folder(), folder("seed=9"), folder("pretrain.epochs=2")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("folder", "run"), [("s3://store/v2/itpn/8d3f", "8d3f"), ("/root/itpn-2026", "itpn-2026"), ("", "")]
+)
+def test_only_what_is_known_becomes_a_tag(folder, run, monkeypatch):
+    for name in ("VITPIPE_IMAGE", "VITPIPE_POD", "VITPIPE_KUBEFLOW_PAGES"):
+        monkeypatch.delenv(name, raising=False)
+    assert PipelineRun(folder).tags() == ({"kubeflow_run": run} if run else {})
