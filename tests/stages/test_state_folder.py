@@ -143,9 +143,9 @@ def test_a_task_goes_on_in_another_pod(tmp_path):
     assert set(stages) == {"prepare", "pretrain"}  # one run of two tries, below one parent
     for run in stages.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.tags["kubeflow_run"] == "8d3f"
-        assert run.data.tags["kubeflow_page"] == "https://kubeflow.example/#/runs/details/8d3f"
-        assert run.data.tags["image"] == "registry.example/train@sha256:0"
+        assert run.data.tags["vitpipe.kubeflow_run"] == "8d3f"
+        assert run.data.tags["vitpipe.kubeflow_page"] == "https://kubeflow.example/#/runs/details/8d3f"
+        assert run.data.tags["vitpipe.image"] == "registry.example/train@sha256:0"
 
 
 def test_the_folder_is_that_of_what_decides_the_weights():
