@@ -54,7 +54,10 @@ def test_inputs_are_the_graphs(stage):
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_outputs_are_the_folder_and_its_metrics(stage):
     found = {name: schema(spec) for name, spec in COMPONENTS[stage.name].component_spec.outputs.items()}
-    page = {"report": "system.HTML"} if stage.name == "report" else {}
+    page = {
+        "report": {"report": "system.HTML", "verdict": "system.Markdown"},
+        "evaluate": {"confusion": "system.ClassificationMetrics"},
+    }.get(stage.name, {})
     assert found == {"out": KIND[stage.kind], "metrics": "system.Metrics", **page}
 
 

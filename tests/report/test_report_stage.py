@@ -35,6 +35,7 @@ def test_the_stage_writes_the_page_and_tells_where_it_is(demo_run, tmp_path):
         "report.html",
         "report.md",
         "recipe.json",
+        "verdict.md",
         "figures",
         "tables",
     }

@@ -13,10 +13,19 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from vitpipe.config.digest import file_digest
 from vitpipe.config.read import load_recipe
-from vitpipe.contracts.artifact import CARD, METRICS, Card, RunRecord, write_card, write_metrics, writing
+from vitpipe.contracts.artifact import (
+    CARD,
+    METRICS,
+    Card,
+    RunRecord,
+    write_card,
+    write_metrics,
+    write_table,
+    writing,
+)
 from vitpipe.contracts.errors import ArtifactError, InputError
 from vitpipe.contracts.graph import all_stages
-from vitpipe.stages.executor import ExecutorIO, local_path
+from vitpipe.stages.executor import ExecutorIO, confusion_matrix, local_path
 from vitpipe.stages.pipeline_run import PipelineRun
 from vitpipe.stages.run import identity_of
 
@@ -193,6 +202,44 @@ def test_a_further_output_is_a_file_of_the_folder(tmp_path):
     io.finish({})
     assert (tmp_path / "task" / "report").read_text(encoding="utf-8") == "page"
     assert "report" in written(tmp_path).artifacts
+
+
+def matrix_tables(num_classes: int) -> dict[str, list[dict[str, object]]]:
+    names = [f"class {i}" for i in range(num_classes)]
+    return {
+        "per_class": [{"class": name, "images": 3} for name in names],
+        "confusion": [
+            {"true": names[0], "predicted": names[0], "images": 2},
+            {"true": names[0], "predicted": names[-1], "images": 1},
+        ],
+    }
+
+
+def test_the_confusion_matrix_is_drawn_on_kubeflow_s_page(tmp_path):
+    """As `ClassificationMetrics.log_confusion_matrix` of kfp's SDK writes it."""
+    from kfp.dsl import ClassificationMetrics
+
+    out = tmp_path / "task" / "out"
+    with writing(out) as folder:
+        card = finished_folder(tmp_path / "other")
+        write_metrics(folder, METRIC_VALUES)
+        for name, rows in matrix_tables(3).items():
+            write_table(folder, name, rows)
+        write_card(
+            folder, card, RunRecord(git_commit="g", started_at="2026-01-01T00:00:00", wall_seconds=2.5)
+        )
+    io = ExecutorIO(message(tmp_path, outputs=("out", "metrics", "confusion")))
+    io.finish(METRIC_VALUES)
+    artifact = written(tmp_path).artifacts["confusion"].artifacts[0]
+    expected = ClassificationMetrics(metadata={})
+    expected.log_confusion_matrix([f"class {i}" for i in range(3)], [[2, 0, 1], [0, 0, 0], [0, 0, 0]])
+    assert json_format.MessageToDict(artifact.metadata) == expected.metadata
+    assert (tmp_path / "task" / "confusion").read_bytes() == (out / "tables" / "confusion.csv").read_bytes()
+
+
+@pytest.mark.parametrize("tables", [{}, {"per_class": []}, matrix_tables(51)])
+def test_no_matrix_or_one_too_large_to_draw(tables):
+    assert confusion_matrix(tables) == {}
 
 
 def test_a_missing_file_output_leaves_no_receipt(tmp_path):

@@ -6,7 +6,8 @@ afterwards, with metadata and metrics, writes `executor_output.json` (ExecutorOu
 runner and a cluster's launcher read the same file, so one entry point serves both.
 
 Outputs of every stage: `out`, the stage's folder, and `metrics`, its flat numbers. Any other output is one
-file of the folder, found by its stem: `report` is `report.html`.
+file of the folder or of its tables, found by its stem: `report` is `report.html`. For `confusion`, Kubeflow's
+ClassificationMetrics, the matrix stands in the metadata, too, from which its pages draw it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from vitpipe.config.digest import file_digest
 from vitpipe.config.pipeline_parameters import FIXED_OVERRIDES, OVERRIDES, check_section, stage_of_parameter
 from vitpipe.config.read import load_recipe
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.artifact import CARD, METRICS, Artifact, open_artifact
+from vitpipe.contracts.artifact import CARD, METRICS, TABLES, Artifact, open_artifact
 from vitpipe.contracts.errors import ArtifactError, InputError, disk_errors
 from vitpipe.contracts.files import write_whole
 from vitpipe.stages.pipeline_run import PipelineRun
 from vitpipe.stages.run import identity_of, node_of
 
-OUT, METRICS_OUTPUT, RECEIPT = "out", "metrics", "receipt"
+OUT, METRICS_OUTPUT, CONFUSION_OUTPUT, RECEIPT = "out", "metrics", "confusion", "receipt"
+# Kubeflow stores the matrix in a row of its database and draws a square per pair of classes.
+_MAX_DRAWN_CLASSES = 50
 # Where a launcher mounts object stores, by the scheme of an artifact's address.
 _MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/"}
 _WORKSPACE = "/kfp-workspace/.artifacts/"
@@ -181,6 +184,7 @@ class ExecutorIO:
                 RECEIPT: file_digest(self._folder / CARD),
             },
             METRICS_OUTPUT: {name: float(v) for name, v in metrics.items() if math.isfinite(v)},
+            CONFUSION_OUTPUT: confusion_matrix(artifact.tables()),
         }
         with disk_errors(self._output_file):
             # `out` is there already: the stage has written its folder to that very path.
@@ -201,7 +205,8 @@ class ExecutorIO:
     def _copy_file_output(self, name: str) -> None:
         """Every declared output gets its bytes: Kubeflow never caches a task with an unwritten output."""
         pattern = METRICS if name == METRICS_OUTPUT else f"{name}.*"
-        source = next(iter(sorted(self._folder.glob(pattern))), None)
+        places = (self._folder, self._folder / TABLES)
+        source = next((file for place in places for file in sorted(place.glob(pattern))), None)
         if source is None:
             raise ArtifactError(
                 f"The stage's folder holds no file for its output '{name}'",
@@ -248,6 +253,21 @@ def local_path(artifact: Mapping[str, Any]) -> Path:
     if (artifact.get("metadata") or {}).get("_kfp_workspace") is True:
         path = _WORKSPACE + path.lstrip("/")
     return Path(path)
+
+
+def confusion_matrix(tables: Mapping[str, Sequence[Mapping[str, str]]]) -> dict[str, Any]:
+    """Metadata of Kubeflow's ClassificationMetrics; empty where there is no matrix, or one too large to draw.
+
+    Args:
+        tables: of a stage's folder: `per_class` names the classes, `confusion` has the pairs that occur.
+    """
+    classes = [row["class"] for row in tables.get("per_class", ())]
+    if "confusion" not in tables or not 0 < len(classes) <= _MAX_DRAWN_CLASSES:
+        return {}
+    counts = {(row["true"], row["predicted"]): float(row["images"]) for row in tables["confusion"]}
+    rows = [{"row": [counts.get((true, predicted), 0.0) for predicted in classes]} for true in classes]
+    names = [{"displayName": name} for name in classes]
+    return {"confusionMatrix": {"annotationSpecs": names, "rows": rows}}
 
 
 def _artifacts(side: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -35,6 +35,7 @@ STAGE = Stage(
     image="train",
     kind="Artifact",
     resources=ONE_GPU,
+    pages={"confusion": "ClassificationMetrics"},
     headline="top1",
 )
 CONFIG = EvaluateConfig

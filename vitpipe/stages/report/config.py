@@ -36,6 +36,6 @@ STAGE = Stage(
     image="train",
     kind="Artifact",
     resources=TWO_CORES,
-    pages={"report": "HTML"},  # so that Kubeflow shows the page in its interface
+    pages={"report": "HTML", "verdict": "Markdown"},  # which Kubeflow shows on its own pages
 )
 CONFIG = ReportConfig

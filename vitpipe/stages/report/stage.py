@@ -12,8 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from vitpipe.config.recipe import Recipe
+from vitpipe.config.run_name import run_title
 from vitpipe.contracts.artifact import CARD
 from vitpipe.contracts.errors import ArtifactError, RecipeError
+from vitpipe.contracts.files import write_whole
 from vitpipe.report.compare import verdict_rows, verdicts_of
 from vitpipe.report.reference import comparison_of
 from vitpipe.report.reference_table import reference_rows
@@ -25,12 +27,12 @@ from vitpipe.stages.output_folders import check_result_folder
 from vitpipe.stages.recorded_recipe import mismatches_of, recipe_of_cards
 from vitpipe.track.summary import log_pipeline_summary
 
-RECIPE_FILE = "recipe.json"
+RECIPE_FILE, VERDICT_FILE = "recipe.json", "verdict.md"
 _LOG_WIDTH = 110  # columns of the verdict table in a log, which has no width of its own
 
 
 def run(ctx: StageContext) -> dict[str, float]:
-    """Write `report.html`, `report.md`, `recipe.json`, `figures/` and the table `verdict`.
+    """Write `report.html`, `report.md`, `verdict.md`, `recipe.json`, `figures/` and the table `verdict`.
 
     Returns:
         `num_expected`, and how many verdicts there are of each kind: `num_reproduced`, ...; beside recorded
@@ -44,6 +46,7 @@ def run(ctx: StageContext) -> dict[str, float]:
     results = _with_mismatches(RunResults(ctx.recipe, artifacts))
     (ctx.folder / RECIPE_FILE).write_text(ctx.recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
     report = build_report([results], ctx.folder)
+    write_whole(ctx.folder / VERDICT_FILE, f"# {run_title(ctx.recipe)}\n\n{report.note}\n")
     rows, references = verdict_rows(report.verdicts), reference_rows(report.comparisons)
     ctx.logger.table("verdict", rows)
     ctx.logger.table("reference", references)
