@@ -13,6 +13,7 @@ from pipelines.lint import check_package_rules
 from pipelines.package import Package, check_arguments, check_carried_texts, check_texts, validate_package
 from pipelines.place import check_fits
 from pipelines.placement import Placement
+from pipelines.transfer import check_addresses, stages_left
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.errors import InputError, disk_errors
 from vitpipe.contracts.files import written_aside
@@ -39,6 +40,7 @@ def compile_pipeline(
     placement: Placement | None = None,
     data_digest: str = "",
     release: bool = False,
+    imported: Mapping[str, str] | None = None,
 ) -> Package:
     """Compile the pipeline of one recipe into `out`, which is written only if it passes `validate_package`.
 
@@ -51,6 +53,7 @@ def compile_pipeline(
         placement: the cluster; by default without volumes, node labels and MLflow.
         data_digest: any text that changes with the raw data, for Kubeflow's cache.
         release: refuse what would only be said as the package's findings.
+        imported: stage -> address of its finished output, see `pipelines.transfer`.
 
     Raises:
         RecipeError: the recipe cannot be read.
@@ -63,10 +66,16 @@ def compile_pipeline(
     check_carried_texts(recipe, profile)
     check_expected(chosen)
     check_package_path(out)
+    if imported:
+        check_addresses(chosen, imported)
+        check_texts(imported.values(), "--start-from")
+        left = f"stages=[{', '.join(stages_left(chosen, imported))}]"
+        chosen = load_recipe(recipe, profile, [*overrides, left])
     chosen.data.require_root(f"recipe {recipe}, profile {profile}")
 
     placement = placement or Placement()
     nodes = graph_of(chosen.stages, chosen.start_from)
+    nodes = tuple(node for node in nodes if node.name not in (imported or {}))
     check_fits(((node.stage, chosen) for node in nodes), placement)
     references = {**default_images(), **(images or {})}
     used = [references[node.stage.image] for node in nodes]
@@ -77,7 +86,7 @@ def compile_pipeline(
     # After all checks of the input: importing kfp costs 3 s.
     from pipelines.reproduce import reproduce
 
-    pipeline = reproduce(recipe, chosen, overrides, references, placement, data_digest)
+    pipeline = reproduce(recipe, chosen, overrides, references, placement, data_digest, imported)
     return replace(write_package(pipeline, out), findings=found)
 
 

@@ -110,18 +110,20 @@ def validate_package(path: Path) -> Package:
             placed |= document["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         for config in placed.values():
             json_format.ParseDict(config, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
-    executors = {label: executor.container for label, executor in deployment.executors.items()}
+    executors = deployment.executors
     found = [
-        f"there are settings for '{label}', which is not an executor" for label in placed.keys() - executors
+        f"there are settings for '{label}', which is not an executor"
+        for label in placed
+        if label not in executors
     ]
     tasks = []
     for name, task in spec.root.dag.tasks.items():
         label = spec.components[task.component_ref.name].executor_label
-        if label in executors:
-            tasks.append(_task(name, task, executors[label]))
-        else:
+        if label not in executors:
             found.append(f"the executor '{label}' of task '{name}' does not exist")
-    found += [problem for task in tasks for problem in _problems(task, {t.name for t in tasks})]
+        elif not executors[label].HasField("importer"):
+            tasks.append(_task(name, task, executors[label].container))
+    found += [problem for task in tasks for problem in _problems(task, set(spec.root.dag.tasks))]
     if found or not tasks:
         what = "; ".join(found) or "it has no tasks"
         raise InputError(f"The pipeline package is invalid: {what}", where=path, fix=_RECOMPILE)

@@ -17,9 +17,15 @@ from components.stage_component import component_of
 from pipelines.place import place
 from pipelines.placement import Placement
 from vitpipe.config.carried import carried_recipe
-from vitpipe.config.pipeline_parameters import OVERRIDES, parameter_of, split_overrides, upstream_of
+from vitpipe.config.pipeline_parameters import (
+    OVERRIDES,
+    address_parameter,
+    parameter_of,
+    split_overrides,
+    upstream_of,
+)
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.graph import Image, graph_of
+from vitpipe.contracts.graph import Image, Stage, graph_of
 from vitpipe.stages.run import identity_of
 
 
@@ -30,6 +36,7 @@ def reproduce(
     images: Mapping[Image, str],
     placement: Placement,
     data_digest: str = "",
+    imported: Mapping[str, str] | None = None,
 ) -> BaseComponent:
     """Build the pipeline of one recipe.
 
@@ -40,22 +47,30 @@ def reproduce(
         images: image reference by kind, preferably with a digest.
         placement: the cluster.
         data_digest: default of the parameter.
+        imported: stage -> address of its finished output, which takes the place of its task.
     """
     # The graph is fixed at compile time. A flag of the run is not possible: kfp refuses a task that depends
     # on a task inside `dsl.If` (InvalidTopologyException), and `dsl.OneOf` of artifacts does not run locally.
     nodes = graph_of(chosen.stages, chosen.start_from)
     upstream = upstream_of(nodes)
+    addresses = imported or {}
+    own_parameters = split_overrides(overrides, [node.name for node in nodes if node.name not in addresses])
     defaults: dict[str, list[str] | str] = {
-        **split_overrides(overrides, upstream),
+        **own_parameters,
         "data_digest": data_digest,
+        **{address_parameter(stage): address for stage, address in addresses.items()},
     }
 
     def pipeline(*given: Any) -> None:
         parameters = dict(zip(defaults, given, strict=True))
-        tasks: dict[str, dsl.PipelineTask] = {}
+        outputs: dict[str, Any] = {}
         for node in nodes:
-            own = [parameter_of(stage) for stage in upstream[node.name]]
-            task = component_of(node.stage, upstream[node.name])(
+            if node.name in addresses:
+                outputs[node.name] = _imported(node.stage, parameters[address_parameter(node.name)])
+                continue
+            behind = [stage for stage in upstream[node.name] if stage not in addresses]
+            own = [parameter_of(stage) for stage in behind]
+            task = component_of(node.stage, behind)(
                 recipe=name,
                 profile=chosen.profile,
                 recipe_values=carried_recipe(name, chosen, node, nodes),
@@ -64,12 +79,12 @@ def reproduce(
                 # the code inside an image nor the files of a volume, so both enter as inputs.
                 code_digest=identity_of(chosen, node.stage)["code_digest"],
                 **{key: parameters[key] for key in (OVERRIDES, "data_digest", *own)},
-                **{name: tasks[feeder].outputs["out"] for name, feeder in node.inputs.items()},
+                **{name: outputs[feeder] for name, feeder in node.inputs.items()},
             )
             # The cache key holds the image reference only: with a tag, a rebuilt image goes unnoticed.
             place(task, node.stage, chosen, placement, images[node.stage.image])
             task.set_display_name(f"{node.name}: {node.stage.summary}")
-            tasks[node.name] = task
+            outputs[node.name] = task.outputs["out"]
 
     # One parameter per stage of this recipe: kfp reads them from the signature of a function.
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -77,6 +92,13 @@ def reproduce(
     )
     about = f"{chosen.summary} (recipe {name}, profile {chosen.profile})"
     return dsl.pipeline(name=pipeline_name(chosen), description=about)(pipeline)
+
+
+def _imported(stage: Stage, address: Any) -> Any:
+    """A finished output of a stage as an artifact; Kubeflow fetches it for each task that takes it."""
+    task = dsl.importer(artifact_uri=address, artifact_class=getattr(dsl, stage.kind), reimport=False)
+    task.set_display_name(f"{stage.name}: from the given address")
+    return task.output
 
 
 def _parameter(name: str, default: list[str] | str) -> inspect.Parameter:

@@ -74,6 +74,10 @@ def compile_verb(
     release: Annotated[
         bool, typer.Option("--release", help="refuse a package that is not ready for a cluster")
     ] = False,
+    start_from: Annotated[
+        list[str] | None,
+        typer.Option("--start-from", help="STAGE=ADDRESS of its finished output, which takes its place"),
+    ] = None,
     dvc: Annotated[bool, typer.Option("--dvc", help="write dvc.yaml instead of a package")] = False,
 ) -> None:
     """Write the recipe's graph as a Kubeflow package, or as dvc.yaml."""
@@ -91,7 +95,13 @@ def compile_verb(
     chosen = _chosen(recipe, profile, overrides, params)
     check_run_place(run_folder(*chosen[:2]))
     package = compile_pipeline(
-        *chosen, out, images=images, placement=cluster, data_digest=data_digest, release=release
+        *chosen,
+        out,
+        images=images,
+        placement=cluster,
+        data_digest=data_digest,
+        release=release,
+        imported=_pairs(start_from, "--start-from"),
     )
     print(f"{package.path}: pipeline {package.name}, stages {', '.join(package.stages)}")
     loaded = load_recipe(*chosen)

@@ -3,6 +3,7 @@
     overrides            of every stage: seed=1, data.root=/data
     finetune_overrides   of one stage: finetune.epochs=50
     fixed_overrides      what the package itself has fixed for a task, such as the seed of a table's row
+    pretrain_address     where a finished output lies that takes the place of a stage
 
 Kubeflow runs a task again when one of its parameters changes. So a task takes the parameters of its own stage
 and of those upstream: a changed `finetune_overrides` leaves the pre-training in the cache.
@@ -23,6 +24,11 @@ _SUFFIX = "_overrides"
 def parameter_of(stage: str) -> str:
     """`finetune` -> `finetune_overrides`."""
     return f"{stage}{_SUFFIX}"
+
+
+def address_parameter(stage: str) -> str:
+    """`pretrain` -> `pretrain_address`."""
+    return f"{stage}_address"
 
 
 def stage_of_parameter(name: str) -> str:
