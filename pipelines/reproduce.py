@@ -49,8 +49,8 @@ def reproduce(
         data_digest: default of the parameter.
         imported: stage -> address of its finished output, which takes the place of its task.
     """
-    # The graph is fixed at compile time. A flag of the run is not possible: kfp refuses a task that depends
-    # on a task inside `dsl.If` (InvalidTopologyException), and `dsl.OneOf` of artifacts does not run locally.
+    # Fixed at compile time: kfp refuses a task that depends on a task inside `dsl.If`
+    # (InvalidTopologyException), and `dsl.OneOf` of artifacts does not run locally.
     nodes = graph_of(chosen.stages, chosen.start_from)
     upstream = upstream_of(nodes)
     addresses = imported or {}
@@ -69,7 +69,6 @@ def reproduce(
                 outputs[node.name] = _imported(node.stage, parameters[address_parameter(node.name)])
                 continue
             behind = [stage for stage in upstream[node.name] if stage not in addresses]
-            own = [parameter_of(stage) for stage in behind]
             task = component_of(node.stage, behind)(
                 recipe=name,
                 profile=chosen.profile,
@@ -78,10 +77,9 @@ def reproduce(
                 # KFP's cache key is made of component, image reference, command and inputs. It sees neither
                 # the code inside an image nor the files of a volume, so both enter as inputs.
                 code_digest=identity_of(chosen, node.stage)["code_digest"],
-                **{key: parameters[key] for key in (OVERRIDES, "data_digest", *own)},
+                **{key: parameters[key] for key in (OVERRIDES, "data_digest", *map(parameter_of, behind))},
                 **{name: outputs[feeder] for name, feeder in node.inputs.items()},
             )
-            # The cache key holds the image reference only: with a tag, a rebuilt image goes unnoticed.
             place(task, node.stage, chosen, placement, images[node.stage.image])
             task.set_display_name(f"{node.name}: {node.stage.summary}")
             outputs[node.name] = task.outputs["out"]
