@@ -54,9 +54,8 @@ def reproduce(
     nodes = graph_of(chosen.stages, chosen.start_from)
     upstream = upstream_of(nodes)
     addresses = imported or {}
-    own_parameters = split_overrides(overrides, [node.name for node in nodes if node.name not in addresses])
     defaults: dict[str, list[str] | str] = {
-        **own_parameters,
+        **split_overrides(overrides, [node.name for node in nodes if node.name not in addresses]),
         "data_digest": data_digest,
         **{address_parameter(stage): address for stage, address in addresses.items()},
     }
