@@ -26,7 +26,7 @@ MODELS = entries()
 def _config(entry):
     """Small networks run on the CPU, at their own settings; of the others only shapes, on the meta device."""
     config = model_config({"name": entry.name, "image_size": entry.image_size})
-    change = SMALL_DECODER if entry.name == "hivit_nano" else {}
+    change = SMALL_DECODER if entry.name in ("hivit_nano", "itpn_vit_nano") else {}
     if entry.image_size > SMALL_SIZE and hasattr(config, "columns"):
         change = {"columns": {"memory_mode": "plain"}}
     if hasattr(config, "head_init_std"):
@@ -74,6 +74,14 @@ PINNED = {
     "hivit_large/pretrainer": (318_239_456, 21_926_309_888, "d053d66e90d1"),
     "hivit_large/detector": (291_398_464, 65_959_362_560, "92c6350ec4a7"),
     "hivit_large/segmentor": (294_355_744, 407_434_690_560, "2f1118624634"),
+    "itpn_vit_nano/classifier": (316_088, 4_127_232, "420590e92077"),
+    "itpn_vit_nano/pretrainer": (693_460, 12_574_720, "de22a7f0b266"),
+    "itpn_vit_nano/detector": (471_104, 27_656_192, "4ab5dd436a61"),
+    "itpn_vit_nano/segmentor": (541_136, 154_140_672, "16627532f2dd"),
+    "itpn_vit_base/classifier": (86_671_096, 17_471_649_792, "4f4c270a8539"),
+    "itpn_vit_base/pretrainer": (118_320_288, 11_473_143_808, "746f5667e9cc"),
+    "itpn_vit_base/detector": (91_479_296, 22_647_439_360, "2e9c67a03fe1"),
+    "itpn_vit_base/segmentor": (93_102_992, 144_686_710_784, "18695171106e"),
     "paca_nano/classifier": (254_008, 4_796_672, "0e16b0e9525c"),
     "paca_nano/detector": (189_008, 4_732_672, "f975de2b109f"),
     "paca_nano/segmentor": (189_008, 18_611_200, "f975de2b109f"),

@@ -78,7 +78,7 @@ def test_its_options_and_capabilities_are_checked(home: Path) -> None:
     env = {**os.environ, "VITPIPE_PLUGINS": str(home / "mine")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert "toy_tiny has no masked pre-training" in done.stderr
-    assert "choose a model of the family hivit or revcolv2" in done.stderr
+    assert "choose a model of the family hivit or itpn_vit or revcolv2" in done.stderr
 
 
 def test_what_it_states_is_held_against_what_it_builds(home: Path) -> None:

@@ -71,7 +71,9 @@ def test_every_size_is_registered_and_recognised(name):
 
 
 def test_unsupported_stages_and_settings_are_refused():
-    with pytest.raises(RecipeError, match=r"revcol_micro has no masked.*of the family hivit or revcolv2"):
+    with pytest.raises(
+        RecipeError, match=r"revcol_micro has no masked.*of the family hivit or itpn_vit or revcolv2"
+    ):
         build_pretrainer(MICRO)
     for task in ("detect", "segment"):
         with pytest.raises(

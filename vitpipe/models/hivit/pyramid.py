@@ -137,6 +137,46 @@ class Pyramid(nn.Module):
         return PyramidLevels(self.refine4(p4), self.refine8(p8), self.refine16(self.project16(x16_BN11C)))
 
 
+def map_features(pyramid: Pyramid, stages: StageFeatures, grid: tuple[int, int]) -> PyramidFeatures:
+    """Stage outputs of all units, and what the pyramid makes of them, as maps.
+
+    Args:
+        grid: rows and columns of units.
+    """
+    units = (
+        *pyramid(stages),
+        stages.level4_BNhhC,
+        stages.level8_BNhhC,
+        stages.level16_BNC[:, :, None, None, :],
+    )
+    return PyramidFeatures(*(to_map(x_BNhhC, grid) for x_BNhhC in units))
+
+
+def task_maps(maps: PyramidFeatures, task: Task) -> tuple[Tensor, ...]:
+    """The maps (B, C, H/s, W/s) that the heads of a task read, finest first; see `PyramidBackbone`."""
+    # Strides 32 and 64 come from pooled maps, after the conversion from units: averages in the released
+    # detector, maxima in the released segmentor.
+    if task == "detect":
+        o32 = F.avg_pool2d(maps.o16, kernel_size=2)
+        return maps.o4, maps.o8, maps.o16, o32, F.avg_pool2d(o32, kernel_size=2)
+    # The segmentor's heads read pyramid and stage side by side: for base 256 + 128, 256 + 256, 256 + 512.
+    joined16 = torch.cat([maps.o16, maps.x16], dim=1)
+    return (
+        torch.cat([maps.o4, maps.f4], dim=1),
+        torch.cat([maps.o8, maps.f8], dim=1),
+        joined16,
+        F.max_pool2d(joined16, kernel_size=2),
+    )
+
+
+def task_widths(pyramid_width: int, stage_widths: tuple[int, ...], task: Task) -> tuple[int, ...]:
+    """Channels of each of the maps of `task_maps`."""
+    if task == "detect":
+        return (pyramid_width,) * 5
+    joined = [pyramid_width + width for width in stage_widths]
+    return (*joined, joined[-1])
+
+
 class PyramidBackbone(DenseBackbone):
     """Backbone and pyramid as dense features, the same modules and names as in pre-training.
 
@@ -161,39 +201,16 @@ class PyramidBackbone(DenseBackbone):
     def features(self, images_BCHW: Tensor) -> PyramidFeatures:
         """(B, 3, H, W), H and W multiples of 16 -> maps at strides 4, 8, 16."""
         grid = (images_BCHW.shape[-2] // UNIT_PIXELS, images_BCHW.shape[-1] // UNIT_PIXELS)
-        stages = self.backbone.forward_stages(images_BCHW)
-        units = (
-            *self.pyramid(stages),
-            stages.level4_BNhhC,
-            stages.level8_BNhhC,
-            stages.level16_BNC[:, :, None, None, :],
-        )
-        return PyramidFeatures(*(to_map(x_BNhhC, grid) for x_BNhhC in units))
+        return map_features(self.pyramid, self.backbone.forward_stages(images_BCHW), grid)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) -> maps (B, C, H/s, W/s) of the task, finest first."""
-        maps = self.features(images_BCHW)
-        # Strides 32 and 64 come from pooled maps, after the conversion from units: averages in the released
-        # detector, maxima in the released segmentor.
-        if self.task == "detect":
-            o32 = F.avg_pool2d(maps.o16, kernel_size=2)
-            return maps.o4, maps.o8, maps.o16, o32, F.avg_pool2d(o32, kernel_size=2)
-        # The segmentor's heads read pyramid and stage side by side: for base 256 + 128, 256 + 256, 256 + 512.
-        joined16 = torch.cat([maps.o16, maps.x16], dim=1)
-        return (
-            torch.cat([maps.o4, maps.f4], dim=1),
-            torch.cat([maps.o8, maps.f8], dim=1),
-            joined16,
-            F.max_pool2d(joined16, kernel_size=2),
-        )
+        return task_maps(self.features(images_BCHW), self.task)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each map."""
-        if self.task == "detect":
-            return (self.pyramid.width,) * 5
-        joined = [self.pyramid.width + width for width in self.backbone.widths]
-        return (*joined, joined[-1])
+        return task_widths(self.pyramid.width, self.backbone.widths, self.task)
 
     @property
     def num_layers(self) -> int:

@@ -1,0 +1,1 @@
+"""Plain vision transformers for masked pixels: with iTPN's pyramid, or as MAE has them."""
