@@ -37,6 +37,7 @@ def detector_values(chosen, norm="BN"):
     ("name", "expected"),
     [
         ("pixel_base", (12, (9, 11), 2e-4, 0.90, 0.05, None, 2)),
+        ("coco_pixel/mask_rcnn_1x", (12, (9, 11), 2e-4, 0.90, 0.05, None, 2)),
         ("coco_pixel/mask_rcnn_3x", (36, (27, 33), 1.5e-4, 0.90, 0.30, None, 2)),
         ("coco_pixel/cascade_3x", (36, (27, 33), 1e-4, 0.90, 0.20, None, 2)),
         ("clip_base/800/decay_50", (12, (9, 11), 1.5e-4, 0.90, 0.30, 0.1, 1)),
@@ -129,6 +130,10 @@ def test_mae_in_table_13_to_the_printed_digit():
     with torch.device("meta"):
         built = build_detector(detector_values(chosen), chosen.detect)
     assert round(sum(p.numel() for p in built.parameters()) / 1e6) == 115
+
+
+def test_the_same_detector_stands_in_two_recipes():
+    assert recipe("itpn/coco_pixel/mask_rcnn_1x").detect == recipe("itpn/pixel_base").detect
 
 
 def test_the_learning_rate_of_3x():
