@@ -62,11 +62,12 @@ class Expectation(Section):
     `stage` and `metric` name our number, `where` selects exactly one row of `papers/<paper>.yaml` by
     equality on its keys. `tolerance` is in the row's unit; `scale` turns our number into that unit.
     `searched` is a key of the recipe whose values the paper has searched for this number: of variants that
-    claim the same row, the best one is reported as such.
+    claim the same row, the best one is reported as such. `settings` are tables that hold settings of this
+    number and no results: `vitpipe table` runs them as the rows that name them.
     """
 
     effects: ClassVar[Effects] = Effects(
-        figures="stage metric where tolerance scale protocol searched",
+        figures="stage metric where tolerance scale protocol searched settings",
     )
 
     stage: StageName
@@ -77,6 +78,7 @@ class Expectation(Section):
     scale: Positive = 100.0
     protocol: dict[str, str] = {}
     searched: str = ""
+    settings: tuple[str, ...] = ()
 
 
 class RecipeBase(Section):

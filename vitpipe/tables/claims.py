@@ -39,6 +39,9 @@ def claimed_rows(
 ) -> tuple[TableRow, ...]:
     """All rows of a table in its order, each with the recipes and variants that claim it.
 
+    Of a table that holds settings and no results: the rows of other tables whose recipes name it in
+    `Expectation.settings`, each with those of its recipes that do.
+
     Args:
         paper, number: as `vitpipe table PAPER/NUMBER` has them.
         overrides: of every recipe, `section.key=value`.
@@ -57,6 +60,14 @@ def claimed_rows(
         for row in rows(paper)
         if row["table"] == number
     )
+    if not any(row.claims for row in found):
+        # A table of settings: its numbers stand in other tables.
+        named = [(row, claim) for row, claim in claims if number in claim.expectation.settings]
+        found = tuple(
+            TableRow(row, tuple(claim for claimed, claim in named if claimed == row))
+            for row in rows(paper)
+            if any(claimed == row for claimed, _ in named)
+        )
     if not any(row.claims for row in found):
         others = [name for name in tables(paper) if name in {claimed["table"] for claimed, _ in claims}]
         raise InputError(

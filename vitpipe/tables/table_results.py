@@ -30,7 +30,7 @@ def table_report(plan: TablePlan, failures: Mapping[str, Failure]) -> TableRepor
         for row in plan.rows
         for item in (
             named_best(
-                [claim.expectation.searched for claim in row.claims],
+                [_searched(claim) for claim in row.claims],
                 [_compared(plan, row, claim, finished, failures) for claim in row.claims],
             )
             or [without_recipe(row.published)]
@@ -52,25 +52,39 @@ def table_report(plan: TablePlan, failures: Mapping[str, Failure]) -> TableRepor
     )
 
 
-def named_best(searched: Sequence[str], results: Sequence[SeedResults]) -> list[SeedResults]:
+def named_best(searched: Sequence[tuple[str, object]], results: Sequence[SeedResults]) -> list[SeedResults]:
     """The results of one row; of several with the same searched key, the highest says that it was chosen.
 
     Args:
-        searched: `Expectation.searched` of each.
+        searched: `Expectation.searched` of each, and the value that its recipe has there. Where a profile
+            leaves one value, nothing was searched.
         results: of the recipes that claim the row.
     """
     named = list(results)
-    for key in filter(None, dict.fromkeys(searched)):
-        group = [i for i, other in enumerate(searched) if other == key]
+    for key in filter(None, dict.fromkeys(key for key, _ in searched)):
+        group = [i for i, (other, _) in enumerate(searched) if other == key]
+        values = list(dict.fromkeys(str(searched[i][1]) for i in group))
         measured = [i for i in group if named[i].mean is not None]
-        if len(measured) < 2:
+        done = list(dict.fromkeys(str(searched[i][1]) for i in measured))
+        if len(done) < 2:
             continue
         best = max(measured, key=lambda i: named[i].mean or 0.0)
-        done = f"{len(measured)} of {len(group)}" if len(measured) < len(group) else f"{len(group)}"
-        text = f"the best of {done} searched values of {key}, chosen by the images that it is reported on"
+        count = f"{len(done)} of {len(values)}" if len(done) < len(values) else f"{len(values)}"
+        text = (
+            f"the best of {count} searched values of {key} "
+            f"({searched[best][1]} of {', '.join(sorted(done))}), chosen by the images that it is reported on"
+        )
         reason = "; ".join(filter(None, (named[best].reason, text)))
         named[best] = replace(named[best], reason=reason)
     return named
+
+
+def _searched(claim: Claim) -> tuple[str, object]:
+    """The key whose values were searched, and the recipe's value; `None` without such a section."""
+    value: object = claim.recipe
+    for name in filter(None, claim.expectation.searched.split(".")):
+        value = getattr(value, name, None)
+    return claim.expectation.searched, value
 
 
 def command_of(plan: TablePlan) -> str:
