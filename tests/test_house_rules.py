@@ -16,7 +16,7 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 # A room may import rooms of a lower floor and its own.
 FLOORS = {
     "contracts": 0, "config": 1, "papers": 1, "data": 2, "models": 2, "datasets": 3, "optim": 4, "prepare": 4.5,
-    "train": 5, "evaluate": 6, "dense": 6, "methods": 6.5, "track": 7, "report": 7, "benchmarks": 7.5, "stages": 8, "tables": 8.2, "verbs": 8.5, "cli": 9, "__main__": 9.5,
+    "train": 5, "evaluate": 6, "dense": 6, "methods": 6.5, "track": 7, "report": 7, "benchmarks": 7.5, "stages": 8, "tables": 8.2, "cluster": 8.3, "verbs": 8.5, "cli": 9, "__main__": 9.5,
     "components": 10, "pipelines": 11,
 }  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "mlflow", "kfp", "mmcv", "mmengine", "mmdet", "mmseg")
@@ -59,6 +59,15 @@ def _top_level_imports(tree: ast.Module):
 
     visit(tree.body)
     return found
+
+
+def _imports(tree: ast.Module):
+    """Modules that a file imports anywhere."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_name)
@@ -109,6 +118,13 @@ def test_imports_never_go_upward(path: Path):
         if (other := _room(imported)) in FLOORS and other != room and FLOORS[other] >= FLOORS[room]
     ]
     assert not upward, f"{module} imports upward: {upward}"
+
+
+def test_jobs_on_a_cluster_know_stages_and_what_they_rest_on():
+    """Nothing else: a launcher trains nothing, and tables know nothing of clusters."""
+    for path in (ROOT / "vitpipe" / "cluster").glob("*.py"):
+        rooms = {_room(imported) for imported in _imports(_tree(path))}
+        assert rooms <= {None, "contracts", "config", "stages", "cluster"}, path.name
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from vitpipe.verbs import (
     doctor,
     explain,
     finished_runs,
+    launch,
     models,
     recipes,
     references,
@@ -250,6 +251,7 @@ def send(folder: Annotated[Path, typer.Argument()] = Path("artifacts")) -> None:
 
 for verbs in (recipes, models, table, references, finished_runs, explain, datasets, doctor, benchmark, clean):
     verbs.register(app)
+launch.register(app)
 
 
 def _mount_engine_verbs() -> None:
@@ -278,6 +280,9 @@ def main() -> None:
         raise
     except VitpipeError as error:
         print(f"vitpipe: {with_typed_commands(str(error))}", file=sys.stderr)
+        from vitpipe.stages.launch import tell_torchrun
+
+        tell_torchrun(error)
         sys.exit(error.exit_code)
     except Exception as error:
         if _is_about_a_path(error):

@@ -115,6 +115,25 @@ class ExecutorIO:
         """Input name -> folder, for the input artifacts that were given."""
         return {name: local_path(artifact) for name, artifact in self._inputs.items()}
 
+    def moved_to(self, inputs: Mapping[str, Path], folder: Path) -> str:
+        """The same task's ExecutorInput with other places, for a process that does not see these.
+
+        Parameters and addresses stay: the run that the task belongs to, and what its recipe carries.
+
+        Args:
+            inputs: input name -> folder with the same artifact.
+            folder: for the stage's folder, `out`, and the ExecutorOutput; other outputs are left out.
+        """
+        moved = {name: _moved(self._inputs[name], place) for name, place in inputs.items()}
+        message = {
+            "inputs": {"parameterValues": self._parameters, "artifacts": moved},
+            "outputs": {
+                "artifacts": {OUT: _moved(self._outputs[OUT], folder / OUT)},
+                "outputFile": str(folder / self._output_file.name),
+            },
+        }
+        return json.dumps(message, sort_keys=True)
+
     def output_folder(self) -> Path:
         """The stage's output folder; its parent is made, a receipt of an earlier try is removed."""
         if _is_main():
@@ -274,6 +293,11 @@ def _artifacts(side: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name -> RuntimeArtifact of one side of the message; an empty list counts as not given."""
     lists = {name: value.get("artifacts", []) for name, value in side.get("artifacts", {}).items()}
     return {name: items[0] for name, items in lists.items() if items}
+
+
+def _moved(artifact: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    kept = {key: artifact[key] for key in ("name", "uri") if key in artifact}
+    return {"artifacts": [{**kept, "customPath": str(place)}]}
 
 
 def _card_metadata(artifact: Artifact) -> dict[str, Any]:

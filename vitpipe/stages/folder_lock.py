@@ -173,7 +173,7 @@ def _write_owner(path: Path) -> dict[str, Any]:
     owner = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "pod": os.environ.get("POD_NAME") or os.environ.get("KFP_POD_NAME", ""),
+        "pod": _own_pod(),
         "time": time.time(),
     }
     # In place: a renamed file would be another inode than the locked one.
@@ -181,6 +181,10 @@ def _write_owner(path: Path) -> dict[str, Any]:
         handle.write(json.dumps(owner) + "\n")
         handle.truncate()
     return owner
+
+
+def _own_pod() -> str:
+    return os.environ.get("POD_NAME") or os.environ.get("KFP_POD_NAME", "")
 
 
 def _keep_fresh(path: Path, stop: threading.Event) -> None:
@@ -195,8 +199,9 @@ def _is_at_work(owner: dict[str, Any], has_locks: bool) -> bool:
     """Whether the owner named in a file that is not locked here may still be running elsewhere."""
     try:
         age = time.time() - float(owner["time"])
-        # Pods have process numbers of their own: only without a pod name can this one be looked up.
-        is_here = owner["host"] == socket.gethostname() and not owner.get("pod")
+        # Pods have process numbers of their own: only those of this very pod can be looked up here. Its ranks
+        # start again after one has died.
+        is_here = owner["host"] == socket.gethostname() and owner.get("pod", "") == _own_pod()
         if is_here and (has_locks or not Path(f"/proc/{int(owner['pid'])}").exists()):
             return False
         return age < STALE_SECONDS

@@ -86,7 +86,7 @@ def _become_a_rank(stage: str, ranks: int | None) -> None:
     keep_freed_memory()
     # Before the recipe is read: torchrun starts this very command again, once per GPU.
     if not under_torchrun() and (num_ranks := num_ranks_wanted(stage, ranks)) > 1:
-        restart_under_torchrun(num_ranks)
+        restart_under_torchrun(num_ranks, ranks)
     die_with_starter()  # after the restart, which would end the watch
 
 
