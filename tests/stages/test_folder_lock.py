@@ -168,3 +168,16 @@ def test_what_is_no_lock_is_left_alone(tmp_path, kind):
         pass
     assert mine.read_text() == "my results"
     assert kind != "file" or lock.read_text() == "my notes"
+
+
+def test_a_rank_that_starts_again_in_its_pod_does_not_wait_for_the_one_that_died(tmp_path, holder, monkeypatch):
+    holder.kill()
+    holder.wait()
+    monkeypatch.setenv("POD_NAME", "job-node-0-0-abcde")
+    out = tmp_path / "out"
+    write_owner(out, host=socket.gethostname(), pid=holder.pid, pod="job-node-0-0-abcde")
+    with locked_folders(out, wait_seconds=0):
+        assert json.loads(lock_of(out).read_text())["pod"] == "job-node-0-0-abcde"
+    # Another pod's process numbers say nothing.
+    write_owner(out, host=socket.gethostname(), pid=holder.pid, pod="job-node-0-0-zyxwv")
+    assert holder_of(out)

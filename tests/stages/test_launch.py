@@ -12,6 +12,7 @@ import time
 import pytest
 
 from vitpipe.contracts.processes import TIED_VARIABLE
+from vitpipe.stages.launch import num_ranks_wanted
 
 # A rank that a signal ends in order, one that fails, one that is killed.
 RANKS = {
@@ -115,3 +116,64 @@ def test_freed_memory_is_used_again():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # Another C library may clear its pages: there nothing is set, and nothing fails.
     assert int(done.stdout) < 100 or platform.libc_ver()[0] != "glibc"
+
+
+ONCE = (
+    "import os, signal, sys\n"
+    "rank = os.environ['RANK']\n"
+    "with open(f'starts{rank}', 'a') as file: file.write('x')\n"
+)
+AGAIN = {
+    # A kill in the first round only; a rank that has said what is wrong; one that was asked to stop.
+    "is killed once": ONCE
+    + "if rank == '1' and len(open('starts1').read()) == 1: os.kill(os.getpid(), signal.SIGKILL)\n",
+    "refuses": ONCE + "sys.exit(2)\n",
+    "was stopped": ONCE + "sys.exit(143)\n",
+    "has said it": ONCE
+    + "from vitpipe.stages.launch import tell_torchrun\ntell_torchrun(ValueError('no')); sys.exit(1)\n",
+    "always fails": ONCE + "sys.exit(1)\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "starts"),
+    [
+        ("is killed once", 0, 2),
+        ("refuses", 2, 1),
+        ("was stopped", 143, 1),
+        ("has said it", 1, 1),
+        ("always fails", 1, 3),
+    ],
+)
+def test_ranks_start_again_unless_they_have_ended_on_purpose(tmp_path, kind, code, starts):
+    (tmp_path / "rank.py").write_text(AGAIN[kind])
+    command = [sys.executable, "-m", "vitpipe.stages.ranks_launcher", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, "--max-restarts=2", "rank.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    # A rank may be stopped before its first line.
+    assert max(len(file.read_text()) for file in tmp_path.glob("starts*")) == starts
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked", "wanted"),
+    [
+        ({}, None, 1),
+        ({}, 3, 3),
+        ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1"}, None, 2),
+        ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8"}, None, 16),
+        ({"PET_NNODES": "1", "PET_NPROC_PER_NODE": "1"}, None, 1),
+        ({"PET_NNODES": "1", "PET_NPROC_PER_NODE": "auto"}, None, 2),
+        ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8"}, 1, 1),
+    ],
+)
+def test_a_job_says_how_many_ranks_share_a_stage(monkeypatch, variables, asked, wanted):
+    for name in ("PET_NNODES", "PET_NPROC_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert num_ranks_wanted("prepare", asked) == wanted

@@ -104,8 +104,9 @@ class JobApi:
                 config.load_incluster_config()
                 own = _ACCOUNT_NAMESPACE.read_text(encoding="utf-8").strip()
             else:
-                config.load_kube_config()
-                own = config.list_kube_config_contexts()[1]["context"].get("namespace", own)
+                file = os.environ.get("KUBECONFIG") or None  # the client reads it only once, when imported
+                config.load_kube_config(config_file=file)
+                own = config.list_kube_config_contexts(file)[1]["context"].get("namespace", own)
         except (config.ConfigException, OSError) as error:
             raise InputError(
                 f"No Kubernetes cluster is configured ({reason_of(error)})",
@@ -113,7 +114,10 @@ class JobApi:
                 fix="run this in a pod, or let KUBECONFIG name a file with access to the cluster",
             ) from error
         self.namespace = namespace or own
-        self._objects, self._core = client.CustomObjectsApi(), client.CoreV1Api()
+        settings = client.Configuration.get_default_copy()
+        settings.retries = False  # `Patience` does that, and says so
+        connection = client.ApiClient(settings)
+        self._objects, self._core = client.CustomObjectsApi(connection), client.CoreV1Api(connection)
 
     def create(self, job: Job) -> Job:
         """Create a job.

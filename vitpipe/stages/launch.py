@@ -32,6 +32,8 @@ from vitpipe.contracts.processes import TIED_VARIABLE, die_with_ancestor, die_wi
 DEFAULT_RESTARTS = 3
 NUM_NODES, RANKS_PER_NODE, NODE_RANK = "PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK"
 MASTER_ADDRESS, MASTER_PORT, MAX_RESTARTS = "PET_MASTER_ADDR", "PET_MASTER_PORT", "PET_MAX_RESTARTS"
+# In the file that a rank leaves for torchrun.
+SAID = "vitpipe_has_said_it"
 # Nodes of one job start minutes apart: an autoscaler makes them, then each pulls the image.
 _JOIN_SECONDS, _STORE_SECONDS = 1800, 900
 
@@ -167,4 +169,4 @@ def tell_torchrun(error: Exception) -> None:
     if under_torchrun() and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
         # A disk that is full does not hide the error itself.
         with suppress(OSError):
-            Path(path).write_text(json.dumps({"message": str(error)}), encoding="utf-8")
+            Path(path).write_text(json.dumps({"message": str(error), SAID: True}), encoding="utf-8")

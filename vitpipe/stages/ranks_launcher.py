@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher import api
 from torch.distributed.run import parse_args, run
 
-from vitpipe.stages.launch import die_with_starter
+from vitpipe.stages.launch import SAID, die_with_starter
 
 # Of ranks that ended on purpose: the input was wrong, or a signal asked them to save their state and stop.
 _FINAL_CODES = {2, *(128 + number for number in (signal.SIGINT, signal.SIGTERM))}
@@ -33,7 +33,7 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, *arguments: Any) -> Any:
         result = super()._monitor_workers(*arguments)
         for failure in result.failures.values():
-            has_said_it = "message" in (failure.error_file_data or {})  # by `launch.tell_torchrun`
+            has_said_it = SAID in failure.error_file_data
             if has_said_it or failure.exitcode in _FINAL_CODES:
                 self._remaining_restarts = 0
         if result.is_failed() and self._remaining_restarts > 0:
