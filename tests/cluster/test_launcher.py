@@ -210,11 +210,11 @@ def test_what_does_not_pass_ends_at_once_with_a_fix(kube, start, status, kind, p
 def test_a_queue_and_a_pre_emption_are_said_and_the_job_goes_on(kube, start):
     def work(name):
         kube.condition(name, "Suspended", reason="Suspended", message="no quota")
-        kube.wait_for(lambda: "no quota" in start.said[-1])
+        kube.wait_for(lambda: any("no quota" in line for line in start.said))
         taken = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
         kube.put_pod("pod-1", name, index=1, phase="Failed", conditions=[taken], exit_code=143)
         kube.condition(name, "Suspended", status="False", reason="Resumed")
-        kube.wait_for(lambda: "was pre-empted" in start.said[-1])
+        kube.wait_for(lambda: any("was pre-empted" in line for line in start.said))
 
     succeeds(kube, work)
     said = "\n".join(start())

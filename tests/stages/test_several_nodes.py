@@ -126,7 +126,7 @@ def test_a_killed_rank_starts_all_again_and_the_weights_are_those_of_an_unbroken
     os.kill(before[killed][0], signal.SIGKILL)
     said = [node.finish() for node in job]
     assert "A rank has died. All start again from the saved state." in said[killed]
-    assert "esum" in said[0]
+    assert "Resuming after step" in said[0]
     found, expected = weights(tmp_path / "out"), weights(root / "unbroken")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
