@@ -137,7 +137,12 @@ class KubeDouble:
         }  # fmt: skip
         with self.changed:
             self.pods[name] = {
-                "metadata": {"name": name, "uid": f"uid-{name}", "labels": labels, "creationTimestamp": created},
+                "metadata": {
+                    "name": name,
+                    "uid": f"uid-{name}",
+                    "labels": labels,
+                    "creationTimestamp": created,
+                },
                 "spec": {"containers": [{"name": "node"}]},
                 "status": {"phase": phase, "conditions": list(conditions), "containerStatuses": [container]},
             }
@@ -240,7 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == DROP:
                 self._chunk('{"type": "MODIFIED", "object": {"metadata"')  # in the middle of a line
                 return self._drop()
-            for since, kind, job in events:
+            for version, kind, job in events:
+                since = version
                 self._chunk(json.dumps({"type": kind, "object": job}) + "\n")
         return self._chunk("")
 

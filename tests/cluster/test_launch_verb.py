@@ -15,7 +15,15 @@ from kube_double import DROP
 from tiny_runs import free_port
 
 from vitpipe.config.digest import digest_of, file_digest
-from vitpipe.contracts.artifact import CARD, Card, RunRecord, open_artifact, write_card, write_metrics, writing
+from vitpipe.contracts.artifact import (
+    CARD,
+    Card,
+    RunRecord,
+    open_artifact,
+    write_card,
+    write_metrics,
+    writing,
+)
 from vitpipe.stages.executor import ExecutorIO
 
 WEIGHTS = bytes(range(256)) * 64
@@ -38,7 +46,9 @@ def finished(out: Path, stage: str) -> None:
         (folder / "weights.safetensors").write_bytes(WEIGHTS)
         (folder / "tables").mkdir()
         (folder / "tables" / "t.csv").write_text("a\n1\n")
-        write_card(folder, card, RunRecord(git_commit="g", started_at="2026-01-01T00:00:00", wall_seconds=1.0))
+        write_card(
+            folder, card, RunRecord(git_commit="g", started_at="2026-01-01T00:00:00", wall_seconds=1.0)
+        )
 
 
 class Task:

@@ -277,3 +277,27 @@ def test_other_code_than_compiled_is_refused(tmp_path):
     ExecutorIO(message(tmp_path)).check_code(recipe, "probe")
     with pytest.raises(ArtifactError, match="other code than the pipeline was compiled from"):
         ExecutorIO(message(tmp_path, code_digest="0" * 64)).check_code(recipe, "probe")
+
+
+def test_the_same_task_with_other_places(tmp_path):
+    """A job on several nodes gets it: parameters, addresses and the run stay, folders are those on its claim."""
+    values = json.loads(
+        message(tmp_path, outputs=("out", "metrics", "report"), inputs=("data",), overrides=["seed=3"])
+    )
+    run = "s3://store/v2/artifacts/itpn/8d3f"
+    values["outputs"]["artifacts"]["out"]["artifacts"][0]["uri"] = f"{run}/finetune/91ab/out"
+    values["inputs"]["artifacts"]["data"]["artifacts"][0]["metadata"] = {"_kfp_workspace": True}
+    first = ExecutorIO(json.dumps(values))
+    claim = tmp_path / "claim"
+    text = first.moved_to({"data": claim / "in" / "data"}, claim)
+    json_format.Parse(text, pipeline_spec_pb2.ExecutorInput())  # refuses unknown fields
+    moved = ExecutorIO(text)
+    assert moved.inputs() == {"data": claim / "in" / "data"}
+    assert moved.output_folder() == claim / "out"
+    assert moved.overrides() == first.overrides() == ("seed=3",)
+    assert moved.pipeline_folder("finetune") == first.pipeline_folder("finetune") == run
+    finished_folder(claim / "out")
+    moved.finish(METRIC_VALUES)
+    assert json.loads((claim / "executor_output.json").read_text())["artifacts"].keys() == {"out"}
+    # The launcher retried makes the same text: the job's specification must not differ.
+    assert first.moved_to({"data": claim / "in" / "data"}, claim) == text

@@ -170,7 +170,9 @@ def test_what_is_no_lock_is_left_alone(tmp_path, kind):
     assert kind != "file" or lock.read_text() == "my notes"
 
 
-def test_a_rank_that_starts_again_in_its_pod_does_not_wait_for_the_one_that_died(tmp_path, holder, monkeypatch):
+def test_a_rank_that_starts_again_in_its_pod_does_not_wait_for_the_one_that_died(
+    tmp_path, holder, monkeypatch
+):
     holder.kill()
     holder.wait()
     monkeypatch.setenv("POD_NAME", "job-node-0-0-abcde")

@@ -132,8 +132,8 @@ def restart_under_torchrun(num_ranks: int, asked: int | None = None) -> None:
     else:
         # --standalone: a rendezvous on a free port of this machine, so that two stages can share a node.
         command += ["--standalone", "--nnodes=1", f"--nproc-per-node={num_ranks}"]
-    # A store of their own for the ranks of every start. In the one that torchrun keeps they find the addresses
-    # of those that have died, and connect to nobody (seen with gloo).
+    # A store of their own for the ranks of every start. In the one that torchrun keeps they find the
+    # addresses of those that have died, and connect to nobody (seen with gloo).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if MAX_RESTARTS not in os.environ:
         command.append(f"--max-restarts={DEFAULT_RESTARTS}")
