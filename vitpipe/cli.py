@@ -33,7 +33,7 @@ from vitpipe.verbs import (
     doctor,
     explain,
     finished_runs,
-    launch,
+    launch_stage,
     models,
     recipes,
     references,
@@ -251,7 +251,7 @@ def send(folder: Annotated[Path, typer.Argument()] = Path("artifacts")) -> None:
 
 for verbs in (recipes, models, table, references, finished_runs, explain, datasets, doctor, benchmark, clean):
     verbs.register(app)
-launch.register(app)
+launch_stage.register(app)
 
 
 def _mount_engine_verbs() -> None:

@@ -34,6 +34,10 @@ class HandOver:
         """The stage's folder as the job writes it."""
         return self.folder / OUT
 
+    def input(self, name: str) -> Path:
+        """An input's copy."""
+        return self.folder / IN / name
+
     def give(self, inputs: Mapping[str, Artifact]) -> dict[str, Path]:
         """Copy the input artifacts, as far as they are not there yet.
 
@@ -44,7 +48,7 @@ class HandOver:
             ArtifactError: an input is damaged.
             StorageError: the claim refuses a write.
         """
-        return {name: self._copied(artifact, self.folder / IN / name) for name, artifact in inputs.items()}
+        return {name: self._copied(artifact, self.input(name)) for name, artifact in inputs.items()}
 
     def result(self, stage: str) -> Artifact | None:
         """The finished folder of the job, or None where it is missing or damaged."""

@@ -53,8 +53,7 @@ def launch_stage(
         "identity": identity_of(recipe, node.stage),
         "inputs": {name: digest_of(artifact.card) for name, artifact in inputs.items()},
     }
-    name = job_name(stage, recipe.name, key)
-    place = HandOver(shared, name)
+    place = HandOver(shared, job_name(stage, recipe.name, key))
     if state is not None:
         check_shared(state, settings)
         place.state = state
@@ -64,26 +63,24 @@ def launch_stage(
     if place.result(stage) is None:
         _say(f"Copying the inputs to {place.folder}")
         place.give(inputs)
-    moved = io.moved_to({n: place.folder / "in" / n for n in inputs}, place.folder)
+    moved = io.moved_to({name: place.input(name) for name in inputs}, place.folder)
     command = ["vitpipe", "run", stage, *named, "--executor-input", moved, "--state", str(place.state)]
-    run_job(
-        api,
-        train_job(name, settings, command),
-        settings,
-        is_usable=lambda: place.result(stage) is not None,
-        say=_say,
-    )
-    finished = place.result(stage)
-    if finished is None:
-        raise ArtifactError(
-            "The job is complete, but its output is missing or damaged",
-            where=place.out,
-            fix="check that --shared is one claim, ReadWriteMany, at the same path in launcher and job; then "
-            "run the same command again",
-        )
-    taken = place.take(finished, out)
-    io.finish(taken.metrics)
+    job = train_job(place.folder.name, settings, command)
+    run_job(api, job, settings, is_usable=lambda: place.result(stage) is not None, say=_say)
+    io.finish(place.take(_finished(place, stage), out).metrics)
     place.clear()
+
+
+def _finished(place: HandOver, stage: str) -> Artifact:
+    """The folder that a complete job has left."""
+    if (finished := place.result(stage)) is not None:
+        return finished
+    raise ArtifactError(
+        "The job is complete, but its output is missing or damaged",
+        where=place.out,
+        fix="check that --shared is one claim, ReadWriteMany, at the same path in launcher and job; then "
+        "run the same command again",
+    )
 
 
 def _check_stage(stage: str, num_gpus: int, settings: TrainJobSettings) -> None:
