@@ -22,6 +22,7 @@ from vitpipe.contracts.artifact import open_artifact
 from vitpipe.stages.launch import node_options
 
 slow = pytest.mark.slow
+pytestmark = pytest.mark.timeout(3000)
 SMALL = (
     "data.embedded.train_images=48", "data.embedded.val_images=60", "data.embedded.intermediate_images=60",
     "data.embedded.scene_train_images=12", "data.embedded.scene_val_images=3", "data.embedded.video_frames=2",
@@ -51,7 +52,7 @@ class Node:
 
     def finish(self) -> str:
         """What the node has said, after a good end."""
-        code = self.process.wait(timeout=500)
+        code = self.process.wait(timeout=1200)
         assert code == 0, self.log.read_text()[-3000:]
         return self.log.read_text()
 
@@ -135,7 +136,7 @@ def test_a_killed_rank_starts_all_again_and_the_weights_are_those_of_an_unbroken
 def test_a_wrong_input_ends_both_nodes_at_once(root, tmp_path):
     (tmp_path / "prepare").mkdir()
     job = nodes(tmp_path, tmp_path / "out", SHORT)
-    assert [node.process.wait(timeout=300) for node in job] == [2, 2]
+    assert [node.process.wait(timeout=1200) for node in job] == [2, 2]
     for node in job:
         said = node.log.read_text()
         assert said.count("vitpipe: ") == 1, said  # once: nothing was started again
