@@ -69,7 +69,7 @@ def test_everything_has_its_place():
     assert spec["trainer"]["resourcesPerNode"] == {"limits": limits, "requests": {**limits, "cpu": "88"}}
     # Trainer refuses the variables of its own plugin, and takes variables here only, not in a patch.
     names = [variable["name"] for variable in spec["trainer"]["env"]]
-    assert names[:2] == ["PET_MAX_RESTARTS", "POD_NAME"]
+    assert names[:4] == ["PET_MAX_RESTARTS", "POD_NAME", "VITPIPE_POD", "VITPIPE_IMAGE"]
     (patch,) = spec["runtimePatches"]
     (nodes,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = nodes["template"]["spec"]["template"]
@@ -113,12 +113,12 @@ def test_a_name_tells_stage_and_recipe():
 
 def test_settings_travel_as_one_argument():
     command = launch_arguments(
-        "pretrain", "itpn/pixel_base", "full", FULL, Path("/runs"), "{{$}}", ["--state", "/runs/s"]
+        "pretrain", "itpn/pixel_base", "full", FULL, Path("/runs"), "{{$}}", ["--states", "/runs/s"]
     )
     assert command[:2] == ["vitpipe", "launch"]
     assert read_settings(command[command.index("--job") + 1]) == FULL
     assert command[command.index("--executor-input") + 1] == "{{$}}"
-    assert command[-2:] == ["--state", "/runs/s"]
+    assert command[-2:] == ["--states", "/runs/s"]
 
 
 @pytest.mark.parametrize(

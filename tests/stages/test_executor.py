@@ -295,7 +295,8 @@ def test_the_same_task_with_other_places(tmp_path):
     assert moved.inputs() == {"data": claim / "in" / "data"}
     assert moved.output_folder() == claim / "out"
     assert moved.overrides() == first.overrides() == ("seed=3",)
-    assert moved.pipeline_folder("finetune") == first.pipeline_folder("finetune") == run
+    assert moved.pipeline_run("finetune") == first.pipeline_run("finetune")
+    assert moved.pipeline_run("finetune").folder == run
     finished_folder(claim / "out")
     moved.finish(METRIC_VALUES)
     assert json.loads((claim / "executor_output.json").read_text())["artifacts"].keys() == {"out"}

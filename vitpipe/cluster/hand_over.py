@@ -2,7 +2,7 @@
 
     SHARED/jobs/NAME/in/INPUT     copies of the task's input artifacts
     SHARED/jobs/NAME/out          the stage's folder, written by rank 0
-    SHARED/states/NAME            its resumable training states; they stay
+    SHARED/states                 resumable training states, a folder for each run (`state_in`); they stay
 
 Copies of the inputs are complete when their card is there, which is copied last; a copy that was broken off
 goes on with the files that are missing.
@@ -27,7 +27,7 @@ class HandOver:
     """The folders of one job on the shared claim."""
 
     def __init__(self, shared: Path, name: str) -> None:
-        self.folder, self.state = shared / JOBS / name, shared / STATES / name
+        self.folder = shared / JOBS / name
 
     @property
     def out(self) -> Path:

@@ -20,9 +20,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from vitpipe.contracts.errors import InputError, shortened
 from vitpipe.contracts.spelling import did_you_mean
+from vitpipe.stages.pipeline_run import IMAGE_VARIABLE, POD_VARIABLE
 
 # Set by Trainer's torch plugin, which refuses a job that brings its own, and by `train_job`.
-RESERVED_VARIABLES = ("PET_", "POD_NAME")
+RESERVED_VARIABLES = ("PET_", "POD_NAME", IMAGE_VARIABLE, POD_VARIABLE)
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 _NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
@@ -201,7 +202,7 @@ def launch_arguments(
         recipe, profile: names, or Kubeflow's placeholders of them.
         shared: a folder on a writable claim of the job, at the same path in the launcher's pod.
         executor_input: Kubeflow's placeholder `{{$}}`.
-        more: further arguments, for example `--state DIR`.
+        more: further arguments, for example `--states DIR`.
     """
     return [
         *("vitpipe", "launch", stage, "--recipe", recipe, "--profile", profile),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitpipe.cluster.hand_over import HandOver
+from vitpipe.cluster.hand_over import STATES, HandOver
 from vitpipe.cluster.job_api import JobApi
 from vitpipe.cluster.launcher import run_job
 from vitpipe.cluster.settings import TrainJobSettings
@@ -17,6 +17,7 @@ from vitpipe.contracts.errors import ArtifactError, InputError
 from vitpipe.stages.executor import ExecutorIO
 from vitpipe.stages.output_folders import check_output_folders
 from vitpipe.stages.run import identity_of, node_of
+from vitpipe.stages.state_folder import state_in
 
 
 def launch_stage(
@@ -27,7 +28,7 @@ def launch_stage(
     shared: Path,
     *,
     named: Sequence[str],
-    state: Path | None = None,
+    states: Path | None = None,
 ) -> None:
     """Run a stage as a TrainJob and leave its folder and the executor output as `vitpipe run` does.
 
@@ -35,7 +36,7 @@ def launch_stage(
         recipe: as the task's executor input gives it.
         shared: a folder on a claim that the launcher and the job see at the same path.
         named: `--recipe`, `--profile` and `--set` of the command line, for the job's own.
-        state: folder of the training states on the claim; `SHARED/states/NAME` if not given.
+        states: folder of the training states on the claim, one per run in it; `SHARED/states` if not given.
 
     Raises:
         InputError: settings, inputs or the shared folder cannot be used.
@@ -49,22 +50,22 @@ def launch_stage(
     inputs = _open(io.inputs(), node.inputs)
     out = io.output_folder()
     key = {
-        "run": io.pipeline_folder(stage),
+        "run": io.pipeline_run(stage).folder,
         "identity": identity_of(recipe, node.stage),
         "inputs": {name: digest_of(artifact.card) for name, artifact in inputs.items()},
     }
     place = HandOver(shared, job_name(stage, recipe.name, key))
-    if state is not None:
-        check_shared(state, settings)
-        place.state = state
+    states = states or shared / STATES
+    check_shared(states, settings)
     # Refused here, not by pods that take minutes to start.
-    check_output_folders(stage, recipe, {n: a.path for n, a in inputs.items()}, place.out, place.state)
+    state = state_in(states, node.stage, recipe, inputs)
+    check_output_folders(stage, recipe, {n: a.path for n, a in inputs.items()}, place.out, state)
     api = JobApi(settings.namespace)
     if place.result(stage) is None:
         _say(f"Copying the inputs to {place.folder}")
         place.give(inputs)
     moved = io.moved_to({name: place.input(name) for name in inputs}, place.folder)
-    command = ["vitpipe", "run", stage, *named, "--executor-input", moved, "--state", str(place.state)]
+    command = ["vitpipe", "run", stage, *named, "--executor-input", moved, "--states", str(states)]
     job = train_job(place.folder.name, settings, command)
     run_job(api, job, settings, is_usable=lambda: place.result(stage) is not None, say=_say)
     io.finish(place.take(_finished(place, stage), out).metrics)

@@ -14,6 +14,7 @@ from typing import Any
 from vitpipe.cluster.settings import TrainJobSettings
 from vitpipe.config.digest import digest_of
 from vitpipe.contracts.errors import InputError
+from vitpipe.stages.pipeline_run import IMAGE_VARIABLE, POD_VARIABLE
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 MANAGED_BY, OURS = "app.kubernetes.io/managed-by", "vitpipe"
@@ -127,10 +128,12 @@ def _environment(settings: TrainJobSettings) -> list[dict[str, Any]]:
         }
         for secret in settings.secrets
     ]
+    pod = {"fieldRef": {"fieldPath": "metadata.name"}}
     return [
         {"name": "PET_MAX_RESTARTS", "value": str(settings.restarts)},
-        # Names the owner of a folder's lock.
-        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "POD_NAME", "valueFrom": pod},  # names the owner of a folder's lock
+        {"name": POD_VARIABLE, "valueFrom": pod},  # for MLflow, as the next
+        {"name": IMAGE_VARIABLE, "value": settings.image},
         *({"name": name, "value": value} for name, value in sorted(settings.environment.items())),
         *secrets,
     ]

@@ -23,9 +23,12 @@ def launch(
     executor_input: Annotated[str, typer.Option(help="Kubeflow's executor input, JSON")],
     job: Annotated[str, typer.Option(help="size and place of the job, JSON: see docs/several-nodes.md")],
     shared: Annotated[Path, typer.Option(help="folder on a claim that this pod and the job's both see")],
-    state: Annotated[
+    states: Annotated[
         Path | None,
-        typer.Option(help="folder of resumable training states on the claim  [default: SHARED/states/JOB]"),
+        typer.Option(
+            envvar="VITPIPE_STATES",
+            help="folder of the states of many runs, on the claim  [default: SHARED/states]",
+        ),
     ] = None,
     overrides: SetOption = None,
 ) -> None:
@@ -41,4 +44,6 @@ def launch(
     named = ["--recipe", recipe, "--profile", profile]
     named += [word for override in overrides or () for word in ("--set", override)]
     loaded = io.recipe(recipe, profile, overrides or ())
-    launch_stage(stage, loaded, io, settings, shared.resolve(), named=named, state=state and state.resolve())
+    launch_stage(
+        stage, loaded, io, settings, shared.resolve(), named=named, states=states and states.resolve()
+    )
