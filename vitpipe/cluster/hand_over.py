@@ -2,7 +2,7 @@
 
     SHARED/jobs/NAME/in/INPUT     copies of the task's input artifacts
     SHARED/jobs/NAME/out          the stage's folder, written by rank 0
-    SHARED/states                 resumable training states, a folder for each run (`state_in`); they stay
+    SHARED/states                 resumable training states, a folder for each run (`stages/state_folder.py`)
 
 Copies of the inputs are complete when their card is there, which is copied last; a copy that was broken off
 goes on with the files that are missing.

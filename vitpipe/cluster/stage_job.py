@@ -17,7 +17,6 @@ from vitpipe.contracts.errors import ArtifactError, InputError
 from vitpipe.stages.executor import ExecutorIO
 from vitpipe.stages.output_folders import check_output_folders
 from vitpipe.stages.run import identity_of, node_of
-from vitpipe.stages.state_folder import state_in
 
 
 def launch_stage(
@@ -58,8 +57,7 @@ def launch_stage(
     states = states or shared / STATES
     check_shared(states, settings)
     # Refused here, not by pods that take minutes to start.
-    state = state_in(states, node.stage, recipe, inputs)
-    check_output_folders(stage, recipe, {n: a.path for n, a in inputs.items()}, place.out, state)
+    check_output_folders(stage, recipe, {n: a.path for n, a in inputs.items()}, place.out, None)
     api = JobApi(settings.namespace)
     if place.result(stage) is None:
         _say(f"Copying the inputs to {place.folder}")
