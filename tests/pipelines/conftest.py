@@ -18,6 +18,27 @@ def package(tmp_path_factory):
     return compile_pipeline(RECIPE, PROFILE, ["finetune.epochs=3", "seed=2"], out)
 
 
+@pytest.fixture(scope="session")
+def short(tmp_path_factory):
+    """A package of few stages, compiled once."""
+    from pipelines.compile import compile_pipeline
+
+    out = tmp_path_factory.mktemp("short") / "pipeline.yaml"
+    stages = "stages=[prepare, pretrain, finetune, detect, report]"
+    return compile_pipeline(RECIPE, PROFILE, [stages], out)
+
+
+@pytest.fixture
+def engine(monkeypatch, stand_in):
+    """A Docker engine that runs processes; `vitpipe` is the stand-in."""
+    import docker
+    from docker_double import DockerDouble
+
+    double = DockerDouble()
+    monkeypatch.setattr(docker, "from_env", lambda: double)
+    return double
+
+
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """Put a fast `vitpipe` that keeps the contract first on the PATH."""

@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RECIPE, PROFILE = "itpn/pixel_base", "demo"
 
-# A `vitpipe` that does no work but keeps the contract; FAIL_STAGE, LIE_STAGE and QUIET_STAGE make it break it.
+# A `vitpipe` that does no work but keeps the contract; FAIL_STAGE, LIE_STAGE and QUIET_STAGE make it break
+# it, SLOW_STAGE waits for SIGTERM.
 STAND_IN = """\
 #!{python}
 import os, sys
@@ -18,11 +19,17 @@ from vitpipe.stages.executor import ExecutorIO
 
 verb, stage, *rest = sys.argv[1:]
 options = dict(zip(rest[::2], rest[1::2]))
-assert verb == "run" and set(options) == {{"--recipe", "--profile", "--executor-input"}}, sys.argv
+known = {{"--recipe", "--profile", "--executor-input"}}
+assert verb == "run" and known <= set(options) <= {{*known, "--state"}}, sys.argv
 print("working on", stage, flush=True)
 if stage == os.environ.get("FAIL_STAGE"):
     print("it broke", flush=True)
     sys.exit(3)
+if stage == os.environ.get("SLOW_STAGE"):
+    import signal, time
+    signal.signal(signal.SIGTERM, lambda *_: (print("state saved", flush=True), sys.exit(143)))
+    print("waiting", flush=True)
+    time.sleep(60)
 io = ExecutorIO(options["--executor-input"])
 try:
     io.check_code(io.recipe(options["--recipe"], options["--profile"]), stage)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import email
 import json
 import re
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
@@ -29,13 +31,25 @@ class RefusedError(Exception):
 
 
 class KfpDouble:
-    """The server. `states` are what a run reports one after the other; the last one stays."""
+    """The server.
 
-    def __init__(self) -> None:
+    Attributes:
+        states: what a run reports one after the other; the last one stays.
+        token, authorization, cookie: what every request must have; `tokens` are those that it had.
+        login_page: where requests without them are sent, as Dex and IAP do.
+
+    Args:
+        certificate: PEM file with a certificate and its key: HTTPS.
+    """
+
+    def __init__(self, certificate: Path | None = None) -> None:
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
         self.error = ""
         self.token = ""
         self.authorization = ""
+        self.cookie = ""
+        self.login_page = ""
+        self.tokens: list[str] = []
         self.refuse_runs = False
         self.experiments: list[dict] = []
         self.pipelines: list[dict] = []
@@ -43,6 +57,12 @@ class KfpDouble:
         self.runs: list[dict] = []
         self.polls = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._scheme = "http"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self._scheme = "https"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> KfpDouble:
@@ -56,11 +76,14 @@ class KfpDouble:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
 
     def answer(self, method: str, path: str, query: dict, body: bytes, headers) -> dict:
         wanted = f"Bearer {self.token}" if self.token else self.authorization
+        self.tokens.append(headers.get("Authorization") or "")
         if wanted and headers.get("Authorization") != wanted:
+            raise PermissionError
+        if self.cookie and headers.get("Cookie") != self.cookie:
             raise PermissionError
         routes = [
             ("GET", r"/healthz", lambda: {"multi_user": False}),
@@ -176,11 +199,13 @@ class KfpDouble:
                 except RefusedError as error:
                     code, reply = 400, {"code": 3, "message": str(error)}
                 except PermissionError:
-                    code, reply = 401, {"code": 16, "message": "who are you"}
+                    code, reply = 302 if double.login_page else 401, {"code": 16, "message": "who are you"}
                 except LookupError as error:
                     code, reply = 404, {"code": 5, "message": str(error)}
                 data = json.dumps(reply).encode()
                 self.send_response(code)
+                if code == 302:
+                    self.send_header("Location", double.login_page)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()

@@ -17,7 +17,7 @@ from shared_folder import shared_folder
 
 from pipelines.compile import compile_pipeline
 from pipelines.dvc import render_dvc
-from pipelines.local import DEV_IMAGE, run_locally
+from pipelines.local import DEV_IMAGE, LocalOptions, run_locally
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.graph import graph_of
@@ -66,13 +66,14 @@ def metrics_in(folder: Path) -> dict[str, float]:
 def run_package(tmp_path: Path, monkeypatch) -> dict[str, dict[str, float]]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     package = compile_pipeline(RECIPE, PROFILE, TINY, tmp_path / "pipeline.yaml", images=IMAGES)
-    run = run_locally(package.path, root=tmp_path / "runs", development=True)
+    run = run_locally(package.path, LocalOptions(development=True), root=tmp_path / "runs")
+    messages = run.folder / "kubeflow"
     for stage, folder in run.outputs.items():
-        output = json.loads((folder.parent / "executor_output.json").read_text(encoding="utf-8"))
+        output = json.loads((messages / stage / "executor_output.json").read_text(encoding="utf-8"))
         card = open_artifact(folder, stage).card
         metadata = output["artifacts"]["out"]["artifacts"][0]["metadata"]
         assert (metadata["identity"], metadata["data_digest"]) == (card.identity, card.data_digest)
-    assert (run.outputs["report"].parent / "report").read_text(encoding="utf-8").lstrip().startswith("<!")
+    assert (messages / "report" / "report").read_text(encoding="utf-8").lstrip().startswith("<!")
     return {stage: metrics_in(folder) for stage, folder in run.outputs.items()}
 
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from pipelines.compile import compile_pipeline
-from pipelines.submit import Endpoint, submit
+from pipelines.endpoint import Endpoint, Login
+from pipelines.submit import submit
 from vitpipe.contracts.errors import EngineError, InputError
 
 pytestmark = pytest.mark.slow
@@ -82,7 +83,7 @@ def test_a_token_is_asked_for_and_used(package, kfp_api):
     with pytest.raises(EngineError, match="HTTP status 401") as caught:
         send(package, kfp_api)
     assert "KFP_TOKEN" in caught.value.fix
-    assert send(package, kfp_api, token="secret").run_id == "r0"
+    assert send(package, kfp_api, login=Login(token="secret")).run_id == "r0"
 
 
 def test_user_and_password_are_sent_and_shown_nowhere(package, kfp_api):
@@ -122,7 +123,7 @@ def test_what_is_no_endpoint_is_refused(package, endpoint):
 
 def test_a_token_and_a_password_are_too_much(package):
     with pytest.raises(InputError, match="Both a bearer token and credentials") as caught:
-        submit(package.path, "http://me:hunter2@127.0.0.1:9", token="hunter3")
+        submit(package.path, "http://me:hunter2@127.0.0.1:9", login=Login(token="hunter3"))
     assert "hunter" not in str(caught.value)
 
 

@@ -20,6 +20,18 @@ def test_a_log_gets_lines_at_intervals_and_the_last_one(capsys, monkeypatch):
     assert "left" in lines[0]
 
 
+def test_no_time_is_promised_before_the_pace_is_known(capsys, monkeypatch):
+    clock = iter((0.0, 100.0, 100.0, 100.0, 120.0, 120.0, 120.0))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    shown = Console("pretrain")
+    shown.progress(5, 25, {"loss": 1.0})
+    shown.progress(15, 25, {"loss": 0.5})
+    assert capsys.readouterr().out.splitlines() == [
+        "pretrain: step 5/25 (20%)  loss 1",
+        "pretrain: step 15/25 (60%)  loss 0.5  20 s left",
+    ]
+
+
 def test_a_terminal_gets_a_bar_and_lines_above_it(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

@@ -47,11 +47,8 @@ class Console:
             self._draw(step, num_steps, numbers)
         elif step >= num_steps or time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = (
-                f"  {format_duration(round(self._seconds_left(step, num_steps)))} left"
-                if step < num_steps
-                else ""
-            )
+            seconds = self._seconds_left(step, num_steps)
+            left = f"  {format_duration(round(seconds))} left" if seconds else ""
             # A stage may have 0 steps.
             share = f"{step / num_steps:.0%}" if num_steps else ""
             print(f"{self.stage}: step {step}/{num_steps} ({share})  {numbers}{left}", flush=True)
@@ -62,9 +59,12 @@ class Console:
             self._bar.stop()
             self._bar = None
 
-    def _seconds_left(self, step: int, num_steps: int) -> float:
+    def _seconds_left(self, step: int, num_steps: int) -> float | None:
+        """None before a second step of this process: nothing is known of their pace."""
         done = step - (self._first_step or 0)
-        return (time.monotonic() - self._started) / done * (num_steps - step) if done > 0 else 0.0
+        if done <= 0 or step >= num_steps:
+            return None
+        return (time.monotonic() - self._started) / done * (num_steps - step)
 
     def _draw(self, step: int, num_steps: int, numbers: str) -> None:
         if self._bar is None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vitpipe.verbs.options import JsonOption, ParamsOption
-from vitpipe.verbs.run_folders import chosen_runs
+from vitpipe.verbs.run_folders import chosen_runs, store_of_run
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,6 @@ def verdict(
     """Show finished runs beside the published rows, demos beside our own reference; where the report is."""
     runs = chosen_runs(runs, params)
     from vitpipe.stages.report.stage import verdict_values_of_folders, verdicts_of_folders
-    from vitpipe.track.server import store_address
     from vitpipe.track.ui_address import ui_lines
 
     if as_json:
@@ -53,4 +52,5 @@ def verdict(
     for page in (folder / "report" / "report.html" for folder in runs):
         if page.is_file():
             print(f"Report: {page}")
-    print("\n".join(ui_lines(store_address(Path.cwd()))))
+    for store in dict.fromkeys(map(store_of_run, runs)):
+        print("\n".join(ui_lines(store)))

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitpipe.contracts.errors import ArtifactError, InputError
+from vitpipe.contracts.files import read_keys
 
+if TYPE_CHECKING:
+    from vitpipe.contracts.address import Address
+
+LOCAL_RUNS = Path("artifacts/local")  # where `vitpipe local` keeps its runs
+LOCAL_RUN = "local-run.json"  # in the folder of such a run: what it was started with
 _MAKE_ONE = "run `make demo` or `dvc repro` in the folder of the project first"
 
 
@@ -61,6 +68,8 @@ def chosen_runs(runs: Sequence[Path] | None, params: Path) -> list[Path]:
                 raise InputError("A run is given twice", where=run, fix="give every run once")
         return list(runs)
     fix = f"{_MAKE_ONE}, or give the folder of a run"
+    if (local := newest_local_run()) is not None:
+        fix += f", for example the newest one of `vitpipe local`: {local}"
     if not params.exists():
         what = f"There is no finished run here: no '{params}' names one"
         raise ArtifactError(what, where=Path.cwd(), fix=fix)
@@ -72,3 +81,20 @@ def chosen_runs(runs: Sequence[Path] | None, params: Path) -> list[Path]:
         what = f"{chosen.recipe} has not run yet at profile {chosen.profile}"
         raise ArtifactError(what, where=folder, fix=fix)
     return [folder]
+
+
+def newest_local_run(root: Path = LOCAL_RUNS) -> Path | None:
+    """The run of `vitpipe local` that was started last and has finished a stage; None without one."""
+    from vitpipe.contracts.artifact import CARD
+
+    files = [file for file in root.glob(f"*/{LOCAL_RUN}") if any(file.parent.glob(f"*/{CARD}"))]
+    return max(files, key=lambda file: file.stat().st_mtime).parent if files else None
+
+
+def store_of_run(run: Path) -> Address:
+    """The MLflow store of a run, without credentials: its own, where it was made by `vitpipe local`."""
+    from vitpipe.contracts.address import Address
+    from vitpipe.track.server import store_address
+
+    named = read_keys(run / LOCAL_RUN).get("store")
+    return Address(named) if isinstance(named, str) and named else store_address(Path.cwd())

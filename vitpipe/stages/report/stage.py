@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from vitpipe.config.read import run_folder
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.run_name import run_title
 from vitpipe.contracts.artifact import CARD
@@ -153,8 +156,19 @@ def _with_mismatches(run: RunResults) -> RunResults:
 def _print_summary(ctx: StageContext, report: Report) -> None:
     # The folder is renamed from `.report.partial` to `report` when the stage has finished.
     name = ctx.folder.name.removeprefix(".").removesuffix(".partial")
-    ctx.logger.say(f"{report.summary} `vitpipe verdict` shows the table")
+    ctx.logger.say(" ".join(filter(None, (report.summary, _where_table_is(ctx)))))
     for comparison in report.comparisons:
         if comparison is not None and comparison.missing:
             ctx.logger.say(comparison.missing)
     ctx.logger.say(f"Report: {ctx.folder.parent / name / report.html.name}")
+
+
+def _where_table_is(ctx: StageContext) -> str:
+    """The command that shows the verdict; empty where the stages' outputs lie in different folders."""
+    run = ctx.folder.parent.resolve()
+    if any(artifact.path.resolve().parent != run for artifact in ctx.inputs.values()):
+        return ""
+    is_usual = False
+    with suppress(RecipeError):  # a recipe of a path that leads out of the folder of all runs
+        is_usual = run == run_folder(ctx.recipe.name, ctx.recipe.profile).resolve()
+    return f"`vitpipe verdict{'' if is_usual else f' {shlex.quote(str(run))}'}` shows the table"

@@ -1,0 +1,235 @@
+"""What an earlier local run has finished is taken over; a run that was cut goes on, in the middle of a stage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import docker
+import pytest
+import yaml
+from docker_double import DockerDouble
+from engine_trials import TINY
+
+from pipelines.compile import compile_pipeline
+from pipelines.local import DEV_IMAGE, LocalOptions, resume_run, run_locally
+from pipelines.local_containers import RUN_LABEL
+from vitpipe.config.digest import file_digest
+from vitpipe.contracts.artifact import WEIGHTS, open_artifact
+from vitpipe.contracts.errors import ArtifactError, EngineError, InputError
+from vitpipe.stages.folder_lock import locked_folders
+from vitpipe.verbs.run_folders import newest_local_run
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["stages=[prepare]"]
+STAGES = ["prepare", "pretrain", "finetune", "detect", "report"]
+
+
+def test_an_equal_run_does_nothing_again(short, engine, tmp_path, capsys):
+    first = run_locally(short.path, root=tmp_path)
+    engine.started.clear()
+    again = run_locally(short.path, root=tmp_path)
+    assert engine.stages() == []
+    assert again.folder != first.folder
+    said = capsys.readouterr().err
+    for stage, folder in again.outputs.items():
+        assert open_artifact(folder, stage).card == open_artifact(first.outputs[stage], stage).card
+        assert (folder / "card.json").samefile(first.outputs[stage] / "card.json")
+        assert f"=== {stage}: taken from {first.outputs[stage]}, which has the same recipe" in said
+    assert (again.folder / "kubeflow" / "report" / "report").is_file()
+    message = (again.folder / "kubeflow" / "report" / "executor_output.json").read_text("utf-8")
+    assert first.folder.name not in message
+    run_locally(short.path, root=tmp_path, reuses=False)
+    assert engine.stages() == STAGES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        ({"finetune_overrides": ["finetune.epochs=5"]}, ["finetune", "report"]),
+        # Of a stage that is not here: the report shows the whole recipe.
+        ({"overrides": ["segment.steps=5"]}, ["report"]),
+    ],
+)
+def test_only_what_an_override_concerns_runs_again(short, engine, tmp_path, arguments, runs):
+    run_locally(short.path, root=tmp_path)
+    engine.started.clear()
+    run_locally(short.path, LocalOptions(arguments), root=tmp_path)
+    assert engine.stages() == runs
+
+
+def test_another_image_and_a_changed_output_run_again(short, engine, tmp_path):
+    first = run_locally(short.path, root=tmp_path)
+    engine.started.clear()
+    (first.outputs["pretrain"] / "metrics.json").write_text("{}", encoding="utf-8")
+    run_locally(short.path, root=tmp_path)
+    # Its new output has the same card, so nothing behind it runs.
+    assert engine.stages() == ["pretrain"]
+    images = {"train": "another/image@sha256:" + "0" * 64}
+    other = compile_pipeline("itpn/pixel_base", "demo", SMALL, tmp_path / "other.yaml", images=images)
+    engine.started.clear()
+    run_locally(other.path, root=tmp_path)
+    assert engine.stages()[0] == "prepare"
+
+
+def test_a_failed_run_goes_on_in_its_folder(short, engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL_STAGE", "pretrain")
+    with pytest.raises(EngineError, match=r"Not started without it: finetune, detect, report") as caught:
+        run_locally(short.path, LocalOptions(shm_gib=3), root=tmp_path)
+    folder = caught.value.fix.partition("--resume ")[2].partition("`")[0]
+    monkeypatch.delenv("FAIL_STAGE")
+    engine.started.clear()
+    run = resume_run(Path(folder), memory_gib=2.0, reuses=False)
+    assert str(run.folder) == folder
+    assert engine.stages() == STAGES[1:]
+    assert engine.started[0].shm_size == "3g"
+    assert engine.started[0].mem_limit == 2 * 2**30
+    log = (run.folder / "logs" / "pretrain.log").read_text("utf-8")
+    assert log.splitlines() == ["working on pretrain", "it broke", "working on pretrain"]
+
+
+def test_what_is_no_run_is_not_resumed(tmp_path):
+    with pytest.raises(ArtifactError, match="no local run in this folder"):
+        resume_run(tmp_path)
+
+
+def test_a_run_is_not_run_twice_at_once(short, engine, tmp_path):
+    run = run_locally(short.path, root=tmp_path)
+    with locked_folders(run.folder), pytest.raises(ArtifactError, match="This run is running"):
+        resume_run(run.folder)
+
+
+def test_with_dev_changed_code_is_said_before_a_container_starts(engine, tmp_path):
+    images = {"train": DEV_IMAGE, "dense": DEV_IMAGE}
+    compiled = compile_pipeline("itpn/pixel_base", "demo", SMALL, tmp_path / "p.yaml", images=images)
+    pipeline, *platform = yaml.safe_load_all(compiled.path.read_text(encoding="utf-8"))
+    task = pipeline["root"]["dag"]["tasks"]["prepare"]
+    task["inputs"]["parameters"]["code_digest"]["runtimeValue"]["constant"] = "f" * 64
+    compiled.path.write_text(yaml.safe_dump_all([pipeline, *platform]), encoding="utf-8")
+    with pytest.raises(InputError, match="code has changed since this package was compiled"):
+        run_locally(compiled.path, LocalOptions(development=True), root=tmp_path / "runs")
+    assert not engine.started
+
+
+def test_the_newest_run_is_named_where_none_is_chosen(short, engine, tmp_path):
+    run_locally(short.path, root=tmp_path)
+    last = run_locally(short.path, root=tmp_path)
+    assert newest_local_run(tmp_path) == last.folder
+    assert newest_local_run(tmp_path / "none") is None
+
+
+# The real stages, in the middle of a training.
+
+_CUT = [
+    *TINY,
+    "stages=[prepare, pretrain]",
+    "data.sets=[imagenet]",
+    "pretrain.epochs=6",
+    "pretrain.checkpoint_minutes=0.0001",
+]
+
+
+@pytest.fixture(scope="module")
+def cut_package(tmp_path_factory):
+    """Two real stages that save their state after every step."""
+    out = tmp_path_factory.mktemp("cut") / "pipeline.yaml"
+    images = {"train": DEV_IMAGE, "dense": DEV_IMAGE}
+    return compile_pipeline("itpn/pixel_base", "demo", _CUT, out, images=images)
+
+
+def killed_in_training(container_of_task, kill) -> None:
+    """Call `kill` when the training has saved a state, and is not done."""
+    state = Path(container_of_task.labels[RUN_LABEL]) / ".pretrain.state"
+
+    def wait_for_a_state() -> None:
+        while not list(state.glob("state-*.pt")):
+            threading.Event().wait(0.02)
+        kill()
+
+    threading.Thread(target=wait_for_a_state, daemon=True).start()
+
+
+def weights(run) -> str:
+    return file_digest(run.outputs["pretrain"] / WEIGHTS)
+
+
+@pytest.mark.parametrize("by", ["resume", "the same command"])
+def test_a_killed_training_goes_on_to_the_same_weights(cut_package, tmp_path, monkeypatch, by):
+    double = DockerDouble()
+    monkeypatch.setattr(docker, "from_env", lambda: double)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    options = LocalOptions(development=True)
+    unbroken = run_locally(cut_package.path, options, root=tmp_path / "unbroken")
+
+    def kill_training(container):
+        if container.labels["vitpipe.task"] == "pretrain":
+            killed_in_training(container, lambda: os.killpg(container.process.pid, signal.SIGKILL))
+
+    double.on_start = kill_training
+    with pytest.raises(EngineError, match=r"'pretrain' did not finish \(exit code 137"):
+        run_locally(cut_package.path, options, root=tmp_path / "cut")
+    double.on_start = lambda container: None
+    (folder,) = (tmp_path / "cut").glob("itpn*")
+    assert not (folder / "pretrain").exists()
+    if by == "resume":
+        run = resume_run(folder)
+    else:
+        run = run_locally(cut_package.path, options, root=tmp_path / "cut")
+    log = (run.folder / "logs" / "pretrain.log").read_text("utf-8")
+    assert "esum" in log, log
+    assert weights(run) == weights(unbroken)
+
+
+@pytest.mark.docker
+def test_a_killed_container_goes_on_to_the_same_weights(cut_package, real_engine, tmp_path):
+    options = LocalOptions(development=True)
+    unbroken = run_locally(cut_package.path, options, root=tmp_path / "unbroken")
+    root = tmp_path / "cut"
+
+    def kill_when_a_state_is_there() -> None:
+        while not list(root.glob("*/.pretrain.state/state-*.pt")):
+            threading.Event().wait(0.02)
+        (run,) = root.glob("itpn*")
+        for container in real_engine.containers.list(filters={"label": f"{RUN_LABEL}={run}"}):
+            container.kill(signal="SIGKILL")
+
+    threading.Thread(target=kill_when_a_state_is_there, daemon=True).start()
+    with pytest.raises(EngineError, match=r"'pretrain' did not finish \(exit code 137"):
+        run_locally(cut_package.path, options, root=root)
+    (folder,) = root.glob("itpn*")
+    run = resume_run(folder)
+    assert weights(run) == weights(unbroken)
+
+
+@pytest.mark.docker
+def test_a_container_whose_driver_was_killed_is_stopped(cut_package, real_engine, tmp_path):
+    """`kill -9` of `vitpipe local` leaves its container; --resume stops it and goes on."""
+    package = tmp_path / "p.yaml"
+    package.write_bytes(cut_package.path.read_bytes())
+    root = tmp_path / "runs"
+    command = [
+        sys.executable,
+        "-m",
+        "vitpipe",
+        "local",
+        "--dev",
+        "--package",
+        str(package),
+        "--out",
+        str(root),
+    ]
+    driver = subprocess.Popen(command, cwd=tmp_path)
+    while not list(root.glob("*/.pretrain.state/state-*.pt")):
+        assert driver.poll() is None
+        threading.Event().wait(0.02)
+    driver.kill()
+    driver.wait()
+    (folder,) = root.glob("itpn*")
+    run = resume_run(folder)
+    assert open_artifact(run.outputs["pretrain"], "pretrain")
+    assert not real_engine.containers.list(all=True, filters={"label": f"{RUN_LABEL}={folder}"})
