@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import docker
 import pytest
 import yaml
 from docker_double import DockerDouble
-from engine_trials import TINY
+from engine_trials import ROOT, TINY
 
 from pipelines.compile import compile_pipeline
 from pipelines.local import DEV_IMAGE, LocalOptions, resume_run, run_locally
@@ -52,8 +53,8 @@ def test_an_equal_run_does_nothing_again(short, engine, tmp_path, capsys):
     ("arguments", "runs"),
     [
         ({"finetune_overrides": ["finetune.epochs=5"]}, ["finetune", "report"]),
-        # Of a stage that is not here: the report shows the whole recipe.
-        ({"overrides": ["segment.steps=5"]}, ["report"]),
+        # Of a stage that is not here.
+        ({"overrides": ["segment.steps=5"]}, []),
     ],
 )
 def test_only_what_an_override_concerns_runs_again(short, engine, tmp_path, arguments, runs):
@@ -125,6 +126,7 @@ def test_the_newest_run_is_named_where_none_is_chosen(short, engine, tmp_path):
 
 # The real stages, in the middle of a training.
 
+DEVELOPMENT = LocalOptions(development=True)
 _CUT = [
     *TINY,
     "stages=[prepare, pretrain]",
@@ -142,94 +144,90 @@ def cut_package(tmp_path_factory):
     return compile_pipeline("itpn/pixel_base", "demo", _CUT, out, images=images)
 
 
-def killed_in_training(container_of_task, kill) -> None:
-    """Call `kill` when the training has saved a state, and is not done."""
-    state = Path(container_of_task.labels[RUN_LABEL]) / ".pretrain.state"
+@pytest.fixture(scope="module")
+def unbroken(cut_package, tmp_path_factory):
+    """That package run without a break, by processes instead of containers."""
+    with pytest.MonkeyPatch.context() as patch:
+        real_stages(patch)
+        return run_locally(cut_package.path, DEVELOPMENT, root=tmp_path_factory.mktemp("unbroken"))
 
-    def wait_for_a_state() -> None:
-        while not list(state.glob("state-*.pt")):
+
+def real_stages(patch) -> DockerDouble:
+    """An engine that runs processes; `vitpipe` is the real one."""
+    double = DockerDouble()
+    patch.setattr(docker, "from_env", lambda: double)
+    patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    return double
+
+
+def with_prepared_data(unbroken, root: Path) -> Path:
+    """A folder of runs where only `prepare` is finished, so that no test prepares anew."""
+    shutil.copytree(unbroken.folder, root / "earlier", ignore=shutil.ignore_patterns("*pretrain*"))
+    return root
+
+
+def when_a_state_is_saved(root: Path, then) -> None:
+    """Call `then` with the run's folder as soon as the training has saved a state."""
+
+    def wait() -> None:
+        while not (found := list(root.glob("itpn*/.pretrain.state/state-*.pt"))):
             threading.Event().wait(0.02)
-        kill()
+        then(found[0].parents[1])
 
-    threading.Thread(target=wait_for_a_state, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def weights(run) -> str:
     return file_digest(run.outputs["pretrain"] / WEIGHTS)
 
 
+def log_of(run) -> str:
+    return (run.folder / "logs" / "pretrain.log").read_text("utf-8")
+
+
 @pytest.mark.parametrize("by", ["resume", "the same command"])
-def test_a_killed_training_goes_on_to_the_same_weights(cut_package, tmp_path, monkeypatch, by):
-    double = DockerDouble()
-    monkeypatch.setattr(docker, "from_env", lambda: double)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    options = LocalOptions(development=True)
-    unbroken = run_locally(cut_package.path, options, root=tmp_path / "unbroken")
-
-    def kill_training(container):
-        if container.labels["vitpipe.task"] == "pretrain":
-            killed_in_training(container, lambda: os.killpg(container.process.pid, signal.SIGKILL))
-
-    double.on_start = kill_training
+def test_a_killed_training_goes_on_to_the_same_weights(cut_package, unbroken, tmp_path, monkeypatch, by):
+    double, root = real_stages(monkeypatch), with_prepared_data(unbroken, tmp_path)
+    when_a_state_is_saved(root, lambda run: [os.killpg(it.process.pid, signal.SIGKILL) for it in double.all])
     with pytest.raises(EngineError, match=r"'pretrain' did not finish \(exit code 137"):
-        run_locally(cut_package.path, options, root=tmp_path / "cut")
-    double.on_start = lambda container: None
-    (folder,) = (tmp_path / "cut").glob("itpn*")
+        run_locally(cut_package.path, DEVELOPMENT, root=root)
+    (folder,) = root.glob("itpn*")
     assert not (folder / "pretrain").exists()
-    if by == "resume":
-        run = resume_run(folder)
-    else:
-        run = run_locally(cut_package.path, options, root=tmp_path / "cut")
-    log = (run.folder / "logs" / "pretrain.log").read_text("utf-8")
-    assert "esum" in log, log
+    run = resume_run(folder) if by == "resume" else run_locally(cut_package.path, DEVELOPMENT, root=root)
+    assert double.stages() == ["pretrain", "pretrain"]
+    assert "Resuming after step" in log_of(run)
     assert weights(run) == weights(unbroken)
 
 
 @pytest.mark.docker
-def test_a_killed_container_goes_on_to_the_same_weights(cut_package, real_engine, tmp_path):
-    options = LocalOptions(development=True)
-    unbroken = run_locally(cut_package.path, options, root=tmp_path / "unbroken")
-    root = tmp_path / "cut"
+def test_a_killed_container_goes_on_to_the_same_weights(cut_package, unbroken, real_engine, tmp_path):
+    root = with_prepared_data(unbroken, tmp_path)
 
-    def kill_when_a_state_is_there() -> None:
-        while not list(root.glob("*/.pretrain.state/state-*.pt")):
-            threading.Event().wait(0.02)
-        (run,) = root.glob("itpn*")
+    def kill(run: Path) -> None:
         for container in real_engine.containers.list(filters={"label": f"{RUN_LABEL}={run}"}):
             container.kill(signal="SIGKILL")
 
-    threading.Thread(target=kill_when_a_state_is_there, daemon=True).start()
+    when_a_state_is_saved(root, kill)
     with pytest.raises(EngineError, match=r"'pretrain' did not finish \(exit code 137"):
-        run_locally(cut_package.path, options, root=root)
+        run_locally(cut_package.path, DEVELOPMENT, root=root)
     (folder,) = root.glob("itpn*")
     run = resume_run(folder)
+    assert "Resuming after step" in log_of(run)
     assert weights(run) == weights(unbroken)
 
 
 @pytest.mark.docker
-def test_a_container_whose_driver_was_killed_is_stopped(cut_package, real_engine, tmp_path):
+def test_a_container_whose_driver_was_killed_is_stopped(cut_package, unbroken, real_engine, tmp_path):
     """`kill -9` of `vitpipe local` leaves its container; --resume stops it and goes on."""
-    package = tmp_path / "p.yaml"
-    package.write_bytes(cut_package.path.read_bytes())
-    root = tmp_path / "runs"
-    command = [
-        sys.executable,
-        "-m",
-        "vitpipe",
-        "local",
-        "--dev",
-        "--package",
-        str(package),
-        "--out",
-        str(root),
-    ]
-    driver = subprocess.Popen(command, cwd=tmp_path)
-    while not list(root.glob("*/.pretrain.state/state-*.pt")):
-        assert driver.poll() is None
-        threading.Event().wait(0.02)
-    driver.kill()
-    driver.wait()
+    root = with_prepared_data(unbroken, tmp_path)
+    command = [sys.executable, "-m", "vitpipe", "local", "--dev"]
+    command += ["--package", str(cut_package.path), "--out", str(root)]
+    driver = subprocess.Popen(command, cwd=ROOT)
+    when_a_state_is_saved(root, lambda run: driver.kill())
+    assert driver.wait() == -signal.SIGKILL
     (folder,) = root.glob("itpn*")
+    label = {"label": f"{RUN_LABEL}={folder}"}
+    assert real_engine.containers.list(filters=label), "the container works on"
     run = resume_run(folder)
-    assert open_artifact(run.outputs["pretrain"], "pretrain")
-    assert not real_engine.containers.list(all=True, filters={"label": f"{RUN_LABEL}={folder}"})
+    assert not real_engine.containers.list(all=True, filters=label)
+    assert weights(run) == weights(unbroken)

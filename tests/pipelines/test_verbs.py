@@ -30,7 +30,7 @@ def call(*words):
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +110,8 @@ def test_what_would_be_ignored_beside_a_resumed_run_is_refused(given):
 def test_a_local_run_is_shown_by_verdict_and_report(folder, monkeypatch, stand_in):
     """Its folder is one of a run like `artifacts/RECIPE/PROFILE`, and its store is named."""
     monkeypatch.setattr(docker, "from_env", DockerDouble)
+    monkeypatch.delenv("VITPIPE_TRACKING", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     said = call("local", "--set", "stages=[prepare, pretrain, report]")
     (run,) = (folder / "artifacts" / "local").glob("itpn*")
     assert f"pretrain     {run / 'pretrain'}" in said
