@@ -47,7 +47,8 @@ out = io.output_folder()
 with writing(out) as folder:
     write_metrics(folder, metrics)
     write_card(folder, card)
-    (folder / "report.html").write_text("<p>" + stage, encoding="utf-8")
+    for page in ("report.html", "verdict.md", "confusion.csv"):
+        (folder / page).write_text("<p>" + stage, encoding="utf-8")
 if stage != os.environ.get("QUIET_STAGE"):
     io.finish(metrics)
 if stage == os.environ.get("LIE_STAGE"):
