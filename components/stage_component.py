@@ -41,11 +41,12 @@ _PARAMETERS = {
 _ALWAYS = ("prepare",)
 
 
-def component_of(stage: Stage, upstream: Sequence[str] = ()) -> BaseComponent:
+def component_of(stage: Stage, upstream: Sequence[str] = (), job: Sequence[str] = ()) -> BaseComponent:
     """The container component of a stage: its inputs, outputs, image and command.
 
     Args:
         upstream: stages whose overrides it takes as parameters of their own, itself among them.
+        job: arguments of `vitpipe launch`, for a stage that runs on several nodes.
     """
 
     # kfp calls it once, by position, with a placeholder for each of the parameters below.
@@ -53,10 +54,10 @@ def component_of(stage: Stage, upstream: Sequence[str] = ()) -> BaseComponent:
         return dsl.ContainerSpec(
             image=f"vitpipe-{stage.image}",
             # Always set: on a cluster, KFP's launcher replaces the entrypoint of the image by this command.
-            command=["vitpipe", "run", stage.name],
+            command=["vitpipe", "launch" if job else "run", stage.name],
             # Values, overrides and digests are not passed here: `vitpipe run` reads them from the executor
             # input, where lists stay lists. As arguments they would be one JSON text each.
-            args=["--recipe", recipe, "--profile", profile, "--executor-input", EXECUTOR_INPUT],
+            args=["--recipe", recipe, "--profile", profile, "--executor-input", EXECUTOR_INPUT, *job],
         )
 
     # kfp takes name, description and interface of a component from a function.

@@ -146,6 +146,12 @@ def _run(
             where=package_path,
             fix="run the table here by `vitpipe table PAPER/NUMBER --run`, or submit the package",
         )
+    if launched := [task.stage for task in package.tasks if task.is_launched]:
+        raise InputError(
+            f"The package runs stages on several nodes ({', '.join(launched)})",
+            where=package_path,
+            fix="compile it without 'nodes' in the placement, or submit it to a cluster",
+        )
     if options.data is not None and not options.data.is_dir():
         raise InputError(
             "The data folder does not exist",

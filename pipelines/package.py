@@ -53,6 +53,11 @@ class Task:
     constants: dict[str, Any]
     parameters: dict[str, str]
 
+    @property
+    def is_launched(self) -> bool:
+        """Whether the task launches a job on several nodes."""
+        return self.command[:2] == ("vitpipe", "launch")
+
     def overrides(self, given: Mapping[str, Any]) -> list[str]:
         """The overrides that the task gets of these values of the pipeline's parameters."""
         lists = [given.get(self.parameters.get(name, ""), []) for name in self.parameters]
@@ -263,7 +268,8 @@ def _problems(task: Task, present: set[str]) -> Iterator[str]:
     if task.stage not in all_stages():
         yield f"there is no stage '{task.stage}'"
     # "{{$}}" is KFP's placeholder of the executor input. Without it a container cannot write its receipt.
-    if task.command[:3] != ("vitpipe", "run", task.stage) or "{{$}}" not in task.command:
+    verbs = [("vitpipe", verb, task.stage) for verb in ("run", "launch")]
+    if task.command[:3] not in verbs or "{{$}}" not in task.command:
         yield f"task '{task.name}' does not run `vitpipe run {task.stage}` with the executor input {{{{$}}}}"
     if not task.image:
         yield f"task '{task.name}' has no image"

@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 
 # Detection at demo size needs 963 MiB with Docker's default /dev/shm of 64 MiB (measured in a container).
 _DEMO = Resources(gpus=0, cpus=2, memory_gib=8, shm_gib=1, retries=1)
+# What makes a job and follows it; an hour for the copies of inputs and output.
+_LAUNCHER = Resources(gpus=0, cpus=1, memory_gib=4, shm_gib=1, retries=0)
+_LAUNCHER_SECONDS = 3600
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Where the images of docker/ have a writable place with a read-only root.
 _SCRATCH = "/tmp"
-_LOGIN = {
-    "basic": {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
-    "token": {"token": "MLFLOW_TRACKING_TOKEN"},
-}
 
 
 def resources_of(stage: Stage, recipe: Recipe, placement: Placement) -> Resources:
@@ -101,13 +100,18 @@ def place(task: dsl.PipelineTask, stage: Stage, recipe: Recipe, placement: Place
     """
     from kfp import kubernetes
 
-    resources = resources_of(stage, recipe, placement)
-    pool = placement.pool_of(stage.name, resources)
+    resources, timeout = resources_of(stage, recipe, placement), timeout_seconds_of(stage, recipe, placement)
+    if placement.stage(stage.name).nodes > 1:
+        # The task only follows a job, which has these resources; it waits for its nodes, too.
+        resources = replace(_LAUNCHER, retries=resources.retries)
+        timeout += round(placement.queueing_hours * 3600) + _LAUNCHER_SECONDS
+        pool = placement.pools.get("cpu", Pool())
+    else:
+        pool = placement.pool_of(stage.name, resources)
     task.set_container_image(image)
     # No CPU limit: the kernel would throttle the task at it even when other cores of the node are idle.
     task.set_cpu_request(f"{resources.cpus:g}")
     task.set_memory_request(f"{resources.memory_gib:g}Gi").set_memory_limit(f"{resources.memory_gib:g}Gi")
-    timeout = timeout_seconds_of(stage, recipe, placement)
     kubernetes.set_timeout(task, timeout)
     window = retry_window_seconds(timeout, resources.retries, placement.queueing_hours)
     task.set_retry(resources.retries, f"{BACKOFF_SECONDS}s", BACKOFF_FACTOR, f"{window}s")
@@ -116,7 +120,7 @@ def place(task: dsl.PipelineTask, stage: Stage, recipe: Recipe, placement: Place
     _place_pod(task, pool, placement)
     _mount(task, resources, placement)
     _set_environment(task, image, placement)
-    for key, value in {**placement.labels, **_own_labels(stage, recipe, placement)}.items():
+    for key, value in {**placement.labels, **own_labels(stage, recipe, placement)}.items():
         kubernetes.add_pod_label(task, key, value)
     for key, value in placement.annotations.items():
         kubernetes.add_pod_annotation(task, key, value)
@@ -177,7 +181,7 @@ def _set_environment(task: dsl.PipelineTask, image: str, placement: Placement) -
     kubernetes.use_field_path_as_env(task, "VITPIPE_POD", "metadata.name")
     tracking = placement.tracking
     if tracking is not None and tracking.secret is not None:
-        kubernetes.use_secret_as_env(task, tracking.secret, _LOGIN[tracking.secret_kind])
+        kubernetes.use_secret_as_env(task, tracking.secret, tracking.login)
 
 
 def _environment(image: str, placement: Placement) -> Iterator[tuple[str, str]]:
@@ -192,7 +196,7 @@ def _environment(image: str, placement: Placement) -> Iterator[tuple[str, str]]:
     yield from placement.environment.items()
 
 
-def _own_labels(stage: Stage, recipe: Recipe, placement: Placement) -> dict[str, str]:
+def own_labels(stage: Stage, recipe: Recipe, placement: Placement) -> dict[str, str]:
     """Labels by which costs are summed, and the queue."""
     name = "".join(c if c.isalnum() or c in "-_." else "." for c in recipe.name)[:63].strip("-_.")
     labels = {

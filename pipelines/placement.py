@@ -161,6 +161,13 @@ class Tracking(_Part):
     secret: ObjectName | None = None
     secret_kind: Literal["basic", "token"] = "basic"
 
+    @property
+    def login(self) -> dict[str, str]:
+        """Key of the secret -> the variable by which MLflow's client reads it."""
+        if self.secret_kind == "token":
+            return {"token": "MLFLOW_TRACKING_TOKEN"}
+        return {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"}
+
 
 class TrainJobs(_Part):
     """For stages on several nodes: the ClusterTrainingRuntime that their TrainJobs name."""

@@ -16,6 +16,7 @@ from kfp.dsl.base_component import BaseComponent
 from components.stage_component import component_of
 from pipelines.place import place
 from pipelines.placement import Placement
+from pipelines.several_nodes import job_arguments
 from vitpipe.config.carried import carried_recipe
 from vitpipe.config.pipeline_parameters import (
     OVERRIDES,
@@ -68,7 +69,8 @@ def reproduce(
                 outputs[node.name] = _imported(node.stage, parameters[address_parameter(node.name)])
                 continue
             behind = [stage for stage in upstream[node.name] if stage not in addresses]
-            task = component_of(node.stage, behind)(
+            image = images[node.stage.image]
+            task = component_of(node.stage, behind, job_arguments(node.stage, chosen, placement, image))(
                 recipe=name,
                 profile=chosen.profile,
                 recipe_values=carried_recipe(name, chosen, node, nodes),
@@ -79,7 +81,7 @@ def reproduce(
                 **{key: parameters[key] for key in (OVERRIDES, "data_digest", *map(parameter_of, behind))},
                 **{name: outputs[feeder] for name, feeder in node.inputs.items()},
             )
-            place(task, node.stage, chosen, placement, images[node.stage.image])
+            place(task, node.stage, chosen, placement, image)
             task.set_display_name(f"{node.name}: {node.stage.summary}")
             outputs[node.name] = task.outputs["out"]
 

@@ -17,6 +17,7 @@ from pipelines.compile import check_package_path, default_images, write_package
 from pipelines.package import Package, check_carried_texts, check_texts
 from pipelines.place import place
 from pipelines.placement import Placement
+from pipelines.several_nodes import job_arguments
 from vitpipe.config.carried import carried_recipe, is_fixed
 from vitpipe.contracts.graph import Image, graph_of
 from vitpipe.contracts.units import counted
@@ -74,7 +75,8 @@ def table_pipeline(plan: TablePlan, images: Mapping[Image, str], placement: Plac
                 if work.key in tasks:
                     continue  # the same work on the same inputs: its output serves this run, too
                 inputs = {name: run.stages[feeder].key for name, feeder in work.node.inputs.items()}
-                task = component_of(work.node.stage)(
+                stage, image = work.node.stage, images[work.node.stage.image]
+                task = component_of(stage, (), job_arguments(stage, work.recipe, placement, image))(
                     recipe=run.name,
                     profile=plan.profile,
                     recipe_values=carried_recipe(run.name, work.recipe, work.node, nodes),
@@ -85,7 +87,7 @@ def table_pipeline(plan: TablePlan, images: Mapping[Image, str], placement: Plac
                     data_digest=data_digest,
                     **{name: tasks[key].outputs["out"] for name, key in inputs.items()},
                 )
-                place(task, work.node.stage, work.recipe, placement, images[work.node.stage.image])
+                place(task, stage, work.recipe, placement, image)
                 task.set_display_name(f"{run.title}: {work.name}")
                 tasks[work.key] = task
 
