@@ -48,10 +48,9 @@ def reproduce(
         images: image reference by kind, preferably with a digest.
         placement: the cluster.
         data_digest: default of the parameter.
-        imported: stage -> address of its finished output, which takes the place of its task.
+        imported: stage -> address of its finished output, which takes its place.
     """
-    # Fixed at compile time: kfp refuses a task that depends on a task inside `dsl.If`
-    # (InvalidTopologyException), and `dsl.OneOf` of artifacts does not run locally.
+    # Fixed at compile time: kfp refuses a task that depends on one inside `dsl.If`.
     nodes = graph_of(chosen.stages, chosen.start_from)
     upstream = upstream_of(nodes)
     addresses = imported or {}
