@@ -18,6 +18,7 @@ from pipelines.time_limits import (
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.graph import Resources, Stage, graph_of
+from vitpipe.stages.pipeline_run import IMAGE_VARIABLE, PAGES_VARIABLE, POD_VARIABLE
 from vitpipe.stages.state_folder import STATES_VARIABLE
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _set_environment(task: dsl.PipelineTask, image: str, placement: Placement) -
     for name, value in _environment(image, placement):
         task.set_env_variable(name, value)
     # The name of the pod, for the tags of its MLflow run. Not a value: it would spoil Kubeflow's cache.
-    kubernetes.use_field_path_as_env(task, "VITPIPE_POD", "metadata.name")
+    kubernetes.use_field_path_as_env(task, POD_VARIABLE, "metadata.name")
     tracking = placement.tracking
     if tracking is not None and tracking.secret is not None:
         kubernetes.use_secret_as_env(task, tracking.secret, tracking.login)
@@ -186,7 +187,9 @@ def _set_environment(task: dsl.PipelineTask, image: str, placement: Placement) -
 
 def _environment(image: str, placement: Placement) -> Iterator[tuple[str, str]]:
     """Variables of the container; all are part of Kubeflow's cache key, so none may change by itself."""
-    yield "VITPIPE_IMAGE", image
+    yield IMAGE_VARIABLE, image
+    if placement.pages is not None:
+        yield PAGES_VARIABLE, placement.pages
     if placement.claims.state is not None:
         yield STATES_VARIABLE, placement.claims.state.path
     if placement.tracking is not None:

@@ -187,7 +187,8 @@ class Placement(_Part):
         annotations: of every pod.
         pull_secrets, pull_policy: of the images.
         environment: of every container, for example NCCL_DEBUG; no secrets.
-        service_account: of the run; `vitpipe submit` uses it.
+        service_account: of the run's pods; `vitpipe submit --placement` asks for it.
+        pages: address of Kubeflow's pages, to which MLflow's runs then link.
         queueing_hours: how long a try may wait for a node; part of the window in which a task is retried.
         user: uid and gid that the containers run as; None leaves it to the image.
     """
@@ -208,6 +209,7 @@ class Placement(_Part):
     pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     environment: dict[str, str] = {}
     service_account: ObjectName | None = None
+    pages: str | None = None
     queueing_hours: float = Field(default=24.0, ge=0.0)
     # Not root (ge=1): runAsNonRoot is asked for, and Kubernetes then refuses to start uid 0.
     user: int | None = Field(default=1000, ge=1)
@@ -282,12 +284,15 @@ def _contradictions(placement: Placement) -> list[str]:
         # A package is stored and shown in plain text.
         if _SECRET_WORDS.search(name) or hidden(value) != value:
             found.append(f"'environment.{name}' looks like a secret; put it into a Secret of the cluster")
+    if placement.pages is not None and hidden(placement.pages) != placement.pages:
+        found.append("'pages' contains credentials, which MLflow would show")
     if placement.tracking is not None and hidden(placement.tracking.uri) != placement.tracking.uri:
         found.append(
             "'tracking.uri' contains credentials; put them into a Secret and name it as its 'secret'"
         )
     texts = [*placement.environment.values(), *placement.annotations.values()]
     texts += [placement.tracking.uri] if placement.tracking is not None else []
+    texts += [placement.pages] if placement.pages is not None else []
     found += [f"'{text}' contains {part}" for text in texts for part in _REPLACED if part in text]
     return found
 

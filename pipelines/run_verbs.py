@@ -134,6 +134,13 @@ def _compiled(
         yield path
 
 
+def _service_account(placement: Path | None) -> str | None:
+    """The account that the placement names for the run's pods."""
+    from pipelines.placement import read_placement
+
+    return read_placement(placement).service_account if placement is not None else None
+
+
 def submit(
     endpoint: Annotated[str, typer.Option("--endpoint", envvar="KF_PIPELINES_ENDPOINT", help="API address")],
     package: PackageOption = None,
@@ -178,7 +185,7 @@ def submit(
             experiment=experiment,
             namespace=namespace,
             login=login,
-            service_account=service_account,
+            service_account=service_account or _service_account(placement),
             wait=wait,
         )
     print(json.dumps(dataclasses.asdict(done)) if as_json else f"{done.state}: {done.url}")

@@ -18,6 +18,7 @@ from vitpipe.cluster.settings import (
 )
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.graph import Stage
+from vitpipe.stages.pipeline_run import PAGES_VARIABLE
 
 # Inputs and outputs of a job lie here on the claim of the states, which all its pods see.
 _SHARED = "shared"
@@ -76,6 +77,8 @@ def job_settings(stage: Stage, recipe: Recipe, placement: Placement, image: str)
 
 def _environment(placement: Placement) -> dict[str, str]:
     variables = dict(placement.environment)
+    if placement.pages is not None:
+        variables[PAGES_VARIABLE] = placement.pages
     if placement.tracking is not None:
         variables["MLFLOW_TRACKING_URI"] = placement.tracking.uri
         if placement.tracking.experiment is not None:

@@ -55,6 +55,7 @@ def written(tmp_path, text):
         ("environment: {A: '$(B)'}", r"contains \$\("),
         ("annotations: {a: '{{workflow.name}}'}", "contains {{"),
         ("tracking: {uri: 'http://me:hunter2@mlflow'}", "contains credentials"),
+        ("pages: 'https://me:hunter2@kubeflow'", "'pages' contains credentials"),
         ("tracking: {}", "tracking.uri"),
         ("user: 0", "user"),
         ("queueing_hours: .inf", "queueing_hours"),
@@ -170,6 +171,7 @@ def test_all_of_a_placement_lands_in_the_package(tmp_path):
         scratch={"size_gib": 20},
         tracking={"uri": "http://mlflow:5000", "experiment": "e", "secret": "login"},
         labels={"team": "vision"},
+        pages="https://kubeflow.example",
         queue="a100",
         annotations={"karpenter.sh/do-not-disrupt": "true"},
         pull_secrets=("registry",),
@@ -207,6 +209,7 @@ def test_all_of_a_placement_lands_in_the_package(tmp_path):
         assert environment == {
             "VITPIPE_IMAGE": container["image"],
             "VITPIPE_STATES": "/state",
+            "VITPIPE_KUBEFLOW_PAGES": "https://kubeflow.example",
             "MLFLOW_TRACKING_URI": "http://mlflow:5000",
             "MLFLOW_EXPERIMENT_NAME": "e",
             "NCCL_DEBUG": "WARN",
