@@ -25,7 +25,7 @@ from shared_folder import shared_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.dense, pytest.mark.timeout(3000)]
 
-NUM_KILLS = int(os.environ.get("VITPIPE_KILLS", "2"))
+NUM_KILLS = int(os.environ.get("VITPIPE_KILLS", "1"))
 SECONDS_LEFT_ALIVE = 40
 SMALL = (
     "data.embedded.train_images=48", "data.embedded.val_images=60", "data.embedded.intermediate_images=60",
