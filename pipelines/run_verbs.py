@@ -75,6 +75,7 @@ def local(
     of_package = {"--recipe": recipe, "--profile": profile, "--set": overrides, "--image": image}
     if resume is not None:
         kept = {"--package": package, **of_package, "--argument": argument, "--data": data, "--dev": dev}
+        kept["--out"] = out != LOCAL_RUNS
         fix = "start a new run with them: it takes over what they do not concern"
         refuse_beside("--resume", fix, kept)
         _show(resume_run(resume, shm_gib=shm_gib, memory_gib=memory, reuses=not no_reuse))

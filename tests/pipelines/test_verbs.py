@@ -100,7 +100,8 @@ def test_placement_beside_a_package_is_refused():
 
 
 @pytest.mark.parametrize(
-    "given", [("--recipe", RECIPE), ("--argument", "overrides=[]"), ("--data", "/d"), ("--dev",)]
+    "given",
+    [("--recipe", RECIPE), ("--argument", "overrides=[]"), ("--data", "/d"), ("--dev",), ("--out", "x")],
 )
 def test_what_would_be_ignored_beside_a_resumed_run_is_refused(given):
     with pytest.raises(InputError, match=f"--resume is given together with {given[0]}"):

@@ -45,6 +45,18 @@ def test_the_stage_writes_the_page_and_tells_where_it_is(demo_run, tmp_path):
     assert any("not comparable" in line for line in logger.lines)
 
 
+def test_the_command_that_shows_the_verdict_names_the_run(demo_run, tmp_path):
+    """The folder of a local run is not what `vitpipe verdict` takes by itself."""
+    run_place = next(iter(demo_run.artifacts.values())).path.parent
+    for place, shown in ((run_place, f"`vitpipe verdict {run_place}` shows the table"), (tmp_path, "")):
+        folder, logger = place / ".shown.partial", MemoryLogger()
+        folder.mkdir()
+        run(_context(demo_run, folder, logger))
+        said = " ".join(logger.lines)
+        # Where the stages lie in different folders, as in a pod, no command shows them.
+        assert (shown in said) if shown else ("vitpipe verdict" not in said)
+
+
 def test_the_pipeline_s_run_gets_the_summary(demo_run, tmp_path, monkeypatch):
     monkeypatch.setenv("VITPIPE_TRACKING", "off")
     folder, state = tmp_path / "out", tmp_path / ".out.state"
