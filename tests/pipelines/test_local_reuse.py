@@ -201,7 +201,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(cut_package, unbroken, tm
 
 @pytest.mark.docker
 def test_a_killed_container_goes_on_to_the_same_weights(cut_package, unbroken, real_engine, tmp_path):
-    root = with_prepared_data(unbroken, tmp_path)
+    root = tmp_path / "runs"  # not the prepared data: they were made in another image
 
     def kill(run: Path) -> None:
         for container in real_engine.containers.list(filters={"label": f"{RUN_LABEL}={run}"}):
@@ -219,7 +219,7 @@ def test_a_killed_container_goes_on_to_the_same_weights(cut_package, unbroken, r
 @pytest.mark.docker
 def test_a_container_whose_driver_was_killed_is_stopped(cut_package, unbroken, real_engine, tmp_path):
     """`kill -9` of `vitpipe local` leaves its container; --resume stops it and goes on."""
-    root = with_prepared_data(unbroken, tmp_path)
+    root = tmp_path / "runs"
     command = [sys.executable, "-m", "vitpipe", "local", "--dev"]
     command += ["--package", str(cut_package.path), "--out", str(root)]
     driver = subprocess.Popen(command, cwd=ROOT)
