@@ -56,6 +56,7 @@ class Task:
 
     def __init__(self, root: Path, *, num_nodes: int = 2, run: str = "8d3f") -> None:
         self.root, self.shared = root, root / "shared"
+        self.started: list[subprocess.Popen] = []
         self.out = root / "local" / "out"
         self.message = {
             "inputs": {
@@ -80,10 +81,12 @@ class Task:
         command = [sys.executable, "-m", "vitpipe", "launch", "pretrain", "--recipe", "itpn/pixel_base"]
         command += ["--profile", "demo", "--executor-input", json.dumps(self.message)]
         command += ["--job", json.dumps({**self.job, **job}), "--shared", str(self.shared)]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def output(self) -> dict:
         written = json.loads((self.root / "local" / "executor_output.json").read_text())["artifacts"]
@@ -93,7 +96,11 @@ class Task:
 @pytest.fixture
 def task(tmp_path):
     finished(tmp_path / "prepare", "prepare")
-    return Task(tmp_path)
+    found = Task(tmp_path)
+    yield found
+    for process in found.started:
+        process.kill()
+        process.wait()
 
 
 def moved_io(kube, name) -> ExecutorIO:

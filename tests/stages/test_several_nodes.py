@@ -32,6 +32,17 @@ SMALL = (
 STEPS_PER_EPOCH = 3
 # Rounding differs between numbers of ranks, and Adam turns the rounding of a gradient that is zero into steps.
 SHORT, LONG = 2, 10
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left():
+    """A failed test leaves no torchrun behind; its ranks die with it."""
+    yield
+    for process in STARTED:
+        process.kill()
+        process.wait()
+    STARTED.clear()
 
 
 class Node:
@@ -49,6 +60,7 @@ class Node:
                 env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
+        STARTED.append(self.process)
 
     def finish(self) -> str:
         """What the node has said, after a good end."""
