@@ -145,7 +145,7 @@ def test_a_killed_rank_starts_all_again_and_the_weights_are_those_of_an_unbroken
 
 
 @slow
-def test_a_wrong_input_ends_both_nodes_at_once(root, tmp_path):
+def test_a_wrong_input_ends_both_nodes_at_once(tmp_path):
     (tmp_path / "prepare").mkdir()
     job = nodes(tmp_path, tmp_path / "out", SHORT)
     assert [node.process.wait(timeout=1200) for node in job] == [2, 2]
