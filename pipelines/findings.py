@@ -84,7 +84,7 @@ def _of_real_data(recipe: Recipe, placement: Placement, data_digest: str) -> Ite
         )
     if not data_digest:
         yield Finding(
-            "data_digest is empty, so Kubeflow's cache does not notice changed raw data",
+            "the parameter data_digest is empty, so Kubeflow's cache does not notice changed raw data",
             "give --data-digest, any text that changes with them, such as a date or a DVC revision",
         )
 
