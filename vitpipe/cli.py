@@ -280,9 +280,9 @@ def main() -> None:
         raise
     except VitpipeError as error:
         print(f"vitpipe: {with_typed_commands(str(error))}", file=sys.stderr)
-        from vitpipe.stages.launch import tell_torchrun
-
-        tell_torchrun(error)
+        # A rank has imported it. Here an import could fail for the very reason that was just said.
+        if launch := sys.modules.get("vitpipe.stages.launch"):
+            launch.tell_torchrun(error)
         sys.exit(error.exit_code)
     except Exception as error:
         if _is_about_a_path(error):

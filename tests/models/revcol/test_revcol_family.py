@@ -77,7 +77,7 @@ def test_unsupported_stages_and_settings_are_refused():
         build_pretrainer(MICRO)
     for task in ("detect", "segment"):
         with pytest.raises(
-            RecipeError, match=r"neither detection nor segmentation.*hivit or paca or revcolv2"
+            RecipeError, match=r"neither detection nor segmentation.*hivit or itpn_vit or paca or revcolv2"
         ):
             build_dense(MICRO, task, image_size=64)
     wrong = ["model.pyramid={}", "model.relative_position=true", "model.columns.bottom_up=4"]
