@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,12 +37,11 @@ class NodeLog(threading.Thread):
         """Follow one pod after another."""
         while True:
             is_last = self._is_ending.is_set()
-            try:
+            # While the API is away there is nothing to read; the launcher itself says so.
+            with suppress(VitpipeError):
                 for pod in self._api.pods(self._job):
                     if (pod.metadata.labels or {}).get(_INDEX) == "0" and pod.metadata.uid not in self._read:
                         self._follow(pod)
-            except VitpipeError:
-                pass  # the API is away: the launcher itself says so
             if is_last:
                 return
             self._is_ending.wait(_PAUSE_SECONDS)

@@ -57,7 +57,7 @@ def published_recipe(recipe: Recipe, expectation: Expectation) -> Recipe | Reaso
         recipe: of the run.
         expectation: one of its own.
     """
-    names = [recipe.name] if recipe.name in _names_of_ours() else _claiming(recipe, expectation)
+    names = [recipe.name] if _is_ours(recipe.name) else _claiming(recipe, expectation)
     try:
         found = [load_recipe(name, PROFILE) for name in names]
     except RecipeError:
@@ -72,16 +72,17 @@ def published_recipe(recipe: Recipe, expectation: Expectation) -> Recipe | Reaso
     return min(found, key=lambda other: len(differences(mine, acting_values(other, sections))))
 
 
-def _names_of_ours() -> set[str]:
-    ours = (file for file, path in recipe_files().items() if path.is_relative_to(PACKAGE))
-    return {name for file in ours for name in variant_names(file)}
+def _is_ours(name: str) -> bool:
+    """Whether a recipe's name is one of the package's; `mine.yaml` and those of plugins are not."""
+    file = "/".join(name.split("/")[:2])  # what follows are variants
+    path = recipe_files().get(file)
+    return path is not None and path.is_relative_to(PACKAGE) and name in variant_names(file)
 
 
 def _claiming(recipe: Recipe, expectation: Expectation) -> list[str]:
     """Names of the recipes that claim a row: ours, else those of plugins."""
     row = find_row(recipe.source.paper, expectation.where)
     found: dict[bool, list[str]] = {True: [], False: []}
-    ours = _names_of_ours()
     for name in recipe_names():
         try:
             other = load_recipe(name, PROFILE)
@@ -89,7 +90,7 @@ def _claiming(recipe: Recipe, expectation: Expectation) -> list[str]:
             continue  # a plugin's; whoever runs it is told
         claims = other.expect if other.source.paper == recipe.source.paper else ()
         if any(find_row(other.source.paper, item.where) == row for item in claims):
-            found[name in ours].append(name)
+            found[_is_ours(name)].append(name)
     return found[True] or found[False]
 
 
