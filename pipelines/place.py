@@ -178,7 +178,7 @@ def _set_environment(task: dsl.PipelineTask, image: str, placement: Placement) -
 
     for name, value in _environment(image, placement):
         task.set_env_variable(name, value)
-    # The name of the pod, for the tags of its MLflow run. Not a value: it would spoil Kubeflow's cache.
+    # The name of the pod, for tags in MLflow and locks. Not a value: it would spoil Kubeflow's cache.
     kubernetes.use_field_path_as_env(task, POD_VARIABLE, "metadata.name")
     tracking = placement.tracking
     if tracking is not None and tracking.secret is not None:

@@ -69,7 +69,7 @@ def test_everything_has_its_place():
     assert spec["trainer"]["resourcesPerNode"] == {"limits": limits, "requests": {**limits, "cpu": "88"}}
     # Trainer refuses the variables of its own plugin, and takes variables here only, not in a patch.
     names = [variable["name"] for variable in spec["trainer"]["env"]]
-    assert names[:4] == ["PET_MAX_RESTARTS", "POD_NAME", "VITPIPE_POD", "VITPIPE_IMAGE"]
+    assert names[:3] == ["PET_MAX_RESTARTS", "POD_NAME", "VITPIPE_IMAGE"]
     (patch,) = spec["runtimePatches"]
     (nodes,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = nodes["template"]["spec"]["template"]

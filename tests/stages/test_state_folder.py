@@ -84,7 +84,7 @@ class Pod:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "VITPIPE_STATES": str(volume / "states"),
-            "VITPIPE_POD": folder.name,
+            "POD_NAME": folder.name,
             "VITPIPE_IMAGE": "registry.example/train@sha256:0",
             "VITPIPE_KUBEFLOW_PAGES": "https://kubeflow.example",
             "MLFLOW_TRACKING_URI": f"sqlite:///{volume / 'mlflow.db'}",
@@ -165,6 +165,6 @@ def test_the_folder_is_that_of_what_decides_the_weights():
     ("folder", "run"), [("s3://store/v2/itpn/8d3f", "8d3f"), ("/root/itpn-2026", "itpn-2026"), ("", "")]
 )
 def test_only_what_is_known_becomes_a_tag(folder, run, monkeypatch):
-    for name in ("VITPIPE_IMAGE", "VITPIPE_POD", "VITPIPE_KUBEFLOW_PAGES"):
+    for name in ("VITPIPE_IMAGE", "POD_NAME", "KFP_POD_NAME", "VITPIPE_KUBEFLOW_PAGES"):
         monkeypatch.delenv(name, raising=False)
     assert PipelineRun(folder).tags() == ({"kubeflow_run": run} if run else {})

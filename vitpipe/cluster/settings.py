@@ -23,7 +23,7 @@ from vitpipe.contracts.spelling import did_you_mean
 from vitpipe.stages.pipeline_run import IMAGE_VARIABLE, POD_VARIABLE
 
 # Set by Trainer's torch plugin, which refuses a job that brings its own, and by `train_job`.
-RESERVED_VARIABLES = ("PET_", "POD_NAME", IMAGE_VARIABLE, POD_VARIABLE)
+RESERVED_VARIABLES = ("PET_", IMAGE_VARIABLE, POD_VARIABLE)
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 _NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 

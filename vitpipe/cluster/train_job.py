@@ -131,8 +131,10 @@ def _environment(settings: TrainJobSettings) -> list[dict[str, Any]]:
     pod = {"fieldRef": {"fieldPath": "metadata.name"}}
     return [
         {"name": "PET_MAX_RESTARTS", "value": str(settings.restarts)},
-        {"name": "POD_NAME", "valueFrom": pod},  # names the owner of a folder's lock
-        {"name": POD_VARIABLE, "valueFrom": pod},  # for MLflow, as the next
+        {
+            "name": POD_VARIABLE,
+            "valueFrom": pod,
+        },  # names the owner of a folder's lock; for MLflow, as the next
         {"name": IMAGE_VARIABLE, "value": settings.image},
         *({"name": name, "value": value} for name, value in sorted(settings.environment.items())),
         *secrets,

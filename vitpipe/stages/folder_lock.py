@@ -20,6 +20,7 @@ from typing import Any
 
 from vitpipe.contracts.errors import ArtifactError, disk_errors
 from vitpipe.contracts.files import read_keys
+from vitpipe.stages.pipeline_run import own_pod
 
 # Six missed refreshes in a row mean that the owner is dead, not slow. A second starter waits for half of
 # that: long enough for a predecessor that is just finishing.
@@ -173,7 +174,7 @@ def _write_owner(path: Path) -> dict[str, Any]:
     owner = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "pod": _own_pod(),
+        "pod": own_pod(),
         "time": time.time(),
     }
     # In place: a renamed file would be another inode than the locked one.
@@ -181,10 +182,6 @@ def _write_owner(path: Path) -> dict[str, Any]:
         handle.write(json.dumps(owner) + "\n")
         handle.truncate()
     return owner
-
-
-def _own_pod() -> str:
-    return os.environ.get("POD_NAME") or os.environ.get("KFP_POD_NAME", "")
 
 
 def _keep_fresh(path: Path, stop: threading.Event) -> None:
@@ -201,7 +198,7 @@ def _is_at_work(owner: dict[str, Any], has_locks: bool) -> bool:
         age = time.time() - float(owner["time"])
         # Pods have process numbers of their own: only those of this very pod can be looked up here. Its ranks
         # start again after one has died.
-        is_here = owner["host"] == socket.gethostname() and owner.get("pod", "") == _own_pod()
+        is_here = owner["host"] == socket.gethostname() and owner.get("pod", "") == own_pod()
         if is_here and (has_locks or not Path(f"/proc/{int(owner['pid'])}").exists()):
             return False
         return age < STALE_SECONDS

@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-# Set by the package (pipelines/place.py); the pod's name comes from Kubernetes.
-IMAGE_VARIABLE, POD_VARIABLE, PAGES_VARIABLE = "VITPIPE_IMAGE", "VITPIPE_POD", "VITPIPE_KUBEFLOW_PAGES"
+# Set by the package (pipelines/place.py) and in the pods of a job; the pod's name comes from Kubernetes.
+IMAGE_VARIABLE, POD_VARIABLE, PAGES_VARIABLE = "VITPIPE_IMAGE", "POD_NAME", "VITPIPE_KUBEFLOW_PAGES"
+
+
+def own_pod() -> str:
+    """Name of the pod that this process runs in; empty elsewhere."""
+    # A package of another project may not set it; Kubeflow sets the second one in its tasks.
+    return os.environ.get(POD_VARIABLE) or os.environ.get("KFP_POD_NAME", "")
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class PipelineRun:
         found = {
             "kubeflow_run": self.run_id,
             "kubeflow_page": f"{pages}/#/runs/details/{self.run_id}" if pages and self.run_id else "",
-            "kubeflow_pod": os.environ.get(POD_VARIABLE, ""),
+            "kubeflow_pod": own_pod(),
             "image": os.environ.get(IMAGE_VARIABLE, ""),
         }
         return {name: value for name, value in found.items() if value}
