@@ -18,6 +18,7 @@ from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import all_stages
 from vitpipe.stages.executor import OUT
+from vitpipe.stages.state_folder import STATES_VARIABLE
 
 EXECUTOR_OUTPUT = "executor_output.json"
 KUBEFLOW = "kubeflow"  # folder of a run: what Kubeflow's launcher reads and writes, by task
@@ -284,6 +285,7 @@ def call_of(task: LocalTask, arguments: Mapping[str, Any], run: Path) -> Call:
             fix="submit the package to an endpoint, or choose an --out without '/kfp-workspace' in its path",
         ) from error
     environment = {item.name: item.value for item in task.executor.container.env}
+    environment.pop(STATES_VARIABLE, None)  # a cluster's volume, as the option that names one
     if task.stage:
         command = _with_state(command, run / f".{task.name}.state")
     return Call(command, environment, message, proto)

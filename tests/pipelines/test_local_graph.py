@@ -13,6 +13,7 @@ from pipelines.local_graph import call_of, imported_places, outputs_of, read_tas
 from pipelines.local_tasks import TaskRunner
 from vitpipe.contracts.errors import InputError
 from vitpipe.stages.executor import ExecutorIO
+from vitpipe.stages.state_folder import STATES_VARIABLE
 
 
 @dsl.container_component
@@ -47,7 +48,8 @@ def end(status: dsl.PipelineTaskFinalStatus):
 
 @dsl.pipeline(name="inner")
 def inner(text: str) -> dsl.Model:
-    return make(text=text, number=2).set_env_variable("A", "b").outputs["out"]
+    made = make(text=text, number=2).set_env_variable("A", "b")
+    return made.set_env_variable(STATES_VARIABLE, "/elsewhere").outputs["out"]
 
 
 @dsl.pipeline(name="outer")
