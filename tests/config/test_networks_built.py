@@ -59,7 +59,7 @@ def test_plan_refuses_it_without_torch() -> None:
 
 
 def test_every_family_states_what_it_builds() -> None:
-    assert families_that_build("pretrainer") == ["hivit", "revcolv2"]
+    assert families_that_build("pretrainer") == ["hivit", "itpn_vit", "revcolv2"]
     assert families_that_build("intermediate_heads") == ["revcol"]
     for name in family_names():
         assert family(name).name == name  # raises where the two differ

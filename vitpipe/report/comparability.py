@@ -8,16 +8,20 @@ the catalogue, and how the number was measured.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from vitpipe.config.read import load_recipe, recipe_files, recipe_names, variant_names
+from vitpipe.config.read import load_recipe, recipe_files, variant_names
 from vitpipe.config.recipe import Expectation, Recipe
 from vitpipe.config.set_names import dataset_of
 from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.discovery import PACKAGE
 from vitpipe.contracts.errors import RecipeError, some
+from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import Node, graph_of
 from vitpipe.datasets.catalogue import FACTS, DatasetFacts, class_order
 from vitpipe.papers.published import find_row
@@ -83,15 +87,29 @@ def _claiming(recipe: Recipe, expectation: Expectation) -> list[str]:
     """Names of the recipes that claim a row: ours, else those of plugins."""
     row = find_row(recipe.source.paper, expectation.where)
     found: dict[bool, list[str]] = {True: [], False: []}
-    for name in recipe_names():
-        try:
-            other = load_recipe(name, PROFILE)
-        except RecipeError:
-            continue  # a plugin's; whoever runs it is told
-        claims = other.expect if other.source.paper == recipe.source.paper else ()
-        if any(find_row(other.source.paper, item.where) == row for item in claims):
+    for name, other in _recipes_of(recipe.source.paper, tuple(recipe_files().items())):
+        if any(find_row(other.source.paper, item.where) == row for item in other.expect):
             found[_is_ours(name)].append(name)
     return found[True] or found[False]
+
+
+@functools.lru_cache(maxsize=8)  # one verdict asks for each of its rows; reading a hundred recipes takes 2 s
+def _recipes_of(paper: str, files: tuple[tuple[str, Path], ...]) -> tuple[tuple[str, Recipe], ...]:
+    """All recipes of a paper with their names; those that cannot be read, a plugin's, are left out.
+
+    Args:
+        files: as `recipe_files`; only those that name the paper are read as recipes.
+    """
+    found = []
+    for file, path in files:
+        try:
+            names = variant_names(file) if paper in read_text(path) else ()
+        except (OSError, UnicodeDecodeError, RecipeError):
+            continue  # whoever runs it is told
+        for name in names:
+            with suppress(RecipeError):
+                found.append((name, load_recipe(name, PROFILE)))
+    return tuple((name, recipe) for name, recipe in found if recipe.source.paper == paper)
 
 
 def reasons_of(run: RunResults, expectation: Expectation, published: Recipe | Reason) -> tuple[Reason, ...]:

@@ -171,4 +171,5 @@ def _where_table_is(ctx: StageContext) -> str:
     is_usual = False
     with suppress(RecipeError):  # a recipe of a path that leads out of the folder of all runs
         is_usual = run == run_folder(ctx.recipe.name, ctx.recipe.profile).resolve()
-    return f"`vitpipe verdict{'' if is_usual else f' {shlex.quote(str(run))}'}` shows the table"
+    command = "`vitpipe verdict`" if is_usual else f"`vitpipe verdict {shlex.quote(str(run))}`"
+    return f"{command} shows the table"
