@@ -28,7 +28,7 @@ from kfp.dsl.base_component import BaseComponent
 from vitpipe.config.pipeline_parameters import FIXED_OVERRIDES, OVERRIDES, parameter_of
 from vitpipe.contracts.graph import Stage, all_stages
 
-_PARAMETERS = {
+PARAMETERS = {
     "recipe": str,
     "profile": str,
     "recipe_values": str,
@@ -73,10 +73,21 @@ def component_of(stage: Stage, upstream: Sequence[str] = (), job: Sequence[str] 
 def _interface(stage: Stage, upstream: Sequence[str]) -> dict[str, Any]:
     """Name -> annotation of the parameters, the inputs that are always there, and the outputs."""
     required = {name: _input(feeders) for name, feeders in stage.inputs.items() if feeders == _ALWAYS}
-    pages = {name: dsl.Output[getattr(dsl, kind)] for name, kind in stage.pages.items()}
     out = {"out": dsl.Output[getattr(dsl, stage.kind)]}
     of_stages = {parameter_of(name): list[str] for name in upstream}
-    return {**_PARAMETERS, **of_stages, **required, **out, **pages, "metrics": dsl.Output[dsl.Metrics]}
+    return {
+        **PARAMETERS,
+        **of_stages,
+        **required,
+        **out,
+        **pages_of(stage),
+        "metrics": dsl.Output[dsl.Metrics],
+    }
+
+
+def pages_of(stage: Stage) -> dict[str, Any]:
+    """Name -> annotation of the outputs that Kubeflow shows on pages of its own."""
+    return {name: dsl.Output[getattr(dsl, kind)] for name, kind in stage.pages.items()}
 
 
 def _optional_inputs(stage: Stage) -> list[inspect.Parameter]:

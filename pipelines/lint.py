@@ -43,8 +43,8 @@ def broken_rules(documents: list[dict[str, Any]]) -> Iterator[str]:
     """
     spec, platform = documents
     placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    for name, task in spec["root"]["dag"]["tasks"].items():
-        label = spec["components"][task["componentRef"]["name"]]["executorLabel"]
+    for name, task, component in leaf_tasks(spec):
+        label = component["executorLabel"]
         executor = spec["deploymentSpec"]["executors"][label]
         if "importer" in executor:
             continue  # Kubeflow's own pod fetches an artifact
@@ -52,6 +52,22 @@ def broken_rules(documents: list[dict[str, Any]]) -> Iterator[str]:
         config = placed.get(label, {})
         for rule in (_retries, _limits, _gpus, _memory, _secrets, _parameters):
             yield from (f"task {name}: {found}" for found in rule(task, container, config))
+
+
+def leaf_tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Name, task and component of all that is run, also within groups such as that of an exit handler.
+
+    Args:
+        spec: PipelineSpec as plain values.
+    """
+    waiting = [spec["root"]["dag"]]
+    while waiting:
+        for name, task in waiting.pop()["tasks"].items():
+            component = spec["components"][task["componentRef"]["name"]]
+            if "dag" in component:
+                waiting.append(component["dag"])
+            else:
+                yield name, task, component
 
 
 _Value = Mapping[str, Any]

@@ -26,10 +26,11 @@ from typing import Any
 
 from pipelines.local_containers import DEV_IMAGE as DEV_IMAGE
 from pipelines.local_containers import Containers, EngineStoppedError, docker_engine, image_ids
-from pipelines.local_graph import imported_places, read_tasks
+from pipelines.local_graph import imported_places
 from pipelines.local_settings import Store, container_settings, passed_on, tracking_store
 from pipelines.local_tasks import Outcome, TaskRunner
 from pipelines.package import check_arguments, validate_package
+from pipelines.package_tasks import read_tasks
 from vitpipe.contracts.errors import ArtifactError, EngineError, InputError, StoppedError, disk_errors
 from vitpipe.contracts.files import read_keys, write_whole
 from vitpipe.contracts.processes import sigterm_interrupts

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.local_graph import EXECUTOR_OUTPUT, KUBEFLOW, LocalTask
+from pipelines.local_graph import EXECUTOR_OUTPUT, KUBEFLOW
+from pipelines.package_tasks import PackageTask
 from vitpipe.config.digest import digest_of, file_digest
 from vitpipe.contracts.artifact import CARD, changed_files, open_artifact, writing
 from vitpipe.contracts.errors import ArtifactError, VitpipeError, disk_errors
@@ -88,7 +89,7 @@ class Work:
         write_whole(self.messages / _WORK, json.dumps({"stage": self.stage, "key": self.key}) + "\n")
 
 
-def work_key(task: LocalTask, message: Mapping[str, Any], image_id: str, *, development: bool) -> str:
+def work_key(task: PackageTask, message: Mapping[str, Any], image_id: str, *, development: bool) -> str:
     """The digest of what decides a task; empty when that is not known here.
 
     Args:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.local_containers import RUN_LABEL, TASK_LABEL, Containers
-from pipelines.local_graph import Call, LocalTask, Source, call_of, imported, outputs_of
+from pipelines.local_graph import Call, call_of, imported, outputs_of
 from pipelines.local_reuse import Work, finished_elsewhere, take_output, take_state, work_key
+from pipelines.package_tasks import PackageTask, Source
 from vitpipe.contracts.errors import ArtifactError, InputError
 from vitpipe.contracts.units import format_duration
 
@@ -42,7 +43,7 @@ class TaskRunner:
 
     def __init__(
         self,
-        tasks: Sequence[LocalTask],
+        tasks: Sequence[PackageTask],
         parameters: Mapping[str, Any],
         folder: Path,
         containers: Containers,
@@ -85,7 +86,7 @@ class TaskRunner:
             self._outcomes[task.name] = outcome
         return self._outcomes
 
-    def _skipped(self, task: LocalTask) -> Outcome | None:
+    def _skipped(self, task: PackageTask) -> Outcome | None:
         """Why a task is not started; None when it is."""
         lost = sorted(name for name in task.after if self._outcomes[name].state != "done")
         if lost and not task.always:
@@ -95,7 +96,7 @@ class TaskRunner:
                 return Outcome("skipped", f"its input '{name}' is missing")
         return None
 
-    def _run(self, task: LocalTask, title: str) -> Outcome:
+    def _run(self, task: PackageTask, title: str) -> Outcome:
         if task.is_importer:
             self._outputs[task.name] = imported(task, self._parameter)
             return Outcome("done")
@@ -112,7 +113,7 @@ class TaskRunner:
             return Outcome("failed", f"left no usable result ({error})")
         return Outcome("done")
 
-    def _key(self, task: LocalTask, call: Call) -> str:
+    def _key(self, task: PackageTask, call: Call) -> str:
         try:
             return work_key(task, call.message, self._images[task.image], development=self._development)
         except ArtifactError as error:
@@ -140,7 +141,7 @@ class TaskRunner:
         )
         return True
 
-    def _run_container(self, task: LocalTask, title: str, call: Call, work: Work) -> Outcome | None:
+    def _run_container(self, task: PackageTask, title: str, call: Call, work: Work) -> Outcome | None:
         """Run the task's container; why it failed, or None."""
         self._say(f"=== {title}: {self._containers.log(task.name)}")
         work.note()
@@ -162,7 +163,7 @@ class TaskRunner:
         self._say(f"=== {task.name} took {format_duration(time.monotonic() - started)}")
         return None
 
-    def _arguments(self, task: LocalTask) -> dict[str, Any]:
+    def _arguments(self, task: PackageTask) -> dict[str, Any]:
         """Input name -> value or artifact; what has none is left out."""
         parameters = {name: self._parameter(source) for name, source in task.parameters.items()}
         artifacts = {name: self._artifact(source) for name, source in task.artifacts.items()}

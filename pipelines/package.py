@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipelines.findings import Finding
+from pipelines.package_tasks import PackageTask, flat_tasks
 from vitpipe.config.carried import recipe_from
 from vitpipe.config.pipeline_parameters import (
     FIXED_OVERRIDES,
@@ -25,6 +26,7 @@ from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import all_stages
+from vitpipe.stages.pipeline_run import CONCLUSION
 
 _RECOMPILE = "compile it again: vitpipe compile --out FILE"
 # User and password of an address. The password may hold any character but the three that end the authority
@@ -70,7 +72,7 @@ class Package:
     """A compiled pipeline that passed `validate_package`.
 
     Attributes:
-        tasks: in running order.
+        tasks: of stages, in running order; the one at the end, which only a failure needs, is not among them.
         parameters: of the pipeline, with their defaults.
         findings: what would spoil its run on a cluster, where it has just been compiled.
     """
@@ -115,20 +117,23 @@ def validate_package(path: Path) -> Package:
             placed |= document["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         for config in placed.values():
             json_format.ParseDict(config, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
-    executors = deployment.executors
+    labels = set(deployment.executors)
     found = [
         f"there are settings for '{label}', which is not an executor"
         for label in placed
-        if label not in executors
+        if label not in labels
     ]
-    tasks = []
-    for name, task in spec.root.dag.tasks.items():
-        label = spec.components[task.component_ref.name].executor_label
-        if label not in executors:
-            found.append(f"the executor '{label}' of task '{name}' does not exist")
-        elif not executors[label].HasField("importer"):
-            tasks.append(_task(name, task, executors[label].container))
-    found += [problem for task in tasks for problem in _problems(task, set(spec.root.dag.tasks))]
+    found += [
+        f"the executor '{component.executor_label}' of task '{name.removeprefix('comp-')}' does not exist"
+        for name, component in spec.components.items()
+        if component.executor_label and component.executor_label not in labels
+    ]
+    tasks: list[Task] = []
+    if not found:
+        flat = flat_tasks(path, spec, deployment)
+        present = {task.name for task in flat}
+        tasks = [_task(task) for task in flat if not task.is_importer]
+        found += [problem for task in tasks for problem in _problems(task, present)]
     if found or not tasks:
         what = "; ".join(found) or "it has no tasks"
         raise InputError(f"The pipeline package is invalid: {what}", where=path, fix=_RECOMPILE)
@@ -137,30 +142,21 @@ def validate_package(path: Path) -> Package:
         for name, definition in spec.root.input_definitions.parameters.items()
     }
     # A protobuf map has no order: the graph's order is a valid running order of every recipe.
+    tasks = [task for task in tasks if task.stage != CONCLUSION]
     tasks.sort(key=lambda task: (list(all_stages()).index(task.stage), len(task.name), task.name))
     return Package(path, spec.pipeline_info.name, tuple(tasks), parameters)
 
 
-def _task(name: str, task: Any, container: Any) -> Task:
-    """One task of the protobuf message, with its executor's container."""
-    from google.protobuf import json_format
-
-    given = task.inputs.parameters
+def _task(task: PackageTask) -> Task:
     return Task(
-        name,
-        stage=_NUMBER.sub("", name),
-        image=container.image,
-        command=(*container.command, *container.args),
-        inputs={key: i.task_output_artifact.producer_task for key, i in task.inputs.artifacts.items()},
-        constants={
-            key: json_format.MessageToDict(value.runtime_value.constant)
-            for key, value in given.items()
-            if value.HasField("runtime_value")
-        },
+        task.name,
+        stage=_NUMBER.sub("", task.name),
+        image=task.image,
+        command=tuple(task.words),
+        inputs={key: source.task for key, source in task.artifacts.items()},
+        constants={key: source.value for key, source in task.parameters.items() if source.kind == "constant"},
         parameters={
-            key: value.component_input_parameter
-            for key, value in given.items()
-            if value.HasField("component_input_parameter")
+            key: source.value for key, source in task.parameters.items() if source.kind == "parameter"
         },
     )
 
@@ -265,10 +261,12 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _problems(task: Task, present: set[str]) -> Iterator[str]:
-    if task.stage not in all_stages():
+    if task.stage not in (*all_stages(), CONCLUSION):
         yield f"there is no stage '{task.stage}'"
     # "{{$}}" is KFP's placeholder of the executor input. Without it a container cannot write its receipt.
     verbs = [("vitpipe", verb, task.stage) for verb in ("run", "launch")]
+    if task.stage == CONCLUSION:
+        verbs = [("vitpipe", CONCLUSION, "--recipe")]
     if task.command[:3] not in verbs or "{{$}}" not in task.command:
         yield f"task '{task.name}' does not run `vitpipe run {task.stage}` with the executor input {{{{$}}}}"
     if not task.image:

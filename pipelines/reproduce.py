@@ -8,11 +8,13 @@ The recipe's values travel in the package; overrides stay parameters of the run,
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+from components.conclusion import conclusion_component
 from components.stage_component import component_of
 from pipelines.place import place
 from pipelines.placement import Placement
@@ -26,8 +28,10 @@ from vitpipe.config.pipeline_parameters import (
     upstream_of,
 )
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.graph import Image, Stage, graph_of
+from vitpipe.contracts.graph import Image, Node, Stage, graph_of
 from vitpipe.stages.run import identity_of
+
+_REPORT = "report"
 
 
 def reproduce(
@@ -52,7 +56,6 @@ def reproduce(
     """
     # Fixed at compile time: kfp refuses a task that depends on one inside `dsl.If`.
     nodes = graph_of(chosen.stages, chosen.start_from)
-    upstream = upstream_of(nodes)
     addresses = imported or {}
     defaults: dict[str, list[str] | str] = {
         **split_overrides(overrides, [node.name for node in nodes if node.name not in addresses]),
@@ -62,27 +65,7 @@ def reproduce(
 
     def pipeline(*given: Any) -> None:
         parameters = dict(zip(defaults, given, strict=True))
-        outputs: dict[str, Any] = {}
-        for node in nodes:
-            if node.name in addresses:
-                outputs[node.name] = _imported(node.stage, parameters[address_parameter(node.name)])
-                continue
-            behind = [stage for stage in upstream[node.name] if stage not in addresses]
-            image = images[node.stage.image]
-            task = component_of(node.stage, behind, job_arguments(node.stage, chosen, placement, image))(
-                recipe=name,
-                profile=chosen.profile,
-                recipe_values=carried_recipe(name, chosen, node, nodes),
-                fixed_overrides=[],
-                # KFP's cache key is made of component, image reference, command and inputs. It sees neither
-                # the code inside an image nor the files of a volume, so both enter as inputs.
-                code_digest=identity_of(chosen, node.stage)["code_digest"],
-                **{key: parameters[key] for key in (OVERRIDES, "data_digest", *map(parameter_of, behind))},
-                **{name: outputs[feeder] for name, feeder in node.inputs.items()},
-            )
-            place(task, node.stage, chosen, placement, image)
-            task.set_display_name(f"{node.name}: {node.stage.summary}")
-            outputs[node.name] = task.outputs["out"]
+        _Tasks(name, chosen, images, placement, addresses, nodes, parameters).make_all()
 
     # One parameter per stage of this recipe: kfp reads them from the signature of a function.
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -90,6 +73,76 @@ def reproduce(
     )
     about = f"{chosen.summary} (recipe {name}, profile {chosen.profile})"
     return dsl.pipeline(name=pipeline_name(chosen), description=about)(pipeline)
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """The tasks of one recipe; kfp collects them while its pipeline function runs.
+
+    Attributes:
+        addresses: stage -> address of its finished output.
+        nodes: all stages in running order.
+        parameters: kfp's placeholders of the pipeline's parameters.
+    """
+
+    name: str
+    recipe: Recipe
+    images: Mapping[Image, str]
+    placement: Placement
+    addresses: Mapping[str, str]
+    nodes: Sequence[Node]
+    parameters: Mapping[str, Any]
+
+    def make_all(self) -> None:
+        """The stages, and behind them the task that reports on a run that has failed."""
+        report = next((node for node in self.nodes if node.name == _REPORT), None)
+        if report is None:
+            self._make_stages()
+            return
+        task = conclusion_component(report.stage, self._behind(report))(**self._shared(report))
+        self._place(task, report)
+        # What it finds on the volume of the states is no input that Kubeflow's cache could compare.
+        task.set_caching_options(enable_caching=False)
+        task.set_display_name("conclude: after a failure, the report of what has finished")
+        # Not `ignore_upstream_failure` on the report: Kubeflow would start one for each task before it, and
+        # fails a task that takes an output which a failed one has not made, even an optional one.
+        with dsl.ExitHandler(task, name="stages"):
+            self._make_stages()
+
+    def _make_stages(self) -> None:
+        outputs: dict[str, Any] = {}
+        for node in self.nodes:
+            if node.name in self.addresses:
+                outputs[node.name] = _imported(node.stage, self.parameters[address_parameter(node.name)])
+                continue
+            image = self.images[node.stage.image]
+            job = job_arguments(node.stage, self.recipe, self.placement, image)
+            feeders = {key: outputs[feeder] for key, feeder in node.inputs.items()}
+            task = component_of(node.stage, self._behind(node), job)(**self._shared(node), **feeders)
+            self._place(task, node)
+            task.set_display_name(f"{node.name}: {node.stage.summary}")
+            outputs[node.name] = task.outputs["out"]
+
+    def _behind(self, node: Node) -> list[str]:
+        """The stages whose overrides a task takes."""
+        return [stage for stage in upstream_of(self.nodes)[node.name] if stage not in self.addresses]
+
+    def _shared(self, node: Node) -> dict[str, Any]:
+        """Arguments of a task that come from no other task."""
+        given = (OVERRIDES, "data_digest", *map(parameter_of, self._behind(node)))
+        return {
+            "recipe": self.name,
+            "profile": self.recipe.profile,
+            "recipe_values": carried_recipe(self.name, self.recipe, node, self.nodes),
+            "fixed_overrides": [],
+            # KFP's cache key is made of component, image reference, command and inputs. It sees neither the
+            # code inside an image nor the files of a volume, so both enter as inputs.
+            "code_digest": identity_of(self.recipe, node.stage)["code_digest"],
+            **{key: self.parameters[key] for key in given},
+        }
+
+    def _place(self, task: dsl.PipelineTask, node: Node) -> None:
+        place(task, node.stage, self.recipe, self.placement, self.images[node.stage.image])
 
 
 def _imported(stage: Stage, address: Any) -> Any:

@@ -29,6 +29,7 @@ from vitpipe.contracts.units import counted
 from vitpipe.verbs import (
     benchmark,
     clean,
+    conclude_run,
     datasets,
     doctor,
     explain,
@@ -252,6 +253,7 @@ def send(folder: Annotated[Path, typer.Argument()] = Path("artifacts")) -> None:
 for verbs in (recipes, models, table, references, finished_runs, explain, datasets, doctor, benchmark, clean):
     verbs.register(app)
 launch_stage.register(app)
+conclude_run.register(app)
 
 
 def _mount_engine_verbs() -> None:

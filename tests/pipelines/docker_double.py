@@ -113,7 +113,7 @@ class DockerDouble:
 
     def stages(self):
         """Stages whose containers were started, in order."""
-        return [started.command[2] for started in self.started]
+        return [started.command[2] for started in self.started if started.command[1] == "run"]
 
     def _get_image(self, name):
         import docker

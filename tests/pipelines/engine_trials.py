@@ -18,9 +18,11 @@ from vitpipe.contracts.errors import VitpipeError
 from vitpipe.stages.executor import ExecutorIO
 
 verb, stage, *rest = sys.argv[1:]
+if verb == "conclude":
+    rest, stage = [stage, *rest], "report"
 options = dict(zip(rest[::2], rest[1::2]))
 known = {{"--recipe", "--profile", "--executor-input"}}
-assert verb == "run" and known <= set(options) <= {{*known, "--state"}}, sys.argv
+assert verb in ("run", "conclude") and known <= set(options) <= {{*known, "--state"}}, sys.argv
 print("working on", stage, flush=True)
 if stage == os.environ.get("FAIL_STAGE"):
     print("it broke", flush=True)
@@ -31,6 +33,9 @@ if stage == os.environ.get("SLOW_STAGE"):
     print("waiting", flush=True)
     time.sleep(60)
 io = ExecutorIO(options["--executor-input"])
+if verb == "conclude" and io.parameters()["status"]["state"] == "SUCCEEDED":
+    io.finish_with_text("all is well")
+    sys.exit()
 try:
     io.check_code(io.recipe(options["--recipe"], options["--profile"]), stage)
 except VitpipeError as error:

@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.compile import compile_pipeline
+from pipelines.lint import leaf_tasks
 from vitpipe.config.pipeline_parameters import parameter_of, split_overrides, upstream_of
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.graph import graph_of
+from vitpipe.stages.pipeline_run import CONCLUSION
 
 RECIPE = "itpn/pixel_base"
 
@@ -44,7 +46,9 @@ def cache_keys(documents, arguments) -> dict[str, str]:
         name: entry.get("defaultValue")
         for name, entry in spec["root"]["inputDefinitions"]["parameters"].items()
     }
-    values, tasks, keys = {**defaults, **arguments}, spec["root"]["dag"]["tasks"], {}
+    values, keys = {**defaults, **arguments}, {}
+    # The task at the end is never cached.
+    tasks = {name: task for name, task, _ in leaf_tasks(spec) if name != CONCLUSION}
 
     def key(name: str) -> str:
         if name in keys:
@@ -61,7 +65,7 @@ def cache_keys(documents, arguments) -> dict[str, str]:
             "parameters": {
                 k: v["runtimeValue"]["constant"]
                 if "runtimeValue" in v
-                else values[v["componentInputParameter"]]
+                else values[v["componentInputParameter"].removeprefix("pipelinechannel--")]
                 for k, v in inputs["parameters"].items()
             },
             "outputs": component["outputDefinitions"],

@@ -27,7 +27,8 @@ IMAGES = {"train": DEV_IMAGE, "dense": DEV_IMAGE}
 # How fast it went is not what came out.
 TIMED = {"images_per_second"}
 
-pytestmark = pytest.mark.slow
+# Each chain is nine processes that import torch: minutes on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

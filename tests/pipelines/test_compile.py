@@ -10,11 +10,13 @@ import yaml
 from recipe_samples import SAMPLED_RECIPES
 
 from pipelines.compile import compile_pipeline
+from pipelines.lint import leaf_tasks
 from pipelines.package import check_arguments, validate_package
 from pipelines.placement import Placement
 from vitpipe.config.read import load_recipe, profile_names
 from vitpipe.contracts.errors import InputError, RecipeError
 from vitpipe.contracts.graph import all_stages, graph_of
+from vitpipe.stages.pipeline_run import CONCLUSION
 from vitpipe.stages.run import identity_of
 
 RECIPE, PROFILE = "itpn/pixel_base", "demo"
@@ -34,7 +36,12 @@ def documents(path) -> list[dict]:
 
 
 def tasks(path) -> dict[str, dict]:
-    return documents(path)[0]["root"]["dag"]["tasks"]
+    return of(documents(path)[0])
+
+
+def of(spec: dict) -> dict[str, dict]:
+    """The tasks of a package that are run, by name."""
+    return {name: task for name, task, _ in leaf_tasks(spec)}
 
 
 def parameters(task: dict) -> dict:
@@ -82,16 +89,18 @@ def test_an_override_in_another_parameter_is_refused(package, arguments, message
 def test_every_task_carries_the_digest_of_its_code(package):
     recipe = load_recipe(RECIPE, PROFILE)
     for name, task in tasks(package.path).items():
-        assert constant(task, "code_digest") == identity_of(recipe, all_stages()[name])["code_digest"]
-        assert parameters(task)["data_digest"] == {"componentInputParameter": "data_digest"}
+        stage = all_stages()["report" if name == CONCLUSION else name]
+        assert constant(task, "code_digest") == identity_of(recipe, stage)["code_digest"]
+        (source,) = parameters(task)["data_digest"].values()
+        assert source.removeprefix("pipelinechannel--") == "data_digest"
 
 
 def test_commands_are_lists_of_arguments_that_no_shell_reads(package):
     executors = documents(package.path)[0]["deploymentSpec"]["executors"]
-    assert len(executors) == len(package.tasks)
-    for executor in executors.values():
+    assert len(executors) == len(package.tasks) + 1
+    for name, executor in executors.items():
         container = executor["container"]
-        assert container["command"][:2] == ["vitpipe", "run"]
+        assert container["command"][:2] == ["vitpipe", CONCLUSION if CONCLUSION in name else "run"]
         words = [*container["command"], *container["args"]]
         assert not {"sh", "bash", "/bin/sh", "-c"} & set(words)
         assert container["args"][1::2] == [
@@ -205,7 +214,7 @@ def executors(spec):
             "no Kubeflow pipeline package",
         ),
         (
-            lambda s, p: s["root"]["dag"]["tasks"]["probe"].update(retryPolicy=3),
+            lambda s, p: of(s)["probe"].update(retryPolicy=3),
             "no Kubeflow pipeline package",
         ),
         (
@@ -224,9 +233,9 @@ def executors(spec):
             "does not run `vitpipe run probe`",
         ),
         (
-            lambda s, p: s["root"]["dag"]["tasks"]["evaluate"]["inputs"]["artifacts"]["weights"][
-                "taskOutputArtifact"
-            ].update(producerTask="training"),
+            lambda s, p: of(s)["evaluate"]["inputs"]["artifacts"]["weights"]["taskOutputArtifact"].update(
+                producerTask="training"
+            ),
             "comes from 'training', which is not a task",
         ),
         (lambda s, p: s["root"]["dag"]["tasks"].clear(), "it has no tasks"),

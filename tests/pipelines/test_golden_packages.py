@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipelines.compile import compile_pipeline
-from pipelines.lint import broken_rules
+from pipelines.lint import broken_rules, leaf_tasks
 from pipelines.placement import read_placement
 from vitpipe.contracts.errors import InputError
 
@@ -45,7 +45,7 @@ def placed(path: Path) -> dict:
             },
             "pod": executors[f"exec-{name}"],
         }
-        for name, task in spec["root"]["dag"]["tasks"].items()
+        for name, task, _ in leaf_tasks(spec)
     }
 
 
@@ -76,9 +76,7 @@ def test_a_release_refuses_what_would_spoil_the_run(tmp_path):
 
 
 BROKEN = {
-    "do not fit into": lambda s, p: s["root"]["dag"]["tasks"]["detect"]["retryPolicy"].update(
-        backoffMaxDuration="900s"
-    ),
+    "do not fit into": lambda s, p: tasks(s)["detect"]["retryPolicy"].update(backoffMaxDuration="900s"),
     "no time limit": lambda s, p: p["exec-detect"].pop("activeDeadlineSeconds"),
     "no memory limit": lambda s, p: container(s)["resources"].pop("resourceMemoryLimit"),
     "is no resource of a node": lambda s, p: container(s)["resources"]["accelerator"].update(
@@ -86,10 +84,14 @@ BROKEN = {
     ),
     "/dev/shm": lambda s, p: p["exec-detect"].pop("emptyDirMounts"),
     "holds a secret": lambda s, p: container(s)["env"].append({"name": "DB_PASSWORD", "value": "x"}),
-    "characters": lambda s, p: s["root"]["dag"]["tasks"]["detect"]["inputs"]["parameters"]["recipe"].update(
+    "characters": lambda s, p: tasks(s)["detect"]["inputs"]["parameters"]["recipe"].update(
         runtimeValue={"constant": "x" * 10_001}
     ),
 }
+
+
+def tasks(spec: dict) -> dict[str, dict]:
+    return {name: task for name, task, _ in leaf_tasks(spec)}
 
 
 def container(spec: dict) -> dict:

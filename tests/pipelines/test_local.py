@@ -9,7 +9,6 @@ from pathlib import Path
 
 import docker
 import pytest
-import yaml
 from docker_double import DockerDouble, signal_when
 
 from pipelines.compile import compile_pipeline
@@ -18,6 +17,7 @@ from pipelines.local_containers import Containers
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.errors import EngineError, InputError, StoppedError
 from vitpipe.contracts.graph import all_stages
+from vitpipe.stages.pipeline_run import CONCLUSION
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 def test_every_stage_runs_by_its_compiled_command(package, engine, tmp_path, capsys):
     run = run_locally(package.path, LocalOptions(shm_gib=3, memory_gib=1.5), root=tmp_path / "runs")
     assert list(run.outputs) == list(package.stages)
-    assert len(engine.started) == len(package.stages)
+    assert engine.stages() == list(package.stages)
     for task in package.tasks:
         folder = run.outputs[task.stage]
         assert folder == run.folder / task.stage
@@ -41,8 +41,9 @@ def test_every_stage_runs_by_its_compiled_command(package, engine, tmp_path, cap
         assert output["artifacts"]["metrics"]["artifacts"][0]["metadata"] == artifact.metrics
         assert f"working on {task.stage}" in (run.folder / "logs" / f"{task.stage}.log").read_text("utf-8")
     assert (run.folder / "kubeflow" / "report" / "report").read_text("utf-8") == "<p>report"
-    assert sorted(engine.removed) == sorted(package.stages)
-    for started in engine.started:
+    assert sorted(engine.removed) == sorted([*package.stages, CONCLUSION])
+    assert "all is well" in (run.folder / "kubeflow" / CONCLUSION / "report").read_text("utf-8")
+    for started in engine.started[:-1]:
         stage = started.command[2]
         assert started.image == f"vitpipe-{all_stages()[stage].image}:0.1.0"
         assert started.command[-2:] == ["--state", str(run.folder / f".{stage}.state")]
@@ -53,7 +54,7 @@ def test_every_stage_runs_by_its_compiled_command(package, engine, tmp_path, cap
         # Certificates that the environment names.
         assert all(Path(mount["Source"]).is_file() for mount in started.mounts)
     said = capsys.readouterr().err
-    assert f"=== prepare (1 of {len(package.stages)})" in said
+    assert f"=== prepare (1 of {len(package.stages) + 1})" in said
     assert "\nprepare: working on prepare\n" in said
 
 
@@ -104,22 +105,14 @@ def test_what_does_not_need_the_failed_stage_runs(short, engine, tmp_path, monke
     assert engine.stages() == ["prepare", "pretrain", "finetune", "detect"]
 
 
-def test_a_report_that_runs_whatever_failed(short, engine, tmp_path, monkeypatch):
-    pipeline, *platform = yaml.safe_load_all(short.path.read_text(encoding="utf-8"))
-    pipeline["root"]["dag"]["tasks"]["report"]["triggerPolicy"] = {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
-    for artifact in pipeline["components"]["comp-report"]["inputDefinitions"]["artifacts"].values():
-        artifact["isOptional"] = True
-    marked = tmp_path / "marked.yaml"
-    marked.write_text(yaml.safe_dump_all([pipeline, *platform]), encoding="utf-8")
+def test_a_failed_run_has_a_report_of_what_has_finished(short, engine, tmp_path, monkeypatch):
     monkeypatch.setenv("FAIL_STAGE", "detect")
-    with pytest.raises(EngineError, match="Stage 'detect' did not finish") as caught:
-        run_locally(marked, root=tmp_path / "runs")
-    assert "Not started" not in caught.value.what
-    assert engine.stages() == ["prepare", "pretrain", "finetune", "detect", "report"]
-    (run,) = (tmp_path / "runs").glob("itpn*")
-    num_inputs = open_artifact(run / "report").metrics["num_inputs"]
-    (report,) = (task for task in short.tasks if task.stage == "report")
-    assert num_inputs == len(report.inputs) - 1
+    with pytest.raises(EngineError, match="Stage 'detect' did not finish"):
+        run_locally(short.path, root=tmp_path)
+    assert engine.stages() == ["prepare", "pretrain", "finetune", "detect"]
+    (run,) = tmp_path.glob("itpn*")
+    assert open_artifact(run / CONCLUSION).card.stage == "report"
+    assert not (run / "report").exists()
 
 
 def test_an_image_with_other_code_is_refused(short, engine, tmp_path):

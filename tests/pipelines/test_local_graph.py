@@ -9,8 +9,9 @@ import pytest
 from kfp import compiler, dsl
 
 from pipelines.local_containers import Ended
-from pipelines.local_graph import call_of, imported_places, outputs_of, read_tasks
+from pipelines.local_graph import call_of, imported_places, outputs_of
 from pipelines.local_tasks import TaskRunner
+from pipelines.package_tasks import read_tasks
 from vitpipe.contracts.errors import InputError
 from vitpipe.stages.executor import ExecutorIO
 from vitpipe.stages.state_folder import STATES_VARIABLE

@@ -17,6 +17,7 @@ from docker_double import DockerDouble
 from engine_trials import ROOT, TINY
 
 from pipelines.compile import compile_pipeline
+from pipelines.lint import leaf_tasks
 from pipelines.local import DEV_IMAGE, LocalOptions, resume_run, run_locally
 from pipelines.local_containers import RUN_LABEL
 from vitpipe.config.digest import file_digest
@@ -109,7 +110,7 @@ def test_with_dev_changed_code_is_said_before_a_container_starts(engine, tmp_pat
     images = {"train": DEV_IMAGE, "dense": DEV_IMAGE}
     compiled = compile_pipeline("itpn/pixel_base", "demo", SMALL, tmp_path / "p.yaml", images=images)
     pipeline, *platform = yaml.safe_load_all(compiled.path.read_text(encoding="utf-8"))
-    task = pipeline["root"]["dag"]["tasks"]["prepare"]
+    (task,) = (task for name, task, _ in leaf_tasks(pipeline) if name == "prepare")
     task["inputs"]["parameters"]["code_digest"]["runtimeValue"]["constant"] = "f" * 64
     compiled.path.write_text(yaml.safe_dump_all([pipeline, *platform]), encoding="utf-8")
     with pytest.raises(InputError, match="code has changed since this package was compiled"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from recipe_samples import SAMPLED_RECIPES
 
 from pipelines.compile import compile_pipeline
+from pipelines.lint import leaf_tasks
 from pipelines.node_types import NODE_TYPES
 from pipelines.place import QUEUE_LABEL, check_fits, resources_of, timeout_seconds_of
 from pipelines.placement import Placement, read_placement
@@ -147,7 +148,7 @@ def test_every_package_allows_its_retries(name, tmp_path):
     path = compile_pipeline(name, "full", ["data.root=/data"], tmp_path / "p.yaml", placement=placement).path
     spec, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    for stage, task in spec["root"]["dag"]["tasks"].items():
+    for stage, task, _ in leaf_tasks(spec):
         policy, timeout = task["retryPolicy"], int(executors[f"exec-{stage}"]["activeDeadlineSeconds"])
         window = int(policy["backoffMaxDuration"].removesuffix("s"))
         assert window >= (policy["maxRetryCount"] + 1) * (timeout + 5 * 3600)

@@ -13,6 +13,7 @@ from toy_project import TOY, make_project, must, planned, write
 import components
 import pipelines
 import vitpipe
+from pipelines.lint import leaf_tasks
 
 STAGES = ["prepare", "finetune", "spectrum", "evaluate", "report"]
 SUMMARY = "spectrum: eigenvalues of the covariance of frozen features"
@@ -49,7 +50,7 @@ def test_kubeflow_gets_its_component(tmp_path):
     project = make_project(tmp_path)
     must(project, "compile", "--out", "package.yaml", "--image", "train=registry.example/mine:1")
     package = next(yaml.safe_load_all((project / "package.yaml").read_text()))
-    task = package["root"]["dag"]["tasks"]["spectrum"]
+    (task,) = (task for name, task, _ in leaf_tasks(package) if name == "spectrum")
     feeders = {
         name: found["taskOutputArtifact"]["producerTask"]
         for name, found in task["inputs"]["artifacts"].items()

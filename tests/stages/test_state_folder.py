@@ -2,109 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
+from pod_double import RECIPE, Pod
 from safetensors.torch import load_file
 
-from vitpipe.config.pipeline_parameters import parameter_of
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.graph import all_stages
 from vitpipe.stages.pipeline_run import PipelineRun
 from vitpipe.stages.state_folder import state_in
-
-RECIPE = "itpn/pixel_base"
-OVERRIDES = [
-    "data.sets=[imagenet]",
-    "data.embedded.train_images=48",
-    "data.embedded.val_images=20",
-    "data.workers=1",
-    "stages=[prepare, pretrain, finetune, report]",
-]
-TRAINING = [
-    "pretrain.epochs=20",
-    "pretrain.global_batch=16",
-    "pretrain.optim.warmup_epochs=0",
-    "pretrain.checkpoint_minutes=0.001",
-]
-
-
-class Pod:
-    """One try of a task as Kubeflow starts it: a fresh file system but for the mounted volumes."""
-
-    def __init__(self, folder: Path, volume: Path, stage: str, inputs: dict[str, Path], run: str) -> None:
-        self.folder, self.out = folder, folder / "out"
-        self.folder.mkdir(parents=True)
-        message = {
-            "inputs": {
-                "parameterValues": {"overrides": OVERRIDES, parameter_of("pretrain"): TRAINING},
-                "artifacts": {
-                    key: {"artifacts": [{"name": key, "uri": str(place)}]} for key, place in inputs.items()
-                },
-            },
-            "outputs": {
-                "artifacts": {
-                    # The address is the same in every pod, the place where it is mounted is the pod's own.
-                    "out": {
-                        "artifacts": [
-                            {
-                                "name": "out",
-                                "uri": f"minio://mlpipeline/itpn/{run}/{stage}/{folder.name}/out",
-                                "customPath": str(self.out),
-                            }
-                        ]
-                    },
-                    "metrics": {"artifacts": [{"name": "metrics", "uri": str(folder / "metrics")}]},
-                },
-                "outputFile": str(self.folder / "executor_output.json"),
-            },
-        }
-        self.command = [
-            sys.executable,
-            "-m",
-            "vitpipe",
-            "run",
-            stage,
-            "--recipe",
-            RECIPE,
-            "--profile",
-            "demo",
-        ]
-        self.command += ["--executor-input", json.dumps(message)]
-        self.environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "VITPIPE_STATES": str(volume / "states"),
-            "POD_NAME": folder.name,
-            "VITPIPE_IMAGE": "registry.example/train@sha256:0",
-            "VITPIPE_KUBEFLOW_PAGES": "https://kubeflow.example",
-            "MLFLOW_TRACKING_URI": f"sqlite:///{volume / 'mlflow.db'}",
-        }
-        self.environment.pop("VITPIPE_TRACKING", None)
-
-    def start(self) -> subprocess.Popen:
-        with (self.folder / "log").open("wb") as log:
-            return subprocess.Popen(
-                self.command,
-                cwd=self.folder,
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def finish(self) -> Path:
-        assert self.start().wait(timeout=300) == 0, (self.folder / "log").read_text()[-2000:]
-        return self.out
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ ClassificationMetrics, the matrix stands in the metadata, too, from which its pa
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -210,6 +211,22 @@ class ExecutorIO:
             for name in self._outputs.keys() - {OUT}:
                 self._copy_file_output(name)
             _write_json(self._output_file, {"artifacts": self._described(filled)})
+
+    def finish_with_text(self, text: str) -> None:
+        """End a task that has no folder to show; each of its pages is this one sentence.
+
+        Raises:
+            StorageError: when the disk is full.
+        """
+        page = f"<!doctype html><html><body><p>{html.escape(text)}</p></body></html>"
+        with disk_errors(self._output_file):
+            for name, artifact in self._outputs.items():
+                if name in (OUT, METRICS_OUTPUT):
+                    continue  # Kubeflow allows a task to leave an output out
+                target = local_path(artifact)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(f"{page if 'HTML' in str(artifact.get('type')) else text}\n", "utf-8")
+            _write_json(self._output_file, {})
 
     def _list(self, name: str) -> list[str]:
         value = self._parameters.get(name) or []

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 # Set by the package (pipelines/place.py) and in the pods of a job; the pod's name comes from Kubernetes.
 IMAGE_VARIABLE, POD_VARIABLE, PAGES_VARIABLE = "VITPIPE_IMAGE", "POD_NAME", "VITPIPE_KUBEFLOW_PAGES"
+# Task at a pipeline's end, and its parameter with Kubeflow's PipelineTaskFinalStatus.
+CONCLUSION, STATUS = "conclude", "status"
 
 
 def own_pod() -> str:

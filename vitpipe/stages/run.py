@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ from vitpipe.stages.launch import choose_threads
 from vitpipe.stages.output_folders import OutputFolders, check_output_folders
 from vitpipe.stages.pipeline_run import PipelineRun
 from vitpipe.stages.resume import Claim, claim_state, mark_finished, release_states
+from vitpipe.stages.run_records import keep_record
 from vitpipe.stages.state_folder import state_in
 from vitpipe.stages.weights_identity import dataset_read, weights_identity
 
@@ -82,6 +83,7 @@ def run_stage(
     state: Path | None = None,
     states: Path | None = None,
     pipeline: PipelineRun | None = None,
+    needs_all: bool = True,
 ) -> dict[str, float]:
     """Run a stage of a recipe from input folders to an output folder.
 
@@ -91,6 +93,7 @@ def run_stage(
         state: folder of the resumable training states; beside `out` by default.
         states: instead of `state`, a folder that holds those of many runs (`state_in`).
         pipeline: the run of Kubeflow that the stage is a task of.
+        needs_all: false for the report of a failed run, some of whose stages have no output.
 
     Returns:
         The stage's flat metrics.
@@ -105,7 +108,7 @@ def run_stage(
 
     started = process_started()
     choose_threads(recipe)  # before torch is imported
-    job = _open_job(name, recipe, inputs, out, state, states)
+    job = _open_job(name, recipe, inputs, out, state, states, needs_all=needs_all)
     with (
         loader_errors(),
         # Left in reverse: ranks part, folder renamed, logger FINISHED, state reduced, lock released. A kill
@@ -115,6 +118,7 @@ def run_stage(
         _output_folder(job) as folder,
         _joined(job.stage) as ranks,
     ):
+        _keep_records(job, states, pipeline, *job.inputs.values())
         remarks = [artifact.remark for artifact in job.inputs.values() if artifact.remark]
         for line in (*claim.messages, *_changed_output(job), *remarks):
             logger.say(line)
@@ -130,7 +134,15 @@ def run_stage(
             run_id = getattr(logger, "run_id", "")
             known = {"tracking_run": run_id, "notes": claim.notes, "raw_data": job.raw_data}
             write_card(folder, card, make_run_record(job.stage, ctx, started).model_copy(update=known))
+            _keep_records(job, states, pipeline, open_artifact(folder))
     return metrics
+
+
+def _keep_records(job: _Job, states: Path | None, pipeline: PipelineRun | None, *artifacts: Artifact) -> None:
+    """Leave on the volume of the states what the task at the end of a pipeline reports from."""
+    if job.rank == 0 and states is not None and pipeline is not None and pipeline.run_id:
+        for artifact in artifacts:
+            keep_record(states, pipeline, artifact)
 
 
 def _offer_model(ctx: StageContext, metrics: dict[str, float]) -> None:
@@ -148,9 +160,13 @@ def _open_job(
     out: Path,
     state: Path | None,
     states: Path | None,
+    *,
+    needs_all: bool,
 ) -> _Job:
     """Check names, folders and inputs; nothing is written."""
     node = node_of(recipe, name)
+    if not needs_all:
+        node = replace(node, inputs={key: feeder for key, feeder in node.inputs.items() if key in inputs})
     _check_input_names(node, inputs)
     # Before the inputs are opened, which takes time; and again with the folder that they decide.
     folders = check_output_folders(name, recipe, inputs, out, state)

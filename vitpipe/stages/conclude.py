@@ -1,0 +1,100 @@
+"""The task at the end of a pipeline run, whatever became of the others.
+
+After a failure it writes the report of what has finished, and marks the MLflow runs of pods that died: a pod
+without a node cannot say so itself. The run of Kubeflow still ends as failed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vitpipe.config.recipe import Recipe
+from vitpipe.stages.executor import ExecutorIO
+from vitpipe.stages.pipeline_run import CONCLUSION, STATUS, PipelineRun
+from vitpipe.stages.run import node_of, run_stage
+from vitpipe.stages.run_records import records_of
+from vitpipe.track.checked_json import DamagedError
+from vitpipe.track.mlflow_errors import TrackingError
+from vitpipe.track.outbox import Outbox
+from vitpipe.track.producer import STALE_SECONDS
+from vitpipe.track.sync import outboxes_below, sync_pending
+
+REPORT = "report"
+_LOOK_SECONDS = 5.0
+_SUCCEEDED = "SUCCEEDED"
+
+
+def conclude(
+    io: ExecutorIO,
+    recipe: Recipe,
+    states: Path | None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> None:
+    """Report on a run that has failed; on any other only say where its report is.
+
+    Args:
+        io: of the task; parameter `status` is Kubeflow's PipelineTaskFinalStatus.
+        states: folder of all states, where stages have left their records; None in a local run, whose
+            outputs lie together.
+        say: writes a line to the log.
+
+    Raises:
+        ArtifactError, RecipeError, StorageError: as `run_stage`.
+    """
+    pipeline, failure = io.pipeline_run(CONCLUSION), failure_of(io.parameters().get(STATUS))
+    out = io.output_folder()
+    if not failure:
+        say("All stages have finished; the report is an output of the task 'report'.")
+        io.finish_with_text("All stages have finished. The report is an output of the task 'report'.")
+        return
+    say(f"The run has failed: {failure}")
+    if states is not None:
+        _mark_dead(states, pipeline, say)
+    found = records_of(states, pipeline) if REPORT in recipe.stages else {}
+    inputs = {
+        name: found[feeder]
+        for name, feeder in (node_of(recipe, REPORT).inputs.items() if found else ())
+        if feeder in found
+    }
+    if not inputs:
+        io.finish_with_text(f"The run has failed ({failure}). No stage has left results.")
+        return
+    say(f"Finished: {', '.join(inputs)}")
+    metrics = run_stage(REPORT, recipe, inputs, out, states=states, pipeline=pipeline, needs_all=False)
+    io.finish(metrics)
+
+
+def failure_of(status: Any) -> str:
+    """Why a run has failed, by Kubeflow's PipelineTaskFinalStatus; empty when it has not."""
+    state = status.get("state", "unknown") if isinstance(status, dict) else "unknown"
+    if state == _SUCCEEDED:
+        return ""
+    error = status.get("error") if isinstance(status, dict) else None
+    said = str(error.get("message", "")).strip() if isinstance(error, dict) else ""
+    return said or f"its state is {state}"
+
+
+def _mark_dead(states: Path, pipeline: PipelineRun, say: Callable[[str], None]) -> None:
+    """Deliver what the run's stages could not send, and mark the MLflow runs of dead ones KILLED."""
+    # Another pod's process is known to be dead only by its missing heartbeats.
+    until = time.monotonic() + STALE_SECONDS + 2 * _LOOK_SECONDS
+    while any(box.may_have_live_producer() for box in _own(states, pipeline)) and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
+    try:
+        num_sent = sync_pending(states)
+    except TrackingError as error:
+        say(f"MLflow has not been told: {error.what}")
+    else:
+        say(f"{num_sent} runs sent to MLflow")
+
+
+def _own(states: Path, pipeline: PipelineRun) -> Iterator[Outbox]:
+    for outbox in outboxes_below(states):
+        with suppress(OSError, DamagedError):
+            if outbox.origin().tags.get("kubeflow_run") == pipeline.run_id:
+                yield outbox
