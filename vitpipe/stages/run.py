@@ -119,8 +119,7 @@ def run_stage(
         _joined(job.stage) as ranks,
     ):
         _keep_records(job, states, pipeline, *job.inputs.values())
-        remarks = [artifact.remark for artifact in job.inputs.values() if artifact.remark]
-        for line in (*claim.messages, *_changed_output(job), *remarks):
+        for line in (*claim.messages, *_remarks(job)):
             logger.say(line)
         # prepare reuses the shards of an earlier output whose source has not changed.
         previous = job.folders.out if job.folders.out.is_dir() else None
@@ -187,13 +186,15 @@ def _open_job(
     )
 
 
-def _changed_output(job: _Job) -> Iterator[str]:
-    """A message when the earlier output has been edited: `writing` moves it aside instead of replacing it."""
+def _remarks(job: _Job) -> Iterator[str]:
+    """What is to be said of the folders before the work begins."""
+    # `writing` moves an edited output aside instead of replacing it.
     if job.rank == 0 and (changed := changed_files(job.folders.out)):
         yield (
             f"{job.folders.out} has changed since it was written ({some(changed)}); it will be moved aside, "
             "not replaced, and `vitpipe clean` lists it"
         )
+    yield from (artifact.remark for artifact in job.inputs.values() if artifact.remark)
 
 
 @contextmanager
