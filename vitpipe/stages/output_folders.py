@@ -24,6 +24,11 @@ class OutputFolders:
     out: Path
     state: Path
 
+    @property
+    def previous(self) -> Path | None:
+        """The output of an earlier run, of which prepare reuses the shards whose source has not changed."""
+        return self.out if self.out.is_dir() else None
+
 
 def check_output_folders(
     stage: str, recipe: Recipe, inputs: Mapping[str, Path], out: Path, state: Path | None

@@ -119,19 +119,18 @@ def run_stage(
         _joined(job.stage) as ranks,
     ):
         _keep_records(job, states, pipeline, *job.inputs.values())
-        for line in (*claim.messages, *_remarks(job)):
+        for line in _remarks(job, claim):
             logger.say(line)
-        # prepare reuses the shards of an earlier output whose source has not changed.
-        previous = job.folders.out if job.folders.out.is_dir() else None
-        ctx = StageContext(name, recipe, job.inputs, folder, job.folders.state, logger, ranks, previous)
+        folders = job.folders
+        ctx = StageContext(name, recipe, job.inputs, folder, folders.state, logger, ranks, folders.previous)
         metrics: dict[str, float] = part_of(STAGE_PACKAGE, name, "stage", "run")(ctx)
         if job.rank == 0:
             write_metrics(folder, metrics)
             _offer_model(ctx, metrics)
             getattr(logger, "succeed", lambda: None)()  # writes the last tables; the card names every file
             card = make_card(job.stage, ctx, job.identity, job.parents, job.libraries)
-            run_id = getattr(logger, "run_id", "")
-            known = {"tracking_run": run_id, "notes": claim.notes, "raw_data": job.raw_data}
+            known = {"notes": claim.notes, "raw_data": job.raw_data}
+            known |= {"tracking_run": getattr(logger, "run_id", "")}
             write_card(folder, card, make_run_record(job.stage, ctx, started).model_copy(update=known))
             _keep_records(job, states, pipeline, open_artifact(folder))
     return metrics
@@ -186,8 +185,9 @@ def _open_job(
     )
 
 
-def _remarks(job: _Job) -> Iterator[str]:
+def _remarks(job: _Job, claim: Claim) -> Iterator[str]:
     """What is to be said of the folders before the work begins."""
+    yield from claim.messages
     # `writing` moves an edited output aside instead of replacing it.
     if job.rank == 0 and (changed := changed_files(job.folders.out)):
         yield (
