@@ -30,7 +30,7 @@ from pipelines.local_graph import imported_places
 from pipelines.local_settings import Store, container_settings, passed_on, tracking_store
 from pipelines.local_tasks import Outcome, TaskRunner
 from pipelines.package import check_arguments, validate_package
-from pipelines.package_tasks import read_tasks
+from pipelines.package_tasks import read_tasks, without_checks
 from vitpipe.contracts.errors import ArtifactError, EngineError, InputError, StoppedError, disk_errors
 from vitpipe.contracts.files import read_keys, write_whole
 from vitpipe.contracts.processes import sigterm_interrupts
@@ -139,7 +139,7 @@ def _run(
 ) -> LocalRun:
     package = validate_package(package_path)
     check_arguments(package, options.arguments)
-    tasks = read_tasks(package_path)
+    tasks = without_checks(read_tasks(package_path))
     stages = [task.stage for task in tasks if task.stage]
     if len(set(stages)) < len(stages):
         raise InputError(

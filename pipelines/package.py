@@ -26,7 +26,7 @@ from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import all_stages
-from vitpipe.stages.pipeline_run import CONCLUSION
+from vitpipe.stages.pipeline_run import CHECK, CONCLUSION
 
 _RECOMPILE = "compile it again: vitpipe compile --out FILE"
 # User and password of an address. The password may hold any character but the three that end the authority
@@ -54,6 +54,11 @@ class Task:
     inputs: dict[str, str]
     constants: dict[str, Any]
     parameters: dict[str, str]
+
+    @property
+    def is_around(self) -> bool:
+        """Whether it runs no stage, but checks before them or the report of a failure behind."""
+        return self.command[:1] == ("vitpipe",) and self.command[1:2] in ((CHECK,), (CONCLUSION,))
 
     @property
     def is_launched(self) -> bool:
@@ -142,7 +147,7 @@ def validate_package(path: Path) -> Package:
         for name, definition in spec.root.input_definitions.parameters.items()
     }
     # A protobuf map has no order: the graph's order is a valid running order of every recipe.
-    tasks = [task for task in tasks if task.stage != CONCLUSION]
+    tasks = [task for task in tasks if not task.is_around]
     tasks.sort(key=lambda task: (list(all_stages()).index(task.stage), len(task.name), task.name))
     return Package(path, spec.pipeline_info.name, tuple(tasks), parameters)
 
@@ -261,13 +266,11 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _problems(task: Task, present: set[str]) -> Iterator[str]:
-    if task.stage not in (*all_stages(), CONCLUSION):
+    if task.stage not in all_stages() and not task.is_around:
         yield f"there is no stage '{task.stage}'"
     # "{{$}}" is KFP's placeholder of the executor input. Without it a container cannot write its receipt.
     verbs = [("vitpipe", verb, task.stage) for verb in ("run", "launch")]
-    if task.stage == CONCLUSION:
-        verbs = [("vitpipe", CONCLUSION, "--recipe")]
-    if task.command[:3] not in verbs or "{{$}}" not in task.command:
+    if (task.command[:3] not in verbs and not task.is_around) or "{{$}}" not in task.command:
         yield f"task '{task.name}' does not run `vitpipe run {task.stage}` with the executor input {{{{$}}}}"
     if not task.image:
         yield f"task '{task.name}' has no image"

@@ -12,7 +12,7 @@ import yaml
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import all_stages
-from vitpipe.stages.pipeline_run import CONCLUSION
+from vitpipe.stages.pipeline_run import CHECK, CONCLUSION
 
 _VERBS = (["run"], ["launch"])  # of `vitpipe`, followed by the stage's name
 
@@ -131,6 +131,13 @@ def flat_tasks(path: Path, spec: Any, deployment: Any) -> list[PackageTask]:
     groups = _Groups()
     found = list(_flat(path, spec, deployment, spec.root.dag, parameters, {}, frozenset(), groups))
     return [_ungrouped(task, groups) for task in found]
+
+
+def without_checks(tasks: Iterable[PackageTask]) -> tuple[PackageTask, ...]:
+    """The tasks without those that check a cluster, whose volumes are not on this machine."""
+    every = tuple(tasks)
+    checks = {task.name for task in every if task.words[:2] == ["vitpipe", CHECK]}
+    return tuple(replace(task, after=task.after - checks) for task in every if task.name not in checks)
 
 
 def _flat(

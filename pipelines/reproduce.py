@@ -7,15 +7,17 @@ The recipe's values travel in the package; overrides stay parameters of the run,
 # strings.
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.conclusion import conclusion_component
+from components.run_tasks import check_component, conclusion_component
 from components.stage_component import component_of
+from pipelines.cluster_checks import checks_of
 from pipelines.place import place
 from pipelines.placement import Placement
 from pipelines.several_nodes import job_arguments
@@ -29,6 +31,7 @@ from vitpipe.config.pipeline_parameters import (
 )
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.graph import Image, Node, Stage, graph_of
+from vitpipe.stages.pipeline_run import CODE_DIGESTS, CONCLUSION
 from vitpipe.stages.run import identity_of
 
 _REPORT = "report"
@@ -94,13 +97,14 @@ class _Tasks:
     parameters: Mapping[str, Any]
 
     def make_all(self) -> None:
-        """The stages, and behind them the task that reports on a run that has failed."""
+        """The stages, before them checks, and behind them the task that reports on a run that has failed."""
         report = next((node for node in self.nodes if node.name == _REPORT), None)
         if report is None:
             self._make_stages()
             return
         task = conclusion_component(report.stage, self._behind(report))(**self._shared(report))
-        self._place(task, report)
+        end = replace(report.stage, name=CONCLUSION)  # a label of its own
+        place(task, end, self.recipe, self.placement, self.images[end.image])
         # What it finds on the volume of the states is no input that Kubeflow's cache could compare.
         task.set_caching_options(enable_caching=False)
         task.set_display_name("conclude: after a failure, the report of what has finished")
@@ -111,6 +115,7 @@ class _Tasks:
 
     def _make_stages(self) -> None:
         outputs: dict[str, Any] = {}
+        checks = list(self._make_checks())
         for node in self.nodes:
             if node.name in self.addresses:
                 outputs[node.name] = _imported(node.stage, self.parameters[address_parameter(node.name)])
@@ -119,9 +124,31 @@ class _Tasks:
             job = job_arguments(node.stage, self.recipe, self.placement, image)
             feeders = {key: outputs[feeder] for key, feeder in node.inputs.items()}
             task = component_of(node.stage, self._behind(node), job)(**self._shared(node), **feeders)
-            self._place(task, node)
+            place(task, node.stage, self.recipe, self.placement, image)
             task.set_display_name(f"{node.name}: {node.stage.summary}")
+            if not node.inputs or all(feeder in self.addresses for feeder in node.inputs.values()):
+                task.after(*checks)
             outputs[node.name] = task.outputs["out"]
+
+    def _make_checks(self) -> Iterator[dsl.PipelineTask]:
+        """One task per image and one on a node with GPUs; none where no cluster is described."""
+        stages = [node.stage for node in self.nodes if node.name not in self.addresses]
+        for check in checks_of(stages, self.recipe, self.placement):
+            last = self.nodes[-1]
+            digests = {
+                stage.name: identity_of(self.recipe, stage)["code_digest"]
+                for stage in stages
+                if stage.image == check.stage.image
+            }
+            given = {**self._shared(last), CODE_DIGESTS: json.dumps(digests, sort_keys=True)}
+            component = check_component(
+                check.stage.name, check.stage.image, self._behind(last), check.options
+            )
+            task = component(**given)
+            place(task, check.stage, self.recipe, self.placement, self.images[check.stage.image])
+            task.set_caching_options(enable_caching=False)  # the cluster may have changed since
+            task.set_display_name(f"{check.stage.name}: {check.stage.summary}")
+            yield task
 
     def _behind(self, node: Node) -> list[str]:
         """The stages whose overrides a task takes."""
@@ -140,9 +167,6 @@ class _Tasks:
             "code_digest": identity_of(self.recipe, node.stage)["code_digest"],
             **{key: self.parameters[key] for key in given},
         }
-
-    def _place(self, task: dsl.PipelineTask, node: Node) -> None:
-        place(task, node.stage, self.recipe, self.placement, self.images[node.stage.image])
 
 
 def _imported(stage: Stage, address: Any) -> Any:

@@ -28,6 +28,7 @@ from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.contracts.units import counted
 from vitpipe.verbs import (
     benchmark,
+    check_pod,
     clean,
     conclude_run,
     datasets,
@@ -254,6 +255,7 @@ for verbs in (recipes, models, table, references, finished_runs, explain, datase
     verbs.register(app)
 launch_stage.register(app)
 conclude_run.register(app)
+check_pod.register(app)
 
 
 def _mount_engine_verbs() -> None:

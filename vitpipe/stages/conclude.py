@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.config.recipe import Recipe
+from vitpipe.contracts.artifact import is_marked
+from vitpipe.contracts.files import remove
 from vitpipe.stages.executor import ExecutorIO
 from vitpipe.stages.pipeline_run import CONCLUSION, STATUS, PipelineRun
 from vitpipe.stages.run import node_of, run_stage
@@ -49,6 +51,8 @@ def conclude(
     pipeline, failure = io.pipeline_run(CONCLUSION), failure_of(io.parameters().get(STATUS))
     out = io.output_folder()
     if not failure:
+        if is_marked(out):
+            remove(out)  # of a run that had failed and was resumed
         say("All stages have finished; the report is an output of the task 'report'.")
         io.finish_with_text("All stages have finished. The report is an output of the task 'report'.")
         return

@@ -168,16 +168,7 @@ class ExecutorIO:
             ArtifactError: when the digests differ.
             RecipeError: when the recipe has no such stage.
         """
-        promised = str(self._parameters.get("code_digest") or "")
-        found = identity_of(recipe, node_of(recipe, stage).stage)["code_digest"]
-        if promised and promised != found:
-            raise ArtifactError(
-                f"The image holds other code than the pipeline was compiled from "
-                f"({found[:12]} instead of {promised[:12]})",
-                where=f"stage {stage}",
-                fix="build the images from the same commit, and compile the pipeline again with this run's "
-                "overrides",
-            )
+        refuse_other_code(recipe, stage, str(self._parameters.get("code_digest") or ""))
 
     def finish(self, metrics: Mapping[str, float], metadata: Mapping[str, Any] | None = None) -> None:
         """Write the file outputs, then `executor_output.json` by one rename.
@@ -266,6 +257,19 @@ class ExecutorIO:
             }
             for name, artifact in self._outputs.items()
         }
+
+
+def refuse_other_code(recipe: Recipe, stage: str, promised: str) -> None:
+    """Raise ArtifactError where a stage's code has another digest than the promised one, if there is one."""
+    found = identity_of(recipe, node_of(recipe, stage).stage)["code_digest"]
+    if promised and promised != found:
+        raise ArtifactError(
+            f"The image holds other code than the pipeline was compiled from "
+            f"({found[:12]} instead of {promised[:12]})",
+            where=f"stage {stage}",
+            fix="build the images from the same commit, and compile the pipeline again with this run's "
+            "overrides",
+        )
 
 
 def local_path(artifact: Mapping[str, Any]) -> Path:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 IMAGE_VARIABLE, POD_VARIABLE, PAGES_VARIABLE = "VITPIPE_IMAGE", "POD_NAME", "VITPIPE_KUBEFLOW_PAGES"
 # Task at a pipeline's end, and its parameter with Kubeflow's PipelineTaskFinalStatus.
 CONCLUSION, STATUS = "conclude", "status"
+# Verb of the tasks at its beginning, and their parameter: stage -> digest of its code, as JSON.
+CHECK, CODE_DIGESTS = "check-pod", "code_digests"
 
 
 def own_pod() -> str:
