@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -28,7 +29,15 @@ def test_a_task_goes_on_in_another_pod(tmp_path):
     prepared = Pod(tmp_path / "pod-0", volume, "prepare", {}, "8d3f").finish()
     unbroken = Pod(tmp_path / "alone", tmp_path / "other", "pretrain", {"data": prepared}, "0000")
     (tmp_path / "other").mkdir()
+    # Nobody listens at port 9: the run goes on, and its record says that MLflow has not got it.
+    unbroken.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
     unbroken.finish()
+    (note,) = open_artifact(unbroken.out).run.notes
+    assert note.startswith("not in MLflow when it ended: ")
+    assert "http://127.0.0.1:9" in note
+    assert "has not received all records" in (unbroken.folder / "log").read_text()
+    output = json.loads((unbroken.folder / "executor_output.json").read_text(encoding="utf-8"))
+    assert output["artifacts"]["out"]["artifacts"][0]["metadata"]["notes"] == note
 
     first = Pod(tmp_path / "pod-1", volume, "pretrain", {"data": prepared}, "8d3f")
     process = first.start()

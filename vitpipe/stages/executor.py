@@ -325,6 +325,7 @@ def _card_metadata(artifact: Artifact) -> dict[str, Any]:
     return {
         **{key: getattr(artifact.card, key) for key in _CARD_KEYS},
         **{key: getattr(artifact.run, key) for key in _RUN_KEYS},
+        "notes": "; ".join(artifact.run.notes),
     }
 
 

@@ -121,15 +121,15 @@ def run_stage(
         _keep_records(job, states, pipeline, *job.inputs.values())
         for line in _remarks(job, claim):
             logger.say(line)
-        folders = job.folders
-        ctx = StageContext(name, recipe, job.inputs, folder, folders.state, logger, ranks, folders.previous)
+        own = job.folders
+        ctx = StageContext(name, recipe, job.inputs, folder, own.state, logger, ranks, own.previous)
         metrics: dict[str, float] = part_of(STAGE_PACKAGE, name, "stage", "run")(ctx)
         if job.rank == 0:
             write_metrics(folder, metrics)
             _offer_model(ctx, metrics)
             getattr(logger, "succeed", lambda: None)()  # writes the last tables; the card names every file
             card = make_card(job.stage, ctx, job.identity, job.parents, job.libraries)
-            known = {"notes": claim.notes, "raw_data": job.raw_data}
+            known = {"notes": (*claim.notes, *getattr(logger, "notes", ())), "raw_data": job.raw_data}
             known |= {"tracking_run": getattr(logger, "run_id", "")}
             write_card(folder, card, make_run_record(job.stage, ctx, started).model_copy(update=known))
             _keep_records(job, states, pipeline, open_artifact(folder))

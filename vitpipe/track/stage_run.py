@@ -212,6 +212,14 @@ class StageRun:
             self.journal.commit()
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the output's record says of the tracking: that MLflow has not answered so far."""
+        status = self._uploader.server_status() if self._uploader is not None else None
+        if status is None or not status.reason:
+            return ()
+        return (f"not in MLflow when it ended: {status.reason} ({self.address})",)
+
+    @property
     def has_nothing_to_show(self) -> bool:
         """Whether neither this process nor an earlier one has recorded a number."""
         return self._is_new and not self.journal.contents.final
