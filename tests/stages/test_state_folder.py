@@ -68,6 +68,8 @@ def test_a_task_goes_on_in_another_pod(tmp_path):
         assert run.data.tags["vitpipe.kubeflow_run"] == "8d3f"
         assert run.data.tags["vitpipe.kubeflow_page"] == "https://kubeflow.example/#/runs/details/8d3f"
         assert run.data.tags["vitpipe.image"] == "registry.example/train@sha256:0"
+    tries = {stage: run.data.tags.get("vitpipe.tries") for stage, run in stages.items()}
+    assert tries == {"prepare": None, "pretrain": "2"}
 
 
 def test_the_folder_is_that_of_what_decides_the_weights():

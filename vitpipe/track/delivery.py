@@ -185,6 +185,8 @@ class Delivery:
                 self._runs.withdraw(self.sent.run_id, self.sent.parent_id, time_ms)
             else:
                 self._runs.set_status(self.sent.run_id, self.sent.parent_id, status, time_ms)
+                if contents.num_tries > 1:
+                    self._runs.set_tries(self.sent.run_id, contents.num_tries)
             self._store_sent(num_statuses=len(contents.statuses))
 
     def _store_sent(self, **changes: Any) -> None:

@@ -137,6 +137,11 @@ class JournalContents:
         return max((point.step for point in (*self.final, *self.pending.values())), default=0)
 
     @property
+    def num_tries(self) -> int:
+        """How many processes have worked on the stage: each begins with RUNNING."""
+        return sum(status == "RUNNING" for status, _ in self.statuses)
+
+    @property
     def is_running(self) -> bool:
         """True when the last status is RUNNING: the stage runs, or was killed without a final status."""
         return bool(self.statuses) and self.statuses[-1][0] == "RUNNING"

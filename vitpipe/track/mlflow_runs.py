@@ -118,6 +118,10 @@ class Runs:
             else:
                 self._client.set_terminated(run.info.run_id, status, time_ms)
 
+    def set_tries(self, run_id: str, number: int) -> None:
+        """Say how many processes have worked on a stage's run: one more with every retry and resume."""
+        self._client.set_tag(run_id, f"{PREFIX}tries", str(number))
+
     def withdraw(self, run_id: str, parent_id: str, time_ms: int) -> None:
         """Delete the outbox's run, and the pipeline's run where no stage is left below it."""
         found = list(self._own_and_pipeline(run_id, parent_id))
