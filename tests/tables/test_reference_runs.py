@@ -216,7 +216,7 @@ def vitpipe(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
 
 

@@ -205,9 +205,12 @@ def test_at_demo_size_every_row_says_why_it_is_not_comparable(toy, fake):
 
 
 @pytest.fixture
-def call(toy, fake, capsys):
-    """`vitpipe table ...` in this process: exit code, stdout."""
+def call(toy, fake, capsys, monkeypatch):
+    """`vitpipe table ...` in this process, without engines: exit code, stdout."""
     from typer.testing import CliRunner
+
+    # Another test of this process may have mounted them.
+    monkeypatch.setattr("vitpipe.verbs.table._compilers", [])
 
     from vitpipe.cli import app
 
@@ -272,6 +275,18 @@ def test_a_profile_with_real_data_is_planned_and_not_started(call, fake):
     assert fake.calls == []
     assert call("toy/1", "--run", "--profile", "big", "--yes").exit_code == 0
     assert fake.calls
+
+
+def test_a_plan_that_suits_no_cluster_is_still_shown(call, fake, monkeypatch):
+    def refuse(plan):
+        raise RecipeError("eight ranks cannot share it", where="pretrain.global_batch", fix="use fewer")
+
+    monkeypatch.setattr("vitpipe.verbs.table._compilers", [refuse])
+    done = call("toy/1", "--run", "--profile", "big", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["package"] == ""
+    assert "No Kubeflow package: eight ranks cannot share it" in " ".join(done.stderr.split())
+    assert fake.calls == []
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitpipe.contracts.errors import VitpipeError
 from vitpipe.contracts.shell import with_typed_commands
 from vitpipe.contracts.units import counted
 from vitpipe.verbs.completion import complete_profile, complete_table
@@ -104,7 +105,7 @@ def _show_plan(plan: TablePlan, as_json: bool, *, compiles: bool) -> None:
     from vitpipe.tables.table_results import command_of
 
     stages = planned_stages(plan)
-    package = _compilers[0](plan) if compiles and _compilers else None
+    package = _package_of(plan) if compiles else None
     num_steps = sum(item["steps"] or 0 for item in stages)
     unclaimed = [item for item in plan.rows if not item.claims]
     if as_json:
@@ -127,6 +128,18 @@ def _show_plan(plan: TablePlan, as_json: bool, *, compiles: bool) -> None:
         print(f"Kubeflow package: {package}")
     if compiles:
         print(with_typed_commands(f"Nothing was started. To train here: `{command_of(plan)} --yes`"))
+
+
+def _package_of(plan: TablePlan) -> Path | None:
+    """The plan as a Kubeflow package; None without the engines, or where the plan suits no cluster."""
+    if not _compilers:
+        return None
+    try:
+        return _compilers[0](plan)
+    except VitpipeError as error:
+        # Only an offer beside the plan: a batch that eight GPUs cannot share can still be trained here.
+        print(with_typed_commands(f"No Kubeflow package: {error}"), file=sys.stderr)
+        return None
 
 
 def stages_by_run(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
