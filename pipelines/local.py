@@ -14,7 +14,7 @@ read-only, at their own paths, into a plain Debian image (docker/dev-image.sh ma
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import shutil
 import signal
 import time
@@ -94,8 +94,8 @@ def run_locally(
     """
     options = options or LocalOptions()
     package = validate_package(package_path)
-    # The process id keeps two runs of the same second apart.
-    folder = root.resolve() / f"{package.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    # Random and not the process ID: one process may start two runs within a second.
+    folder = root.resolve() / f"{package.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     return _run(package_path, folder, options, reuses, say)
 
 
