@@ -14,7 +14,7 @@ import pytest
 from pod_double import Pod
 
 from vitpipe.config.pipeline_parameters import parameter_of
-from vitpipe.contracts.artifact import open_artifact
+from vitpipe.contracts.artifact import Artifact, Card, open_artifact, write_card, write_metrics, writing
 from vitpipe.stages.conclude import failure_of
 from vitpipe.stages.pipeline_run import CONCLUSION, STATUS, PipelineRun
 from vitpipe.stages.run_records import keep_record, records_of
@@ -120,10 +120,8 @@ def test_the_state_of_a_run(status, why):
     assert failure_of(status) == why
 
 
-def test_a_record_is_kept_once_and_of_one_run_only(tmp_path, monkeypatch):
-    from vitpipe.contracts.artifact import Card, write_card, write_metrics, writing
-
-    out = tmp_path / "out"
+def finished(out: Path) -> Path:
+    """The output of a stage that has weights and one number."""
     with writing(out) as partial:
         (partial / "weights.safetensors").write_bytes(b"0" * 100)
         write_metrics(partial, {"top1": 0.5})
@@ -134,6 +132,34 @@ def test_a_record_is_kept_once_and_of_one_run_only(tmp_path, monkeypatch):
                 code_digest="c", image="train", identity="i", parents={}, seed=0, libraries={},
             ),
         )  # fmt: skip
+    return out
+
+
+@pytest.mark.slow
+def test_a_volume_that_refuses_records_costs_no_finished_stage(tmp_path):
+    states = tmp_path / "volume" / "states"
+    states.mkdir(parents=True)
+    (states / "runs").write_text("somebody's file")
+    pod = Pod(tmp_path / "pod-1", tmp_path / "volume", "prepare", {}, "8d3f")
+    pod.finish()
+    assert open_artifact(pod.out, "prepare").card.stage == "prepare"
+    assert "report of a failed run would lack this stage" in (pod.folder / "log").read_text()
+    assert (states / "runs").read_text() == "somebody's file"
+
+
+def test_a_foreign_card_leads_to_no_other_folder(tmp_path):
+    out = finished(tmp_path / "out")
+    card = open_artifact(out).card
+    (tmp_path / "secret").write_text("not of this stage")
+    forged = card.model_copy(update={"files": {**card.files, "../secret": "", str(tmp_path / "secret"): ""}})
+    keep_record(tmp_path / "states", PipelineRun("s3://bucket/p/one"), Artifact(out, forged, {}))
+    copied = [path for path in (tmp_path / "states").rglob("*") if path.is_file()]
+    assert copied
+    assert not [path for path in copied if path.name == "secret"]
+
+
+def test_a_record_is_kept_once_and_of_one_run_only(tmp_path):
+    out = finished(tmp_path / "out")
     states, run = tmp_path / "states", PipelineRun("s3://bucket/pipeline/one")
     for _ in range(2):
         keep_record(states, run, open_artifact(out))

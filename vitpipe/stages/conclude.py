@@ -6,7 +6,6 @@ without a node cannot say so itself. The run of Kubeflow still ends as failed.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,10 +16,11 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import is_marked
 from vitpipe.contracts.files import remove
 from vitpipe.stages.executor import ExecutorIO
-from vitpipe.stages.pipeline_run import CONCLUSION, STATUS, PipelineRun
+from vitpipe.stages.pipeline_run import CONCLUSION, STATUS
 from vitpipe.stages.run import node_of, run_stage
 from vitpipe.stages.run_records import records_of
 from vitpipe.track.checked_json import DamagedError
+from vitpipe.track.delivery import print_to_stderr
 from vitpipe.track.mlflow_errors import TrackingError
 from vitpipe.track.outbox import Outbox
 from vitpipe.track.producer import STALE_SECONDS
@@ -35,7 +35,7 @@ def conclude(
     io: ExecutorIO,
     recipe: Recipe,
     states: Path | None,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    say: Callable[[str], None] = print_to_stderr,
 ) -> None:
     """Report on a run that has failed; on any other only say where its report is.
 
@@ -58,7 +58,7 @@ def conclude(
         return
     say(f"The run has failed: {failure}")
     if states is not None:
-        _mark_dead(states, pipeline, say)
+        _mark_dead(states, recipe, say)
     found = records_of(states, pipeline) if REPORT in recipe.stages else {}
     inputs = {
         name: found[feeder]
@@ -83,11 +83,11 @@ def failure_of(status: Any) -> str:
     return said or f"its state is {state}"
 
 
-def _mark_dead(states: Path, pipeline: PipelineRun, say: Callable[[str], None]) -> None:
+def _mark_dead(states: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
     """Deliver what the run's stages could not send, and mark the MLflow runs of dead ones KILLED."""
     # Another pod's process is known to be dead only by its missing heartbeats.
     until = time.monotonic() + STALE_SECONDS + 2 * _LOOK_SECONDS
-    while any(box.may_have_live_producer() for box in _own(states, pipeline)) and time.monotonic() < until:
+    while any(box.may_have_live_producer() for box in _own(states, recipe)) and time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)
     try:
         num_sent = sync_pending(states)
@@ -97,8 +97,11 @@ def _mark_dead(states: Path, pipeline: PipelineRun, say: Callable[[str], None]) 
         say(f"{num_sent} runs sent to MLflow")
 
 
-def _own(states: Path, pipeline: PipelineRun) -> Iterator[Outbox]:
+def _own(states: Path, recipe: Recipe) -> Iterator[Outbox]:
+    """The outboxes of the recipe's stages."""
+    # Not by the tag of the run: a stage that goes on from another run's state keeps that one's.
     for outbox in outboxes_below(states):
         with suppress(OSError, DamagedError):
-            if outbox.origin().tags.get("kubeflow_run") == pipeline.run_id:
+            tags = outbox.origin().tags
+            if (tags.get("recipe"), tags.get("profile")) == (recipe.name, recipe.profile):
                 yield outbox

@@ -29,7 +29,7 @@ from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.artifact import CARD, METRICS, TABLES, Artifact, open_artifact
 from vitpipe.contracts.errors import ArtifactError, InputError, disk_errors
 from vitpipe.contracts.files import write_whole
-from vitpipe.stages.pipeline_run import PipelineRun
+from vitpipe.stages.pipeline_run import CODE_DIGESTS, PipelineRun
 from vitpipe.stages.run import identity_of, node_of
 
 OUT, METRICS_OUTPUT, CONFUSION_OUTPUT, RECEIPT = "out", "metrics", "confusion", "receipt"
@@ -111,6 +111,22 @@ class ExecutorIO:
         if carried := self._parameters.get("recipe_values"):
             return recipe_from(name, profile, str(carried), overrides)
         return load_recipe(name, profile, overrides)
+
+    def code_digests(self) -> dict[str, str]:
+        """Stage -> digest of its code, which a package's check compares with the image.
+
+        Raises:
+            InputError: the text is no mapping of texts.
+        """
+        text = str(self._parameters.get(CODE_DIGESTS) or "{}")
+        try:
+            return {str(stage): str(digest) for stage, digest in json.loads(text).items()}
+        except (ValueError, AttributeError) as error:
+            raise InputError(
+                f"The pipeline parameter '{CODE_DIGESTS}' is no JSON mapping ({error})",
+                where="--executor-input",
+                fix="compile the package again",
+            ) from error
 
     def inputs(self) -> dict[str, Path]:
         """Input name -> folder, for the input artifacts that were given."""

@@ -8,8 +8,9 @@ that output.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from vitpipe.contracts.artifact import (
     writing,
 )
 from vitpipe.contracts.discovery import PACKAGE, part_of
-from vitpipe.contracts.errors import ArtifactError, DatasetError, RecipeError, some
+from vitpipe.contracts.errors import ArtifactError, DatasetError, RecipeError, StorageError, some
 from vitpipe.contracts.git import git_links
 from vitpipe.contracts.graph import STAGE_PACKAGE, Node, Stage, all_stages, graph_of
 from vitpipe.contracts.logger import RunLogger
@@ -118,7 +119,7 @@ def run_stage(
         _output_folder(job) as folder,
         _joined(job.stage) as ranks,
     ):
-        _keep_records(job, states, pipeline, *job.inputs.values())
+        _keep_records(job, states, pipeline, job.inputs.values())
         for line in _remarks(job, claim):
             logger.say(line)
         own = job.folders
@@ -132,15 +133,22 @@ def run_stage(
             known = {"notes": (*claim.notes, *getattr(logger, "notes", ())), "raw_data": job.raw_data}
             known |= {"tracking_run": getattr(logger, "run_id", "")}
             write_card(folder, card, make_run_record(job.stage, ctx, started).model_copy(update=known))
-            _keep_records(job, states, pipeline, open_artifact(folder))
+    _keep_records(job, states, pipeline, map(open_artifact, [job.folders.out]))
     return metrics
 
 
-def _keep_records(job: _Job, states: Path | None, pipeline: PipelineRun | None, *artifacts: Artifact) -> None:
+def _keep_records(
+    job: _Job, states: Path | None, pipeline: PipelineRun | None, artifacts: Iterable[Artifact]
+) -> None:
     """Leave on the volume of the states what the task at the end of a pipeline reports from."""
-    if job.rank == 0 and states is not None and pipeline is not None and pipeline.run_id:
+    if job.rank != 0 or states is None or pipeline is None or not pipeline.run_id:
+        return
+    try:
         for artifact in artifacts:
             keep_record(states, pipeline, artifact)
+    except (OSError, StorageError) as error:
+        # Only the report of a failed run reads them: no full or foreign volume takes finished work with it.
+        print(f"The report of a failed run would lack this stage: {error}", file=sys.stderr)
 
 
 def _offer_model(ctx: StageContext, metrics: dict[str, float]) -> None:

@@ -46,6 +46,9 @@ def keep_record(states: Path, pipeline: PipelineRun, artifact: Artifact) -> None
     aside = record.with_name(f".{name}.{uuid.uuid4().hex[:8]}")
     with disk_errors(record):
         for file in (*artifact.card.files, *UNTRACKED, CARD):
+            # A card may come from anybody (`compile --start-from`): no name leads out of its folder.
+            if Path(file).is_absolute() or ".." in Path(file).parts:
+                continue
             source = artifact.path / file
             if source.is_file() and source.name != WEIGHTS and source.stat().st_size <= _MAX_BYTES:
                 (aside / file).parent.mkdir(parents=True, exist_ok=True)

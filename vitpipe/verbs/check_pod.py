@@ -12,6 +12,9 @@ from typing import Annotated
 
 import typer
 
+from vitpipe.contracts.errors import disk_errors
+from vitpipe.verbs.options import ExecutorInputOption, FixedProfileOption, FixedRecipeOption
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
@@ -19,9 +22,9 @@ def register(app: typer.Typer) -> None:
 
 
 def check_pod(
-    recipe: Annotated[str, typer.Option("--recipe", help="recipe name or a path ending in .yaml")],
-    profile: Annotated[str, typer.Option("--profile", help="demo, full, ...")],
-    executor_input: Annotated[str, typer.Option(help="Kubeflow's executor input, JSON")],
+    recipe: FixedRecipeOption,
+    profile: FixedProfileOption,
+    executor_input: ExecutorInputOption,
     writable: Annotated[list[Path] | None, typer.Option(help="folder of a volume to write to")] = None,
     readable: Annotated[list[Path] | None, typer.Option(help="folder of a volume to read from")] = None,
     shm_gib: Annotated[float, typer.Option(help="what /dev/shm has to hold")] = 0.0,
@@ -33,6 +36,7 @@ def check_pod(
     Compiled packages call this.
     """
     # Imported here, as in every verb: plugins are found only after this module has been imported.
+    from vitpipe.contracts.files import write_whole
     from vitpipe.stages.executor import ExecutorIO
     from vitpipe.verbs import pod_probes
     from vitpipe.verbs.mlflow_probe import examine_mlflow
@@ -49,13 +53,12 @@ def check_pod(
         answers["GPUs"] = pod_probes.examine_torch_gpus(gpus)
     if mlflow:
         answers["MLflow"] = examine_mlflow(Path.cwd())
-    promised = json.loads(io.parameters().get("code_digests") or "{}")
-    answers["code"] = pod_probes.examine_code(io.recipe(recipe, profile), promised)
+    answers["code"] = pod_probes.examine_code(io.recipe(recipe, profile), io.code_digests())
     rows = [{"what": name, "found": said} for name, (said, _) in answers.items()]
     print_rows(rows, False, "This pod")
     out = io.output_folder()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    with disk_errors(out):
+        write_whole(out, json.dumps(rows, indent=2) + "\n")
     found = [finding for _, findings in answers.values() for finding in findings if finding.level != "note"]
     for finding in found:
         print(f"{finding}\n")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vitpipe.config.recipe import Recipe
-from vitpipe.contracts.errors import ArtifactError, reason_of
+from vitpipe.contracts.errors import VitpipeError, reason_of
 from vitpipe.contracts.units import counted, format_bytes
 from vitpipe.prepare.findings import Finding
 from vitpipe.stages.executor import refuse_other_code
@@ -103,7 +103,7 @@ def _other_code(recipe: Recipe, promised: Mapping[str, str]) -> Iterator[Finding
     for stage, digest in promised.items():
         try:
             refuse_other_code(recipe, stage, digest)
-        except ArtifactError as error:
+        except VitpipeError as error:
             yield Finding.of(error)
 
 
