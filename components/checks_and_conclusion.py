@@ -1,4 +1,4 @@
-"""Components of the tasks around the stages: checks of a cluster before, the report of a failure behind.
+"""Components of tasks that run no stage: the checks of a cluster before, the report of a failure behind.
 
 Their parameters are those of the report's component, so that they read the same recipe; they take no
 artifacts.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.place import resources_of
-from pipelines.placement import Placement
+from pipelines.placement import Placement, StagePlace
 from vitpipe.config.recipe import Recipe
 from vitpipe.contracts.graph import Resources, Stage
 
@@ -14,14 +14,22 @@ from vitpipe.contracts.graph import Resources, Stage
 _SMALL = Resources(gpus=0, cpus=1, memory_gib=4, shm_gib=1, retries=3)
 # One GPU shows driver and device plugin; torch's CUDA libraries take gigabytes of memory.
 _WITH_GPU = Resources(gpus=1, cpus=2, memory_gib=16, shm_gib=1, retries=3)
+_LIMIT_HOURS = 1.0  # of a look that takes seconds, beside pulling images of gigabytes
 
 
 @dataclass(frozen=True)
 class Check:
-    """One task: a stage in the sense of its place, and the options of `vitpipe check-pod`."""
+    """One task that runs `vitpipe check-pod`.
+
+    Attributes:
+        stage: name, image and resources, as those of a stage, by which the task is placed.
+        options: of the verb.
+        placement: the cluster's, with this task's time limit.
+    """
 
     stage: Stage
     options: tuple[str, ...]
+    placement: Placement
 
 
 def checks_of(stages: Sequence[Stage], recipe: Recipe, placement: Placement) -> Iterator[Check]:
@@ -36,15 +44,25 @@ def checks_of(stages: Sequence[Stage], recipe: Recipe, placement: Placement) -> 
         first = next(stage for stage in stages if stage.image == image)
         summary = "volumes, MLflow and code" if image == "train" else "code"
         options = ("--shm-gib", f"{_SMALL.shm_gib:g}", *(_volumes(placement) if image == "train" else ()))
-        yield Check(_task(f"check-{image}", first, _SMALL, summary), options)
+        yield _check(f"check-{image}", first, _SMALL, summary, options, placement)
     resources = [resources_of(stage, recipe, placement) for stage in stages]
     if any(found.gpus for found in resources):
         first = next(stage for stage, found in zip(stages, resources, strict=True) if found.gpus)
-        yield Check(_task("check-gpu", first, _WITH_GPU, "GPU and driver"), ("--gpus", "1"))
+        yield _check("check-gpu", first, _WITH_GPU, "GPU and driver", ("--gpus", "1"), placement)
 
 
-def _task(name: str, like: Stage, resources: Resources, summary: str) -> Stage:
-    return replace(like, name=name, resources=resources, summary=f"{summary} of a pod", inputs={}, pages={})
+def _check(
+    name: str,
+    like: Stage,
+    resources: Resources,
+    summary: str,
+    options: tuple[str, ...],
+    placement: Placement,
+) -> Check:
+    """A check in the image of the stage `like`."""
+    stage = replace(like, name=name, resources=resources, summary=f"{summary} of a pod", inputs={}, pages={})
+    limited = placement.model_copy(update={"stages": {name: StagePlace(timeout_hours=_LIMIT_HOURS)}})
+    return Check(stage, options, limited)
 
 
 def _volumes(placement: Placement) -> Iterator[str]:

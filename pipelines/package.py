@@ -56,8 +56,8 @@ class Task:
     parameters: dict[str, str]
 
     @property
-    def is_around(self) -> bool:
-        """Whether it runs no stage, but checks before them or the report of a failure behind."""
+    def runs_no_stage(self) -> bool:
+        """Whether it checks the cluster before the stages, or reports on a failure behind them."""
         return self.command[:1] == ("vitpipe",) and self.command[1:2] in ((CHECK,), (CONCLUSION,))
 
     @property
@@ -77,7 +77,7 @@ class Package:
     """A compiled pipeline that passed `validate_package`.
 
     Attributes:
-        tasks: of stages, in running order; the one at the end, which only a failure needs, is not among them.
+        tasks: those that run stages, in running order; checks and the report of a failure are not among them.
         parameters: of the pipeline, with their defaults.
         findings: what would spoil its run on a cluster, where it has just been compiled.
     """
@@ -147,7 +147,7 @@ def validate_package(path: Path) -> Package:
         for name, definition in spec.root.input_definitions.parameters.items()
     }
     # A protobuf map has no order: the graph's order is a valid running order of every recipe.
-    tasks = [task for task in tasks if not task.is_around]
+    tasks = [task for task in tasks if not task.runs_no_stage]
     tasks.sort(key=lambda task: (list(all_stages()).index(task.stage), len(task.name), task.name))
     return Package(path, spec.pipeline_info.name, tuple(tasks), parameters)
 
@@ -266,11 +266,11 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _problems(task: Task, present: set[str]) -> Iterator[str]:
-    if task.stage not in all_stages() and not task.is_around:
+    if task.stage not in all_stages() and not task.runs_no_stage:
         yield f"there is no stage '{task.stage}'"
     # "{{$}}" is KFP's placeholder of the executor input. Without it a container cannot write its receipt.
     verbs = [("vitpipe", verb, task.stage) for verb in ("run", "launch")]
-    if (task.command[:3] not in verbs and not task.is_around) or "{{$}}" not in task.command:
+    if (task.command[:3] not in verbs and not task.runs_no_stage) or "{{$}}" not in task.command:
         yield f"task '{task.name}' does not run `vitpipe run {task.stage}` with the executor input {{{{$}}}}"
     if not task.image:
         yield f"task '{task.name}' has no image"

@@ -15,7 +15,7 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.run_tasks import check_component, conclusion_component
+from components.checks_and_conclusion import check_component, conclusion_component
 from components.stage_component import component_of
 from pipelines.cluster_checks import checks_of
 from pipelines.place import place
@@ -145,7 +145,7 @@ class _Tasks:
                 check.stage.name, check.stage.image, self._behind(last), check.options
             )
             task = component(**given)
-            place(task, check.stage, self.recipe, self.placement, self.images[check.stage.image])
+            place(task, check.stage, self.recipe, check.placement, self.images[check.stage.image])
             task.set_caching_options(enable_caching=False)  # the cluster may have changed since
             task.set_display_name(f"{check.stage.name}: {check.stage.summary}")
             yield task

@@ -131,10 +131,8 @@ def _environment(settings: TrainJobSettings) -> list[dict[str, Any]]:
     pod = {"fieldRef": {"fieldPath": "metadata.name"}}
     return [
         {"name": "PET_MAX_RESTARTS", "value": str(settings.restarts)},
-        {
-            "name": POD_VARIABLE,
-            "valueFrom": pod,
-        },  # names the owner of a folder's lock; for MLflow, as the next
+        # Names the owner of a folder's lock, and is a tag in MLflow as the image is.
+        {"name": POD_VARIABLE, "valueFrom": pod},
         {"name": IMAGE_VARIABLE, "value": settings.image},
         *({"name": name, "value": value} for name, value in sorted(settings.environment.items())),
         *secrets,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitpipe.verbs.options import SetOption
+from vitpipe.verbs.options import ExecutorInputOption, FixedProfileOption, FixedRecipeOption, SetOption
 
 
 def register(app: typer.Typer) -> None:
@@ -16,9 +16,9 @@ def register(app: typer.Typer) -> None:
 
 
 def conclude(
-    recipe: Annotated[str, typer.Option("--recipe", help="recipe name or a path ending in .yaml")],
-    profile: Annotated[str, typer.Option("--profile", help="demo, full, ...")],
-    executor_input: Annotated[str, typer.Option(help="Kubeflow's executor input, JSON")],
+    recipe: FixedRecipeOption,
+    profile: FixedProfileOption,
+    executor_input: ExecutorInputOption,
     states: Annotated[
         Path | None, typer.Option(envvar="VITPIPE_STATES", help="folder of the states of many runs")
     ] = None,

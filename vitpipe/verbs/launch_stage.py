@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitpipe.verbs.completion import complete_stage
-from vitpipe.verbs.options import SetOption
+from vitpipe.verbs.options import ExecutorInputOption, FixedProfileOption, FixedRecipeOption, SetOption
 
 
 def register(app: typer.Typer) -> None:
@@ -18,9 +18,9 @@ def register(app: typer.Typer) -> None:
 
 def launch(
     stage: Annotated[str, typer.Argument(help="pretrain, finetune, ...", autocompletion=complete_stage)],
-    recipe: Annotated[str, typer.Option("--recipe", help="recipe name or a path ending in .yaml")],
-    profile: Annotated[str, typer.Option("--profile", help="demo, full, ...")],
-    executor_input: Annotated[str, typer.Option(help="Kubeflow's executor input, JSON")],
+    recipe: FixedRecipeOption,
+    profile: FixedProfileOption,
+    executor_input: ExecutorInputOption,
     job: Annotated[str, typer.Option(help="size and place of the job, JSON: see docs/several-nodes.md")],
     shared: Annotated[Path, typer.Option(help="folder on a claim that this pod and the job's both see")],
     states: Annotated[

@@ -26,6 +26,10 @@ RecipeOption = Annotated[
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="demo, full, ...", autocompletion=complete_profile)
 ]
+# Of verbs that compiled packages call: nothing is looked up in params.yaml.
+FixedRecipeOption = Annotated[str, typer.Option("--recipe", help="recipe name or a path ending in .yaml")]
+FixedProfileOption = Annotated[str, typer.Option("--profile", help="demo, full, ...")]
+ExecutorInputOption = Annotated[str, typer.Option(help="Kubeflow's executor input, JSON")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, may be repeated")]
 ParamsOption = Annotated[Path, typer.Option("--params", help="file with recipe, profile and what is changed")]
 JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable output")]
