@@ -46,6 +46,13 @@ TRIALS = (
     "import mlflow; print(mlflow.__version__); import mlflow.store.tracking.sqlalchemy_store, dvc.cli, "
     "dvc.commands.repro, numba, sklearn.datasets, skimage.data, scipy.ndimage, matplotlib.pyplot, pandas",
 )
+# What is imported later than the trials do: the checkout's packages, and folders of site-packages (the verbs
+# of DVC, the migrations of a new MLflow database, the compiler of the image kernels).
+OWN_PACKAGES = ("vitpipe", "pipelines", "components")
+COMPILED_FOLDERS = (
+    "dvc", "dvc_data", "dvc_objects", "scmrepo", "ruamel", "pathspec", "typer", "mlflow/store",
+    "mlflow/pyfunc", "mlflow/system_metrics", "numba/core", "numba/cpython", "numba/np",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -283,20 +290,24 @@ def try_out(venv: Path) -> str:
     """
     # Many container images set this variable; without the bytecode every later start would compile again.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    site = next(venv.glob("lib*/python3*/site-packages"), venv)
+    folders = [*(ROOT / name for name in OWN_PACKAGES), *(site / name for name in COMPILED_FOLDERS)]
+    # -qq, and its exit code is not asked for: a file that cannot be compiled is none that is imported.
+    compiler = ("-m", "compileall", "-qq", *(str(folder) for folder in folders if folder.is_dir()))
     started = [
         subprocess.Popen(
             # -I: neither PYTHONPATH nor the current folder may provide a module that is missing here.
-            [venv / "bin" / "python", "-I", "-c", trial],
+            [venv / "bin" / "python", "-I", *arguments],
             cwd=venv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for trial in TRIALS
+        for arguments in (*(("-c", trial) for trial in TRIALS), compiler)
     ]  # fmt: skip
     try:
         printed = [process.communicate() for process in started]
     finally:
         for process in started:
             process.kill()
-    for process, (_, errors) in zip(started, printed, strict=True):
+    for process, (_, errors) in zip(started[: len(TRIALS)], printed, strict=False):
         if process.returncode:
             # Popen reports a signal as a negative code, for instance -4 for an instruction the CPU lacks.
             ended = f"signal {-process.returncode}" if process.returncode < 0 else "no message"
