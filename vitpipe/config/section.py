@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -85,7 +86,7 @@ class Section(BaseModel):
             on_weights_only: leave out those that only change what is measured of it.
         """
         plain = self.model_dump(mode="json")
-        acting = {key for key in plain if self._acts(key, on_weights_only)}
+        acting = plain.keys() & _acting_keys(type(self), on_weights_only)
         return {key: _acting(getattr(self, key), plain[key], on_weights_only) for key in acting}
 
     def network_misfit(self, model: ModelConfig) -> str:
@@ -106,10 +107,15 @@ class Section(BaseModel):
                 return named
         return []
 
-    def _acts(self, key: str, on_weights_only: bool) -> bool:
-        # A key that nobody has decided on counts: what is unknown may change a result.
-        found = self._effects_of(key) or ["weights"]
-        return "weights" in found or ("figures" in found and not on_weights_only)
+
+@functools.cache  # a report asks hundreds of times: for each published number, twice for each stage before it
+def _acting_keys(kind: type[Section], on_weights_only: bool) -> frozenset[str]:
+    """Keys of a section that can change a result."""
+    counted = {"weights"} if on_weights_only else {"weights", "figures"}
+    # A key that nobody has decided on counts: what is unknown may change a result.
+    return frozenset(
+        key for key in kind.model_fields if counted.intersection(kind._effects_of(key) or ["weights"])
+    )
 
 
 def _acting(value: Any, plain: Any, on_weights_only: bool) -> Any:

@@ -63,7 +63,7 @@ def published_recipe(recipe: Recipe, expectation: Expectation) -> Recipe | Reaso
     """
     names = [recipe.name] if _is_ours(recipe.name) else _claiming(recipe, expectation)
     try:
-        found = [load_recipe(name, PROFILE) for name in names]
+        found = [_as_published(name) if _is_ours(name) else load_recipe(name, PROFILE) for name in names]
     except RecipeError:
         return Reason("unknown", f"the recipe {' or '.join(names)} cannot be read at profile {PROFILE}")
     if not found:
@@ -74,6 +74,11 @@ def published_recipe(recipe: Recipe, expectation: Expectation) -> Recipe | Reaso
     sections = [node for node in graph_of(recipe.stages, recipe.start_from) if node.name != "prepare"]
     mine = acting_values(recipe, sections)
     return min(found, key=lambda other: len(differences(mine, acting_values(other, sections))))
+
+
+@functools.lru_cache(maxsize=256)  # each published number of a run asks for it; files of the package stay
+def _as_published(name: str) -> Recipe:
+    return load_recipe(name, PROFILE)
 
 
 def _is_ours(name: str) -> bool:

@@ -18,7 +18,7 @@ from vitpipe.config.recipe import Expectation, Recipe
 from vitpipe.papers.published import find_row
 from vitpipe.report.comparability import Reason, published_recipe, reasons_of
 from vitpipe.report.protocol_ledger import LedgerRow, ledger_of
-from vitpipe.report.results import RunResults
+from vitpipe.report.results import RunResults, once_per_run
 
 Judgement = Literal["reproduced", "within noise", "above", "below", "not comparable"]
 JUDGEMENTS: tuple[Judgement, ...] = get_args(Judgement)
@@ -129,6 +129,7 @@ def verdict_of(
     )  # fmt: skip
 
 
+@once_per_run
 def verdicts_of(run: RunResults) -> list[Verdict]:
     """The verdict of every expectation of the run's recipe, in the recipe's order.
 

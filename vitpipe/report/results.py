@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.set_names import dataset_of
@@ -21,17 +23,36 @@ TOTAL_TIME = "time of all stages but the report"
 _NO_RESULTS = ("prepare", REPORT)
 
 
+_Judged = TypeVar("_Judged")
+
+
+def once_per_run(function: Callable[[RunResults], _Judged]) -> Callable[[RunResults], _Judged]:
+    """Compute what depends on a run alone once: page, text, tables and terminal ask for the same verdicts."""
+
+    @functools.wraps(function)
+    def kept(run: RunResults) -> _Judged:
+        name = function.__qualname__
+        if name not in run.known:
+            run.known[name] = function(run)
+        found: _Judged = run.known[name]
+        return found
+
+    return kept
+
+
 @dataclass(frozen=True)
 class RunResults:
     """One run: its recipe, and stage name -> output folder (stages that did not run are absent).
 
     Attributes:
         mismatches: stage -> why its output is not one of this recipe and these inputs, by its card.
+        known: what `once_per_run` keeps.
     """
 
     recipe: Recipe
     artifacts: dict[str, Artifact]
     mismatches: Mapping[str, str] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def stage_seconds(self) -> dict[str, float]:
         """Wall time of each finished stage, seconds, in running order.
