@@ -22,6 +22,7 @@ from vitpipe.contracts.errors import InputError, RecipeError
 from vitpipe.data.augment import eval_transform
 from vitpipe.data.batches import Batch, eval_batches
 from vitpipe.data.moment import Moment
+from vitpipe.methods import collapse
 from vitpipe.methods.collapse import CollapseWatch, effective_rank
 from vitpipe.methods.distillation import Centre, cross_entropy
 from vitpipe.models.neighbours import nearest_neighbours, neighbour_table
@@ -228,10 +229,12 @@ def test_a_collapse_is_said_once_with_its_causes(means, words):
 
 
 @pytest.mark.slow
-def test_a_collapse_made_on_purpose_is_said_by_the_loop(shards, tmp_path):
+def test_a_collapse_made_on_purpose_is_said_by_the_loop(shards, tmp_path, monkeypatch):
     """A teacher at a temperature of 10 gives all prototypes the same share, whatever it sees."""
+    monkeypatch.setattr(collapse, "GRACE_EPOCHS", 2)  # what the grace is for has its own test
+    monkeypatch.setattr(collapse, "GRACE_STEPS", 10)
     hot = {"teacher_temperature": 10.0, "warmup_teacher_temperature": 10.0}
-    method, _ = run(shards, tmp_path, "dino", epochs=40, method=hot)
+    method, _ = run(shards, tmp_path, "dino", epochs=8, method=hot)
     (line,) = [line for line in method.said if "Collapse" in line]
     assert "the same share" in line
     assert "teacher_temperature (10) too high" in line
