@@ -1,7 +1,7 @@
-"""Components of tasks that run no stage: the checks of a cluster before, the report of a failure behind.
+"""Components of tasks that run no stage: the checks of a cluster before, what is said of a run behind.
 
-Their parameters are those of the report's component, so that they read the same recipe; they take no
-artifacts.
+Those of a recipe have the parameters of the report's component, so that they read the same recipe. None of
+them takes artifacts.
 """
 
 # Not `from __future__ import annotations`: kfp reads the annotations as objects, not as strings.
@@ -15,9 +15,9 @@ from kfp.dsl import PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER as EXECUTOR_INPUT
 from kfp.dsl.base_component import BaseComponent
 
 from components.stage_component import PARAMETERS, pages_of
-from vitpipe.config.pipeline_parameters import parameter_of
+from vitpipe.config.pipeline_parameters import OVERRIDES, parameter_of
 from vitpipe.contracts.graph import Image, Stage
-from vitpipe.stages.pipeline_run import CHECK, CODE_DIGESTS, CONCLUSION, STATUS
+from vitpipe.stages.pipeline_run import CHECK, CODE_DIGESTS, COMPARISON, CONCLUSION, ROWS, SEEDS, STATUS
 
 
 def conclusion_component(report: Stage, upstream: Sequence[str]) -> BaseComponent:
@@ -28,13 +28,36 @@ def conclusion_component(report: Stage, upstream: Sequence[str]) -> BaseComponen
         upstream: stages whose overrides it takes as parameters of their own.
     """
     interface = {
+        **_parameters(upstream),
         STATUS: dsl.PipelineTaskFinalStatus,
         "out": dsl.Output[getattr(dsl, report.kind)],
         **pages_of(report),
         "metrics": dsl.Output[dsl.Metrics],
     }
     about = "After a failure, report what has finished."
-    return _component(CONCLUSION, report.image, about, upstream, interface)
+    return _component(CONCLUSION, report.image, about, interface)
+
+
+def comparison_component(image: Image, table: str) -> BaseComponent:
+    """At the end of a table's pipeline, our results beside the published ones: `table.html`, `table.md`.
+
+    Args:
+        image: of the stage `report`.
+        table: `PAPER/NUMBER`.
+    """
+    pages = {"table": dsl.Output[dsl.HTML], "rows_beside_published": dsl.Output[dsl.Markdown]}
+    interface = {
+        "profile": str,
+        OVERRIDES: list[str],
+        SEEDS: int,
+        ROWS: list[str],
+        STATUS: dsl.PipelineTaskFinalStatus,
+        "out": dsl.Output[dsl.Artifact],
+        **pages,
+        "metrics": dsl.Output[dsl.Metrics],
+    }
+    about = "Put the results of all runs beside the published ones."
+    return _component(COMPARISON, image, about, interface, options=["--table", table])
 
 
 def check_component(
@@ -47,35 +70,47 @@ def check_component(
         upstream: as above.
         options: of `vitpipe check-pod`: what to check.
     """
-    interface = {CODE_DIGESTS: str, "out": dsl.Output[dsl.Artifact]}
+    interface = {**_parameters(upstream), CODE_DIGESTS: str, "out": dsl.Output[dsl.Artifact]}
     about = "Check volumes, GPUs, MLflow and code before hours of work."
-    return _component(name, image, about, upstream, interface, verb=CHECK, options=options)
+    return _component(name, image, about, interface, verb=CHECK, options=options)
+
+
+def _parameters(upstream: Sequence[str]) -> dict[str, Any]:
+    """What a stage's component has for its recipe."""
+    return {**PARAMETERS, **{parameter_of(stage): list[str] for stage in upstream}}
 
 
 def _component(
     name: str,
     image: Image,
     about: str,
-    upstream: Sequence[str],
     interface: Mapping[str, Any],
     *,
-    verb: str = CONCLUSION,
+    verb: str = "",
     options: Sequence[str] = (),
 ) -> BaseComponent:
-    # As in `component_of`: kfp calls it by position.
-    def run_task(recipe: str, profile: str, *others: Any) -> dsl.ContainerSpec:
+    """A task of the verb that it is named after, or of another one.
+
+    Args:
+        interface: parameter or output -> annotation; `recipe` and `profile` go to the command line.
+    """
+    named = [key for key in ("recipe", "profile") if key in interface]
+
+    # As in `component_of`: kfp calls it by position, in the order of the interface.
+    def run_task(*given: Any) -> dsl.ContainerSpec:
+        values = dict(zip(interface, given, strict=False))
+        chosen = [part for key in named for part in (f"--{key}", values[key])]
         return dsl.ContainerSpec(
             image=f"vitpipe-{image}",
-            command=["vitpipe", verb],
-            args=["--recipe", recipe, "--profile", profile, "--executor-input", EXECUTOR_INPUT, *options],
+            command=["vitpipe", verb or name],
+            args=[*chosen, "--executor-input", EXECUTOR_INPUT, *options],
         )
 
     run_task.__name__, run_task.__doc__ = name.replace("-", "_"), about
-    every = {**PARAMETERS, **{parameter_of(stage): list[str] for stage in upstream}, **interface}
     run_task.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
-            for key, annotation in every.items()
+            for key, annotation in interface.items()
         ],
         return_annotation=dsl.ContainerSpec,
     )

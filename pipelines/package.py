@@ -26,7 +26,7 @@ from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import all_stages
-from vitpipe.stages.pipeline_run import CHECK, CONCLUSION
+from vitpipe.stages.pipeline_run import CHECK, COMPARISON, CONCLUSION
 
 _RECOMPILE = "compile it again: vitpipe compile --out FILE"
 # User and password of an address. The password may hold any character but the three that end the authority
@@ -57,8 +57,9 @@ class Task:
 
     @property
     def runs_no_stage(self) -> bool:
-        """Whether it checks the cluster before the stages, or reports on a failure behind them."""
-        return self.command[:1] == ("vitpipe",) and self.command[1:2] in ((CHECK,), (CONCLUSION,))
+        """Whether it checks the cluster before the stages, or reports on what they have left behind them."""
+        verbs = ((CHECK,), (CONCLUSION,), (COMPARISON,))
+        return self.command[:1] == ("vitpipe",) and self.command[1:2] in verbs
 
     @property
     def is_launched(self) -> bool:

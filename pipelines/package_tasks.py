@@ -12,7 +12,7 @@ import yaml
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import all_stages
-from vitpipe.stages.pipeline_run import CHECK, CONCLUSION
+from vitpipe.stages.pipeline_run import CHECK, COMPARISON, CONCLUSION
 
 _VERBS = (["run"], ["launch"])  # of `vitpipe`, followed by the stage's name
 
@@ -77,7 +77,7 @@ class PackageTask:
     @property
     def is_ours(self) -> bool:
         """Whether it works on the run's folder: a stage, or the task at the pipeline's end."""
-        return bool(self.stage) or self.words[:2] == ["vitpipe", CONCLUSION]
+        return bool(self.stage) or self.words[:2] in (["vitpipe", CONCLUSION], ["vitpipe", COMPARISON])
 
     def is_optional(self, artifact: str) -> bool:
         """Whether it can start without this input."""

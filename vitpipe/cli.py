@@ -30,6 +30,7 @@ from vitpipe.verbs import (
     benchmark,
     check_pod,
     clean,
+    compare_table,
     conclude_run,
     datasets,
     doctor,
@@ -255,6 +256,7 @@ for verbs in (recipes, models, table, references, finished_runs, explain, datase
     verbs.register(app)
 launch_stage.register(app)
 conclude_run.register(app)
+compare_table.register(app)
 check_pod.register(app)
 
 

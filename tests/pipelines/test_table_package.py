@@ -7,6 +7,7 @@ import yaml
 
 from pipelines.local import run_locally
 from pipelines.package import validate_package
+from pipelines.package_tasks import read_tasks
 from pipelines.table import compile_table, table_pipeline_name
 from pipelines.verbs import _compile_table
 from vitpipe.contracts.errors import InputError
@@ -34,7 +35,9 @@ def package(plan, tmp_path_factory):
 
 def task(package, name: str) -> dict:
     document = next(yaml.safe_load_all(package.path.read_text(encoding="utf-8")))
-    return document["root"]["dag"]["tasks"][name]
+    every = document["root"]["dag"]["tasks"]
+    group = every["exit-handler-1"]["componentRef"]["name"]
+    return {**every, **document["components"][group]["dag"]["tasks"]}[name]
 
 
 def constant(found: dict, name: str):
@@ -82,6 +85,20 @@ def test_overrides_are_a_parameter_and_the_code_is_in_the_cache_key(package, pla
         constant(task(package, "probe"), "code_digest")
         == plan.runs[0].stages["probe"].identity["code_digest"]
     )
+
+
+def test_the_last_task_compares_whatever_became_of_the_runs(package, plan):
+    found = task(package, "compare-table")
+    assert found["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert found["dependentTasks"] == ["exit-handler-1"]
+    given = found["inputs"]["parameters"]
+    assert given["overrides"] == {"componentInputParameter": "overrides"}
+    assert (constant(found, "seeds"), constant(found, "rows")) == (2, ["metric=linear_probe_top1"])
+    (command,) = (item.words for item in read_tasks(package.path) if item.name == "compare-table")
+    assert command[:2] == ["vitpipe", "compare-table"]
+    assert command[-2:] == ["--table", "revcolv2/5"]
+    # It runs in every case, so the cache must not answer for it.
+    assert not found["cachingOptions"]
 
 
 def test_the_local_runner_and_wrong_files_are_refused(package, plan, tmp_path):

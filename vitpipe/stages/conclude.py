@@ -7,7 +7,7 @@ without a node cannot say so itself. The run of Kubeflow still ends as failed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def conclude(
         return
     say(f"The run has failed: {failure}")
     if states is not None:
-        _mark_dead(states, recipe, say)
+        mark_dead(states, {(recipe.name, recipe.profile)}, say)
     found = records_of(states, pipeline) if REPORT in recipe.stages else {}
     inputs = {
         name: found[feeder]
@@ -83,11 +83,15 @@ def failure_of(status: Any) -> str:
     return said or f"its state is {state}"
 
 
-def _mark_dead(states: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
-    """Deliver what the run's stages could not send, and mark the MLflow runs of dead ones KILLED."""
+def mark_dead(states: Path, recipes: Collection[tuple[str, str]], say: Callable[[str], None]) -> None:
+    """Deliver what the run's stages could not send, and mark the MLflow runs of dead ones KILLED.
+
+    Args:
+        recipes: name and profile of each recipe of the run.
+    """
     # Another pod's process is known to be dead only by its missing heartbeats.
     until = time.monotonic() + STALE_SECONDS + 2 * _LOOK_SECONDS
-    while any(box.may_have_live_producer() for box in _own(states, recipe)) and time.monotonic() < until:
+    while any(box.may_have_live_producer() for box in _own(states, recipes)) and time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)
     try:
         num_sent = sync_pending(states)
@@ -97,11 +101,11 @@ def _mark_dead(states: Path, recipe: Recipe, say: Callable[[str], None]) -> None
         say(f"{num_sent} runs sent to MLflow")
 
 
-def _own(states: Path, recipe: Recipe) -> Iterator[Outbox]:
-    """The outboxes of the recipe's stages."""
+def _own(states: Path, recipes: Collection[tuple[str, str]]) -> Iterator[Outbox]:
+    """The outboxes of the recipes' stages."""
     # Not by the tag of the run: a stage that goes on from another run's state keeps that one's.
     for outbox in outboxes_below(states):
         with suppress(OSError, DamagedError):
             tags = outbox.origin().tags
-            if (tags.get("recipe"), tags.get("profile")) == (recipe.name, recipe.profile):
+            if (tags.get("recipe"), tags.get("profile")) in recipes:
                 yield outbox

@@ -92,9 +92,24 @@ class ExecutorIO:
         """
         by_stage = [name for name in self._parameters if stage_of_parameter(name)]
         for name in by_stage:
-            check_section(name, self._list(name))
+            check_section(name, self.texts(name))
         names = [FIXED_OVERRIDES, *sorted(by_stage), OVERRIDES]
-        return tuple(text for name in names for text in self._list(name))
+        return tuple(text for name in names for text in self.texts(name))
+
+    def texts(self, name: str) -> list[str]:
+        """A parameter that is a list of texts; empty when it is not given.
+
+        Raises:
+            InputError: it is something else.
+        """
+        value = self._parameters.get(name) or []
+        if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
+            raise InputError(
+                f"The pipeline parameter '{name}' is not a list of texts",
+                where="--executor-input",
+                fix='give a JSON list, for example ["seed=1"]',
+            )
+        return value
 
     def recipe(self, name: str, profile: str, more: Sequence[str] = ()) -> Recipe:
         """The recipe of the task: the values that the package carries, with the run's overrides.
@@ -235,15 +250,23 @@ class ExecutorIO:
                 target.write_text(f"{page if 'HTML' in str(artifact.get('type')) else text}\n", "utf-8")
             _write_json(self._output_file, {})
 
-    def _list(self, name: str) -> list[str]:
-        value = self._parameters.get(name) or []
-        if not isinstance(value, list) or any(not isinstance(item, str) for item in value):
-            raise InputError(
-                f"The pipeline parameter '{name}' is not a list of texts",
-                where="--executor-input",
-                fix='give a JSON list, for example ["seed=1"]',
-            )
-        return value
+    def finish_with_files(self, files: Mapping[str, Path], metrics: Mapping[str, float]) -> None:
+        """End a task that is no stage; its folder has no card.
+
+        Args:
+            files: output -> the file that is its page.
+            metrics: flat numbers.
+
+        Raises:
+            StorageError: when the disk is full.
+        """
+        with disk_errors(self._output_file):
+            for name, source in files.items():
+                if name in self._outputs:
+                    target = local_path(self._outputs[name])
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source, target)
+            _write_json(self._output_file, {"artifacts": self._described({METRICS_OUTPUT: dict(metrics)})})
 
     def _copy_file_output(self, name: str) -> None:
         """Every declared output gets its bytes: Kubeflow never caches a task with an unwritten output."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from vitpipe.config.digest import digest_of
@@ -65,18 +66,32 @@ def records_of(states: Path | None, pipeline: PipelineRun) -> dict[str, Path]:
     """Stage -> folder with its card, of the stages of one run that have finished.
 
     Args:
-        states: folder of all states; None where the outputs themselves lie together, in a local run.
+        states: as `all_records`.
     """
-    folder = Path(pipeline.folder) if states is None else _folder(states, pipeline)
     found: dict[str, tuple[float, Path]] = {}
-    for place in folder.glob("[!.]*/") if pipeline.run_id and folder.is_dir() else ():
-        try:
-            stage = open_artifact(place).card.stage
-        except ArtifactError:
-            continue  # the output of another kind of task
+    for artifact in all_records(states, pipeline):
         # A stage that ran again has left two: the later one is the run's.
+        stage, place = artifact.card.stage, artifact.path
         found[stage] = max(found.get(stage, (0.0, place)), ((place / CARD).stat().st_mtime, place))
     return {stage: place for stage, (_, place) in found.items()}
+
+
+def all_records(states: Path | None, pipeline: PipelineRun, *, of_all_runs: bool = False) -> list[Artifact]:
+    """What finished tasks have left; of a table's run many of the same stage.
+
+    Args:
+        states: folder of all states; None where the outputs themselves lie together, in a local run.
+        of_all_runs: also of other runs than this one.
+    """
+    own = Path(pipeline.folder) if states is None else _folder(states, pipeline)
+    folders = [own] if pipeline.run_id and own.is_dir() else []
+    if of_all_runs and states is not None:
+        folders = sorted((states / _RUNS).glob("[!.]*/"))
+    found = []
+    for place in (place for folder in folders for place in sorted(folder.glob("[!.]*/"))):
+        with suppress(ArtifactError):  # the output of another kind of task
+            found.append(open_artifact(place))
+    return found
 
 
 def _folder(states: Path, pipeline: PipelineRun) -> Path:

@@ -94,12 +94,14 @@ class TablePlan(RunPlan):
     Attributes:
         rows: all rows of the table.
         selected: those whose runs are started.
+        conditions: by which they were selected, as `plan_table` takes them.
     """
 
     paper: str
     number: str
     rows: tuple[TableRow, ...]
     selected: tuple[TableRow, ...]
+    conditions: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -150,6 +152,7 @@ def plan_table(
         number=number,
         rows=rows,
         selected=selected,
+        conditions=tuple(conditions),
     )
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.units import format_duration
@@ -18,13 +19,23 @@ from vitpipe.tables.run_table import Failure
 from vitpipe.tables.table_plan import FinishedStages, TablePlan, TableRun
 
 
-def table_report(plan: TablePlan, failures: Mapping[str, Failure]) -> TableReport:
+class Stages(Protocol):
+    """Where the finished stages of a table's runs lie."""
+
+    def folder(self, run: TableRun, stage: str) -> Path | None:
+        """The finished output; None when there is none."""
+
+
+def table_report(
+    plan: TablePlan, failures: Mapping[str, Failure], finished: Stages | None = None
+) -> TableReport:
     """Read what is finished and compare it; rows without a result say why.
 
     Args:
         failures: title of a run -> what failed in it.
+        finished: the stages; by default those in the folders of the plan.
     """
-    finished = FinishedStages(plan.runs)
+    finished = finished or FinishedStages(plan.runs)
     results = tuple(
         item
         for row in plan.rows
@@ -98,7 +109,7 @@ def _compared(
     plan: TablePlan,
     row: TableRow,
     claim: Claim,
-    finished: FinishedStages,
+    finished: Stages,
     failures: Mapping[str, Failure],
 ) -> SeedResults:
     metrics: dict[int, Mapping[str, float]] = {}
@@ -132,14 +143,14 @@ def _compared(
     )
 
 
-def _results_of(run: TableRun, finished: FinishedStages) -> RunResults:
+def _results_of(run: TableRun, finished: Stages) -> RunResults:
     """The finished stages of a run, wherever they lie; identities and inputs were compared to find them."""
     folders = {stage: finished.folder(run, stage) for stage in run.stages}
     found = {stage: open_artifact(folder, stage) for stage, folder in folders.items() if folder is not None}
     return RunResults(run.recipe, found)
 
 
-def _run_rows(plan: TablePlan, finished: FinishedStages) -> Iterator[dict[str, str]]:
+def _run_rows(plan: TablePlan, finished: Stages) -> Iterator[dict[str, str]]:
     """One row per finished stage folder, with all runs that use it."""
     used: dict[Path, list[str]] = {}
     for run in plan.runs:

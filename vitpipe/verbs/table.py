@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,13 +157,14 @@ def stages_by_run(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _show_result(plan: TablePlan, failures: dict[str, Failure], as_json: bool) -> None:
     from vitpipe.report.seed_results import plain_rows
-    from vitpipe.report.table_page import table_lines, table_markdown, write_table_files
+    from vitpipe.report.table_page import table_lines
+    from vitpipe.tables.finished_table import keep_table
     from vitpipe.tables.table_results import table_report
 
     report = table_report(plan, failures)
-    files = write_table_files(report, plan.folder)
-    rows = plain_rows(report.results)
+    files = keep_table(plan, report, plan.folder, partial(print, file=sys.stderr))
     if as_json:
+        rows = plain_rows(report.results)
         shown: dict[str, Any] = {"table": plan.name, "profile": plan.profile, "num_seeds": plan.num_seeds}
         print(json.dumps({**shown, "rows": rows, "failures": list(report.failures)}, indent=2))
     else:
@@ -171,19 +173,3 @@ def _show_result(plan: TablePlan, failures: dict[str, Failure], as_json: bool) -
         print("\n".join(table_lines(report, width=width, colour=is_terminal)))
         for path in files.values():
             print(f"Written: {path}")
-    _log(plan, rows, files, table_markdown(report))
-
-
-def _log(plan: TablePlan, rows: list[dict[str, Any]], files: dict[str, Path], note: str) -> None:
-    from vitpipe.track.mlflow_errors import TrackingError
-    from vitpipe.track.table_run import log_table
-
-    params = {"table": plan.name, "profile": plan.profile, "seeds": str(plan.num_seeds)}
-    if plan.overrides:
-        params["overrides"] = " ".join(plan.overrides)
-    title = f"table {plan.name} ({plan.profile}, seeds: {plan.num_seeds})"
-    try:
-        log_table(title, params, rows, files, note)
-    except TrackingError as error:
-        # The table is on the disk; a server that does not answer must not turn it into a failure.
-        print(f"MLflow has not received the table; the same command sends it later. {error}", file=sys.stderr)
