@@ -17,7 +17,16 @@ from kfp.dsl.base_component import BaseComponent
 from components.stage_component import PARAMETERS, pages_of
 from vitpipe.config.pipeline_parameters import OVERRIDES, parameter_of
 from vitpipe.contracts.graph import Image, Stage
-from vitpipe.stages.pipeline_run import CHECK, CODE_DIGESTS, COMPARISON, CONCLUSION, ROWS, SEEDS, STATUS
+from vitpipe.stages.pipeline_run import (
+    CHECK,
+    CODE_DIGESTS,
+    COMPARISON,
+    CONCLUSION,
+    ROWS,
+    SEEDS,
+    STATUS,
+    TABLE_PAGES,
+)
 
 
 def conclusion_component(report: Stage, upstream: Sequence[str]) -> BaseComponent:
@@ -45,7 +54,6 @@ def comparison_component(image: Image, table: str) -> BaseComponent:
         image: of the stage `report`.
         table: `PAPER/NUMBER`.
     """
-    pages = {"table": dsl.Output[dsl.HTML], "rows_beside_published": dsl.Output[dsl.Markdown]}
     interface = {
         "profile": str,
         OVERRIDES: list[str],
@@ -53,7 +61,7 @@ def comparison_component(image: Image, table: str) -> BaseComponent:
         ROWS: list[str],
         STATUS: dsl.PipelineTaskFinalStatus,
         "out": dsl.Output[dsl.Artifact],
-        **pages,
+        **{name: dsl.Output[getattr(dsl, kind)] for name, kind in TABLE_PAGES.items()},
         "metrics": dsl.Output[dsl.Metrics],
     }
     about = "Put the results of all runs beside the published ones."

@@ -94,6 +94,23 @@ def test_rows_of_failed_runs_say_why_and_the_others_stand(volume, tmp_path):
     assert "| 60.50 ± 0.71 % | 2 |" in plain
 
 
+def test_what_nobody_knows_of_is_not_called_failed(volume, tmp_path):
+    for record in volume.glob("runs/8d3f/finetune-*"):
+        shutil.rmtree(record)
+    said, _ = compared(volume, tmp_path / "cached")  # Kubeflow says that all has succeeded
+    assert any("took these from its cache" in line and "toy/cells/plain, seed 0" in line for line in said)
+    assert "failed" not in (tmp_path / "cached" / "out" / "table.md").read_text("utf-8")
+    shutil.rmtree(volume)
+    failed = {"state": "FAILED", "error": {"message": "pod prepare was evicted"}}
+    for states, why in ((volume, ""), (None, "claims.state")):
+        folder = tmp_path / f"empty {states is None}"
+        said, output = compared(states, folder, status=failed)
+        assert output == {}
+        assert said[-1].startswith("There are no results of stages to compare.")
+        assert why in (folder / "rows_beside_published").read_text("utf-8")
+        assert not (folder / "out").exists()
+
+
 def test_records_of_other_values_or_inputs_are_not_taken(volume, tmp_path):
     plan = plan_table("toy", "1", "size", num_seeds=2)
     found = RecordedStages(all_records(volume, RUN))

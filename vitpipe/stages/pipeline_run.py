@@ -9,8 +9,9 @@ from dataclasses import dataclass
 IMAGE_VARIABLE, POD_VARIABLE, PAGES_VARIABLE = "VITPIPE_IMAGE", "POD_NAME", "VITPIPE_KUBEFLOW_PAGES"
 # Task at a pipeline's end, and its parameter with Kubeflow's PipelineTaskFinalStatus.
 CONCLUSION, STATUS = "conclude", "status"
-# The same of a table's pipeline, and its parameters: which table, runs per recipe, which rows.
-COMPARISON, TABLE, SEEDS, ROWS = "compare-table", "table", "seeds", "rows"
+# The same of a table's pipeline; its parameters (runs per recipe, which rows), and the types of its pages.
+COMPARISON, SEEDS, ROWS = "compare-table", "seeds", "rows"
+TABLE_PAGES = {"table": "HTML", "rows_beside_published": "Markdown"}
 # Verb of the tasks at its beginning, and their parameter: stage -> digest of its code, as JSON.
 CHECK, CODE_DIGESTS = "check-pod", "code_digests"
 

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.contracts.errors import InputError
-from vitpipe.report.table_page import MARKDOWN, PAGE, table_lines
+from vitpipe.report.table_page import MARKDOWN, PAGE, table_lines, write_table_files
 from vitpipe.stages.conclude import failure_of, mark_dead
 from vitpipe.stages.executor import ExecutorIO
-from vitpipe.stages.pipeline_run import COMPARISON, ROWS, SEEDS, STATUS
+from vitpipe.stages.pipeline_run import COMPARISON, ROWS, SEEDS, STATUS, TABLE_PAGES
 from vitpipe.stages.run_records import all_records
-from vitpipe.tables.finished_table import keep_table
+from vitpipe.tables.finished_table import send_table
 from vitpipe.tables.recorded_stages import RecordedStages
 from vitpipe.tables.run_table import Failure
 from vitpipe.tables.table_plan import TablePlan, plan_table
 from vitpipe.tables.table_results import table_report
 from vitpipe.track.delivery import print_to_stderr
 
-PAGES = {"table": PAGE, "rows_beside_published": MARKDOWN}  # output of the task -> file
+_FILES = {"HTML": PAGE, "Markdown": MARKDOWN}  # Kubeflow's type of a page -> file
 _LOG_WIDTH = 160  # columns of the table in a log, which has no width of its own
 
 
@@ -40,21 +40,32 @@ def compare(
 
     Raises:
         RecipeError, InputError: as `plan_table`.
-        ArtifactError, StorageError: as `keep_table`.
+        ArtifactError, StorageError: as `write_table_files`.
     """
     plan = _plan(io, table, profile)
+    # Also of earlier runs, whose outputs Kubeflow may have taken from its cache.
+    records = all_records(states, io.pipeline_run(COMPARISON), of_all_runs=True)
     if failure := failure_of(io.parameters().get(STATUS)):
         say(f"The run has failed: {failure}")
         if states is not None:
             mark_dead(states, {(run.name, run.recipe.profile) for run in plan.runs}, say)
-    # Also of earlier runs, whose outputs Kubeflow may have taken from its cache.
-    finished = RecordedStages(all_records(states, io.pipeline_run(COMPARISON), of_all_runs=True))
-    report = table_report(plan, _unfinished(plan, finished), finished)
-    files = keep_table(plan, report, io.output_folder(), say)
+    if not records:
+        # Nothing is known of the runs: a table would call all of them failed.
+        why = "" if states else " The placement has no `claims.state`, on which stages leave them."
+        say(f"There are no results of stages to compare.{why}")
+        io.finish_with_text(f"There are no results of stages to compare.{why}")
+        return
+    finished = RecordedStages(records)
+    missing = _unfinished(plan, finished)
+    if missing and not failure:
+        say(f"Kubeflow took these from its cache, and no record of them is left: {', '.join(missing)}")
+    report = table_report(plan, missing if failure else {}, finished)
+    files = write_table_files(report, io.output_folder())
     for line in table_lines(report, width=_LOG_WIDTH):
         say(line)
     counts = {f"num_{name.replace(' ', '_')}": float(count) for name, count in report.counts().items()}
-    io.finish_with_files({output: files[name] for output, name in PAGES.items()}, counts)
+    io.finish_with_files({output: files[_FILES[kind]] for output, kind in TABLE_PAGES.items()}, counts)
+    send_table(plan, report, files, say)
 
 
 def _unfinished(plan: TablePlan, finished: RecordedStages) -> dict[str, Failure]:

@@ -157,12 +157,12 @@ def stages_by_run(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _show_result(plan: TablePlan, failures: dict[str, Failure], as_json: bool) -> None:
     from vitpipe.report.seed_results import plain_rows
-    from vitpipe.report.table_page import table_lines
-    from vitpipe.tables.finished_table import keep_table
+    from vitpipe.report.table_page import table_lines, write_table_files
+    from vitpipe.tables.finished_table import send_table
     from vitpipe.tables.table_results import table_report
 
     report = table_report(plan, failures)
-    files = keep_table(plan, report, plan.folder, partial(print, file=sys.stderr))
+    files = write_table_files(report, plan.folder)
     if as_json:
         rows = plain_rows(report.results)
         shown: dict[str, Any] = {"table": plan.name, "profile": plan.profile, "num_seeds": plan.num_seeds}
@@ -173,3 +173,4 @@ def _show_result(plan: TablePlan, failures: dict[str, Failure], as_json: bool) -
         print("\n".join(table_lines(report, width=width, colour=is_terminal)))
         for path in files.values():
             print(f"Written: {path}")
+    send_table(plan, report, files, partial(print, file=sys.stderr))
