@@ -152,6 +152,14 @@ def test_weights_of_another_pre_training_do_not_count(volume, tmp_path):
     assert found.folder(run, "finetune") is None
 
 
+def test_more_seeds_than_anybody_runs_are_refused_at_once(volume, tmp_path):
+    with pytest.raises(InputError, match="too many"):
+        compared(volume, tmp_path / "pod", seeds=1e30)
+    for verb in (["table", "toy/1", "--run", "--profile", "size"], ["references", "--plan"]):
+        done = CliRunner().invoke(app, [*verb, "--seeds", "1000000000"])
+        assert isinstance(done.exception, InputError)
+
+
 @pytest.mark.parametrize("seeds", [0, 1.5, "2", True, None])
 def test_a_damaged_number_of_seeds_is_refused(volume, tmp_path, seeds):
     with pytest.raises(InputError, match="not a number of runs"):

@@ -14,10 +14,14 @@ from pathlib import Path
 from vitpipe.config.digest import digest_of
 from vitpipe.config.read import ARTIFACTS, load_recipe, run_folder
 from vitpipe.config.recipe import Recipe
+from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.graph import Node, Stage, graph_of
 from vitpipe.stages.identity import StageFolders, why_it_runs
 from vitpipe.stages.run import identity_of, raw_data_of
 from vitpipe.tables.claims import TableRow, claimed_rows, select_rows
+
+# Each is planned, recipe by recipe: a million would take hours before the first message.
+MAX_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,16 @@ def plan_runs(
         recipes: name, as the command line takes it -> recipe, read with `overrides`.
         wanted: name -> the stages whose numbers are wanted.
         root: the folder of all runs.
+
+    Raises:
+        InputError: there are more seeds than anybody runs.
     """
+    if num_seeds > MAX_SEEDS:
+        raise InputError(
+            f"{num_seeds:.12g} runs of each recipe are too many",
+            where="--seeds",
+            fix=f"give at most {MAX_SEEDS:,}",
+        )
     scans = _Scans()
     return tuple(
         _run(name, recipe, recipe.seed + k, wanted[name], tuple(overrides), root, scans)
