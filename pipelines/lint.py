@@ -15,6 +15,7 @@ import yaml
 from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import read_text
+from vitpipe.contracts.safe_yaml import SAFE_LOADER
 
 _MAX_PARAMETER = 10_000  # characters; Kubeflow refuses more
 _SECRET_NAMES = ("PASSWORD", "SECRET", "TOKEN", "ACCESS_KEY")
@@ -26,7 +27,7 @@ def check_package_rules(path: Path) -> None:
     Raises:
         InputError: names all that are broken.
     """
-    documents = [document for document in yaml.safe_load_all(read_text(path)) if document]
+    documents = [document for document in yaml.load_all(read_text(path), Loader=SAFE_LOADER) if document]
     if found := list(broken_rules(documents)):
         raise InputError(
             f"The package breaks rules of a cluster: {'; '.join(found)}",

@@ -26,6 +26,7 @@ from vitpipe.contracts.address import hidden
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import all_stages
+from vitpipe.contracts.safe_yaml import SAFE_LOADER
 from vitpipe.stages.pipeline_run import CHECK, COMPARISON, CONCLUSION
 
 _RECOMPILE = "compile it again: vitpipe compile --out FILE"
@@ -110,7 +111,7 @@ def validate_package(path: Path) -> Package:
 
     with _parse_errors(path, json_format.ParseError):
         # The first document is the pipeline; the second, if any, is what kfp-kubernetes adds (PlatformSpec).
-        documents = [d for d in yaml.safe_load_all(read_text(path)) if d is not None]
+        documents = [d for d in yaml.load_all(read_text(path), Loader=SAFE_LOADER) if d is not None]
         spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
         # PipelineSpec declares deploymentSpec as a free-form Struct, so its fields are checked by a message
         # of their own; the same holds for the executors of PlatformSpec.

@@ -12,6 +12,7 @@ import yaml
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.files import read_text
 from vitpipe.contracts.graph import all_stages
+from vitpipe.contracts.safe_yaml import SAFE_LOADER
 from vitpipe.stages.pipeline_run import CHECK, COMPARISON, CONCLUSION
 
 _VERBS = (["run"], ["launch"])  # of `vitpipe`, followed by the stage's name
@@ -109,7 +110,7 @@ def read_tasks(path: Path) -> tuple[PackageTask, ...]:
     from google.protobuf import json_format
     from kfp.pipeline_spec import pipeline_spec_pb2
 
-    document = next(yaml.safe_load_all(read_text(path)))
+    document = next(yaml.load_all(read_text(path), Loader=SAFE_LOADER))
     spec = json_format.ParseDict(document, pipeline_spec_pb2.PipelineSpec())
     deployment = json_format.ParseDict(
         document["deploymentSpec"], pipeline_spec_pb2.PipelineDeploymentConfig()

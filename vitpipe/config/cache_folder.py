@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
 def cache_folder() -> Path:
     """`$VITPIPE_CACHE`, else `~/.cache/vitpipe`, where compiled wheels are kept, too. Not made here."""
-    given = os.environ.get("VITPIPE_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "vitpipe"
+    if given := os.environ.get("VITPIPE_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "vitpipe"
+    except RuntimeError:  # a container's user of which only a number is known has no home
+        return Path(tempfile.gettempdir()) / f"vitpipe-{os.getuid()}"

@@ -11,6 +11,7 @@ Nothing is imported and nothing but the sources is read, so that `vitpipe plan` 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import re
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vitpipe.config.code_cache import code_cache, key_of
 from vitpipe.config.digest import digest_of
 from vitpipe.contracts.discovery import PACKAGE, files_in, plugin_folders, source_of
 from vitpipe.contracts.errors import InputError
@@ -166,15 +168,33 @@ def code_file(path: Path, module: str) -> CodeFile:
 # One entry per version of a file: a long-lived process sees an edit, and does not parse again without one.
 @functools.lru_cache(maxsize=2048)
 def _parsed(path: Path, module: str, mtime_ns: int, size_bytes: int) -> CodeFile:
+    content, package = path.read_bytes(), module if path.name == "__init__.py" else module.rpartition(".")[0]
+    key = key_of(content, package, _own_digest())
+    if (known := code_cache().get(key)) is not None:
+        with contextlib.suppress(TypeError, ValueError):  # of a damaged cache
+            digest, imports, words, data_files = known
+            return CodeFile(digest, tuple(imports), frozenset(words), tuple(data_files))
+    found = _read_file(path, content, package)
+    code_cache().put(key, [found.digest, found.imports, sorted(found.words), found.data_files])
+    return found
+
+
+@functools.cache
+def _own_digest() -> str:
+    """Of the rules by which a file is read: this module."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _read_file(path: Path, content: bytes, package: str) -> CodeFile:
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        tree = ast.parse(content, filename=str(path))
     except SyntaxError as error:
         raise InputError(
             f"The file is not valid Python ({error.msg})",
             where=f"{path}, line {error.lineno}",
             fix="correct it",
         ) from error
-    reading = _Reading(module if path.name == "__init__.py" else module.rpartition(".")[0])
+    reading = _Reading(package)
     reading.block(tree.body)
     # A file that holds nothing but docstring and future imports decides nothing.
     digest = hashlib.sha256("\n".join(reading.text).encode()).hexdigest() if reading.text else ""
@@ -355,12 +375,12 @@ def _read_digest(path: Path, mtime_ns: int, size_bytes: int) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     import yaml
 
-    # By value: a comment in a table of published numbers changes nothing. The C parser is absent where PyYAML
-    # was built without libyaml.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    from vitpipe.contracts.safe_yaml import SAFE_LOADER
+
+    # By value: a comment in a table of published numbers changes nothing.
     content = path.read_bytes()
     try:
-        parsed = yaml.load(content, Loader=loader)
+        parsed = yaml.load(content, Loader=SAFE_LOADER)
     except yaml.YAMLError:
         # Whoever reads the file for its values says what is wrong with it.
         return hashlib.sha256(content).hexdigest()

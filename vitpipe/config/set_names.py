@@ -65,7 +65,9 @@ def _classes_of(path: Path) -> str | None:
     # Only when it is asked: validating a recipe needs names alone, which are those of the files.
     import yaml
 
-    found = yaml.safe_load(read_text(path)).get("classes_of")
+    from vitpipe.contracts.safe_yaml import SAFE_LOADER
+
+    found = yaml.load(read_text(path), Loader=SAFE_LOADER).get("classes_of")
     return None if found is None else str(found)
 
 

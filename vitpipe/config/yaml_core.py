@@ -16,6 +16,7 @@ from yaml.reader import ReaderError
 from yaml.scanner import ScannerError
 
 from vitpipe.contracts.errors import shortened
+from vitpipe.contracts.safe_yaml import SAFE_LOADER
 
 # Python writes out integers of up to 4,300 decimal digits; hexadecimal ones become longer.
 _MAX_DIGITS = 1000
@@ -49,15 +50,15 @@ class WrittenFloat(_Written, float):
     """A floating-point number of a YAML text."""
 
 
-class _CoreLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's scalars; a key that stands twice is an error."""
+class _CoreValues:
+    """What is added to a safe loader of PyYAML: YAML 1.2's scalars; a key that stands twice is an error."""
 
     # PyYAML's own name: without it those of YAML 1.1 would be inherited.
     yaml_implicit_resolvers: dict[str, Any] = {}
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """The text of a scalar; refuses characters that no path and no UTF-8 file can hold."""
-        text = super().construct_scalar(node)
+        text = super().construct_scalar(node)  # type: ignore[misc]  # of the loader beside it
         if isinstance(text, str) and (found := _NO_TEXT.search(text)):
             name = "NUL" if found[0] == "\0" else "half of a surrogate pair"
             raise yaml.MarkedYAMLError(
@@ -72,7 +73,7 @@ class _CoreLoader(yaml.SafeLoader):
             # A merge key brings the keys of other mappings, which those beside it replace.
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            key = self.construct_object(key_node, deep=True)
+            key = self.construct_object(key_node, deep=True)  # type: ignore[attr-defined]
             # Recipes have no other keys; a list cannot be one in Python.
             if isinstance(key, list | dict | set):
                 raise yaml.MarkedYAMLError(
@@ -83,9 +84,19 @@ class _CoreLoader(yaml.SafeLoader):
                     problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)  # type: ignore[misc]
+        return mapping
 
 
+class _FastLoader(_CoreValues, SAFE_LOADER):  # type: ignore[misc, valid-type]
+    """Reads what is right."""
+
+
+class _ExactLoader(_CoreValues, yaml.SafeLoader):
+    """Reads again what the other one refuses: its messages say more."""
+
+
+_LOADERS = (_FastLoader, _ExactLoader)
 _SCALARS = {
     "null": (r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
     "bool": (r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
@@ -98,7 +109,8 @@ _SCALARS = {
     "merge": (r"(?:<<)", ["<"]),
 }
 for _name, (_pattern, _first) in _SCALARS.items():
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^{_pattern}$"), _first)
+    for _loader in _LOADERS:
+        _loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^{_pattern}$"), _first)
 
 
 def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> WrittenInt:
@@ -132,9 +144,10 @@ def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
     return str(loader.construct_scalar(node)).lower() == "true"
 
 
-_CoreLoader.add_constructor("tag:yaml.org,2002:int", _int)
-_CoreLoader.add_constructor("tag:yaml.org,2002:float", _float)
-_CoreLoader.add_constructor("tag:yaml.org,2002:bool", _bool)
+for _loader in _LOADERS:
+    _loader.add_constructor("tag:yaml.org,2002:int", _int)
+    _loader.add_constructor("tag:yaml.org,2002:float", _float)
+    _loader.add_constructor("tag:yaml.org,2002:bool", _bool)
 
 
 def read_yaml(text: str) -> Any:
@@ -145,7 +158,7 @@ def read_yaml(text: str) -> Any:
             lies inside itself.
     """
     try:
-        value = yaml.load(text, Loader=_CoreLoader)
+        value = _loaded(text)
         _refuse_cycles(value, ())
         return value
     except ReaderError as error:
@@ -157,6 +170,13 @@ def read_yaml(text: str) -> Any:
     # A tag of Python, a date that does not exist.
     except (ValueError, OverflowError) as error:
         raise yaml.YAMLError(str(error)) from error
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_FastLoader)
+    except (yaml.YAMLError, ValueError):
+        return yaml.load(text, Loader=_ExactLoader)
 
 
 def yaml_problem(error: yaml.YAMLError) -> tuple[str, int]:

@@ -325,9 +325,9 @@ def _wnid_names() -> dict[str, str]:
 def _read_facts(files: tuple[Path, ...]) -> dict[str, DatasetFacts]:
     import yaml
 
-    # The C parser is absent where PyYAML was built without libyaml.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    entries = {path.stem: yaml.load(read_text(path), Loader=loader) for path in files}
+    from vitpipe.contracts.safe_yaml import SAFE_LOADER
+
+    entries = {path.stem: yaml.load(read_text(path), Loader=SAFE_LOADER) for path in files}
     found = {path.stem: _facts_of(path, entries[path.stem]) for path in files}
     for path in files:
         known = found[path.stem]

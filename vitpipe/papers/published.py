@@ -17,6 +17,7 @@ import yaml
 
 from vitpipe.contracts.discovery import files_in
 from vitpipe.contracts.errors import RecipeError
+from vitpipe.contracts.safe_yaml import SAFE_LOADER
 from vitpipe.contracts.spelling import did_you_mean
 
 if TYPE_CHECKING:
@@ -124,10 +125,7 @@ def table(paper: str, number: str) -> list[dict[str, Any]]:
 
 @functools.cache
 def _read(path: Path) -> tuple[dict[str, Any], ...]:
-    # The C loader needs a twentieth of the time of the Python loader for the largest file. PyYAML lacks it
-    # where it was built without libyaml.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return tuple(yaml.load(path.read_text(encoding="utf-8"), Loader=loader))
+    return tuple(yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER))
 
 
 def _order(name: str) -> tuple[bool, int, str]:

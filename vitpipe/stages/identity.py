@@ -21,6 +21,7 @@ from vitpipe.contracts.artifact import CARD, RunRecord, open_artifact
 from vitpipe.contracts.errors import ArtifactError, InputError, RecipeError, some
 from vitpipe.contracts.files import write_whole
 from vitpipe.contracts.graph import Node, Stage, all_stages, graph_of
+from vitpipe.contracts.safe_yaml import SAFE_LOADER
 from vitpipe.stages.output_folders import check_output_folders, check_result_folder
 from vitpipe.stages.run import identity_of, raw_data_of
 
@@ -179,7 +180,7 @@ def check_dvc_file(recipe: Recipe, path: Path) -> None:
     if not path.is_file():
         return
     check_dvc_folder(path.absolute().parent)
-    written = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    written = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER)["stages"]
     unsafe = [name for name, stage in written.items() if "${" in str(stage.get("cmd", ""))]
     if unsafe:
         raise RecipeError(
