@@ -55,7 +55,12 @@ HEADS = {
     "semantic_fpn": (),
     "upernet": (),
     "mask_rcnn": _VITDET,
-    "cascade_mask_rcnn": (*_VITDET, "detect.head.name=cascade_mask_rcnn"),
+    # Another head begins with its own defaults: the sizes are said again.
+    "cascade_mask_rcnn": (
+        *(value for value in _VITDET if "head" not in value),
+        "detect.head={name: cascade_mask_rcnn, width: 8, fc_width: 16, proposals: 16, rpn_convs: 2}",
+        "detect.head={norm: layer, box_loss: l1}",
+    ),
     "mask2former": (
         "segment.head=mask2former",
         "segment.head.queries=20",

@@ -10,6 +10,7 @@ import warnings
 
 from vitpipe.contracts.errors import RunError
 from vitpipe.dense import operators
+from vitpipe.dense.unused_modules import without_unused_modules
 
 # Importing these packages registers everything in them. `mmseg.models` imports mmdet's models, too, for
 # Mask2Former; mmcv's transforms (`LoadImageFromFile`, `RandomChoiceResize`, ...) are named by both.
@@ -49,7 +50,11 @@ def _open(scope: str, packages: tuple[str, ...]) -> None:
     # mmdet imports mmcv.ops, which fails without this: "ModuleNotFoundError: No module named 'mmcv._ext'".
     operators.register()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            without_unused_modules(),
+        ):
             # mmdet 3.5.1 and mmseg 1.4.2 print "Could not import OneDL" (the client of a dataset service) on
             # stdout: mmengine's `print_log` without a logger prints messages of level DEBUG as well.
             # Python 3.12 and later warn of escapes such as '\i' in mmdet's docstrings.

@@ -9,13 +9,36 @@ Shapes: S units per side, N = S*S units in row-major order, C channels, H heads.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+P = ParamSpec("P")
 
+
+def _computed_on_cpu(table: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Compute a table on the CPU, then move it to the default device.
+
+    On the meta device, where networks are built to know their widths, PyTorch runs most of these operations
+    by its references in Python, whose first call imports torch._dynamo: 3 s in every dense stage.
+    """
+
+    @functools.wraps(table)
+    def computed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        device = torch.get_default_device()
+        with torch.device("cpu"):
+            found = table(*args, **kwargs)
+        return found.to(device)
+
+    return computed
+
+
+@_computed_on_cpu
 def sincos_table(side: int, width: int) -> Tensor:
     """Fixed 2-D position table (1, side*side, width), float32.
 
@@ -34,6 +57,7 @@ def sincos_table(side: int, width: int) -> Tensor:
     return torch.cat([column_NC, row_NC], dim=1).float().unsqueeze(0)
 
 
+@_computed_on_cpu
 def class_sincos_table(side: int, width: int) -> Tensor:
     """MoCo-v3's fixed 2-D position table (1, side*side, width), float32.
 
@@ -49,6 +73,7 @@ def class_sincos_table(side: int, width: int) -> Tensor:
     return torch.cat([row_NC, column_NC], dim=1).unsqueeze(0)
 
 
+@_computed_on_cpu
 def sequence_sincos_table(num_places: int, width: int) -> Tensor:
     """Fixed table of the places in a sequence, (1, num_places, width), float32.
 
@@ -87,6 +112,7 @@ def resample_positions(table_1NC: Tensor, grid: tuple[int, int], *, has_offset: 
     return resampled.flatten(2).transpose(1, 2)
 
 
+@_computed_on_cpu
 def relative_index(side: int) -> Tensor:
     """Row of the bias table for every query i and key j: (N, N), int64.
 

@@ -240,7 +240,8 @@ class PaCa(nn.Module):
     def _init_weights(self) -> None:
         init_weights(self, self.shape.init_gain)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # On the meta device, where nothing is drawn, PyTorch would import torch._dynamo for it: 3 s.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 rows, columns = module.kernel_size
                 fan_out = rows * columns * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
