@@ -35,6 +35,13 @@ def _config(entry):
 
 
 CONFIGS = {name: _config(entry) for name, entry in MODELS.items()}
+# Of each network that is published in several sizes, for example `hivit_base`, the one with fewest parameters.
+KINDS = {name.rpartition("_")[0] or name for name in MODELS if "nano" not in name}
+SMALLEST = {
+    min((n for n in MODELS if (n.rpartition("_")[0] or n) == kind and "nano" not in n),
+        key=lambda name: MODELS[name].classifier_params)
+    for kind in KINDS
+}  # fmt: skip
 
 
 def _crop_size(model):
@@ -246,8 +253,10 @@ def test_shapes_strides_and_gradients(name, kind):
     out = _forward(model, kind, size, device)
     if kind == "classifier":
         assert out.shape == (2, 1000)
-        with torch.no_grad():
-            _check_features(model, torch.zeros(2, 3, size, size, device=device))
+        # Of several sizes of one network, the smallest one's code is that of all.
+        if device == "cpu" or name in SMALLEST:
+            with torch.no_grad():
+                _check_features(model, torch.zeros(2, 3, size, size, device=device))
         total = out.square().sum()
     elif kind == "pretrainer":
         assert out.pred_BND.shape == (2, (size // 16) ** 2, 768)

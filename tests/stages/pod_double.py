@@ -21,7 +21,7 @@ OVERRIDES = [
     "stages=[prepare, pretrain, finetune, report]",
 ]
 TRAINING = [
-    "pretrain.epochs=20",
+    "pretrain.epochs=8",
     "pretrain.global_batch=16",
     "pretrain.optim.warmup_epochs=0",
     "pretrain.checkpoint_minutes=0.001",

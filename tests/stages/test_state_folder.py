@@ -17,8 +17,15 @@ from safetensors.torch import load_file
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.graph import all_stages
+from vitpipe.stages.folder_lock import STALE_SECONDS, lock_of
 from vitpipe.stages.pipeline_run import PipelineRun
 from vitpipe.stages.state_folder import state_in
+
+
+def written_three_minutes_ago(lock: Path) -> None:
+    """Let a dead pod's lock be as old as one that is taken over, which is tested by test_folder_lock.py."""
+    owner = json.loads(lock.read_text(encoding="utf-8"))
+    lock.write_text(json.dumps(owner | {"time": owner["time"] - STALE_SECONDS}) + "\n", encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -49,6 +56,8 @@ def test_a_task_goes_on_in_another_pod(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not first.out.exists()
+    (states,) = (volume / "states").glob("itpn.pixel_base.demo.pretrain-*/")
+    written_three_minutes_ago(lock_of(states))
 
     second = Pod(tmp_path / "pod-2", volume, "pretrain", {"data": prepared}, "8d3f")
     second.finish()

@@ -37,7 +37,12 @@ NAME = re.compile(r"[A-Za-z0-9_\-./]+")
 
 def recipe_files() -> dict[str, Path]:
     """Name -> file of all recipes of the package and of the plugins, for example `itpn/pixel_base`."""
-    found = (path for path in files_in("recipes", "*/*.yaml") if path.parent.name != _PROFILES)
+    return dict(_named(files_in("recipes", "*/*.yaml")))
+
+
+@functools.lru_cache(maxsize=8)  # asked for several times by each reading of a recipe
+def _named(files: tuple[Path, ...]) -> dict[str, Path]:
+    found = (path for path in files if path.parent.name != _PROFILES)
     return {f"{path.parent.name}/{path.stem}": path for path in found}
 
 

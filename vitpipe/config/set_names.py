@@ -27,7 +27,12 @@ _OF_CHECKPOINTS = "imagenet"  # measures a checkpoint whose stage names no other
 
 def facts_files() -> dict[str, Path]:
     """The file of every catalogue set by name, sorted by name."""
-    return {path.stem: path for path in sorted(files_in(FACTS_FOLDER, "*.yaml"), key=lambda path: path.stem)}
+    return dict(_by_name(files_in(FACTS_FOLDER, "*.yaml")))
+
+
+@functools.lru_cache(maxsize=8)  # asked for by each name of a set that a recipe holds
+def _by_name(files: tuple[Path, ...]) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
 
 
 def check_set_name(name: str, own: Iterable[str] = ()) -> None:

@@ -154,13 +154,22 @@ def files_in(folder: str, pattern: str) -> tuple[Path, ...]:
         folder: for example `recipes`.
         pattern: as of `glob.glob`; hidden files are not found, such as those that macOS lays beside others.
     """
-    # Every reading of a recipe lists files several times, and pathlib's own glob is four times as slow.
-    found = [
-        (name, root)
-        for root in (PACKAGE, *plugin_folders())
-        for name in glob.glob(pattern, root_dir=root / folder)  # noqa: PTH207
-    ]
-    return tuple(root / folder / name for name, root in sorted(found))
+    found = list(_listed_once(PACKAGE, folder, pattern))
+    # Those of a plugin are listed each time: whoever works on one adds files to it.
+    for root in plugin_folders():
+        found += _listed(root, folder, pattern)
+    return tuple(path for _, path in sorted(found))
+
+
+def _listed(root: Path, folder: str, pattern: str) -> tuple[tuple[str, Path], ...]:
+    """Names below `root/folder`, and the files themselves."""
+    # pathlib's own glob is four times as slow.
+    names = glob.glob(pattern, root_dir=root / folder)  # noqa: PTH207
+    return tuple((name, root / folder / name) for name in names)
+
+
+# Every reading of a recipe lists files several times, and the package's own do not change while it runs.
+_listed_once = functools.cache(_listed)
 
 
 def source_of(module: str) -> Path | None:

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from vitpipe.config.read import load_recipe, recipe_files, variant_names
+from vitpipe.config.read import load_recipe, recipe_files, recipe_values, variant_names
 from vitpipe.config.recipe import Expectation, Recipe
 from vitpipe.config.set_names import dataset_of
+from vitpipe.config.yaml_core import plain
 from vitpipe.contracts.artifact import Artifact
 from vitpipe.contracts.discovery import PACKAGE
 from vitpipe.contracts.errors import RecipeError, some
@@ -90,17 +91,23 @@ def _is_ours(name: str) -> bool:
 
 def _claiming(recipe: Recipe, expectation: Expectation) -> list[str]:
     """Names of the recipes that claim a row: ours, else those of plugins."""
-    row = find_row(recipe.source.paper, expectation.where)
+    paper = recipe.source.paper
+    row = find_row(paper, expectation.where)
     found: dict[bool, list[str]] = {True: [], False: []}
-    for name, other in _recipes_of(recipe.source.paper, tuple(recipe_files().items())):
-        if any(find_row(other.source.paper, item.where) == row for item in other.expect):
+    for name, claimed in _claims_of(paper, tuple(recipe_files().items())):
+        if row in claimed and _can_be_read(name):
             found[_is_ours(name)].append(name)
     return found[True] or found[False]
 
 
-@functools.lru_cache(maxsize=8)  # one verdict asks for each of its rows; reading a hundred recipes takes 2 s
-def _recipes_of(paper: str, files: tuple[tuple[str, Path], ...]) -> tuple[tuple[str, Recipe], ...]:
-    """All recipes of a paper with their names; those that cannot be read, a plugin's, are left out.
+@functools.lru_cache(maxsize=8)  # one verdict asks for each of its rows
+def _claims_of(
+    paper: str, files: tuple[tuple[str, Path], ...]
+) -> tuple[tuple[str, tuple[dict[str, Any], ...]], ...]:
+    """Names of all recipes of a paper, with the published rows that each claims.
+
+    By the values of their files: validating some hundred recipes takes seconds, and few claim the row that
+    is asked for. What cannot be read, a plugin's file, is left out: whoever runs it is told.
 
     Args:
         files: as `recipe_files`; only those that name the paper are read as recipes.
@@ -110,11 +117,34 @@ def _recipes_of(paper: str, files: tuple[tuple[str, Path], ...]) -> tuple[tuple[
         try:
             names = variant_names(file) if paper in read_text(path) else ()
         except (OSError, UnicodeDecodeError, RecipeError):
-            continue  # whoever runs it is told
+            continue
         for name in names:
             with suppress(RecipeError):
-                found.append((name, load_recipe(name, PROFILE)))
-    return tuple((name, recipe) for name, recipe in found if recipe.source.paper == paper)
+                values = plain(recipe_values(name, PROFILE))
+                if _paper_of(values) == paper:
+                    found.append((name, tuple(_rows_of(paper, values.get("expect")))))
+    return tuple(found)
+
+
+def _paper_of(values: Mapping[str, Any]) -> Any:
+    source = values.get("source")
+    return source.get("paper") if isinstance(source, Mapping) else None
+
+
+def _rows_of(paper: str, expect: Any) -> Iterator[dict[str, Any]]:
+    for item in expect if isinstance(expect, list) else ():
+        where = item.get("where") if isinstance(item, Mapping) else None
+        if isinstance(where, Mapping):
+            with suppress(RecipeError):  # said when the recipe itself is checked
+                yield find_row(paper, where)
+
+
+def _can_be_read(name: str) -> bool:
+    try:
+        load_recipe(name, PROFILE)
+    except RecipeError:
+        return False
+    return True
 
 
 def reasons_of(run: RunResults, expectation: Expectation, published: Recipe | Reason) -> tuple[Reason, ...]:
