@@ -3,7 +3,7 @@
 VENV   := .venv
 BIN    := $(VENV)/bin
 # One thread per process: otherwise each of the two test processes starts as many threads as there are cores.
-TEST   := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+TEST   := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal
 
 .PHONY: help setup demo references test test-fast test-chain pythons check format lock compile clean
 

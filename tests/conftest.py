@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 
 # Before any library reads them. A GPU is hidden: what is tested bit for bit holds for a CPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -15,6 +16,8 @@ os.environ.update(
     MPLBACKEND="Agg",
     VITPIPE_TRACKING="off",  # a uploader per stage costs seconds; the tests of tracking switch it on
 )
+# A shell starts what it leaves in the background with Ctrl-C ignored, and all processes below inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
     os.environ.pop(name, None)
 

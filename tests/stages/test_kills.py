@@ -37,8 +37,8 @@ SMALL = (
     "data.embedded.videos=1", "data.workers=1",
     *(f"{stage}.{key}" for stage in ("pretrain", "intermediate", "finetune")
       for key in ("epochs=1", "global_batch=16", "optim.warmup_epochs=0")),
-    "pretrain.epochs=30", "finetune.epochs=30", "finetune.ema_decay=0.9",
-    "detect.epochs=5", "detect.optim.drop_epochs=[]", "detect.global_batch=2", "detect.log_every_steps=1",
+    *(("pretrain.epochs=30", "finetune.epochs=30") if IS_CAMPAIGN else ("finetune.epochs=12",)),
+    "finetune.ema_decay=0.9", f"detect.epochs={5 if IS_CAMPAIGN else 3}", "detect.optim.drop_epochs=[]", "detect.global_batch=2", "detect.log_every_steps=1",
     "segment.steps=30", "segment.global_batch=2", "segment.log_every_steps=1",
     *(f"{stage}.checkpoint_minutes=0.01" for stage in ("pretrain", "finetune", "detect", "segment")),
 )  # fmt: skip
