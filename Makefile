@@ -2,7 +2,8 @@
 
 VENV   := .venv
 BIN    := $(VENV)/bin
-# One thread per process: otherwise each of the two test processes starts as many threads as there are cores.
+# One thread per process: otherwise each starts as many threads as there are cores. Three processes for two cores,
+# because tests wait for the end of processes, for locks and for servers.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal
 
 .PHONY: help setup demo references test test-fast test-chain pythons check format lock compile clean
