@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitpipe.config.pipeline_parameters import parameter_of
+from vitpipe.stages.folder_lock import STALE_SECONDS
 from vitpipe.stages.pipeline_run import CONCLUSION
 
 RECIPE = "itpn/pixel_base"
@@ -109,3 +110,9 @@ class Pod:
     def finish(self) -> Path:
         assert self.start().wait(timeout=300) == 0, (self.folder / "log").read_text()[-2000:]
         return self.out
+
+
+def written_three_minutes_ago(lock: Path) -> None:
+    """Let a dead pod's lock be as old as one that is taken over, which is tested by test_folder_lock.py."""
+    owner = json.loads(lock.read_text(encoding="utf-8"))
+    lock.write_text(json.dumps(owner | {"time": owner["time"] - STALE_SECONDS}) + "\n", encoding="utf-8")

@@ -11,21 +11,15 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from pod_double import RECIPE, Pod
+from pod_double import RECIPE, Pod, written_three_minutes_ago
 from safetensors.torch import load_file
 
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.graph import all_stages
-from vitpipe.stages.folder_lock import STALE_SECONDS, lock_of
+from vitpipe.stages.folder_lock import lock_of
 from vitpipe.stages.pipeline_run import PipelineRun
 from vitpipe.stages.state_folder import state_in
-
-
-def written_three_minutes_ago(lock: Path) -> None:
-    """Let a dead pod's lock be as old as one that is taken over, which is tested by test_folder_lock.py."""
-    owner = json.loads(lock.read_text(encoding="utf-8"))
-    lock.write_text(json.dumps(owner | {"time": owner["time"] - STALE_SECONDS}) + "\n", encoding="utf-8")
 
 
 @pytest.mark.slow
