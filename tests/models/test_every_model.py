@@ -35,6 +35,7 @@ def _config(entry):
 
 
 CONFIGS = {name: _config(entry) for name, entry in MODELS.items()}
+# Several sizes of a network have one code: gradients and features of the smallest one are looked at.
 # Of each network that is published in several sizes, for example `hivit_base`, the one with fewest parameters.
 KINDS = {name.rpartition("_")[0] or name for name in MODELS if "nano" not in name}
 SMALLEST = {
@@ -253,7 +254,6 @@ def test_shapes_strides_and_gradients(name, kind):
     out = _forward(model, kind, size, device)
     if kind == "classifier":
         assert out.shape == (2, 1000)
-        # Of several sizes of one network, the smallest one's code is that of all.
         if device == "cpu" or name in SMALLEST:
             with torch.no_grad():
                 _check_features(model, torch.zeros(2, 3, size, size, device=device))
@@ -267,6 +267,8 @@ def test_shapes_strides_and_gradients(name, kind):
         for x_BCHW, num_channels, stride in zip(out, model.widths, strides, strict=True):
             assert x_BCHW.shape == (2, num_channels, size // stride, size // stride)
         total = sum(x.square().sum() for x in out)
+    if device == "meta" and name not in SMALLEST:
+        return
     total.backward()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert not [n for n, p in trained.items() if p.grad is None or p.grad.shape != p.shape]
@@ -278,9 +280,13 @@ def test_shapes_strides_and_gradients(name, kind):
 def test_names_parameters_and_macs_stay(name, kind):
     state = _build(name, kind, "meta").state_dict()
     lines = "\n".join(f"{key} {tuple(tensor.shape)}" for key, tensor in sorted(state.items()))
-    cost = _cost(name, kind)
     digest = hashlib.sha256(lines.encode()).hexdigest()[:12]
-    assert (cost.params, cost.macs, digest) == PINNED[f"{name}/{kind}"]
+    params, macs, expected = PINNED[f"{name}/{kind}"]
+    assert digest == expected  # of the names and shapes, and so of the number of parameters
+    # Counting takes seconds on a large one. Classifiers of all sizes are counted by the test below.
+    if name in SMALLEST or "nano" in name:
+        cost = _cost(name, kind)
+        assert (cost.params, cost.macs) == (params, macs)
 
 
 @pytest.mark.parametrize("name", MODELS)
