@@ -15,11 +15,15 @@ from typing import Any
 import numba
 import numpy as np
 
-from vitpipe.config.cache_folder import cache_folder
+from vitpipe.config.cache_folder import writable_cache_folder
 
-if not os.access(Path(__file__).parent, os.W_OK):
-    # numba caches compiled code beside the source file; in a container image that may be read-only.
-    numba.config.CACHE_DIR = str(cache_folder() / "numba")
+# numba caches compiled code beside the source file, which in a container image may be read-only. Without any
+# writable folder numba would raise: there every process compiles anew, which takes some seconds.
+_CACHE = (
+    Path(__file__).parent if os.access(Path(__file__).parent, os.W_OK) else writable_cache_folder("numba")
+)
+if _CACHE is not None and Path(__file__).parent != _CACHE:
+    numba.config.CACHE_DIR = str(_CACHE)
 
 # Pillow's PRECISION_BITS: 32 - 8 bits of the pixel - 2 bits for overshoot of the filter and the sign.
 _PRECISION_BITS = 22
@@ -27,7 +31,7 @@ _PRECISION_BITS = 22
 _ROWS = 32
 
 # No bounds checks: `weights_of` clamps every tap to the image.
-_compiled = numba.njit(cache=True, boundscheck=False, nogil=True)
+_compiled = numba.njit(cache=_CACHE is not None, boundscheck=False, nogil=True)
 
 
 @_compiled

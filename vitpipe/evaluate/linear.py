@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from vitpipe.contracts.errors import InputError
 from vitpipe.contracts.seeds import seed_of
+from vitpipe.optim.optimiser import PlainSGD
 from vitpipe.optim.schedules import cosine
 
 _MOMENTUM = 0.9
@@ -120,7 +121,7 @@ def train_linear(
     weight, bias = (values.clone().requires_grad_() for values in (start.weight, start.bias))
     # torch's optimiser has a rate per tensor: it gets the classifiers as views of the one tensor.
     views = [(weight.detach()[place], bias.detach()[place]) for place in range(len(rates))]
-    optimiser = torch.optim.SGD([{"params": list(pair)} for pair in views], lr=0.0, momentum=_MOMENTUM)
+    optimiser = PlainSGD([{"params": list(pair)} for pair in views], lr=0.0, momentum=_MOMENTUM)
     probes = LinearProbes(start.mean, start.std, weight.detach(), bias.detach())
     # The incomplete last batch of an epoch is dropped; another permutation follows.
     steps_per_epoch = num_images // batch

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # The step without its wrapper, which imports torch.compile's 700 modules to ask whether it is being compiled.
 _PLAIN_STEP = inspect.unwrap(torch.optim.AdamW.step)
+_PLAIN_SGD_STEP = inspect.unwrap(torch.optim.SGD.step)
 
 
 def _spare_the_compiler() -> None:
@@ -45,6 +46,19 @@ class _AdamW(torch.optim.AdamW):
         return _PLAIN_STEP(self, closure)
 
 
+class PlainSGD(torch.optim.SGD):
+    """torch's SGD without torch.compile, as `_AdamW`."""
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        _spare_the_compiler()
+        super().__init__(groups, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """As torch's."""
+        return _PLAIN_SGD_STEP(self, closure)
+
+
 def build_optimiser(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
     """The recipe's optimiser over `parameter_groups`."""
     build = {"adamw": build_adamw, "lars": build_lars, "sgd": build_sgd}[optim.name]
@@ -60,7 +74,7 @@ def build_adamw(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.o
 
 def build_sgd(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> torch.optim.SGD:
     """Stochastic gradient descent with momentum over `parameter_groups`, as in DINO's linear probe."""
-    return torch.optim.SGD(list(groups), lr=0.0, momentum=optim.momentum)
+    return PlainSGD(list(groups), lr=0.0, momentum=optim.momentum)
 
 
 def build_lars(groups: Sequence[dict[str, Any]], optim: OptimConfig) -> Lars:
