@@ -114,7 +114,10 @@ def draw(found: dict[tuple[str, str, str], list[float]], path: Path) -> None:
             spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in points.values()]
             name = "cross entropy" if loss == "baseline" else "+ drloc"
             panel.errorbar(list(points), means, yerr=spread, marker="o", capsize=3, label=name)
-        panel.set(xscale="log", xlabel="training images", ylabel="top-1, %", title=BACKBONES[backbone])
+        panel.set_xscale("log")
+        panel.set_xticks([int(n) for n in IMAGES], labels=IMAGES)
+        panel.minorticks_off()
+        panel.set(xlabel="training images", ylabel="top-1, %", title=BACKBONES[backbone])
         panel.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=150)
