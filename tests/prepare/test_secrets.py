@@ -121,8 +121,8 @@ def test_submitting(project):
     assert "cannot be reached" in call(project, 1, "submit", *CLEAN, KF_PIPELINES_ENDPOINT=endpoint)
     call(project, 1, "submit", *CLEAN, "--endpoint", f"http://{CLOSED}", KFP_TOKEN=TOKENS[11])
     call(project, 2, "submit", *CLEAN, "--endpoint", endpoint, KFP_TOKEN=TOKENS[11])
-    for quote, words in (("", "not YAML"), ("'", "contains credentials")):
-        argument = f"overrides=[{quote}data.pinned.repo={NOT_OPEN}{quote}]"
+    for end, words in (("", "not YAML"), ("']", "contains credentials")):
+        argument = f"overrides=['data.pinned.repo={NOT_OPEN}{end}"
         said = call(project, 2, "submit", *CLEAN, "--endpoint", f"http://{CLOSED}", "--argument", argument)
         assert words in said
 
