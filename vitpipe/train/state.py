@@ -49,7 +49,7 @@ class TrainState:
         # None instead of zeros: the first backward pass of the next step writes and does not add.
         self.optimiser.zero_grad(set_to_none=True)
         if self.average:
-            self.average.update(self.method.model)
+            self.average.update()
         self.method.after_step(moment, ranks)
         self.step += 1
 

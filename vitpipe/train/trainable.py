@@ -8,17 +8,16 @@
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitpipe.config.train_sections import OptimConfig
+from vitpipe.contracts.seeds import seed_generators
 from vitpipe.data.moment import Moment
 from vitpipe.models.draws import image_draws
 from vitpipe.models.network import Network
@@ -152,8 +151,5 @@ def draws_of(batch: MicroBatch) -> AbstractContextManager[None]:
 
     With both no generator state has to be saved, and a resumed run draws the same.
     """
-    number = batch.key("step")
-    random.seed(number)
-    np.random.seed(number & 0xFFFFFFFF)  # NumPy's legacy seed has 32 bits
-    torch.manual_seed(number)
+    seed_generators(batch.key("step"), gpus=True)
     return image_draws(batch.moment.key("network"), batch.indices_B)
