@@ -75,7 +75,6 @@ def test_asking_git_does_not_write_its_index(tmp_path):
     assert ask_git(tmp_path, "status", "--porcelain") == "M file"
 
 
-def test_git_and_machine_are_told():
+def test_git_is_told():
     assert digest.git_commit()
-    assert digest.hardware()["num_cores"] >= 1
     assert recorded_libraries()["torch"] == installed("torch") != "absent"

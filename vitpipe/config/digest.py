@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from vitpipe.contracts.git import ask_git
 # What decides a result: the package, and the two packages beside it that call it. Not params.yaml, dvc.yaml
 # or docs/, which every user edits.
 _CODE_FOLDERS = (".", "../components", "../pipelines")
+COMMIT_VARIABLE = "VITPIPE_COMMIT"
 
 
 def digest_of(value: Any) -> str:
@@ -101,28 +101,19 @@ def stage_identity(
     return {**parts, "identity": digest_of(parts)}
 
 
-def hardware() -> dict[str, str | int | float]:
-    """Processor, cores this process may use, and memory in GiB."""
-    # The node's memory, not the limit of a container: what a card names is the machine.
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "num_cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(pages / 2**30, 1),
-    }
-
-
 @functools.cache
 def git_commit() -> str:
-    """The commit of the code, with `+changes` when code differs from it; `unknown` outside git."""
+    """The commit of the code, with `+changes` when code differs from it; `unknown` outside git.
+
+    An image has no repository: it names its commit in `VITPIPE_COMMIT`.
+    """
     try:
         head = ask_git(PACKAGE, "rev-parse", "HEAD")
         # New files count: one that is imported decides as much as one that is edited.
         changed = ask_git(PACKAGE, "status", "--porcelain", "--untracked-files=all", "--", *_code_folders())
         return f"{head}+changes" if changed or any(map(_is_changed, plugin_folders())) else head
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get(COMMIT_VARIABLE) or "unknown"
 
 
 def _code_folders() -> list[str]:
@@ -136,13 +127,3 @@ def _is_changed(plugin: Path) -> bool:
         return bool(ask_git(plugin, "status", "--porcelain", "--untracked-files=all", "--", "."))
     except subprocess.CalledProcessError:
         return False
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitpipe.config.digest import git_commit, hardware
+from vitpipe.config.digest import git_commit
+from vitpipe.config.hardware import hardware
 from vitpipe.config.libraries import recorded_libraries
 from vitpipe.config.recipe import Recipe
 from vitpipe.config.recorded import recorded_values
