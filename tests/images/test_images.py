@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from engine_trials import PROFILE, RECIPE, TINY
+from pod_double import written_three_minutes_ago
 from safetensors.torch import load_file
 
 from vitpipe.config.read import load_recipe
 from vitpipe.contracts.artifact import open_artifact
 from vitpipe.contracts.graph import all_stages
+from vitpipe.stages.folder_lock import lock_of
 from vitpipe.stages.identity import identity_of
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +109,10 @@ def test_a_killed_pre_training_goes_on_in_another_container(work):
     container.kill(signal="SIGKILL")
     assert container.wait()["StatusCode"] == 137
     assert not work.output("pretrain").exists()
+    # Another host name: whether the process that had the lock is alive shows by time alone.
+    (states,) = (work.folder / "states").glob("*.pretrain-*/")
+    for locked in (states, work.output("pretrain")):
+        written_three_minutes_ago(lock_of(locked))
     assert "Resuming after step" in work.run("pretrain")
     found = load_file(open_artifact(work.output("pretrain"), "pretrain").weights)
     assert found.keys() == expected.keys()
