@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # because tests wait for the end of processes, for locks and for servers.
 TEST   := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal
 
-.PHONY: help setup demo references test test-fast test-chain pythons check format lock compile clean
+.PHONY: help setup demo references test test-fast test-chain pythons check format lock kubectl images compile clean
 
 help:  ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ check: setup  ## check format, lint, types, house rules
 
 format: setup  ## format the code and sort imports with ruff
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --quiet --fix .
+
+kubectl: setup  ## fetch kubectl for the tests of k8s/, unless one is on the PATH
+	@$(BIN)/python environment/fetch_kubectl.py
+
+images:  ## build the Docker images train, dense and mlflow; docker/images.sh says what can be set
+	@docker/images.sh
 
 compile: setup  ## write dvc.yaml and the Kubeflow package for params.yaml
 	@$(BIN)/vitpipe compile --dvc
