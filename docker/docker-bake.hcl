@@ -51,13 +51,19 @@ target "common" {
 
 target "train" {
   inherits = ["common"]
-  target   = "train"
+  target   = "stages"
+  args = {
+    KIND = "train"
+  }
   tags     = [named("train")]
 }
 
 target "dense" {
   inherits = ["common"]
-  target   = "dense"
+  target   = "stages"
+  args = {
+    KIND = "dense"
+  }
   tags     = [named("dense")]
 }
 

@@ -37,10 +37,12 @@ for image in $*; do
   case $image in train | dense | mlflow) ;; *) echo "images: no image '$image'. Fix: train, dense or mlflow" >&2; exit 2 ;; esac
   name=${REGISTRY:+$REGISTRY/}vitpipe-$image:$TAG
   echo "images: building $name"
+  target=stages
+  [ "$image" != mlflow ] || target=mlflow
   started=$(date +%s)
   # The host's network: builders of company machines reach the index by it only.
   DOCKER_BUILDKIT=1 "$docker" build --network host --progress "${PROGRESS:-auto}" --file "$here/docker/Dockerfile" \
-    --target "$image" --tag "$name" ${OUTPUT:-} \
+    --target "$target" --build-arg "KIND=$image" --tag "$name" ${OUTPUT:-} \
     ${BASE_IMAGE:+--build-arg "BASE_IMAGE=$BASE_IMAGE"} ${CA:+--secret "id=ca,src=$CA"} \
     ${INDEX:+--build-arg "INDEX=$INDEX"} ${INDEX_FILE:+--secret "id=index,src=$INDEX_FILE"} \
     ${CPU:+--build-arg "CPU=$CPU"} ${TORCH_INDEX:+--build-arg "TORCH_INDEX=$TORCH_INDEX"} \

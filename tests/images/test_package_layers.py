@@ -94,7 +94,7 @@ def test_the_file_needs_no_registry_for_its_syntax():
     assert "<<" not in DOCKERFILE
     # Fixed tags, and nobody is root at the end.
     assert not re.search(r":latest|^FROM \S+(?<!\})$(?<=@)", DOCKERFILE, flags=re.MULTILINE)
-    for image in ("train", "dense", "mlflow"):
+    for image in ("stages", "mlflow"):
         stage = DOCKERFILE.split(f" AS {image}\n")[1].split("\nFROM ")[0]
         assert "\nUSER 1000:1000\n" in stage
         assert "\nENTRYPOINT" not in stage
