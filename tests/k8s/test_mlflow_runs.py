@@ -202,7 +202,7 @@ def test_stages_log_into_the_tracking_server_of_the_manifest(cluster, tmp_path):
         )
     )  # fmt: skip
     answer = json.loads(ended(cluster.run(CLIENT, ["python", "-c", ASK], environment=login)).splitlines()[-1])
-    assert answer["statuses"] == ["FINISHED"]
+    assert answer["statuses"] == ["FINISHED", "FINISHED"]  # the stage's, and its chain's parent
     assert answer["files"]  # through the server, in the object store
     # Nobody is let in without a login, and under no other name.
     assert answer["hosts"]["mlflow:5000"] == 401
