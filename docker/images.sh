@@ -11,6 +11,13 @@
 # Needs BuildKit: Docker 23 or later with buildx, or Docker 20.10. Prints the size of each image by layer.
 set -eu
 
+for image; do
+  case $image in
+    train | dense | mlflow) ;;
+    *) echo "images: there is no image '$image'. Fix: name train, dense or mlflow" >&2; exit 2 ;;
+  esac
+done
+
 here=$(cd "$(dirname "$0")/.." && pwd)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/pyproject.toml")
 TAG=${TAG:-$version}
@@ -21,7 +28,8 @@ digest=$(cd "$here/vitpipe" && find . -type f ! -path '*/__pycache__/*' | LC_ALL
 
 # Docker 20.10 brings BuildKit's client, later ones have it as the plugin buildx. Several may be on the PATH.
 docker=
-for folder in $(echo "$PATH" | tr ':' ' '); do
+IFS=:
+for folder in $PATH; do
   [ -x "$folder/docker" ] || continue
   major=$("$folder/docker" version --format '{{.Client.Version}}' 2> /dev/null | cut -d. -f1)
   if "$folder/docker" buildx version > /dev/null 2>&1 || [ "${major:-99}" -lt 23 ]; then
@@ -29,12 +37,12 @@ for folder in $(echo "$PATH" | tr ':' ' '); do
     break
   fi
 done
+unset IFS
 [ -n "$docker" ] || { echo "images: no Docker with BuildKit is on the PATH. Fix: install the plugin docker-buildx" >&2; exit 2; }
 "$docker" info > /dev/null 2>&1 || { echo "images: the Docker engine does not answer. Fix: start it" >&2; exit 2; }
 
-set -- "${@:-train dense mlflow}"
-for image in $*; do
-  case $image in train | dense | mlflow) ;; *) echo "images: no image '$image'. Fix: train, dense or mlflow" >&2; exit 2 ;; esac
+[ $# -gt 0 ] || set -- train dense mlflow
+for image; do
   name=${REGISTRY:+$REGISTRY/}vitpipe-$image:$TAG
   echo "images: building $name"
   target=stages

@@ -83,7 +83,7 @@ def _needs(
 
     try:
         lines = requires(name) or []
-    except PackageNotFoundError:  # of another Python: `locked` has its needs, too, if it is asked for
+    except PackageNotFoundError:  # needed on other Pythons or platforms only: nothing here knows its needs
         return
     for line in lines:
         asked = Requirement(line)

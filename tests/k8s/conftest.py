@@ -11,14 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from overlay_secrets import CLOUD
 
 ROOT = Path(__file__).parents[2]
-CLOUD = {
-    "DATABASE_HOST": "db.example:5432",
-    "DATABASE_PASSWORD": "hunter2Q",
-    "STORAGE_ACCESS_KEY": "key",
-    "STORAGE_SECRET_KEY": "hunter3Q",
-}
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1ClusterTrainingRuntime
+from overlay_secrets import CLOUD
 
 from pipelines.placement import read_placement
 
@@ -260,8 +261,11 @@ def test_secrets_are_private_random_and_kept(manifests, tmp_path):
     ("variables", "words"),
     [
         ({}, "DATABASE_HOST is not set"),
-        ({"DATABASE_HOST": "db", "DATABASE_PASSWORD": "a@b", "STORAGE_ACCESS_KEY": "k", "STORAGE_SECRET_KEY": "s"},
-         "has characters that an address cannot hold"),
+        (CLOUD | {"DATABASE_PASSWORD": "a@b"}, "DATABASE_PASSWORD has characters"),
+        (CLOUD | {"DATABASE_PASSWORD": "a%b"}, "DATABASE_PASSWORD has characters"),
+        (CLOUD | {"DATABASE_HOST": "me@db"}, "DATABASE_HOST has characters"),
+        (CLOUD | {"STORAGE_SECRET_KEY": "a\nadmin=b"}, "STORAGE_SECRET_KEY has characters"),
+        (CLOUD | {"STORAGE_ACCESS_KEY": "é"}, "STORAGE_ACCESS_KEY has characters"),
     ],
 )  # fmt: skip
 def test_secrets_of_a_cloud_are_asked_for(manifests, tmp_path, variables, words):
@@ -275,3 +279,36 @@ def test_secrets_of_a_cloud_are_asked_for(manifests, tmp_path, variables, words)
     assert done.returncode == 2
     assert words in done.stderr
     assert list(overlay.iterdir()) == [overlay / "kustomization.yaml"]
+
+
+@pytest.mark.parametrize("name", ["secrets.new", "secrets.old", "secrets.abc"])
+def test_folders_beside_the_secrets_are_nobodys_to_remove(manifests, tmp_path, name):
+    overlay = tmp_path / "local"
+    (overlay / name).mkdir(parents=True)
+    (overlay / name / "mine.txt").write_text("notes")
+    (overlay / "kustomization.yaml").touch()
+    subprocess.run(["sh", str(manifests / "secrets.sh"), str(overlay)], check=True, capture_output=True)
+    assert (overlay / name / "mine.txt").read_text() == "notes"
+    assert sorted(path.name for path in overlay.iterdir()) == sorted(["kustomization.yaml", "secrets", name])
+
+
+def test_of_several_at_the_same_time_one_makes_the_secrets(manifests, tmp_path):
+    overlay = tmp_path / "local"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").touch()
+    command = ["sh", str(manifests / "secrets.sh"), str(overlay)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(8)]
+    printed = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0] * len(started)
+    assert sum(b"log in to MLflow" in out for out, _ in printed) == 1
+    assert sorted(path.name for path in overlay.iterdir()) == ["kustomization.yaml", "secrets"]
+    assert {path.suffix for path in (overlay / "secrets").iterdir()} == {".env", ".ini"}
+
+
+def test_a_file_in_the_place_of_the_secrets_is_kept(manifests, tmp_path):
+    (tmp_path / "kustomization.yaml").touch()
+    (tmp_path / "secrets").write_text("mine")
+    command = ["sh", str(manifests / "secrets.sh"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "is a file" in done.stderr) == (2, True)
+    assert (tmp_path / "secrets").read_text() == "mine"
